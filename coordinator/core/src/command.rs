@@ -1,0 +1,110 @@
+//! Commands: everything that can change a farm. Written to the replicated log, applied in its order by every coordinator.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::worker::Offer;
+use kiln_wire::{BuildId, DrvPath, Epoch, JobSpec, Lease, Outcome, RequestId, Root, Timestamp, WorkerId};
+use serde::{Deserialize, Serialize};
+
+/// One change of the farm. `now` is the leader's clock when it proposed the command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A worker opened a session. Gives it a new epoch and fences its earlier ones.
+    Register {
+        /// Which worker.
+        worker: WorkerId,
+        /// What it can run.
+        offer: Offer,
+        /// Attempts that it still runs or has a result of. Its other leases are lost.
+        attempts: Vec<Lease>,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// A worker was silent for too long. Its leases are lost and its jobs become ready again.
+    Lose {
+        /// Which worker.
+        worker: WorkerId,
+        /// The registration that was silent; a later one is left alone.
+        epoch: Epoch,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// Part of a submission's jobs. They wait aside until its `Submit`.
+    Stage {
+        /// Whose jobs.
+        request: RequestId,
+        /// At most `JOBS_PER_ENTRY_MAX`.
+        jobs: Vec<JobSpec>,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// The end of a submission: its staged jobs join the farm. A request that was submitted before changes nothing.
+    Submit {
+        /// Which submission.
+        request: RequestId,
+        /// What people call the build.
+        name: String,
+        /// What is wanted. A root without a job has every wanted output already.
+        roots: Vec<Root>,
+        /// Go on after a failure with everything that does not need what failed.
+        keep_going: bool,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// Gives leases. Each is checked again: what no longer fits is refused.
+    Assign {
+        /// What the planner proposed.
+        placements: Vec<Placement>,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// An attempt ended. Only the holder of its lease may say so.
+    Finish {
+        /// The lease it held.
+        lease: Lease,
+        /// How it ended; a success carries the whole output set.
+        outcome: Outcome,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// The narinfos of a job's outputs are signed and readable.
+    Publish {
+        /// Whose outputs.
+        derivation: DrvPath,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// A client stops wanting a build.
+    Cancel {
+        /// Which.
+        build: BuildId,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// The grace period after the last cancellation of a job's builds is over: its lease ends.
+    Revoke {
+        /// Which lease.
+        lease: Lease,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// The archive holds an ended build: it leaves the farm, and with it every job that no other build wants.
+    Retire {
+        /// Which.
+        build: BuildId,
+        /// The leader's time.
+        now: Timestamp,
+    },
+}
+
+/// A proposed lease: this job on that worker.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Placement {
+    /// The job.
+    pub derivation: DrvPath,
+    /// The worker.
+    pub worker: WorkerId,
+    /// The registration that the planner saw.
+    pub epoch: Epoch,
+}

@@ -1,0 +1,160 @@
+//! Effects: what the leader must do after a command was applied. Doing one twice is harmless.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::client::{BuildState, Event, JobCounts, JobView};
+use kiln_wire::{
+    AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, StorePath, Timestamp, WorkerId,
+};
+use serde::{Deserialize, Serialize};
+
+/// What the leader must do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// Answer a worker's `Hello`.
+    Welcome {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its new registration.
+        epoch: Epoch,
+        /// Attempts of its earlier registrations that go on.
+        keep: Vec<Lease>,
+    },
+    /// Send a job to its worker.
+    Dispatch {
+        /// The lease that was given.
+        lease: Lease,
+        /// What the attempt may use.
+        resources: Resources,
+        /// When it is stopped.
+        limits: JobLimits,
+    },
+    /// Tell a worker to stop an attempt.
+    Revoke(Lease),
+    /// Tell a worker that its report is committed or came too late, so that it may forget it.
+    Acknowledge {
+        /// Which worker.
+        worker: WorkerId,
+        /// What was built.
+        derivation: DrvPath,
+        /// By which attempt.
+        attempt: AttemptId,
+    },
+    /// Sign and publish the narinfos of a committed output set, then propose `Command::Publish`.
+    Publish {
+        /// Whose outputs.
+        derivation: DrvPath,
+        /// The whole set.
+        outputs: Vec<PathInfo>,
+    },
+    /// Tell those who watch these builds.
+    Notify {
+        /// Which builds.
+        builds: Vec<BuildId>,
+        /// What happened.
+        event: Event,
+    },
+    /// Write an ended build to the archive, then propose `Command::Retire`. Owed only once every output it built is published.
+    Archive(BuildRecord),
+    /// Answer whoever proposed the command.
+    Answer(Answer),
+}
+
+/// What whoever proposed a command is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The submission is a build of this farm.
+    Submitted {
+        /// Which submission.
+        request: RequestId,
+        /// Its build.
+        build: BuildId,
+    },
+    /// The command came too late or breaks a rule. It changed nothing.
+    Refused(Refused),
+}
+
+/// Why a command, or a part of it, changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    /// The lease is not the live one of its job.
+    #[error("finish `{}`: attempt {} of worker {} holds no lease", .0.derivation, .0.attempt, .0.worker)]
+    StaleLease(Lease),
+    /// The worker has a later registration, or none.
+    #[error("worker {worker} has no registration {epoch}")]
+    StaleEpoch {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which registration.
+        epoch: Epoch,
+    },
+    /// The job is not waiting for a worker.
+    #[error("assign `{0}`: the job is not ready")]
+    NotReady(DrvPath),
+    /// The worker's free capacity, systems or features do not fit.
+    #[error("assign `{derivation}`: it does not fit worker {worker}")]
+    DoesNotFit {
+        /// Which job.
+        derivation: DrvPath,
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// The reported outputs are not the derivation's outputs.
+    #[error("finish `{derivation}`: the reported outputs are not those of the derivation")]
+    WrongOutputs {
+        /// Which job.
+        derivation: DrvPath,
+    },
+    /// Another result for the same derivation was committed before. Recorded, never spliced in.
+    #[error("finish `{derivation}`: attempt {attempt} made other content than the committed one: the derivation is not deterministic")]
+    NonDeterministic {
+        /// Which job.
+        derivation: DrvPath,
+        /// Whose result was not taken.
+        attempt: AttemptId,
+    },
+    /// There is no such build.
+    #[error("there is no live build {0}")]
+    NoSuchBuild(BuildId),
+    /// There is no such job.
+    #[error("there is no live job `{0}`")]
+    NoSuchJob(DrvPath),
+    /// The jobs of a submission form a cycle, first job first.
+    #[error("submission has a cycle of {} derivations", .0.len())]
+    Cycle(Vec<DrvPath>),
+    /// A job needs a derivation that is neither a job nor known to be built.
+    #[error("submission: `{derivation}` needs `{input}`, which is not a job of the farm")]
+    UnknownInput {
+        /// The job.
+        derivation: DrvPath,
+        /// What it needs.
+        input: DrvPath,
+    },
+}
+
+/// An ended build, as the archive keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildRecord {
+    /// Which.
+    pub build: BuildId,
+    /// Which submission it was.
+    pub request: RequestId,
+    /// What people call it.
+    pub name: String,
+    /// What was wanted.
+    pub roots: Vec<Root>,
+    /// When it was submitted.
+    pub submitted_at: Timestamp,
+    /// When its last job ended.
+    pub ended_at: Timestamp,
+    /// How it ended.
+    pub state: BuildState,
+    /// How its jobs ended.
+    pub counts: JobCounts,
+    /// The wanted outputs that this farm built, by root.
+    pub outputs: BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>,
+    /// Jobs that failed, with the reason.
+    pub failures: Vec<JobView>,
+}

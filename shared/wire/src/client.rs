@@ -1,0 +1,339 @@
+//! Requests. Each travels on a stream of its own: one [`Request`] frame, then [`Response`] frames until the stream ends.
+//!
+//! Goals: a client uploads only what the farm lacks; everything that is uploaded is verified before it is kept. Non-goals: the
+//! long session of a worker after its `Session` request (see [`crate::worker`]).
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, RequestId, Resources, Root, StoreDir, StorePath,
+    Timestamp, WorkerId,
+};
+
+/// What a peer asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Worker: turns this stream into a session; frames of [`crate::worker`] follow in both directions.
+    Session,
+    /// Worker: offers one output of a leased attempt. Answered by [`Response::UploadAt`]; the verified stream of the blob follows,
+    /// then [`Response::Stored`].
+    Upload {
+        /// The right to upload.
+        lease: Lease,
+        /// What is uploaded.
+        output: BuiltOutput,
+    },
+    /// Client: offers a content-addressed path (an input source). Answered as `Upload` is.
+    Import(PathInfo),
+    /// Worker or client: asks for the blob of a path, from an offset. Answered by [`Response::Blob`], then the verified stream.
+    FetchBlob {
+        /// Whose NAR.
+        path: StorePath,
+        /// Bytes of the blob that the asker has already; a multiple of 16 KiB.
+        offset_bytes: u64,
+    },
+    /// Client: which of these paths the farm lacks. Answered by [`Response::Paths`].
+    Missing(Vec<StorePath>),
+    /// Client: hands over `.drv` files. Each must have the path that follows from its content. Answered by [`Response::Done`].
+    AddDerivations(Vec<DerivationFile>),
+    /// Client: asks for roots to be built. Answered by [`Response::Submitted`].
+    Submit(Submission),
+    /// Client: follows a build. Answered by a [`Response::Build`], then [`Response::Event`]s until it has ended and a last `Build`.
+    Watch(BuildId),
+    /// Client: stops wanting a build. Answered by [`Response::Done`].
+    Cancel(BuildId),
+    /// Client: the farm at a glance. Answered by [`Response::Status`].
+    Status,
+    /// Client: jobs of live builds. Answered by [`Response::Jobs`] frames.
+    Jobs,
+    /// Client: the fleet. Answered by [`Response::Workers`].
+    Workers,
+    /// Client: the log of a job. Answered by [`Response::Log`] frames.
+    Log {
+        /// Whose log.
+        derivation: DrvPath,
+        /// Of which attempt; the last one if none is named.
+        attempt: Option<AttemptId>,
+        /// Stay until the attempt ends.
+        follow: bool,
+    },
+    /// Client: facts about paths, and optionally all they refer to. Answered by [`Response::PathInfos`] frames.
+    PathInfos {
+        /// The paths.
+        paths: Vec<StorePath>,
+        /// Include their closure.
+        closure: bool,
+    },
+}
+
+/// One `.drv` file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DerivationFile {
+    /// Its path.
+    pub path: DrvPath,
+    /// Its content, byte for byte.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// A request to have roots built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// Drawn by the client; the same number twice is one submission.
+    pub request: RequestId,
+    /// What people call it.
+    pub name: String,
+    /// What is wanted.
+    pub roots: Vec<Root>,
+    /// Build everything that can be built after a failure, as `--keep-going` does.
+    pub keep_going: bool,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// It is done and there is nothing to say.
+    Done,
+    /// It was refused, for a reason that the asker can act on.
+    Refused(Refusal),
+    /// Send the verified stream from this offset; `None`: the farm has the blob already, send nothing.
+    UploadAt(Option<u64>),
+    /// The upload is verified and stored.
+    Stored,
+    /// The blob follows as a verified stream, from the asked offset.
+    Blob(PathInfo),
+    /// Paths.
+    Paths(Vec<StorePath>),
+    /// Facts about paths; those that the farm lacks are left out.
+    PathInfos(Vec<PathInfo>),
+    /// The submission is committed.
+    Submitted(BuildId),
+    /// A build as it stands.
+    Build(BuildView),
+    /// Something happened to a job of the watched build.
+    Event(Event),
+    /// The farm at a glance.
+    Status(FarmView),
+    /// Jobs.
+    Jobs(Vec<JobView>),
+    /// Workers.
+    Workers(Vec<WorkerView>),
+    /// A piece of log.
+    Log(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Lets programs tell refusals apart.
+    pub kind: RefusalKind,
+    /// What was asked, of what, and what to do next.
+    pub message: String,
+    /// The paths that it is about, if any (what is missing, or a cycle in order).
+    pub paths: Vec<StorePath>,
+}
+
+/// What kind of refusal it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// The peer's certificate does not allow it.
+    Forbidden,
+    /// The request breaks a rule or a limit.
+    Invalid,
+    /// It needs paths that the farm lacks.
+    Missing,
+    /// There is no such build, job, path or worker.
+    NotFound,
+    /// The lease it names is not live.
+    StaleLease,
+    /// The farm cannot do it at the moment; the same request may succeed later.
+    Unavailable,
+}
+
+/// A build as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildView {
+    /// Which.
+    pub build: BuildId,
+    /// What people call it.
+    pub name: String,
+    /// When it was submitted.
+    pub submitted_at: Timestamp,
+    /// Whether it goes on, and how it ended if not.
+    pub state: BuildState,
+    /// How many jobs are in which state.
+    pub counts: JobCounts,
+    /// Expected milliseconds until it ends, if any job is left.
+    pub remaining_ms: Option<u64>,
+    /// The wanted outputs that are realised, by root.
+    pub outputs: BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>,
+    /// Jobs that failed, with the reason.
+    pub failures: Vec<JobView>,
+    /// Jobs that run now.
+    pub running: Vec<JobView>,
+    /// Why ready jobs wait, in words, with how many wait for it.
+    pub waiting: BTreeMap<String, u64>,
+}
+
+/// Whether a build goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BuildState {
+    /// Jobs are left.
+    Active,
+    /// Every root is realised.
+    Built,
+    /// Something that a root needs failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// How many jobs are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCounts {
+    /// Wait for inputs.
+    pub blocked: u64,
+    /// Could run now.
+    pub ready: u64,
+    /// Leased to a worker.
+    pub running: u64,
+    /// Built.
+    pub built: u64,
+    /// Failed, or not built because an input failed.
+    pub failed: u64,
+}
+
+/// One job, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// What is built.
+    pub derivation: DrvPath,
+    /// Its state in one word: `blocked`, `ready`, `running`, `built`, `failed`, `dependency-failed`, `cancelled`.
+    pub state: String,
+    /// Why it is in that state, where there is something to say.
+    pub reason: String,
+    /// Builds that want it.
+    pub builds: Vec<BuildId>,
+    /// Its tries, oldest first.
+    pub attempts: Vec<AttemptView>,
+    /// Expected milliseconds from its start to the end of the longest chain that needs it.
+    pub upward_rank_ms: u64,
+}
+
+/// One try, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptView {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Where.
+    pub worker: WorkerId,
+    /// Since when.
+    pub started_at: Timestamp,
+    /// Until when; none while it runs.
+    pub ended_at: Option<Timestamp>,
+    /// How it failed, if it did.
+    pub failure: Option<(FailureClass, String)>,
+}
+
+/// One worker, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Which.
+    pub worker: WorkerId,
+    /// Whether its session is live.
+    pub connected: bool,
+    /// What it can run.
+    pub offer: crate::worker::Offer,
+    /// What its leases use.
+    pub used: Resources,
+    /// What it runs.
+    pub running: Vec<DrvPath>,
+}
+
+/// The farm at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FarmView {
+    /// The program's version.
+    pub version: String,
+    /// The farm's store directory.
+    pub store_dir: StoreDir,
+    /// The public half of the key that signs what the farm publishes, as Nix writes it.
+    pub public_key: String,
+    /// Where the binary cache is served, if it is.
+    pub cache_url: Option<String>,
+    /// Raft's term and leader, for people.
+    pub leader: crate::Leader,
+    /// Live builds.
+    pub builds: Vec<BuildView>,
+    /// All jobs.
+    pub counts: JobCounts,
+    /// Workers with a live session.
+    pub workers_connected: u64,
+}
+
+/// Something happened to a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// To which job.
+    pub derivation: DrvPath,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened to a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventKind {
+    /// Every input is realised.
+    Ready,
+    /// A worker has it.
+    Started {
+        /// Which try.
+        attempt: AttemptId,
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// Its outputs are committed.
+    Built {
+        /// What it took.
+        wall_ms: u64,
+        /// Bytes of its outputs, as NARs.
+        nar_bytes: u64,
+    },
+    /// An attempt failed and another will follow.
+    Retried {
+        /// Why it failed.
+        class: FailureClass,
+        /// In words.
+        message: String,
+    },
+    /// It failed for good.
+    Failed {
+        /// Why.
+        class: FailureClass,
+        /// In words.
+        message: String,
+    },
+    /// It is not built because this input of it failed.
+    DependencyFailed {
+        /// The job that failed itself.
+        cause: DrvPath,
+    },
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
+impl EventKind {
+    /// Returns whether nothing more happens to the job in this build.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Built { .. } | Self::Failed { .. } | Self::DependencyFailed { .. } | Self::Cancelled => true,
+            Self::Ready | Self::Started { .. } | Self::Retried { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What coordinators, workers and clients of a Kiln farm say to each other: typed ids, messages, framing, and every limit.
+//!
+//! Pure: no clock, no files, no network, no randomness, no logger. Does not open connections (`kiln-link` does) and does not
+//! decide anything (`kiln-core` and `kiln-agent` do).
+#![no_std]
+
+extern crate alloc;
+
+pub mod client;
+pub mod frame;
+mod hash;
+mod ids;
+mod job;
+pub mod limits;
+mod outcome;
+mod path;
+mod time;
+pub mod worker;
+
+pub use hash::{Blake3Hash, HashError, Sha256Hash};
+pub use ids::{AttemptId, BuildId, Epoch, IdError, Leader, LogIndex, NodeId, OutputName, RequestId, WorkerId};
+pub use job::{DerivedInput, JobKind, JobLimits, JobSpec, Resources, Root};
+pub use outcome::{Blob, BuiltOutput, Failure, FailureClass, Lease, Outcome, PathInfo, Usage};
+pub use path::{DrvPath, StoreDir, StorePath, StorePathError};
+pub use time::Timestamp;

@@ -1,0 +1,56 @@
+//! Every limit of the farm's protocol in one place, each with its unit, its reason, and the error that passing it gives.
+
+/// Bytes of one frame's body. A frame is decoded in memory, so this bounds what a peer can make us hold.
+/// Passing it: `FrameError::TooLong`, and the connection is closed.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of one `.drv` file. The largest of 62,315 real ones is 130 KB. Passing it: the submission is refused.
+pub const DERIVATION_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of derivations that a client packs into one `AddDerivations`, well below [`FRAME_BYTES_MAX`].
+pub const DERIVATION_BATCH_BYTES: usize = 1 << 20;
+
+/// Paths asked about in one `Missing` or `PathInfos`. Passing it: the request is refused.
+pub const PATHS_PER_REQUEST_MAX: usize = 16_384;
+
+/// Derivations in one submission. A million jobs are about 300 MiB of state. Passing it: the submission is refused.
+pub const JOBS_PER_SUBMISSION_MAX: usize = 1_000_000;
+
+/// Job specifications in one log entry, so that no entry holds up the log: about 256 KiB of real ones.
+pub const JOBS_PER_ENTRY_MAX: usize = 512;
+
+/// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
+pub const NAR_BYTES_MAX: u64 = 64 << 30;
+
+/// Bytes of one zstd window that a decoder of ours allows (as a power of two): level 19 needs 8 MiB. Passing it: the blob is refused.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Bytes of log kept for one attempt. Passing it: the attempt ends as "limit exceeded".
+pub const LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of log in one message from a worker.
+pub const LOG_CHUNK_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a failure's message. It lives in replicated state; the log holds the rest. What is longer is cut.
+pub const FAILURE_MESSAGE_BYTES_MAX: usize = 2048;
+
+/// Bytes of all outputs of one attempt, as NARs. Passing it: the attempt ends as "limit exceeded".
+pub const OUTPUT_BYTES_MAX: u64 = 32 << 30;
+
+/// Milliseconds without a heartbeat after which a worker counts as lost. Late loss is cheap, an early one repeats work.
+pub const WORKER_SILENCE_MS_MAX: u64 = 15_000;
+
+/// Milliseconds between two heartbeats of a worker: several fit in [`WORKER_SILENCE_MS_MAX`].
+pub const HEARTBEAT_MS: u64 = 3_000;
+
+/// Different workers on which a job may fail for infrastructure reasons before it is quarantined as poisoned.
+pub const INFRASTRUCTURE_WORKERS_MAX: usize = 3;
+
+/// First back-off after an infrastructure failure, in milliseconds; doubled each time up to [`RETRY_BACKOFF_MS_MAX`].
+pub const RETRY_BACKOFF_MS_MIN: u64 = 1_000;
+
+/// Longest back-off after an infrastructure failure, in milliseconds.
+pub const RETRY_BACKOFF_MS_MAX: u64 = 300_000;
+
+/// Milliseconds between the last interested build's cancellation and the kill, so that a client that reconnects loses nothing.
+pub const CANCEL_GRACE_MS: u64 = 2_000;

@@ -1,0 +1,120 @@
+//! The session between a worker and the leading coordinator: one long stream of frames in each direction.
+//!
+//! Goals: a worker resumes its running attempts after any disconnect; nothing is reported twice with effect; a deposed leader is
+//! ignored. Non-goals: NAR bytes, which flow on streams of their own (`FetchBlob`, `Upload`).
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AttemptId, DrvPath, Epoch, JobLimits, Leader, Lease, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath, WorkerId};
+
+/// What a worker says of itself when it opens a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its name; must equal the certificate's.
+    pub worker: WorkerId,
+    /// What it can run.
+    pub offer: Offer,
+    /// The highest leader it has obeyed.
+    pub leader_seen: Leader,
+    /// Attempts that run now, or ended without an acknowledgement.
+    pub attempts: Vec<Lease>,
+}
+
+/// What a worker can run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Platforms it runs, such as `x86_64-linux` and `i686-linux`.
+    pub systems: BTreeSet<String>,
+    /// Features it has.
+    pub features: BTreeSet<String>,
+    /// Its whole capacity.
+    pub capacity: Resources,
+    /// Most attempts at a time.
+    pub slots: u32,
+    /// What its sandbox guarantees, in words for people (`cgroup: hybrid`, `landlock: 7`).
+    pub guarantees: BTreeMap<String, String>,
+}
+
+/// From a worker to the leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// Opens the session. Always first.
+    Hello(Hello),
+    /// The worker lives.
+    Heartbeat,
+    /// The builder of an attempt was started.
+    Started(Lease),
+    /// More log of an attempt.
+    Log {
+        /// Whose log.
+        lease: Lease,
+        /// Bytes of this log before `bytes`.
+        offset_bytes: u64,
+        /// At most `LOG_CHUNK_BYTES_MAX`.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// An attempt ended. Kept by the worker until it is acknowledged.
+    Finished {
+        /// Which.
+        lease: Lease,
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// From the leader to a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Answers `Hello`. Attempts named there that are not in `keep` are stale and must be stopped.
+    Welcome {
+        /// Who leads.
+        leader: Leader,
+        /// The registration that leases of this session carry.
+        epoch: Epoch,
+        /// Attempts that go on, under the epoch that their lease names.
+        keep: Vec<Lease>,
+    },
+    /// Start an attempt.
+    Dispatch(Assignment),
+    /// Stop an attempt: kill its group, report nothing.
+    Revoke {
+        /// Who says so.
+        leader: Leader,
+        /// Which attempt.
+        lease: Lease,
+    },
+    /// The report of an attempt is committed (or came too late); the worker may forget it.
+    Acknowledge {
+        /// Whose report.
+        derivation: DrvPath,
+        /// Of which attempt.
+        attempt: AttemptId,
+    },
+}
+
+/// Everything a worker needs to run one attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Who says so.
+    pub leader: Leader,
+    /// The right to run it.
+    pub lease: Lease,
+    /// The farm's store directory.
+    pub store_dir: StoreDir,
+    /// The derivation's file, byte for byte.
+    #[serde(with = "serde_bytes")]
+    pub derivation: Vec<u8>,
+    /// The closure of the inputs, each path with the facts to fetch and verify it. Nothing else is visible to the builder.
+    pub inputs: Vec<PathInfo>,
+    /// Paths of the outputs of input derivations, by derivation and output name (for placeholders and structured attributes).
+    pub input_outputs: BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>,
+    /// What the attempt may use.
+    pub resources: Resources,
+    /// When it is stopped.
+    pub limits: JobLimits,
+}
