@@ -1,1 +1,24 @@
+//! The formats of Nix: derivations, closures, archives, reference scans, narinfo, signatures.
+//!
+//! A thin house around the crates `nix-derivation`, `nix-archive` and `nix-narinfo`, so that they can be replaced: nothing outside
+//! names them. Does not talk to daemons and keeps no store; what it does with files is what packing and unpacking archives needs.
 
+pub mod closure;
+pub mod content;
+pub mod derivation;
+pub mod graph_file;
+pub mod hash;
+pub mod job;
+pub mod modulo;
+pub mod nar;
+pub mod narinfo;
+mod path;
+pub mod scan;
+pub mod sign;
+
+pub use closure::{Closure, ClosureError};
+pub use content::ContentAddress;
+pub use derivation::{Derivation, DerivationError, Output, drv_path_of};
+pub use modulo::{Modulo, ModuloHash};
+pub use narinfo::NarInfo;
+pub use sign::{PublicKey, SecretKey, Signature};

@@ -1,0 +1,152 @@
+//! What an archive holds, without the contents: the `.ls` file of a binary cache (JSON, version 1), from which clients read single
+//! files of a large archive by their offset.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read};
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use super::NarError;
+use super::read::{BUFFER_BYTES, Object, visit_buffered};
+
+/// The listing of one archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listing {
+    /// The format's version, 1.
+    pub version: u32,
+    /// The outermost object.
+    pub root: Node,
+}
+
+/// One object of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A file.
+    Regular {
+        /// Its length.
+        size_bytes: u64,
+        /// Whether it may be run.
+        executable: bool,
+        /// Where in the archive its contents start.
+        offset_bytes: u64,
+    },
+    /// A directory.
+    Directory(BTreeMap<Vec<u8>, Node>),
+    /// A symlink.
+    Symlink(Vec<u8>),
+}
+
+impl Listing {
+    /// Reads one archive to the end of `reader`.
+    ///
+    /// # Errors
+    /// [`NarError`] names the rule that the archive breaks.
+    pub fn read(reader: impl Read) -> Result<Self, NarError> {
+        let position = Cell::new(0);
+        let mut tree = Tree { open: Vec::new(), root: None };
+        // Counted above the buffer: when a file is visited, exactly the bytes before its contents have been read.
+        let mut reader = Counting { reader: BufReader::with_capacity(BUFFER_BYTES, reader), position: &position };
+        visit_buffered(&mut reader, |object| {
+            match object {
+                Object::Enter(name) => tree.open.push((name.unwrap_or_default().to_vec(), BTreeMap::new())),
+                Object::Leave => tree.close(),
+                Object::File { name, executable, size_bytes, .. } => {
+                    tree.put(name, Node::Regular { size_bytes, executable, offset_bytes: position.get() });
+                }
+                Object::Symlink { name, target } => tree.put(name, Node::Symlink(target.to_vec())),
+            }
+            Ok(())
+        })?;
+        Ok(Self { version: 1, root: tree.root.expect("an archive that was read has a root") })
+    }
+
+    /// Returns the JSON that Nix writes into a cache's `.ls` file. Names that are not UTF-8 get U+FFFD.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a listing is plain data with texts as keys")
+    }
+
+    /// Returns each object with its path from the root, which is empty, in the archive's order.
+    pub fn paths(&self) -> Vec<(Vec<u8>, &Node)> {
+        let mut found = Vec::new();
+        let mut left = vec![(Vec::new(), &self.root)];
+        while let Some((path, node)) = left.pop() {
+            if let Node::Directory(entries) = node {
+                left.extend(entries.iter().rev().map(|(name, node)| {
+                    let below = if path.is_empty() { name.clone() } else { [path.as_slice(), name].join(b"/".as_slice()) };
+                    (below, node)
+                }));
+            }
+            found.push((path, node));
+        }
+        found
+    }
+}
+
+struct Tree {
+    open: Vec<(Vec<u8>, BTreeMap<Vec<u8>, Node>)>,
+    root: Option<Node>,
+}
+
+impl Tree {
+    fn put(&mut self, name: Option<&[u8]>, node: Node) {
+        match self.open.last_mut() {
+            Some((_, entries)) => {
+                entries.insert(name.unwrap_or_default().to_vec(), node);
+            }
+            None => self.root = Some(node),
+        }
+    }
+
+    fn close(&mut self) {
+        let (name, entries) = self.open.pop().expect("directories end as often as they start");
+        self.put(Some(&name), Node::Directory(entries));
+    }
+}
+
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self {
+            Self::Regular { size_bytes, executable, offset_bytes } => {
+                map.serialize_entry("type", "regular")?;
+                map.serialize_entry("size", size_bytes)?;
+                if *executable {
+                    map.serialize_entry("executable", &true)?;
+                }
+                map.serialize_entry("narOffset", offset_bytes)?;
+            }
+            Self::Directory(entries) => {
+                map.serialize_entry("type", "directory")?;
+                map.serialize_entry("entries", &Entries(entries))?;
+            }
+            Self::Symlink(target) => {
+                map.serialize_entry("type", "symlink")?;
+                map.serialize_entry("target", &String::from_utf8_lossy(target))?;
+            }
+        }
+        map.end()
+    }
+}
+
+struct Entries<'a>(&'a BTreeMap<Vec<u8>, Node>);
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, node)| (String::from_utf8_lossy(name), node)))
+    }
+}
+
+struct Counting<'a, R> {
+    reader: R,
+    position: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counting<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let taken = self.reader.read(buffer)?;
+        self.position.set(self.position.get() + taken as u64);
+        Ok(taken)
+    }
+}
