@@ -1,0 +1,289 @@
+//! A worker's configuration: one TOML file, read here and nowhere else.
+//!
+//! Every knob has a unit in its name, a default, bounds and a reason. An unknown key is an error, so that a typing mistake is not
+//! silently a default. Does not read certificates (`kiln-link` does).
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use kiln_wire::{JobLimits, WorkerId, limits};
+use serde::Deserialize;
+
+/// A worker's configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The worker's name; must equal the one in its certificate.
+    pub name: WorkerId,
+    /// Where it keeps its store cache, scratch directories, logs and journal. Made if it is missing. Everything lies on one file
+    /// system, because outputs are moved into the cache by renaming.
+    pub dir: PathBuf,
+    /// Coordinators as `host:port`, tried in turn until one leads. At least one.
+    pub coordinators: Vec<String>,
+    /// Directory with the certificate and key that `kiln ca issue` wrote. Not used where the identity is handed over in memory.
+    #[serde(default)]
+    pub identity_dir: PathBuf,
+    /// Most attempts at a time, 1 to 1024. Default: the number of cores. More than cores hides input fetches and waits for disks.
+    #[serde(default)]
+    pub slots: Option<u32>,
+    /// Cores that jobs may use together, 1 to 4096. Default: all that the process may use.
+    #[serde(default)]
+    pub cores: Option<u32>,
+    /// Memory in MiB that jobs may use together, at least 64. Default: seven eighths of the machine's, so that the worker and the
+    /// kernel keep some.
+    #[serde(default)]
+    pub memory_mib: Option<u64>,
+    /// Platforms that it runs. Default: the machine's own, and `i686-linux` on `x86_64`.
+    #[serde(default)]
+    pub systems: Option<BTreeSet<String>>,
+    /// Features that it offers to jobs which require them. Default: those that Nix has by default.
+    #[serde(default = "default_features")]
+    pub features: BTreeSet<String>,
+    /// A static busybox, shown to builds as `/bin/sh`. Default `/bin/busybox`.
+    #[serde(default = "default_busybox")]
+    pub busybox: PathBuf,
+    /// Bytes of NAR that the store cache may hold before the least recently used paths are removed. Default 50 GiB. Paths in use
+    /// are never removed, so that it may be passed while they are.
+    #[serde(default = "default_cache_bytes_max")]
+    pub cache_bytes_max: u64,
+    /// First of the machine's 1024 build user ids that this worker uses; it uses as many as it has slots. Default 0. Workers on
+    /// one machine need ranges that do not overlap, because a build could touch the processes of another with the same user.
+    #[serde(default)]
+    pub slot_first: u32,
+    /// Paths fetched at a time, 1 to 256. Default 8: enough to hide a round trip, few enough to leave memory bounded.
+    #[serde(default = "default_fetches_max")]
+    pub fetches_max: u32,
+    /// What holds where a job names no limit of its own.
+    #[serde(default)]
+    pub limits: DefaultLimits,
+}
+
+/// Limits of a job that names none.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DefaultLimits {
+    /// Wall time in milliseconds. Default 24 hours: longer than any package, shorter than a forgotten hang.
+    pub wall_ms_max: u64,
+    /// Time without a byte of log, in milliseconds. Default 2 hours: linkers and test suites are silent for long.
+    pub silence_ms_max: u64,
+    /// Log bytes. Default and bound: `LOG_BYTES_MAX`.
+    pub log_bytes_max: u64,
+    /// Bytes of all outputs together, as NARs. Default and bound: `OUTPUT_BYTES_MAX`.
+    pub output_bytes_max: u64,
+}
+
+impl Default for DefaultLimits {
+    fn default() -> Self {
+        Self {
+            wall_ms_max: 24 * 3_600_000,
+            silence_ms_max: 2 * 3_600_000,
+            log_bytes_max: limits::LOG_BYTES_MAX,
+            output_bytes_max: limits::OUTPUT_BYTES_MAX,
+        }
+    }
+}
+
+impl DefaultLimits {
+    /// Returns the limits of a job: its own where it names one, these elsewhere, never above what the farm stores.
+    pub fn of(&self, job: &JobLimits) -> JobLimits {
+        let or = |own: u64, default: u64| if own == 0 { default } else { own };
+        JobLimits {
+            wall_ms_max: or(job.wall_ms_max, self.wall_ms_max),
+            silence_ms_max: or(job.silence_ms_max, self.silence_ms_max),
+            log_bytes_max: or(job.log_bytes_max, self.log_bytes_max).min(limits::LOG_BYTES_MAX),
+            output_bytes_max: or(job.output_bytes_max, self.output_bytes_max).min(limits::OUTPUT_BYTES_MAX),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read worker configuration `{path}`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        err: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or value that does not belong there.
+    #[error("parse worker configuration `{path}`")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and rule.
+        #[source]
+        err: toml::de::Error,
+    },
+    /// A value is outside its bounds.
+    #[error("worker configuration: `{knob}` {rule}")]
+    Bound {
+        /// Which knob.
+        knob: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+}
+
+impl Config {
+    /// Returns a configuration with every default, for workers that live inside another process.
+    pub fn new(name: WorkerId, dir: PathBuf, coordinators: Vec<String>) -> Self {
+        Self {
+            name,
+            dir,
+            coordinators,
+            identity_dir: PathBuf::new(),
+            slots: None,
+            cores: None,
+            memory_mib: None,
+            systems: None,
+            features: default_features(),
+            busybox: default_busybox(),
+            cache_bytes_max: default_cache_bytes_max(),
+            slot_first: 0,
+            fetches_max: default_fetches_max(),
+            limits: DefaultLimits::default(),
+        }
+    }
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file and the line, or the knob and its bound.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|err| ConfigError::Read { path: path.into(), err })?;
+        let config: Self = toml::from_str(&text).map_err(|err| ConfigError::Parse { path: path.into(), err })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// [`ConfigError::Bound`] names the first knob outside its bounds.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let slots = self.slots();
+        let table = [
+            ("dir", self.dir.is_absolute(), "must be an absolute path"),
+            ("coordinators", !self.coordinators.is_empty(), "must name at least one `host:port`"),
+            ("slots", (1..=SLOTS_MAX).contains(&slots), "must be 1 to 1024"),
+            ("cores", (1..=4096).contains(&self.cores()), "must be 1 to 4096"),
+            ("memory_mib", self.memory_mib() >= 64, "must be at least 64"),
+            ("systems", !self.systems().is_empty(), "must name at least one platform"),
+            ("busybox", self.busybox.is_absolute(), "must be an absolute path"),
+            ("slot_first", self.slot_first.saturating_add(slots) <= SLOTS_MAX, "plus `slots` must be at most 1024"),
+            ("fetches_max", (1..=256).contains(&self.fetches_max), "must be 1 to 256"),
+            ("limits.wall_ms_max", self.limits.wall_ms_max > 0, "must be above 0"),
+            ("limits.silence_ms_max", self.limits.silence_ms_max > 0, "must be above 0"),
+            ("limits.log_bytes_max", (1..=limits::LOG_BYTES_MAX).contains(&self.limits.log_bytes_max), "must be 1 to 67108864"),
+            ("limits.output_bytes_max", (1..=limits::OUTPUT_BYTES_MAX).contains(&self.limits.output_bytes_max), "must be 1 to 34359738368"),
+        ];
+        match table.into_iter().find(|(_, holds, _)| !holds) {
+            Some((knob, _, rule)) => Err(ConfigError::Bound { knob, rule }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the number of slots.
+    pub fn slots(&self) -> u32 {
+        self.slots.unwrap_or_else(|| self.cores().min(SLOTS_MAX))
+    }
+
+    /// Returns the cores that jobs may use together.
+    pub fn cores(&self) -> u32 {
+        self.cores.unwrap_or_else(|| {
+            let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            u32::try_from(available).unwrap_or(4096).min(4096)
+        })
+    }
+
+    /// Returns the memory in MiB that jobs may use together.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory_mib.unwrap_or_else(|| (machine_memory_mib() * 7 / 8).max(64))
+    }
+
+    /// Returns the platforms that it runs.
+    pub fn systems(&self) -> BTreeSet<String> {
+        self.systems.clone().unwrap_or_else(|| match std::env::consts::ARCH {
+            "x86_64" => ["x86_64-linux", "i686-linux"].map(String::from).into(),
+            arch => [format!("{arch}-linux")].into(),
+        })
+    }
+}
+
+/// Build user ids of a machine, as the sandbox has them.
+const SLOTS_MAX: u32 = 1024;
+
+fn default_features() -> BTreeSet<String> {
+    ["nixos-test", "benchmark", "big-parallel"].map(String::from).into()
+}
+
+fn default_busybox() -> PathBuf {
+    "/bin/busybox".into()
+}
+
+fn default_cache_bytes_max() -> u64 {
+    50 << 30
+}
+
+fn default_fetches_max() -> u32 {
+    8
+}
+
+/// The machine's memory in MiB; 1024 where the kernel does not tell, so that the worker still takes small jobs.
+fn machine_memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.map_or(1024, |kib| kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name = 'w1'\ndir = '/var/lib/kiln'\ncoordinators = ['localhost:7400']\n";
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), text).expect("write");
+        Config::load(file.path())
+    }
+
+    #[test]
+    fn three_lines_are_enough() {
+        let config = load(SMALL).expect("three lines");
+        assert!(config.slots() >= 1 && config.memory_mib() >= 64 && !config.systems().is_empty());
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_knob() {
+        let table = [
+            ("slotz = 3", "slotz"),
+            ("slots = 0", "slots"),
+            ("slots = 5000", "slots"),
+            ("memory_mib = 1", "memory_mib"),
+            ("systems = []", "systems"),
+            ("busybox = 'bin/sh'", "busybox"),
+            ("slots = 2\nslot_first = 1023", "slot_first"),
+            ("fetches_max = 0", "fetches_max"),
+            ("[limits]\nwall_ms_max = 0", "wall_ms_max"),
+            ("[limits]\nlog_bytes_max = 99999999999", "log_bytes_max"),
+            ("[limits]\nwall = 1", "wall"),
+        ];
+        for (line, knob) in table {
+            let error = load(&format!("{SMALL}{line}\n")).expect_err(line);
+            let text = format!("{error} {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default());
+            assert!(text.contains(knob), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_job_without_limits_gets_the_workers_own() {
+        let own = DefaultLimits { wall_ms_max: 7, ..DefaultLimits::default() };
+        assert_eq!(own.of(&JobLimits::default()).wall_ms_max, 7);
+        assert_eq!(own.of(&JobLimits { wall_ms_max: 9, log_bytes_max: u64::MAX, ..JobLimits::default() }).wall_ms_max, 9);
+        assert_eq!(own.of(&JobLimits { log_bytes_max: u64::MAX, ..JobLimits::default() }).log_bytes_max, limits::LOG_BYTES_MAX);
+    }
+}

@@ -1,0 +1,256 @@
+//! The trash: trees that nobody needs any more, removed in the background.
+//!
+//! A tree is renamed into one directory (at once, whatever its size) and taken apart there by one thread, through directory
+//! descriptors only: no path is ever resolved below a name that a builder chose, no link is followed, and every subdirectory is
+//! first moved up beside its parent, so that a tree of any depth needs two descriptors. Does not know what it removes.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+/// The trash of one worker. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Trash {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: OwnedFd,
+    next: AtomicU64,
+    wake: mpsc::Sender<()>,
+}
+
+/// A tree that cannot be moved to the trash, or a trash that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} `{path}`")]
+pub struct TrashError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    err: io::Error,
+}
+
+impl Trash {
+    /// Opens the trash directory (made if missing) and starts removing what is in it.
+    ///
+    /// # Errors
+    /// [`TrashError`] if the directory cannot be made or opened, or no thread can be started.
+    pub fn open(dir: &Path) -> Result<Self, TrashError> {
+        let error = |operation, err| TrashError { operation, path: dir.into(), err };
+        private_dir(dir).map_err(|err| error("make trash directory", err))?;
+        let fd = open_dir(rustix::fs::CWD, &c_name(dir).map_err(|err| error("open trash directory", err))?)
+            .map_err(|err| error("open trash directory", err.into()))?;
+        let cleaner = fd.try_clone().map_err(|err| error("open trash directory", err))?;
+        let first = names(fd.as_fd(), usize::MAX).map_err(|err| error("list trash directory", err.into()))?.iter().filter_map(|n| number(n)).max();
+        let (wake, woken) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("kiln-trash".into())
+            .spawn(move || while woken.recv().is_ok() {
+                // Several wake-ups at once want one sweep.
+                while woken.try_recv().is_ok() {}
+                if let Err(err) = empty(cleaner.as_fd()) {
+                    tracing::warn!(%err, "empty the trash");
+                }
+            })
+            .map_err(|err| error("start the thread that empties", err))?;
+        let shared = Shared { dir: fd, next: AtomicU64::new(first.map_or(0, |n| n + 1)), wake };
+        let trash = Self { shared: Arc::new(shared) };
+        trash.sweep();
+        Ok(trash)
+    }
+
+    /// Moves `name` out of `parent` and lets the background remove it. Nothing there is no error.
+    ///
+    /// # Errors
+    /// [`TrashError`] if the rename fails, as between file systems.
+    pub fn discard(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<(), TrashError> {
+        let target = self.fresh();
+        match renameat(parent, name, &self.shared.dir, &target) {
+            Ok(()) => self.sweep(),
+            Err(Errno::NOENT) => {}
+            Err(err) => {
+                let path = PathBuf::from(name.to_string_lossy().into_owned());
+                return Err(TrashError { operation: "move to the trash", path, err: err.into() });
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&self) {
+        // The thread ends only after the last sender is gone, so that a failed send means shutdown.
+        let _ = self.shared.wake.send(());
+    }
+
+    fn fresh(&self) -> CString {
+        numbered(self.shared.next.fetch_add(1, Ordering::Relaxed), "t")
+    }
+}
+
+/// Makes a directory that only root may enter, with its parents; one that is there must be a directory of root's that nobody else
+/// can write.
+///
+/// # Errors
+/// The kernel's, or `PermissionDenied` if someone else owns or may write it.
+pub fn private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = std::fs::symlink_metadata(dir)?;
+    let own = rustix::process::geteuid().as_raw();
+    if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o022 != 0 {
+        let text = format!("`{}` must be a directory of user {own} that nobody else can write", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    if meta.mode() & 0o077 != 0 {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Opens a directory below `parent` without following a link.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_dir(parent: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Returns a path as the kernel takes it.
+///
+/// # Errors
+/// `InvalidInput` if it holds a NUL byte.
+pub fn c_name(path: &Path) -> io::Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes()).map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))
+}
+
+/// Removes everything in `dir`, depth by moving subdirectories up.
+fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
+    let mut moved = 0u64;
+    loop {
+        let found = names(dir, BATCH)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let mut removed = 0usize;
+        for name in &found {
+            match remove_shallow(dir, name, &mut moved) {
+                Ok(()) => removed += 1,
+                Err(err) => tracing::warn!(name = %name.to_string_lossy(), %err, "remove from the trash"),
+            }
+        }
+        if removed == 0 {
+            return Err(io::Error::other(format!("{} entries cannot be removed", found.len())));
+        }
+    }
+}
+
+/// Removes one entry of the trash; the subdirectories of a directory are moved beside it.
+fn remove_shallow(dir: BorrowedFd<'_>, name: &CStr, moved: &mut u64) -> rustix::io::Result<()> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(err) => return Err(err),
+    }
+    let inside = open_dir(dir, name)?;
+    loop {
+        let children = names(inside.as_fd(), BATCH)?;
+        if children.is_empty() {
+            return unlinkat(dir, name, AtFlags::REMOVEDIR);
+        }
+        for child in children {
+            remove_or_lift(inside.as_fd(), &child, dir, moved)?;
+        }
+    }
+}
+
+/// Removes a file or an empty directory; moves any other directory up into the trash.
+fn remove_or_lift(inside: BorrowedFd<'_>, child: &CStr, trash: BorrowedFd<'_>, moved: &mut u64) -> rustix::io::Result<()> {
+    match unlinkat(inside, child, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(err) => return Err(err),
+    }
+    match unlinkat(inside, child, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(err) => return Err(err),
+    }
+    loop {
+        *moved += 1;
+        match renameat(inside, child, trash, numbered(*moved, "m").as_c_str()) {
+            Ok(()) => return Ok(()),
+            // The name is taken by a directory that an earlier sweep could not remove.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+/// Names read from a directory at a time, so that one with ten million entries does not fill the memory.
+const BATCH: usize = 4096;
+
+/// Up to `max` names in a directory, without `.` and `..`.
+pub(crate) fn names(dir: BorrowedFd<'_>, max: usize) -> rustix::io::Result<Vec<CString>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if found.len() == max {
+            break;
+        }
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            found.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(found)
+}
+
+fn numbered(number: u64, prefix: &str) -> CString {
+    CString::new(format!("{prefix}{number}")).expect("digits hold no NUL")
+}
+
+fn number(name: &CStr) -> Option<u64> {
+    name.to_str().ok()?.strip_prefix('t')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::mkdirat;
+
+    #[test]
+    fn a_tree_deeper_than_any_path_is_removed_and_a_link_is_not_followed() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let canary = root.path().join("canary");
+        std::fs::write(&canary, "alive").expect("write canary");
+        let trash_dir = root.path().join("trash");
+        std::fs::create_dir(&trash_dir).expect("mkdir");
+        let fd = open_dir(rustix::fs::CWD, &c_name(&trash_dir).expect("no NUL")).expect("open");
+        let mut deep = fd.try_clone().expect("dup");
+        for _ in 0..6000 {
+            mkdirat(&deep, c"d", Mode::RWXU).expect("mkdir");
+            rustix::fs::symlinkat(canary.as_path(), &deep, c"link").expect("symlink");
+            deep = open_dir(&deep, c"d").expect("open");
+        }
+        empty(fd.as_fd()).expect("emptied");
+        assert_eq!(names(fd.as_fd(), usize::MAX).expect("list"), Vec::<CString>::new());
+        assert_eq!(std::fs::read_to_string(&canary).expect("read"), "alive");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().expect("temporary directory");
+        let open = root.path().join("open");
+        std::fs::create_dir(&open).expect("mkdir");
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("chmod");
+        assert_eq!(private_dir(&open).expect_err("world-writable").kind(), io::ErrorKind::PermissionDenied);
+    }
+}
