@@ -132,6 +132,22 @@ pub enum Refused {
         /// What it needs.
         input: DrvPath,
     },
+    /// A submission, or one entry of it, is over its limit.
+    #[error("submission {request}: {jobs} derivations are over the limit of {jobs_max}")]
+    TooManyJobs {
+        /// Which submission.
+        request: RequestId,
+        /// How many derivations it would have.
+        jobs: u64,
+        /// How many it may have.
+        jobs_max: u64,
+    },
+    /// The staged jobs of a submission were dropped: refused before, or left lying for too long. It must be staged again under a new number.
+    #[error("submission {0}: its staged derivations were dropped")]
+    StageDropped(RequestId),
+    /// The build has jobs left, so it cannot leave the farm.
+    #[error("retire build {0}: it has not ended")]
+    NotEnded(BuildId),
 }
 
 /// An ended build, as the archive keeps it.

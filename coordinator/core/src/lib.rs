@@ -2,12 +2,37 @@
 //!
 //! Pure: no clock, no files, no network, no randomness, no logger; ordered maps; no floats in replicated state. Every way into the
 //! state is a [`Command`], every way out an [`Effect`]. Does not talk to workers or stores: the shell does what effects say.
+//!
+//! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
+//! `apply/finish.rs` commits outputs and releases dependents, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
+//! builds end and leave. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
 
 extern crate alloc;
 
+mod apply;
+mod build;
 mod command;
 mod effect;
+mod estimate;
+mod farm;
+mod fleet;
+mod index;
+mod invariant;
+mod job;
+mod plan;
+mod report;
+mod snapshot;
+mod view;
+mod wake;
 
 pub use command::{Command, Placement};
 pub use effect::{Answer, BuildRecord, Effect, Refused};
+pub use farm::Farm;
+pub use fleet::SYSTEM_BUILTIN;
+pub use invariant::Violation;
+pub use job::Needs;
+pub use plan::{Limits, Plan, plan};
+pub use report::{PlanReport, WaitReason, Waiting};
+pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
+pub use wake::WakeReason;

@@ -54,3 +54,18 @@ pub const RETRY_BACKOFF_MS_MAX: u64 = 300_000;
 
 /// Milliseconds between the last interested build's cancellation and the kill, so that a client that reconnects loses nothing.
 pub const CANCEL_GRACE_MS: u64 = 2_000;
+
+/// Ended attempts that a job keeps for people to see; older ones leave the farm's state. Its retry counts stay exact.
+pub const ATTEMPTS_KEPT_MAX: usize = 16;
+
+/// Submissions whose jobs are staged at a time. Passing it: the one that was left alone longest is dropped, and its `Submit` is refused.
+pub const STAGES_MAX: usize = 64;
+
+/// Milliseconds that staged jobs may wait for the next entry or the `Submit` of their submission. Passing it: as for [`STAGES_MAX`].
+pub const STAGE_MS_MAX: u64 = 3_600_000;
+
+/// Numbers of retired and of dropped submissions that the farm remembers (of each), so that a request sent again is answered as before.
+pub const REQUESTS_REMEMBERED_MAX: usize = 1_024;
+
+/// Placements in one plan, so that an `Assign` stays far below [`FRAME_BYTES_MAX`]. What is left is in the next plan.
+pub const PLACEMENTS_PER_PLAN_MAX: usize = 4_096;

@@ -1,0 +1,142 @@
+//! Builds end and leave: the settling after each change, `Publish`, `Cancel`, `Retire`.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use kiln_wire::client::{BuildState, EventKind};
+use kiln_wire::limits::{CANCEL_GRACE_MS, REQUESTS_REMEMBERED_MAX};
+use kiln_wire::{BuildId, DrvPath, OutputName, StorePath, Timestamp};
+
+use super::refuse;
+use crate::build::{Build, Phase};
+use crate::effect::{BuildRecord, Effect, Refused};
+use crate::farm::{Effects, Farm};
+use crate::job::{JobKey, State};
+
+impl Farm {
+    /// Ends those of `builds` that wait for nothing more, after the job `key`, if it is one job's doing, stopped running.
+    pub(super) fn settle(&mut self, key: Option<JobKey>, builds: impl IntoIterator<Item = BuildId>, now: Timestamp, fx: &mut Effects) {
+        for id in builds {
+            let open = self.index.tallies.get(&id).map_or(0, |tally| tally.open);
+            let Some(build) = self.facts.builds.get_mut(&id) else { continue };
+            let over = match &mut build.phase {
+                Phase::Going => open == 0,
+                Phase::Stopping { draining } => {
+                    key.map(|key| draining.remove(&key));
+                    draining.is_empty()
+                }
+                Phase::Ended(_) => false,
+            };
+            if over {
+                self.end(id, None, now, fx);
+            }
+        }
+    }
+
+    /// Ends a build as `state`, or as its roots say.
+    fn end(&mut self, id: BuildId, state: Option<BuildState>, now: Timestamp, fx: &mut Effects) {
+        let Some(build) = self.facts.builds.get(&id) else { return };
+        let record = BuildRecord {
+            build: id,
+            request: build.request,
+            name: build.name.clone(),
+            roots: build.roots.clone(),
+            submitted_at: build.submitted_at,
+            ended_at: now,
+            state: state.unwrap_or_else(|| self.state_by_roots(build)),
+            counts: self.counts_of(build),
+            outputs: self.outputs_by_root(build),
+            failures: self.failures_of(build),
+        };
+        self.change_build(id, |build| build.phase = Phase::Ended(Box::new(record)));
+        fx.extend(self.archive_owed(id));
+    }
+
+    fn state_by_roots(&self, build: &Build) -> BuildState {
+        let missing = build.roots.iter().any(|root| self.find(&root.derivation).is_some_and(|(_, job)| !job.is_built()));
+        if missing { BuildState::Failed } else { BuildState::Built }
+    }
+
+    /// Returns the wanted outputs that this farm built, by root.
+    pub(crate) fn outputs_by_root(&self, build: &Build) -> BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>> {
+        let mut by_root: BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>> = BTreeMap::new();
+        for root in &build.roots {
+            let Some(outputs) = self.outputs_of(&root.derivation) else { continue };
+            let wanted = outputs.iter().filter(|output| root.outputs.is_empty() || root.outputs.contains(&output.name));
+            let paths = wanted.map(|output| (output.name.clone(), output.info.path.clone()));
+            by_root.entry(root.derivation.clone()).or_default().extend(paths);
+        }
+        by_root
+    }
+
+    /// Returns the archive effect of a build that has ended and whose outputs are all published.
+    pub(super) fn archive_owed(&self, id: BuildId) -> Option<Effect> {
+        let record = self.facts.builds.get(&id)?.record()?;
+        let published = self.index.tallies.get(&id).is_none_or(|tally| tally.unpublished == 0);
+        published.then(|| Effect::Archive(record.clone()))
+    }
+
+    pub(super) fn publish(&mut self, derivation: &DrvPath, fx: &mut Effects) {
+        let Some((key, job)) = self.find(derivation).filter(|(_, job)| job.is_built()) else {
+            return refuse(Refused::NoSuchJob(derivation.clone()), fx);
+        };
+        if matches!(job.state, State::Built { published: true, .. }) {
+            return;
+        }
+        self.change(key, |job| {
+            if let State::Built { published, .. } = &mut job.state {
+                *published = true;
+            }
+        });
+        let builds = self.index.links.get(&key).map(|links| links.builds.clone()).unwrap_or_default();
+        fx.extend(builds.into_iter().filter_map(|id| self.archive_owed(id)));
+        self.drop_if_unheld(key);
+    }
+
+    /// Ends a build at once. Those of its jobs that run and that nobody else awaits get a period of grace.
+    pub(super) fn cancel(&mut self, id: BuildId, now: Timestamp, fx: &mut Effects) {
+        let Some(build) = self.facts.builds.get(&id).filter(|build| build.record().is_none()) else {
+            return refuse(Refused::NoSuchBuild(id), fx);
+        };
+        let awaited: Vec<JobKey> =
+            build.jobs.iter().copied().filter(|key| build.awaits(*key) && self.job(*key).running().is_some()).collect();
+        let others = |key: JobKey| self.live_builds_of(key).any(|(other, build)| other != id && build.awaits(key));
+        let unwanted: Vec<JobKey> = awaited.into_iter().filter(|key| !others(*key)).collect();
+        for key in &unwanted {
+            self.notify(*key, now, EventKind::Cancelled, fx);
+        }
+        self.end(id, Some(BuildState::Cancelled), now, fx);
+        for key in unwanted {
+            self.change(key, |job| {
+                if let State::Running(running) = &mut job.state {
+                    running.revoke_at = Some(now.after_ms(CANCEL_GRACE_MS));
+                }
+            });
+        }
+    }
+
+    pub(super) fn retire(&mut self, id: BuildId, fx: &mut Effects) {
+        let build = match self.facts.builds.get(&id) {
+            None => return refuse(Refused::NoSuchBuild(id), fx),
+            Some(build) if build.record().is_none() => return refuse(Refused::NotEnded(id), fx),
+            Some(build) => build.clone(),
+        };
+        for key in &build.jobs {
+            self.index.detach(&self.facts, *key);
+        }
+        self.facts.builds.remove(&id);
+        self.index.remove_build(id, &build);
+        for key in &build.jobs {
+            self.index.attach(&self.facts, *key);
+        }
+        // Highest first: a job leaves before its inputs, so that no edge is left to cut.
+        for key in build.jobs.iter().rev() {
+            self.drop_if_unheld(*key);
+        }
+        self.facts.retired.insert(id, build.request);
+        if self.facts.retired.len() > REQUESTS_REMEMBERED_MAX {
+            self.facts.retired.pop_first();
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The failure policy: which failures are tried again, where, with what, and which are final.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::client::EventKind;
+use kiln_wire::limits::{
+    ATTEMPTS_KEPT_MAX, FAILURE_MESSAGE_BYTES_MAX, INFRASTRUCTURE_WORKERS_MAX, RETRY_BACKOFF_MS_MAX, RETRY_BACKOFF_MS_MIN,
+};
+use kiln_wire::{BuildId, Failure, FailureClass, Timestamp, Usage, WorkerId};
+
+use crate::build::Phase;
+use crate::farm::{Effects, Farm, cut};
+use crate::job::{Attempt, AttemptEnd, JobKey, State, Tries};
+
+/// Memory that a job without a request is taken to have had, in MiB, where the kernel did not tell its peak.
+const MEMORY_MIB_ASSUMED: u64 = 1024;
+
+impl Farm {
+    /// A worker reported that the live attempt of `key` made nothing.
+    pub(super) fn end_failed_attempt(&mut self, key: JobKey, failure: Failure, usage: Usage, now: Timestamp, fx: &mut Effects) {
+        let Failure { class, message } = failure;
+        let message = cut(&message, FAILURE_MESSAGE_BYTES_MAX);
+        let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, now) else { return };
+        match class {
+            FailureClass::BuildFailure | FailureClass::LimitExceeded => self.fail_for_good(key, class, message, now, fx),
+            FailureClass::OutOfMemory => self.retry_with_memory(key, usage, message, now, fx),
+            // A worker that gives up an attempt which is still wanted (it shuts down, say) is no fault of the job's either.
+            FailureClass::Infrastructure | FailureClass::Cancelled => self.retry_elsewhere(key, worker, message, now, fx),
+        }
+    }
+
+    /// The lease of `key` ended without a report.
+    pub(super) fn end_lost_attempt(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
+        let end = AttemptEnd::Lost { class: FailureClass::Infrastructure, message: message.clone() };
+        let Some(worker) = self.close_attempt(key, end, now) else { return };
+        self.retry_elsewhere(key, worker, message, now, fx);
+    }
+
+    /// Moves the live lease of `key` to its ended attempts. Returns the worker that held it.
+    pub(super) fn close_attempt(&mut self, key: JobKey, end: AttemptEnd, now: Timestamp) -> Option<WorkerId> {
+        let running = self.job(key).running()?.clone();
+        let worker = running.worker.clone();
+        let attempt = Attempt {
+            attempt: running.attempt,
+            worker: running.worker,
+            epoch: running.epoch,
+            started_at: running.started_at,
+            ended_at: now,
+            end,
+        };
+        self.change(key, |job| {
+            job.state = State::Waiting;
+            let ended = &mut job.tries.ended;
+            if ended.len() >= ATTEMPTS_KEPT_MAX {
+                ended.remove(0);
+            }
+            ended.reserve_exact(1);
+            ended.push(attempt);
+        });
+        Some(worker)
+    }
+
+    fn retry_elsewhere(&mut self, key: JobKey, worker: WorkerId, message: String, now: Timestamp, fx: &mut Effects) {
+        let poisoned = self.change(key, |job| {
+            let Tries { infrastructure_count, failed_on, retry_at, .. } = &mut job.tries;
+            *infrastructure_count = infrastructure_count.saturating_add(1);
+            failed_on.insert(worker);
+            *retry_at = Some(now.after_ms(backoff_ms(*infrastructure_count)));
+            (failed_on.len() >= INFRASTRUCTURE_WORKERS_MAX).then(|| failed_on.iter().map(WorkerId::as_str).collect::<Vec<_>>().join(", "))
+        });
+        match poisoned {
+            Some(workers) => {
+                let text = format!("poisoned: failed on {INFRASTRUCTURE_WORKERS_MAX} different workers ({workers}); last: {message}");
+                self.fail_for_good(key, FailureClass::Infrastructure, cut(&text, FAILURE_MESSAGE_BYTES_MAX), now, fx);
+            }
+            None => self.retried(key, FailureClass::Infrastructure, message, now, fx),
+        }
+    }
+
+    fn retry_with_memory(&mut self, key: JobKey, usage: Usage, message: String, now: Timestamp, fx: &mut Effects) {
+        let peak_mib = usage.memory_peak_bytes.div_ceil(1 << 20);
+        let had_mib = match (self.job(key).needs_next().resources.memory_mib, peak_mib) {
+            (0, 0) => MEMORY_MIB_ASSUMED,
+            (0, peak) => peak,
+            (asked, _) => asked,
+        };
+        let largest_mib = self.facts.workers.values().map(|worker| worker.offer.capacity.memory_mib).max();
+        let next_mib = match largest_mib {
+            Some(largest) if had_mib >= largest => {
+                let text = format!("{message}; no worker has more than {largest} MiB");
+                return self.fail_for_good(key, FailureClass::OutOfMemory, cut(&text, FAILURE_MESSAGE_BYTES_MAX), now, fx);
+            }
+            Some(largest) => had_mib.saturating_mul(2).min(largest),
+            None => had_mib.saturating_mul(2),
+        };
+        self.change(key, |job| job.tries.memory_mib = Some(next_mib));
+        self.retried(key, FailureClass::OutOfMemory, message, now, fx);
+    }
+
+    /// The attempt is over and another will follow, unless nobody waits for it: builds that stop do not.
+    fn retried(&mut self, key: JobKey, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
+        self.notify(key, now, EventKind::Retried { class, message }, fx);
+        let builds = self.watchers(key);
+        self.settle(Some(key), builds, now, fx);
+        self.drop_if_unheld(key);
+    }
+
+    /// Fails a job for good, and with it every job that needs it.
+    fn fail_for_good(&mut self, key: JobKey, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
+        self.change(key, |job| {
+            job.tries.retry_at = None;
+            job.state = State::Failed { class, message: message.clone() };
+        });
+        self.notify(key, now, EventKind::Failed { class, message }, fx);
+        // A build that holds a dependent holds its inputs too: these are all the builds concerned.
+        let builds = self.watchers(key);
+        let cause = (*self.job(key).derivation).clone();
+        let mut open: Vec<JobKey> = self.index.dependents(key).collect();
+        while let Some(dependent) = open.pop() {
+            if !matches!(self.job(dependent).state, State::Waiting) {
+                continue;
+            }
+            self.change(dependent, |job| {
+                job.tries.retry_at = None;
+                job.state = State::DependencyFailed { cause: key };
+            });
+            self.notify(dependent, now, EventKind::DependencyFailed { cause: cause.clone() }, fx);
+            open.extend(self.index.dependents(dependent));
+        }
+        let stop: Vec<BuildId> = builds.iter().copied().filter(|id| self.stops_on_failure(*id)).collect();
+        for build in stop {
+            self.stop(build);
+        }
+        self.settle(Some(key), builds, now, fx);
+        self.drop_if_unheld(key);
+    }
+
+    fn stops_on_failure(&self, build: BuildId) -> bool {
+        self.facts.builds.get(&build).is_some_and(|build| build.is_going() && !build.keep_going)
+    }
+
+    /// Starts nothing more for a build; those of its jobs that run may end.
+    fn stop(&mut self, build: BuildId) {
+        let Some(jobs) = self.facts.builds.get(&build).map(|build| build.jobs.clone()) else { return };
+        let draining = jobs.iter().copied().filter(|key| self.job(*key).running().is_some()).collect();
+        self.change_build(build, |build| build.phase = Phase::Stopping { draining });
+    }
+
+    /// Makes failed jobs waiting again, as if they had never been tried, and with them the jobs that failed only because of them.
+    pub(super) fn revive(&mut self, failed: Vec<JobKey>) {
+        let mut open = failed;
+        for key in &open {
+            self.change(*key, |job| {
+                job.tries = Tries::default();
+                job.state = State::Waiting;
+            });
+        }
+        while let Some(key) = open.pop() {
+            let dependents: Vec<JobKey> = self.index.dependents(key).collect();
+            open.extend(dependents.into_iter().filter(|dependent| self.reconsider(*dependent)));
+        }
+    }
+
+    /// Looks again at why a job failed, after an input changed. Returns whether anything changed for the job.
+    fn reconsider(&mut self, key: JobKey) -> bool {
+        let State::DependencyFailed { cause } = self.job(key).state else { return false };
+        let causes: Vec<JobKey> = self.job(key).inputs.iter().filter_map(|input| self.cause_through(*input)).collect();
+        let state = match causes.first() {
+            Some(_) if causes.contains(&cause) => return false,
+            Some(other) => State::DependencyFailed { cause: *other },
+            None => State::Waiting,
+        };
+        self.change(key, |job| job.state = state);
+        true
+    }
+
+    fn cause_through(&self, input: JobKey) -> Option<JobKey> {
+        match &self.job(input).state {
+            State::Failed { .. } => Some(input),
+            State::DependencyFailed { cause } => Some(*cause),
+            State::Waiting | State::Running(_) | State::Built { .. } => None,
+        }
+    }
+}
+
+/// Returns the back-off after the `count`th infrastructure failure, in milliseconds.
+fn backoff_ms(count: u32) -> u64 {
+    let doublings = count.saturating_sub(1).min(RETRY_BACKOFF_MS_MAX.ilog2());
+    (RETRY_BACKOFF_MS_MIN << doublings).min(RETRY_BACKOFF_MS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_up_to_its_limit() {
+        let table = [(1, 1_000), (2, 2_000), (3, 4_000), (9, 256_000), (10, 300_000), (1_000_000, 300_000), (u32::MAX, 300_000)];
+        for (count, expect) in table {
+            assert_eq!(backoff_ms(count), expect, "after {count} failures");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Leases begin and are withdrawn: `Assign`, `Revoke`.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::client::EventKind;
+use kiln_wire::{AttemptId, FailureClass, Lease, LogIndex, Resources, Timestamp};
+
+use super::refuse;
+use crate::command::Placement;
+use crate::effect::{Effect, Refused};
+use crate::farm::{Effects, Farm};
+use crate::fleet;
+use crate::job::{AttemptEnd, JobKey, Running, State};
+
+impl Farm {
+    /// Gives leases. Each placement is checked against the state as it is now, not as the planner saw it.
+    pub(super) fn assign(&mut self, index: LogIndex, placements: Vec<Placement>, now: Timestamp, fx: &mut Effects) {
+        for placement in placements {
+            match self.check_placement(&placement, now) {
+                Ok((key, granted)) => self.give_lease(key, granted, AttemptId(index.0), placement, now, fx),
+                Err(refused) => refuse(refused, fx),
+            }
+        }
+    }
+
+    fn check_placement(&self, placement: &Placement, now: Timestamp) -> Result<(JobKey, Resources), Refused> {
+        let derivation = &placement.derivation;
+        let Some((key, job)) = self.find(derivation) else {
+            return Err(Refused::NoSuchJob(derivation.clone()));
+        };
+        let waits = matches!(job.state, State::Waiting) && self.index.unbuilt(key) == 0;
+        let wanted = self.live_builds_of(key).any(|(_, build)| build.is_going());
+        if !waits || !wanted || job.tries.retry_at.is_some_and(|at| at > now) {
+            return Err(Refused::NotReady(derivation.clone()));
+        }
+        let Some(worker) = self.facts.workers.get(&placement.worker).filter(|known| known.epoch == placement.epoch) else {
+            return Err(Refused::StaleEpoch { worker: placement.worker.clone(), epoch: placement.epoch });
+        };
+        let needs = job.needs_next();
+        let granted = fleet::grant(&worker.offer, &needs);
+        let fits = fleet::could_run(&worker.offer, &needs) && self.free_on(&placement.worker).and_then(|free| free.take(granted)).is_some();
+        if !fits {
+            return Err(Refused::DoesNotFit { derivation: derivation.clone(), worker: placement.worker.clone() });
+        }
+        Ok((key, granted))
+    }
+
+    fn give_lease(&mut self, key: JobKey, granted: Resources, attempt: AttemptId, placement: Placement, now: Timestamp, fx: &mut Effects) {
+        let Placement { derivation, worker, epoch } = placement;
+        let running = Running { attempt, worker: worker.clone(), epoch, granted, started_at: now, revoke_at: None };
+        let limits = self.change(key, |job| {
+            job.tries.retry_at = None;
+            job.state = State::Running(Box::new(running));
+            job.limits
+        });
+        fx.push(Effect::Dispatch { lease: Lease { derivation, attempt, worker: worker.clone(), epoch }, resources: granted, limits });
+        self.notify(key, now, EventKind::Started { attempt, worker }, fx);
+    }
+
+    /// Ends a lease whose grace period is over. Refused if somebody wants the job again, or the time has not come.
+    pub(super) fn revoke(&mut self, lease: &Lease, now: Timestamp, fx: &mut Effects) {
+        let held = self.find(&lease.derivation).filter(|(_, job)| job.holds(lease));
+        let over = held.filter(|(_, job)| job.running().and_then(|running| running.revoke_at).is_some_and(|at| at <= now));
+        let Some((key, _)) = over else {
+            return refuse(Refused::StaleLease(lease.clone()), fx);
+        };
+        let end = AttemptEnd::Lost { class: FailureClass::Cancelled, message: String::from("no build wants it any more") };
+        self.close_attempt(key, end, now);
+        fx.push(Effect::Revoke(lease.clone()));
+        self.drop_if_unheld(key);
+    }
+}

@@ -1,0 +1,110 @@
+//! Applying commands: the only way into the state. One module per kind of change.
+//!
+//! Nothing here fails: a command that came too late, or makes no sense, becomes an `Answer::Refused` and changes nothing.
+
+mod ending;
+mod failure;
+mod finish;
+mod lease;
+mod session;
+mod submit;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use kiln_wire::client::{Event, EventKind};
+use kiln_wire::{LogIndex, Timestamp};
+
+use crate::command::Command;
+use crate::effect::{Answer, Effect, Refused};
+use crate::farm::{Effects, Farm};
+use crate::job::{JobKey, State};
+
+impl Farm {
+    /// Applies one committed command and returns what the leader must now do. Never fails: a command that came too late is refused,
+    /// and the refusal is an effect. An entry at or below [`Farm::applied`] was applied before and changes nothing.
+    pub fn apply(&mut self, index: LogIndex, command: Command) -> Vec<Effect> {
+        if self.facts.applied.is_some_and(|applied| index <= applied) {
+            return Vec::new();
+        }
+        self.facts.applied = Some(index);
+        let mut fx = Effects::new();
+        match command {
+            Command::Register { worker, offer, attempts, now } => self.register(index, worker, offer, attempts, now, &mut fx),
+            Command::Lose { worker, epoch, now } => self.lose(&worker, epoch, now, &mut fx),
+            Command::Stage { request, jobs, now } => self.stage(request, jobs, now, &mut fx),
+            Command::Submit { request, name, roots, keep_going, now } => {
+                let wish = submit::Wish { request, name, roots, keep_going };
+                self.submit(index, wish, now, &mut fx);
+            }
+            Command::Assign { placements, now } => self.assign(index, placements, now, &mut fx),
+            Command::Finish { lease, outcome, now } => self.finish(&lease, outcome, now, &mut fx),
+            Command::Publish { derivation, now: _ } => self.publish(&derivation, &mut fx),
+            Command::Cancel { build, now } => self.cancel(build, now, &mut fx),
+            Command::Revoke { lease, now } => self.revoke(&lease, now, &mut fx),
+            Command::Retire { build, now: _ } => self.retire(build, &mut fx),
+        }
+        fx
+    }
+
+    /// The effects still owed, for a leader that has just been elected. Doing one twice is harmless.
+    ///
+    /// Dispatches are not among them: a worker names its attempts when it registers with the new leader, and what it does not name
+    /// is lost and planned again.
+    pub fn pending_effects(&self) -> Vec<Effect> {
+        let unpublished = self.facts.jobs.values().filter_map(|job| match &job.state {
+            State::Built { outputs, published: false } => Some(Effect::Publish {
+                derivation: (*job.derivation).clone(),
+                outputs: outputs.iter().map(|output| output.info.clone()).collect(),
+            }),
+            State::Built { .. } | State::Waiting | State::Running(_) | State::Failed { .. } | State::DependencyFailed { .. } => None,
+        });
+        let archives = self.facts.builds.keys().filter_map(|id| self.archive_owed(*id));
+        unpublished.chain(archives).collect()
+    }
+
+    /// Tells the live builds of a job what happened to it.
+    fn notify(&self, key: JobKey, at: Timestamp, kind: EventKind, fx: &mut Effects) {
+        let builds = self.watchers(key);
+        if !builds.is_empty() {
+            fx.push(Effect::Notify { builds, event: Event { at, derivation: (*self.job(key).derivation).clone(), kind } });
+        }
+    }
+
+    /// Takes a job out of the farm if nothing holds it there: no build, no lease, no output that waits to be published.
+    fn drop_if_unheld(&mut self, key: JobKey) {
+        let Some(job) = self.facts.jobs.get(&key) else { return };
+        let held = self.index.links.get(&key).is_some_and(|links| !links.builds.is_empty())
+            || matches!(job.state, State::Running(_) | State::Built { published: false, .. });
+        if held {
+            return;
+        }
+        self.index.detach(&self.facts, key);
+        let dependents: Vec<JobKey> = self.index.dependents(key).collect();
+        for dependent in dependents {
+            self.forget_input(dependent, key);
+        }
+        if let Some(job) = self.facts.jobs.remove(&key) {
+            self.index.remove_job(key, &job);
+        }
+    }
+
+    /// Cuts the edge to an input that leaves the farm. Only jobs without a build get here: a build holds its whole closure.
+    fn forget_input(&mut self, key: JobKey, input: JobKey) {
+        let was_built = self.job(input).is_built();
+        let job = self.facts.jobs.get_mut(&key).expect("a dependent is a live job");
+        let inputs: Vec<JobKey> = job.inputs.iter().copied().filter(|other| *other != input).collect();
+        job.inputs = inputs.into_boxed_slice();
+        let links = self.index.links.entry(key).or_default();
+        links.unbuilt -= u32::from(!was_built);
+        self.index.links.entry(input).or_default().dependents.remove(&key);
+    }
+}
+
+fn refuse(refused: Refused, fx: &mut Effects) {
+    fx.push(Effect::Answer(Answer::Refused(refused)));
+}
+
+fn boxed<T>(items: impl IntoIterator<Item = T>) -> Box<[T]> {
+    items.into_iter().collect()
+}

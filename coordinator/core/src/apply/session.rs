@@ -1,0 +1,73 @@
+//! Workers come and go: `Register`, `Lose`.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::worker::Offer;
+use kiln_wire::{Epoch, Lease, LogIndex, Timestamp, WorkerId};
+
+use super::refuse;
+use crate::effect::{Effect, Refused};
+use crate::farm::{Effects, Farm};
+use crate::fleet::{Free, Worker};
+use crate::job::JobKey;
+
+impl Farm {
+    /// Gives a worker a new epoch. Of its leases those go on that it names, that are live, and that fit what it offers.
+    pub(super) fn register(
+        &mut self,
+        index: LogIndex,
+        worker: WorkerId,
+        offer: Offer,
+        attempts: Vec<Lease>,
+        now: Timestamp,
+        fx: &mut Effects,
+    ) {
+        let (keep, kept_jobs) = self.kept_leases(&worker, &offer, attempts);
+        let lost: Vec<JobKey> = self.jobs_on(&worker).into_iter().filter(|key| !kept_jobs.contains(key)).collect();
+        let epoch = Epoch(index.0);
+        self.facts.workers.insert(worker.clone(), Worker { epoch, offer, registered_at: now });
+        fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
+        for key in lost {
+            self.lose_lease(key, format!("worker {worker} came back without the attempt"), now, fx);
+        }
+    }
+
+    /// Ends a registration that was silent for too long, unless the worker has a later one.
+    pub(super) fn lose(&mut self, worker: &WorkerId, epoch: Epoch, now: Timestamp, fx: &mut Effects) {
+        if self.facts.workers.get(worker).is_none_or(|known| known.epoch != epoch) {
+            return refuse(Refused::StaleEpoch { worker: worker.clone(), epoch }, fx);
+        }
+        self.facts.workers.remove(worker);
+        for key in self.jobs_on(worker) {
+            self.lose_lease(key, format!("worker {worker} was lost"), now, fx);
+        }
+    }
+
+    fn lose_lease(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
+        // A failure further up the graph does not touch running jobs, so each is still leased here.
+        self.end_lost_attempt(key, message, now, fx);
+    }
+
+    fn jobs_on(&self, worker: &WorkerId) -> Vec<JobKey> {
+        self.index.loads.get(worker).map(|load| load.jobs.iter().copied().collect()).unwrap_or_default()
+    }
+
+    fn kept_leases(&self, worker: &WorkerId, offer: &Offer, attempts: Vec<Lease>) -> (Vec<Lease>, BTreeSet<JobKey>) {
+        let mut free = Free::whole(offer);
+        let mut kept_jobs = BTreeSet::new();
+        let mut keep = Vec::new();
+        for lease in attempts {
+            let Some((key, job)) = self.find(&lease.derivation) else { continue };
+            let Some(running) = job.running().filter(|_| job.holds(&lease) && lease.worker == *worker) else { continue };
+            let Some(rest) = free.take(running.granted) else { continue };
+            if kept_jobs.insert(key) {
+                free = rest;
+                keep.push(lease);
+            }
+        }
+        (keep, kept_jobs)
+    }
+}

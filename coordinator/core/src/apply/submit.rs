@@ -1,0 +1,241 @@
+//! Submissions: `Stage`, `Submit`. A submission joins the jobs that the farm has and adds those that it lacks.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use kiln_wire::limits::{JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX, REQUESTS_REMEMBERED_MAX, STAGE_MS_MAX, STAGES_MAX};
+use kiln_wire::{BuildId, DrvPath, JobSpec, LogIndex, RequestId, Root, Timestamp};
+
+use super::{boxed, refuse};
+use crate::build::{Build, Phase, Stage};
+use crate::effect::{Answer, Effect, Refused};
+use crate::estimate;
+use crate::farm::{Effects, Farm};
+use crate::job::{Job, JobKey, Needs, State};
+
+/// What a `Submit` asks for.
+pub(super) struct Wish {
+    pub request: RequestId,
+    pub name: String,
+    pub roots: Vec<Root>,
+    pub keep_going: bool,
+}
+
+impl Farm {
+    /// Keeps jobs aside for a submission. Jobs of a submission that is a build already change nothing.
+    pub(super) fn stage(&mut self, request: RequestId, jobs: Vec<JobSpec>, now: Timestamp, fx: &mut Effects) {
+        self.drop_old_stages(request, now);
+        if self.build_of(request).is_some() {
+            return;
+        }
+        if self.facts.dropped.contains_key(&request) {
+            return refuse(Refused::StageDropped(request), fx);
+        }
+        let staged = self.facts.stages.get(&request).map_or(0, |stage| stage.jobs.len());
+        let (jobs_new, jobs_all) = (jobs.len(), staged.saturating_add(jobs.len()));
+        if jobs_new > JOBS_PER_ENTRY_MAX || jobs_all > JOBS_PER_SUBMISSION_MAX {
+            self.drop_stage(request, now);
+            let (count, limit) =
+                if jobs_new > JOBS_PER_ENTRY_MAX { (jobs_new, JOBS_PER_ENTRY_MAX) } else { (jobs_all, JOBS_PER_SUBMISSION_MAX) };
+            return refuse(too_many(request, count, limit), fx);
+        }
+        let stage = self.facts.stages.entry(request).or_insert(Stage { jobs: Vec::new(), touched_at: now });
+        stage.touched_at = now;
+        stage.jobs.extend(jobs);
+    }
+
+    /// Makes a build of a submission. The same request twice is one build.
+    pub(super) fn submit(&mut self, index: LogIndex, wish: Wish, now: Timestamp, fx: &mut Effects) {
+        let request = wish.request;
+        if let Some(build) = self.build_of(request) {
+            return fx.push(Effect::Answer(Answer::Submitted { request, build }));
+        }
+        if self.facts.dropped.contains_key(&request) {
+            return refuse(Refused::StageDropped(request), fx);
+        }
+        let mut specs: BTreeMap<DrvPath, JobSpec> = BTreeMap::new();
+        for spec in self.facts.stages.remove(&request).map(|stage| stage.jobs).unwrap_or_default() {
+            specs.entry(spec.derivation.clone()).or_insert(spec);
+        }
+        let known: BTreeSet<JobKey> = specs.keys().filter_map(|derivation| self.key_of(derivation)).collect();
+        specs.retain(|derivation, _| self.key_of(derivation).is_none());
+        match self.check_new(request, &specs) {
+            Ok(order) => {
+                let added = self.add_jobs(order, specs);
+                let build = self.begin(index, wish, known.into_iter().chain(added), now);
+                fx.push(Effect::Answer(Answer::Submitted { request, build }));
+                self.settle(None, [build], now, fx);
+            }
+            Err(refused) => {
+                self.drop_stage(request, now);
+                refuse(refused, fx);
+            }
+        }
+    }
+
+    fn build_of(&self, request: RequestId) -> Option<BuildId> {
+        let retired = || self.facts.retired.iter().find(|(_, other)| **other == request).map(|(build, _)| *build);
+        self.index.requests.get(&request).copied().or_else(retired)
+    }
+
+    /// Checks the jobs that the farm lacks and returns them in an order in which inputs come first.
+    fn check_new(&self, request: RequestId, specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Vec<DrvPath>, Refused> {
+        let room = usize::try_from(u32::MAX - self.facts.job_next).unwrap_or(usize::MAX);
+        if specs.len() > room {
+            return Err(too_many(request, specs.len(), room));
+        }
+        for spec in specs.values() {
+            let unknown =
+                spec.inputs.iter().find(|input| !specs.contains_key(&input.derivation) && self.key_of(&input.derivation).is_none());
+            if let Some(input) = unknown {
+                return Err(Refused::UnknownInput { derivation: spec.derivation.clone(), input: input.derivation.clone() });
+            }
+        }
+        inputs_first(specs)
+    }
+
+    fn add_jobs(&mut self, order: Vec<DrvPath>, mut specs: BTreeMap<DrvPath, JobSpec>) -> Vec<JobKey> {
+        let mut needs_known: BTreeSet<Arc<Needs>> = BTreeSet::new();
+        let mut added = Vec::with_capacity(order.len());
+        for derivation in order {
+            let mut spec = specs.remove(&derivation).expect("the order names each job once");
+            let needs = Needs {
+                system: core::mem::take(&mut spec.system),
+                features: core::mem::take(&mut spec.required_features),
+                resources: spec.resources,
+            };
+            let needs = self.shared_needs(needs, &mut needs_known);
+            let inputs = spec.inputs.iter().filter_map(|input| self.key_of(&input.derivation)).collect();
+            let key = JobKey(self.facts.job_next);
+            self.facts.job_next += 1;
+            let job = Job::new(spec, needs, inputs);
+            self.index.add_job(&self.facts, key, &job);
+            self.facts.jobs.insert(key, job);
+            self.index.attach(&self.facts, key);
+            added.push(key);
+        }
+        added
+    }
+
+    fn shared_needs(&self, needs: Needs, known: &mut BTreeSet<Arc<Needs>>) -> Arc<Needs> {
+        if let Some(shared) = known.get(&needs) {
+            return Arc::clone(shared);
+        }
+        let shared = self.index.ready.get_key_value(&needs).map_or_else(|| Arc::new(needs), |(shared, _)| Arc::clone(shared));
+        known.insert(Arc::clone(&shared));
+        shared
+    }
+
+    /// Enters the build: it now wants its whole closure, which gets failed jobs another chance and stops pending revocations.
+    fn begin(&mut self, index: LogIndex, wish: Wish, jobs: impl IntoIterator<Item = JobKey>, now: Timestamp) -> BuildId {
+        let id = BuildId(index.0);
+        let jobs = boxed(self.closure(jobs));
+        let Wish { request, name, roots, keep_going } = wish;
+        let build = Build { request, name, roots, keep_going, submitted_at: now, jobs: jobs.clone(), phase: Phase::Going };
+        for key in &jobs {
+            self.index.detach(&self.facts, *key);
+        }
+        self.index.add_build(id, &build);
+        self.facts.builds.insert(id, build);
+        for key in &jobs {
+            if let Some(State::Running(running)) = self.facts.jobs.get_mut(key).map(|job| &mut job.state) {
+                running.revoke_at = None;
+            }
+            self.index.attach(&self.facts, *key);
+        }
+        let failed = jobs.iter().copied().filter(|key| self.job(*key).is_failed()).collect();
+        self.revive(failed);
+        self.raise_ranks(&jobs);
+        id
+    }
+
+    /// Raises the ranks of a build's jobs. Highest key first: a job's dependents are settled before it is. O(V+E).
+    fn raise_ranks(&mut self, jobs: &[JobKey]) {
+        for key in jobs.iter().rev() {
+            let job = self.job(*key);
+            if job.is_built() {
+                continue;
+            }
+            let behind = self.index.dependents(*key).map(|dependent| self.job(dependent).upward_rank_ms).max().unwrap_or(0);
+            let rank = behind.saturating_add(estimate::duration_ms(job));
+            if rank > job.upward_rank_ms {
+                self.change(*key, |job| job.upward_rank_ms = rank);
+            }
+        }
+    }
+
+    fn drop_stage(&mut self, request: RequestId, now: Timestamp) {
+        self.facts.stages.remove(&request);
+        self.facts.dropped.insert(request, now);
+        if self.facts.dropped.len() > REQUESTS_REMEMBERED_MAX {
+            let oldest = self.facts.dropped.iter().min_by_key(|(request, at)| (**at, **request)).map(|(request, _)| *request);
+            oldest.map(|request| self.facts.dropped.remove(&request));
+        }
+    }
+
+    /// Drops stages that were left alone for too long, and the oldest if `request` would be one too many.
+    fn drop_old_stages(&mut self, request: RequestId, now: Timestamp) {
+        let stages = &self.facts.stages;
+        let mut drop: Vec<RequestId> =
+            stages.iter().filter(|(_, stage)| now.since_ms(stage.touched_at) > STAGE_MS_MAX).map(|(request, _)| *request).collect();
+        if drop.is_empty() && stages.len() >= STAGES_MAX && !stages.contains_key(&request) {
+            drop.extend(stages.iter().min_by_key(|(request, stage)| (stage.touched_at, **request)).map(|(request, _)| *request));
+        }
+        for request in drop {
+            self.drop_stage(request, now);
+        }
+    }
+}
+
+fn too_many(request: RequestId, jobs: usize, jobs_max: usize) -> Refused {
+    Refused::TooManyJobs { request, jobs: u64::try_from(jobs).unwrap_or(u64::MAX), jobs_max: u64::try_from(jobs_max).unwrap_or(u64::MAX) }
+}
+
+/// Returns the jobs with inputs before those that need them. Inputs outside `specs` do not count.
+///
+/// # Errors
+/// [`Refused::Cycle`] names one cycle.
+fn inputs_first(specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Vec<DrvPath>, Refused> {
+    let mut missing: BTreeMap<&DrvPath, usize> = BTreeMap::new();
+    let mut dependents: BTreeMap<&DrvPath, Vec<&DrvPath>> = BTreeMap::new();
+    for (derivation, spec) in specs {
+        let inputs: BTreeSet<&DrvPath> =
+            spec.inputs.iter().map(|input| &input.derivation).filter(|input| specs.contains_key(*input)).collect();
+        missing.insert(derivation, inputs.len());
+        for input in inputs {
+            dependents.entry(input).or_default().push(derivation);
+        }
+    }
+    let mut open: Vec<&DrvPath> = missing.iter().filter(|(_, count)| **count == 0).map(|(derivation, _)| *derivation).collect();
+    let mut order: Vec<DrvPath> = Vec::with_capacity(specs.len());
+    while let Some(derivation) = open.pop() {
+        order.push(derivation.clone());
+        for dependent in dependents.get(derivation).into_iter().flatten() {
+            let count = missing.get_mut(dependent).expect("every job has a count");
+            *count -= 1;
+            if *count == 0 {
+                open.push(dependent);
+            }
+        }
+    }
+    if order.len() == specs.len() { Ok(order) } else { Err(Refused::Cycle(cycle(specs, &missing))) }
+}
+
+/// Walks from input to input among the jobs that no order could place; each has such an input, so the walk comes back to itself.
+fn cycle(specs: &BTreeMap<DrvPath, JobSpec>, missing: &BTreeMap<&DrvPath, usize>) -> Vec<DrvPath> {
+    let stuck = |derivation: &DrvPath| missing.get(derivation).is_some_and(|count| *count > 0);
+    let mut walk: Vec<&DrvPath> = Vec::new();
+    let mut seen: BTreeMap<&DrvPath, usize> = BTreeMap::new();
+    let mut at = specs.keys().find(|derivation| stuck(derivation));
+    while let Some(derivation) = at {
+        if let Some(start) = seen.get(derivation) {
+            return walk[*start..].iter().map(|derivation| (*derivation).clone()).collect();
+        }
+        seen.insert(derivation, walk.len());
+        walk.push(derivation);
+        at = specs.get(derivation).and_then(|spec| spec.inputs.iter().map(|input| &input.derivation).filter(|input| stuck(input)).min());
+    }
+    Vec::new()
+}

@@ -1,0 +1,251 @@
+//! What follows from the facts and is kept at hand: who waits for whom, which jobs are ready, what each worker holds.
+//!
+//! Never in a snapshot: [`Index::of`] makes it from the facts alone, and the invariant checker compares. [`Index::attach`] and
+//! [`Index::detach`] are each other's inverse, so that a job's change is: detach, change, attach.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+use kiln_wire::{BuildId, DrvPath, RequestId, Resources, StorePath, Timestamp, WorkerId};
+
+use crate::build::Build;
+use crate::farm::Facts;
+use crate::job::{Job, JobKey, Needs, State};
+
+/// Everything derived.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Index {
+    pub by_path: BTreeMap<Arc<DrvPath>, JobKey>,
+    pub links: BTreeMap<JobKey, Links>,
+    /// Ready jobs by class, each class in the order in which it is planned. No empty classes.
+    pub ready: BTreeMap<Arc<Needs>, BTreeSet<ReadyEntry>>,
+    /// Ready jobs that failed before and wait until a time.
+    pub delayed: BTreeSet<(Timestamp, JobKey)>,
+    /// Running jobs that nobody wants, by the time at which they may be revoked.
+    pub grace: BTreeSet<(Timestamp, JobKey)>,
+    /// What workers hold. No idle workers.
+    pub loads: BTreeMap<WorkerId, Load>,
+    /// Committed outputs and the jobs that made them (a changed fixed-output recipe keeps its output path).
+    pub paths: BTreeSet<(StorePath, JobKey)>,
+    pub requests: BTreeMap<RequestId, BuildId>,
+    pub tallies: BTreeMap<BuildId, Tally>,
+}
+
+/// The order of a class: highest upward rank first, ties by derivation path.
+pub(crate) type ReadyEntry = (Reverse<u64>, Arc<DrvPath>, JobKey);
+
+/// How a job hangs together with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Links {
+    /// Jobs that need it.
+    pub dependents: BTreeSet<JobKey>,
+    /// Inputs that are not built.
+    pub unbuilt: u32,
+    /// Builds that hold it, sorted.
+    pub builds: Vec<BuildId>,
+}
+
+/// What a worker's live leases hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub jobs: BTreeSet<JobKey>,
+    pub used: Resources,
+}
+
+/// How far a build's jobs are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Jobs that are not final.
+    pub open: u32,
+    /// Built jobs whose outputs are not published.
+    pub unpublished: u32,
+}
+
+impl Index {
+    /// Derives everything from the facts.
+    pub fn of(facts: &Facts) -> Self {
+        let mut index = Self::default();
+        for (id, build) in &facts.builds {
+            index.add_build(*id, build);
+        }
+        for (key, job) in &facts.jobs {
+            index.add_job(facts, *key, job);
+        }
+        for key in facts.jobs.keys() {
+            index.attach(facts, *key);
+        }
+        index
+    }
+
+    /// Links a build to its jobs. These must be detached, or not be known yet.
+    pub fn add_build(&mut self, id: BuildId, build: &Build) {
+        self.requests.insert(build.request, id);
+        self.tallies.insert(id, Tally::default());
+        for key in &build.jobs {
+            let builds = &mut self.links.entry(*key).or_default().builds;
+            if let Err(at) = builds.binary_search(&id) {
+                builds.reserve_exact(1);
+                builds.insert(at, id);
+            }
+        }
+    }
+
+    /// Undoes [`Self::add_build`].
+    pub fn remove_build(&mut self, id: BuildId, build: &Build) {
+        self.requests.remove(&build.request);
+        self.tallies.remove(&id);
+        for key in &build.jobs {
+            if let Some(links) = self.links.get_mut(key) {
+                links.builds.retain(|other| *other != id);
+            }
+        }
+    }
+
+    /// Links a job to its inputs; its state is then attached apart.
+    pub fn add_job(&mut self, facts: &Facts, key: JobKey, job: &Job) {
+        self.by_path.insert(Arc::clone(&job.derivation), key);
+        let mut unbuilt = 0;
+        for input in &job.inputs {
+            self.links.entry(*input).or_default().dependents.insert(key);
+            unbuilt += u32::from(!facts.jobs.get(input).is_some_and(Job::is_built));
+        }
+        self.links.entry(key).or_default().unbuilt = unbuilt;
+    }
+
+    /// Undoes [`Self::add_job`]; the job must be detached and nothing may depend on it.
+    pub fn remove_job(&mut self, key: JobKey, job: &Job) {
+        self.by_path.remove(&job.derivation);
+        self.links.remove(&key);
+        for input in &job.inputs {
+            if let Some(links) = self.links.get_mut(input) {
+                links.dependents.remove(&key);
+            }
+        }
+    }
+
+    /// Returns the jobs that need `key`.
+    pub fn dependents(&self, key: JobKey) -> impl Iterator<Item = JobKey> + '_ {
+        self.links.get(&key).into_iter().flat_map(|links| links.dependents.iter().copied())
+    }
+
+    /// Returns how many inputs of `key` are not built.
+    pub fn unbuilt(&self, key: JobKey) -> u32 {
+        self.links.get(&key).map_or(0, |links| links.unbuilt)
+    }
+
+    /// Enters what follows from a job's state.
+    pub fn attach(&mut self, facts: &Facts, key: JobKey) {
+        let Some(job) = facts.jobs.get(&key) else { return };
+        self.tally(job, key, |count| *count += 1);
+        match &job.state {
+            State::Waiting => match self.spot(facts, key, job) {
+                Spot::Ready => {
+                    let entry = (Reverse(job.upward_rank_ms), Arc::clone(&job.derivation), key);
+                    self.ready.entry(job.needs_next()).or_default().insert(entry);
+                }
+                Spot::Delayed(until) => {
+                    self.delayed.insert((until, key));
+                }
+                Spot::Nowhere => {}
+            },
+            State::Running(running) => {
+                let load = self.loads.entry(running.worker.clone()).or_default();
+                load.jobs.insert(key);
+                load.used.cores = load.used.cores.saturating_add(running.granted.cores);
+                load.used.memory_mib = load.used.memory_mib.saturating_add(running.granted.memory_mib);
+                if let Some(at) = running.revoke_at {
+                    self.grace.insert((at, key));
+                }
+            }
+            State::Built { outputs, .. } => self.paths.extend(outputs.iter().map(|output| (output.info.path.clone(), key))),
+            State::Failed { .. } | State::DependencyFailed { .. } => {}
+        }
+    }
+
+    /// Takes out what followed from a job's state. Call it before the state, the job's rank or its builds change.
+    pub fn detach(&mut self, facts: &Facts, key: JobKey) {
+        let Some(job) = facts.jobs.get(&key) else { return };
+        self.tally(job, key, |count| *count -= 1);
+        match &job.state {
+            State::Waiting => match self.spot(facts, key, job) {
+                Spot::Ready => self.remove_ready(job, key),
+                Spot::Delayed(until) => {
+                    self.delayed.remove(&(until, key));
+                }
+                Spot::Nowhere => {}
+            },
+            State::Running(running) => {
+                if let Some(load) = self.loads.get_mut(&running.worker) {
+                    load.jobs.remove(&key);
+                    load.used.cores = load.used.cores.saturating_sub(running.granted.cores);
+                    load.used.memory_mib = load.used.memory_mib.saturating_sub(running.granted.memory_mib);
+                    if load.jobs.is_empty() {
+                        self.loads.remove(&running.worker);
+                    }
+                }
+                if let Some(at) = running.revoke_at {
+                    self.grace.remove(&(at, key));
+                }
+            }
+            State::Built { outputs, .. } => {
+                for output in outputs {
+                    self.paths.remove(&(output.info.path.clone(), key));
+                }
+            }
+            State::Failed { .. } | State::DependencyFailed { .. } => {}
+        }
+    }
+
+    /// Notes that an input of `key` was built. Returns whether it was the last one missing.
+    pub fn input_built(&mut self, facts: &Facts, key: JobKey) -> bool {
+        self.detach(facts, key);
+        let links = self.links.entry(key).or_default();
+        links.unbuilt = links.unbuilt.saturating_sub(1);
+        let last = links.unbuilt == 0;
+        self.attach(facts, key);
+        last
+    }
+
+    fn remove_ready(&mut self, job: &Job, key: JobKey) {
+        let needs = job.needs_next();
+        if let Some(class) = self.ready.get_mut(&needs) {
+            class.remove(&(Reverse(job.upward_rank_ms), Arc::clone(&job.derivation), key));
+            if class.is_empty() {
+                self.ready.remove(&needs);
+            }
+        }
+    }
+
+    /// Returns where a waiting job belongs. A job that no build wants started is nowhere.
+    fn spot(&self, facts: &Facts, key: JobKey, job: &Job) -> Spot {
+        let Some(links) = self.links.get(&key) else { return Spot::Nowhere };
+        let wanted = links.builds.iter().any(|id| facts.builds.get(id).is_some_and(Build::is_going));
+        if links.unbuilt > 0 || !wanted {
+            return Spot::Nowhere;
+        }
+        job.tries.retry_at.map_or(Spot::Ready, Spot::Delayed)
+    }
+
+    fn tally(&mut self, job: &Job, key: JobKey, count: impl Fn(&mut u32)) {
+        let open = !job.is_final();
+        let unpublished = matches!(job.state, State::Built { published: false, .. });
+        if !open && !unpublished {
+            return;
+        }
+        let builds = self.links.get(&key).map(|links| links.builds.as_slice()).unwrap_or_default();
+        for build in builds {
+            if let Some(tally) = self.tallies.get_mut(build) {
+                count(if open { &mut tally.open } else { &mut tally.unpublished });
+            }
+        }
+    }
+}
+
+/// Where a waiting job belongs.
+enum Spot {
+    Ready,
+    Delayed(Timestamp),
+    Nowhere,
+}

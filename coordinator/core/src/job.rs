@@ -1,0 +1,234 @@
+//! Jobs as the farm keeps them: one per derivation, however many builds want it.
+//!
+//! Whether a job is blocked or ready is not stored: it follows from its inputs (see [`crate::index`]). Does not change itself;
+//! the modules of [`crate::apply`] do.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use kiln_wire::{
+    AttemptId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobLimits, JobSpec, Lease, OutputName, Resources, StorePath, Timestamp,
+    WorkerId,
+};
+use serde::{Deserialize, Serialize};
+
+/// A job's number in this farm. Only grows, and a job's inputs have lower numbers than the job: number order is topological.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct JobKey(pub u32);
+
+/// What a worker must have to run a job. Jobs with equal needs form a class: where there is no room for one, there is none for any.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Needs {
+    /// The platform, or `builtin`.
+    pub system: String,
+    /// Features, all of them.
+    pub features: BTreeSet<String>,
+    /// Capacity.
+    pub resources: Resources,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Job {
+    #[serde(with = "shared")]
+    pub derivation: Arc<DrvPath>,
+    /// As submitted; the retries may ask for more memory (see [`Tries::memory_mib`]).
+    #[serde(with = "shared")]
+    pub needs: Arc<Needs>,
+    pub kind: JobKind,
+    pub prefer_local: bool,
+    pub limits: JobLimits,
+    /// Sorted by name.
+    pub outputs: Box<[OutputSpec]>,
+    /// Sorted; all lower than the job's own key.
+    pub inputs: Box<[JobKey]>,
+    /// Expected milliseconds from its start to the end of the longest chain that needs it. Rises with submissions, never falls.
+    pub upward_rank_ms: u64,
+    pub tries: Tries,
+    pub state: State,
+}
+
+/// One output that the derivation declares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OutputSpec {
+    pub name: OutputName,
+    /// Its path, where that is known before the build.
+    pub path: Option<StorePath>,
+}
+
+/// What the failure policy remembers of a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tries {
+    /// Ended attempts, oldest first, at most `ATTEMPTS_KEPT_MAX`.
+    pub ended: Vec<Attempt>,
+    /// Infrastructure failures so far; decides the back-off.
+    pub infrastructure_count: u32,
+    /// Workers on which it failed for infrastructure reasons.
+    pub failed_on: BTreeSet<WorkerId>,
+    /// Memory to ask for after an out of memory failure.
+    pub memory_mib: Option<u64>,
+    /// Not before this time.
+    pub retry_at: Option<Timestamp>,
+}
+
+/// An ended attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attempt {
+    pub attempt: AttemptId,
+    pub worker: WorkerId,
+    pub epoch: Epoch,
+    pub started_at: Timestamp,
+    pub ended_at: Timestamp,
+    pub end: AttemptEnd,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum AttemptEnd {
+    /// It made the committed outputs.
+    Built,
+    /// Its worker reported a failure.
+    Failed { class: FailureClass, message: String },
+    /// Its lease ended without a report.
+    Lost { class: FailureClass, message: String },
+    /// It reported other content than the committed one, too late.
+    Differs,
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    /// Not started: blocked by inputs, or ready.
+    Waiting,
+    /// Leased.
+    Running(Box<Running>),
+    /// The whole output set is committed.
+    Built {
+        /// Sorted by name.
+        outputs: Box<[BuiltOutput]>,
+        /// The narinfos are readable.
+        published: bool,
+    },
+    /// Failed for good.
+    Failed { class: FailureClass, message: String },
+    /// An input failed for good.
+    DependencyFailed { cause: JobKey },
+}
+
+/// A live lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub attempt: AttemptId,
+    pub worker: WorkerId,
+    pub epoch: Epoch,
+    /// What it holds of the worker.
+    pub granted: Resources,
+    pub started_at: Timestamp,
+    /// When the lease may be revoked, because nobody wants the job.
+    pub revoke_at: Option<Timestamp>,
+}
+
+impl Job {
+    /// Makes a job that was never tried, with its inputs' keys.
+    pub fn new(spec: JobSpec, needs: Arc<Needs>, mut inputs: Vec<JobKey>) -> Self {
+        inputs.sort_unstable();
+        inputs.dedup();
+        Self {
+            derivation: Arc::new(spec.derivation),
+            needs,
+            kind: spec.kind,
+            prefer_local: spec.prefer_local,
+            limits: spec.limits,
+            outputs: spec.outputs.into_iter().map(|(name, path)| OutputSpec { name, path }).collect(),
+            inputs: inputs.into_boxed_slice(),
+            upward_rank_ms: 0,
+            tries: Tries::default(),
+            state: State::Waiting,
+        }
+    }
+
+    /// Returns whether nothing more happens to it by itself.
+    pub fn is_final(&self) -> bool {
+        match self.state {
+            State::Waiting | State::Running(_) => false,
+            State::Built { .. } | State::Failed { .. } | State::DependencyFailed { .. } => true,
+        }
+    }
+
+    /// Returns whether its outputs are committed.
+    pub fn is_built(&self) -> bool {
+        matches!(self.state, State::Built { .. })
+    }
+
+    /// Returns whether it, or something it needs, failed for good.
+    pub fn is_failed(&self) -> bool {
+        matches!(self.state, State::Failed { .. } | State::DependencyFailed { .. })
+    }
+
+    /// Returns the live lease's facts.
+    pub fn running(&self) -> Option<&Running> {
+        match &self.state {
+            State::Running(running) => Some(running),
+            State::Waiting | State::Built { .. } | State::Failed { .. } | State::DependencyFailed { .. } => None,
+        }
+    }
+
+    /// Returns the live lease.
+    pub fn lease(&self) -> Option<Lease> {
+        self.running().map(|running| Lease {
+            derivation: (*self.derivation).clone(),
+            attempt: running.attempt,
+            worker: running.worker.clone(),
+            epoch: running.epoch,
+        })
+    }
+
+    /// Returns whether `lease` is exactly the live one.
+    pub fn holds(&self, lease: &Lease) -> bool {
+        self.running().is_some_and(|running| {
+            *self.derivation == lease.derivation
+                && running.attempt == lease.attempt
+                && running.worker == lease.worker
+                && running.epoch == lease.epoch
+        })
+    }
+
+    /// Returns the committed outputs, sorted by name.
+    pub fn built_outputs(&self) -> Option<&[BuiltOutput]> {
+        match &self.state {
+            State::Built { outputs, .. } => Some(outputs),
+            State::Waiting | State::Running(_) | State::Failed { .. } | State::DependencyFailed { .. } => None,
+        }
+    }
+
+    /// Returns what a worker must have for the next attempt.
+    pub fn needs_next(&self) -> Arc<Needs> {
+        match self.tries.memory_mib {
+            Some(memory_mib) => {
+                let mut needs = (*self.needs).clone();
+                needs.resources.memory_mib = memory_mib;
+                Arc::new(needs)
+            }
+            None => Arc::clone(&self.needs),
+        }
+    }
+}
+
+/// Writes what an [`Arc`] holds; sharing is restored by the reader.
+mod shared {
+    use alloc::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        (**value).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
+    }
+}

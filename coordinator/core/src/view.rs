@@ -1,0 +1,235 @@
+//! Read-only views, for people and for the shell. O(jobs of what is asked for) at most.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use kiln_wire::client::{AttemptView, BuildState, BuildView, JobCounts, JobView, WorkerView};
+use kiln_wire::{BuildId, BuiltOutput, DrvPath, FailureClass, Lease, PathInfo, StorePath, WorkerId};
+
+use crate::build::{Build, Phase};
+use crate::estimate;
+use crate::farm::Farm;
+use crate::job::{Attempt, AttemptEnd, Job, JobKey, State};
+
+impl Farm {
+    /// Returns a live build as it stands; one that has ended as it ended.
+    pub fn build_view(&self, id: BuildId) -> Option<BuildView> {
+        let build = self.facts.builds.get(&id)?;
+        let view = BuildView {
+            build: id,
+            name: build.name.clone(),
+            submitted_at: build.submitted_at,
+            state: BuildState::Active,
+            counts: JobCounts::default(),
+            remaining_ms: None,
+            outputs: BTreeMap::new(),
+            failures: Vec::new(),
+            running: Vec::new(),
+            waiting: BTreeMap::new(),
+        };
+        Some(match &build.phase {
+            Phase::Ended(record) => BuildView {
+                state: record.state,
+                counts: record.counts,
+                outputs: record.outputs.clone(),
+                failures: record.failures.clone(),
+                ..view
+            },
+            Phase::Going | Phase::Stopping { .. } => BuildView {
+                counts: self.counts_of(build),
+                remaining_ms: self.remaining_ms(build),
+                outputs: self.outputs_by_root(build),
+                failures: self.failures_of(build),
+                running: self.views(build, |job| job.running().is_some()),
+                waiting: self.waiting_of(build),
+                ..view
+            },
+        })
+    }
+
+    /// Returns a job of the farm.
+    pub fn job_view(&self, derivation: &DrvPath) -> Option<JobView> {
+        self.find(derivation).map(|(key, job)| self.view(key, job))
+    }
+
+    /// Returns every job of the farm, oldest submission first and inputs before what needs them.
+    pub fn jobs(&self) -> impl Iterator<Item = JobView> + '_ {
+        self.facts.jobs.iter().map(|(key, job)| self.view(*key, job))
+    }
+
+    /// Returns the registered workers. All count as connected: whether a session is open at this moment, the shell knows.
+    pub fn workers(&self) -> Vec<WorkerView> {
+        let view = |(id, worker): (&WorkerId, &crate::fleet::Worker)| {
+            let load = self.index.loads.get(id).cloned().unwrap_or_default();
+            let running = load.jobs.iter().map(|key| (*self.job(*key).derivation).clone()).collect();
+            WorkerView { worker: id.clone(), connected: true, offer: worker.offer.clone(), used: load.used, running }
+        };
+        self.facts.workers.iter().map(view).collect()
+    }
+
+    /// Returns how many of the farm's jobs are in which state.
+    pub fn counts(&self) -> JobCounts {
+        self.count(self.facts.jobs.iter().map(|(key, job)| (*key, job)))
+    }
+
+    /// Returns the facts about a committed output of a live job. If several jobs made the path, of the oldest of them.
+    pub fn path_info(&self, path: &StorePath) -> Option<&PathInfo> {
+        let (_, key) = self.index.paths.range((path.clone(), JobKey(0))..).next().filter(|(found, _)| found == path)?;
+        self.job(*key).built_outputs()?.iter().map(|output| &output.info).find(|info| info.path == *path)
+    }
+
+    /// Returns the committed outputs of a live job, sorted by name; none if it is not built.
+    pub fn outputs_of(&self, derivation: &DrvPath) -> Option<&[BuiltOutput]> {
+        self.find(derivation)?.1.built_outputs()
+    }
+
+    /// Returns the live lease of a job, if it runs.
+    pub fn live_lease(&self, derivation: &DrvPath) -> Option<Lease> {
+        self.find(derivation)?.1.lease()
+    }
+
+    /// Returns the derivations that a live job needs and that the farm has as jobs.
+    pub fn inputs_of(&self, derivation: &DrvPath) -> Option<Vec<&DrvPath>> {
+        Some(self.find(derivation)?.1.inputs.iter().map(|input| &*self.job(*input).derivation).collect())
+    }
+
+    /// Returns why a job is in its state, in words; none if the farm has no such job.
+    pub fn explain(&self, derivation: &DrvPath) -> Option<String> {
+        self.find(derivation).map(|(key, job)| self.reason(key, job))
+    }
+
+    pub(crate) fn counts_of(&self, build: &Build) -> JobCounts {
+        self.count(build.jobs.iter().map(|key| (*key, self.job(*key))))
+    }
+
+    pub(crate) fn failures_of(&self, build: &Build) -> Vec<JobView> {
+        self.views(build, |job| matches!(job.state, State::Failed { .. }))
+    }
+
+    fn count<'a>(&self, jobs: impl Iterator<Item = (JobKey, &'a Job)>) -> JobCounts {
+        let mut counts = JobCounts::default();
+        for (key, job) in jobs {
+            *match &job.state {
+                State::Waiting if self.index.unbuilt(key) > 0 => &mut counts.blocked,
+                State::Waiting => &mut counts.ready,
+                State::Running(_) => &mut counts.running,
+                State::Built { .. } => &mut counts.built,
+                State::Failed { .. } | State::DependencyFailed { .. } => &mut counts.failed,
+            } += 1;
+        }
+        counts
+    }
+
+    fn views(&self, build: &Build, choose: impl Fn(&Job) -> bool) -> Vec<JobView> {
+        build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| choose(job)).map(|(key, job)| self.view(key, job)).collect()
+    }
+
+    fn view(&self, key: JobKey, job: &Job) -> JobView {
+        let ended = job.tries.ended.iter().map(attempt_view);
+        let running = job.running().map(|running| AttemptView {
+            attempt: running.attempt,
+            worker: running.worker.clone(),
+            started_at: running.started_at,
+            ended_at: None,
+            failure: None,
+        });
+        JobView {
+            derivation: (*job.derivation).clone(),
+            state: String::from(self.state_word(key, job)),
+            reason: self.reason(key, job),
+            builds: self.index.links.get(&key).map(|links| links.builds.clone()).unwrap_or_default(),
+            attempts: ended.chain(running).collect(),
+            upward_rank_ms: job.upward_rank_ms,
+        }
+    }
+
+    fn state_word(&self, key: JobKey, job: &Job) -> &'static str {
+        match &job.state {
+            State::Waiting if !self.is_wanted(key) => "cancelled",
+            State::Waiting if self.index.unbuilt(key) > 0 => "blocked",
+            State::Waiting => "ready",
+            State::Running(_) => "running",
+            State::Built { .. } => "built",
+            State::Failed { .. } => "failed",
+            State::DependencyFailed { .. } => "dependency-failed",
+        }
+    }
+
+    fn reason(&self, key: JobKey, job: &Job) -> String {
+        match &job.state {
+            State::Waiting if !self.is_wanted(key) => String::from("no live build wants it started"),
+            State::Waiting if self.index.unbuilt(key) > 0 => self.reason_blocked(key, job),
+            State::Waiting => self.wait_reason(job).to_string(),
+            State::Running(running) if running.revoke_at.is_some() => {
+                format!("on {}; no build wants it, it is stopped soon", running.worker)
+            }
+            State::Running(running) => format!("on {}", running.worker),
+            State::Built { published: false, .. } => String::from("its outputs are being published"),
+            State::Built { published: true, .. } => String::new(),
+            State::Failed { class, message } => format!("{class}: {message}"),
+            State::DependencyFailed { cause } => format!("its input {} failed", self.job(*cause).derivation),
+        }
+    }
+
+    fn reason_blocked(&self, key: JobKey, job: &Job) -> String {
+        let unbuilt = self.index.unbuilt(key);
+        let first = job.inputs.iter().map(|input| self.job(*input)).find(|input| !input.is_built());
+        match first {
+            Some(input) if unbuilt > 1 => format!("waits for {unbuilt} inputs, {} among them", input.derivation),
+            Some(input) => format!("waits for its input {}", input.derivation),
+            None => String::from("waits for its inputs"),
+        }
+    }
+
+    pub(crate) fn is_wanted(&self, key: JobKey) -> bool {
+        self.live_builds_of(key).any(|(_, build)| build.is_going())
+    }
+
+    fn waiting_of(&self, build: &Build) -> BTreeMap<String, u64> {
+        let mut waiting = BTreeMap::new();
+        let is_ready =
+            |key: &&JobKey| matches!(self.job(**key).state, State::Waiting) && self.index.unbuilt(**key) == 0 && self.is_wanted(**key);
+        let mut by_class: BTreeMap<_, String> = BTreeMap::new();
+        for key in build.jobs.iter().filter(is_ready) {
+            let job = self.job(*key);
+            let tried = job.tries.retry_at.is_some() || job.tries.memory_mib.is_some();
+            let reason = if tried {
+                self.wait_reason(job).to_string()
+            } else {
+                by_class.entry(&job.needs).or_insert_with(|| self.wait_reason(job).to_string()).clone()
+            };
+            *waiting.entry(reason).or_default() += 1;
+        }
+        waiting
+    }
+
+    /// Returns the larger of two bounds: the longest chain that is left, and the work that is left spread over all slots.
+    fn remaining_ms(&self, build: &Build) -> Option<u64> {
+        let open = build.jobs.iter().map(|key| self.job(*key)).filter(|job| !job.is_final());
+        let (mut chain_ms, mut work_ms, mut any) = (0u64, 0u64, false);
+        for job in open {
+            chain_ms = chain_ms.max(job.upward_rank_ms);
+            work_ms = work_ms.saturating_add(estimate::duration_ms(job));
+            any = true;
+        }
+        let slots: u64 = self.facts.workers.values().map(|worker| u64::from(worker.offer.slots)).sum();
+        any.then(|| chain_ms.max(work_ms / slots.max(1)))
+    }
+}
+
+fn attempt_view(attempt: &Attempt) -> AttemptView {
+    let failure = match &attempt.end {
+        AttemptEnd::Built => None,
+        AttemptEnd::Failed { class, message } | AttemptEnd::Lost { class, message } => Some((*class, message.clone())),
+        AttemptEnd::Differs => Some((FailureClass::BuildFailure, String::from("made other content than the committed outputs"))),
+    };
+    AttemptView {
+        attempt: attempt.attempt,
+        worker: attempt.worker.clone(),
+        started_at: attempt.started_at,
+        ended_at: Some(attempt.ended_at),
+        failure,
+    }
+}

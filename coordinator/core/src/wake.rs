@@ -1,0 +1,43 @@
+//! Timers: what is due, and when to look again. Each wake-up says why.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use kiln_wire::Timestamp;
+
+use crate::command::Command;
+use crate::farm::Farm;
+
+/// Why the farm wants to be looked at again at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WakeReason {
+    /// A job that nobody wants may be stopped: ask [`Farm::due`].
+    CancelGrace,
+    /// A job's back-off ends: plan again.
+    RetryBackoff,
+}
+
+impl fmt::Display for WakeReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CancelGrace => "the grace period of a cancelled job ends",
+            Self::RetryBackoff => "the back-off of a failed job ends",
+        })
+    }
+}
+
+impl Farm {
+    /// Returns the commands that time alone has made necessary. They stay due until they are applied.
+    pub fn due(&self, now: Timestamp) -> Vec<Command> {
+        let over = self.index.grace.iter().take_while(|(at, _)| *at <= now);
+        over.filter_map(|(_, key)| self.job(*key).lease()).map(|lease| Command::Revoke { lease, now }).collect()
+    }
+
+    /// Returns the first time after `now` at which [`Farm::due`] or a plan may say something new; none if only commands can change that.
+    pub fn next_wake(&self, now: Timestamp) -> Option<(Timestamp, WakeReason)> {
+        let later = |at: Timestamp| at > now;
+        let grace = self.index.grace.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::CancelGrace));
+        let retry = self.index.delayed.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::RetryBackoff));
+        grace.into_iter().chain(retry).min()
+    }
+}
