@@ -1,0 +1,28 @@
+//! Runs one builder in a sandbox of our own: namespaces, per-path read-only mounts, one user, a control group, a system call
+//! filter. Nothing is executed per build but the builder itself.
+//!
+//! Absences: knows nothing of derivations (`crate::builder` makes the [`Spec`]), of leases, or of outputs, which are imported
+//! from [`Spec::root_dir`] after the run. Blocking: call it on a thread that may wait.
+//! Invariant: when [`run`] returns, no process of the build exists.
+
+mod cancel;
+mod error;
+mod launch;
+mod spec;
+
+pub use cancel::Cancel;
+pub use error::SandboxError;
+pub use spec::{Ended, HostId, Limits, Spec, Status, Stop, env_pairs};
+
+use crate::cgroup::Cgroups;
+
+/// Runs the builder of `spec` to its end and returns how it ended. Blocks; use a thread of its own.
+///
+/// `log` gets the builder's output as it comes, at most 64 KiB at a time, on the calling thread. While it blocks, limits and
+/// cancellation are not watched, so it must only pass the bytes on.
+///
+/// # Errors
+/// [`SandboxError`] if the sandbox could not be set up. A builder that could not be executed is an [`Ended`], not an error.
+pub fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+    launch::run(spec, cgroups, cancel, log)
+}
