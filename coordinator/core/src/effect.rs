@@ -80,7 +80,7 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
 pub enum Refused {
     /// The lease is not the live one of its job.
-    #[error("finish `{}`: attempt {} of worker {} holds no lease", .0.derivation, .0.attempt, .0.worker)]
+    #[error("attempt {} at `{}` by worker {} holds no lease that may end so", .0.attempt, .0.derivation, .0.worker)]
     StaleLease(Lease),
     /// The worker has a later registration, or none.
     #[error("worker {worker} has no registration {epoch}")]

@@ -41,7 +41,7 @@ impl Limits {
 /// Places ready jobs on free capacity. Reads the farm, changes nothing. Every ready job is in the plan, or in the report with a reason.
 ///
 /// The highest upward rank goes first, ties by derivation path; to the worker with most free cores, then slots, then memory, ties by
-/// its id. A worker on which the job failed for infrastructure reasons is passed over if a registered one is left on which it did not.
+/// its id. The most urgent job that fits nowhere keeps one worker to itself. A worker on which the job failed for infrastructure reasons is passed over if a registered one is left on which it did not.
 pub fn plan(farm: &Farm, now: Timestamp, limits: &Limits) -> (Plan, PlanReport) {
     let mut fleet = Fleet::of(farm);
     let (mut lanes, mut waiting) = lanes(farm, now);
@@ -62,8 +62,8 @@ pub fn plan(farm: &Farm, now: Timestamp, limits: &Limits) -> (Plan, PlanReport) 
                 lane.left -= 1;
                 lane.passed += 1;
             }
-            Spot::None => {
-                lane.closed = true;
+            Spot::None(reason) => {
+                lane.closed = Some(reason);
                 continue;
             }
         }
@@ -85,8 +85,8 @@ struct Lane<'a> {
     left: usize,
     /// Jobs that were passed over because they failed wherever there is room.
     passed: usize,
-    /// No worker has room for the class.
-    closed: bool,
+    /// No worker has room for the class, and why.
+    closed: Option<WaitReason>,
     /// Free workers that could run the class, by their place in the fleet.
     able: Option<Vec<usize>>,
 }
@@ -103,7 +103,7 @@ impl Lane<'_> {
     }
 
     fn waiting(&self, farm: &Farm) -> impl Iterator<Item = Waiting> {
-        let full = if self.closed { WaitReason::Busy } else { WaitReason::PlanFull };
+        let full = self.closed.clone().unwrap_or(WaitReason::PlanFull);
         let entry = |reason: WaitReason, count: usize| Waiting {
             needs: (*self.needs).clone(),
             reason,
@@ -148,7 +148,7 @@ fn lane<'a>(needs: &Arc<Needs>, ready: Option<&'a BTreeSet<ReadyEntry>>, retried
         retried: retried.into_iter().rev().collect(),
         left,
         passed: 0,
-        closed: false,
+        closed: None,
         able: None,
     }
 }
@@ -156,6 +156,8 @@ fn lane<'a>(needs: &Arc<Needs>, ready: Option<&'a BTreeSet<ReadyEntry>>, retried
 /// Workers with a free slot, and what the plan has left of each.
 struct Fleet<'a> {
     free: Vec<Candidate<'a>>,
+    /// The worker that is kept for the most urgent job without room, so that smaller jobs do not overtake it for ever.
+    reserved: Option<usize>,
 }
 
 struct Candidate<'a> {
@@ -169,7 +171,7 @@ enum Spot {
     On(WorkerId, Epoch),
     /// Only where it failed before.
     FailedThere,
-    None,
+    None(WaitReason),
 }
 
 impl<'a> Fleet<'a> {
@@ -178,7 +180,7 @@ impl<'a> Fleet<'a> {
             let free = farm.free_on(id).filter(|free| free.slots > 0)?;
             Some(Candidate { id, worker, free })
         });
-        Self { free: free.collect() }
+        Self { free: free.collect(), reserved: None }
     }
 
     fn place(&mut self, farm: &Farm, lane: &mut Lane<'_>, key: JobKey) -> Spot {
@@ -189,7 +191,7 @@ impl<'a> Fleet<'a> {
         });
         let failed_on = &farm.job(key).tries.failed_on;
         let mut best: Option<(bool, Free, usize, Free)> = None;
-        for at in able.iter().copied() {
+        for at in able.iter().copied().filter(|at| self.reserved != Some(*at)) {
             let candidate = &self.free[at];
             let Some(rest) = candidate.free.take(fleet::grant(&candidate.worker.offer, needs)) else { continue };
             let fresh = !failed_on.contains(candidate.id);
@@ -197,13 +199,29 @@ impl<'a> Fleet<'a> {
                 best = Some((fresh, candidate.free, at, rest));
             }
         }
-        let Some((fresh, _, at, rest)) = best else { return Spot::None };
+        let Some((fresh, _, at, rest)) = best else { return Spot::None(self.reserve(lane)) };
         if !fresh && farm.could_run_elsewhere(needs, failed_on) {
             return Spot::FailedThere;
         }
         let candidate = &mut self.free[at];
         candidate.free = rest;
         Spot::On(candidate.id.clone(), candidate.worker.epoch)
+    }
+
+    /// Keeps the able worker with most left for a class that fits none, unless one is kept already. Returns why the class waits.
+    fn reserve(&mut self, lane: &Lane<'_>) -> WaitReason {
+        let able = lane.able.as_deref().unwrap_or_default().iter().copied().filter(|at| self.free[*at].free.slots > 0);
+        match self.reserved {
+            None => {
+                self.reserved = able.max_by_key(|at| (self.free[*at].free, Reverse(*at)));
+                WaitReason::Busy
+            }
+            Some(reserved) => {
+                let candidate = &self.free[reserved];
+                let room = candidate.free.take(fleet::grant(&candidate.worker.offer, &lane.needs)).is_some();
+                if room && able.into_iter().any(|at| at == reserved) { WaitReason::Reserved } else { WaitReason::Busy }
+            }
+        }
     }
 }
 

@@ -1,14 +1,15 @@
 //! Why ready jobs wait. Every ready job is in the plan or in the report.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use kiln_wire::Timestamp;
+use kiln_wire::{Timestamp, WorkerId};
 
 use crate::farm::Farm;
-use crate::fleet;
+use crate::fleet::{self, Worker};
 use crate::job::{Job, Needs};
 use crate::wake::WakeReason;
 
@@ -41,6 +42,8 @@ pub enum WaitReason {
     BackOff,
     /// There is room only on workers on which it failed before, and another worker could run it.
     FailedThere,
+    /// The only room is kept for a more urgent job that needs more of it.
+    Reserved,
     /// The plan holds as many placements as one plan may.
     PlanFull,
     /// No worker is registered.
@@ -64,7 +67,7 @@ impl WaitReason {
     /// Returns whether no registered worker could ever run the job. Such jobs must not count for scaling existing pools.
     pub fn is_unplaceable(&self) -> bool {
         match self {
-            Self::Busy | Self::BackOff | Self::FailedThere | Self::PlanFull => false,
+            Self::Busy | Self::BackOff | Self::FailedThere | Self::Reserved | Self::PlanFull => false,
             Self::NoWorker | Self::LacksSystem(_) | Self::LacksFeatures(_) | Self::LacksMemory { .. } | Self::NoSlots => true,
         }
     }
@@ -76,7 +79,8 @@ impl fmt::Display for WaitReason {
             Self::Busy => f.write_str("every worker that could run it is full"),
             Self::BackOff => f.write_str("is tried again after an infrastructure failure"),
             Self::FailedThere => f.write_str("waits for a worker on which it has not failed"),
-            Self::PlanFull => f.write_str("is in the next plan"),
+            Self::Reserved => f.write_str("the only room is kept for a more urgent job that needs more of it"),
+            Self::PlanFull => f.write_str("has room, and is in the next plan"),
             Self::NoWorker => f.write_str("no worker is registered"),
             Self::LacksSystem(system) => write!(f, "no worker runs system {system}"),
             Self::LacksFeatures(features) => {
@@ -115,9 +119,27 @@ impl Farm {
         if asked_mib > largest_mib { Some(WaitReason::LacksMemory { asked_mib, largest_mib }) } else { Some(WaitReason::NoSlots) }
     }
 
-    /// Returns why a ready job is not running at this moment.
-    pub(crate) fn wait_reason(&self, job: &Job) -> WaitReason {
-        let lacking = self.unplaceable(&job.needs_next());
-        lacking.unwrap_or(if job.tries.retry_at.is_some() { WaitReason::BackOff } else { WaitReason::Busy })
+    /// Returns why jobs with these needs, ready and without a back-off, do not run at this moment.
+    pub(crate) fn class_reason(&self, needs: &Needs) -> WaitReason {
+        let has_room = |(id, worker): (&WorkerId, &Worker)| {
+            let granted = fleet::grant(&worker.offer, needs);
+            fleet::could_run(&worker.offer, needs) && self.free_on(id).and_then(|free| free.take(granted)).is_some()
+        };
+        let lacking = self.unplaceable(needs);
+        lacking.unwrap_or_else(|| if self.facts.workers.iter().any(has_room) { WaitReason::PlanFull } else { WaitReason::Busy })
+    }
+
+    /// Returns why each class of ready jobs does not run at this moment.
+    pub(crate) fn class_reasons(&self) -> BTreeMap<Arc<Needs>, WaitReason> {
+        self.index.ready.keys().map(|needs| (Arc::clone(needs), self.class_reason(needs))).collect()
+    }
+
+    /// Returns why a ready job does not run at this moment. `known` saves looking at its class again.
+    pub(crate) fn wait_reason(&self, job: &Job, known: &BTreeMap<Arc<Needs>, WaitReason>) -> WaitReason {
+        let needs = job.needs_next();
+        if job.tries.retry_at.is_some() {
+            return self.unplaceable(&needs).unwrap_or(WaitReason::BackOff);
+        }
+        known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs))
     }
 }

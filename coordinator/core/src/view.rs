@@ -3,15 +3,17 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobCounts, JobView, WorkerView};
-use kiln_wire::{BuildId, BuiltOutput, DrvPath, FailureClass, Lease, PathInfo, StorePath, WorkerId};
+use kiln_wire::{BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, StorePath, WorkerId};
 
 use crate::build::{Build, Phase};
 use crate::estimate;
 use crate::farm::Farm;
-use crate::job::{Attempt, AttemptEnd, Job, JobKey, State};
+use crate::job::{Attempt, AttemptEnd, Job, JobKey, Needs, State};
+use crate::report::WaitReason;
 
 impl Farm {
     /// Returns a live build as it stands; one that has ended as it ended.
@@ -51,12 +53,13 @@ impl Farm {
 
     /// Returns a job of the farm.
     pub fn job_view(&self, derivation: &DrvPath) -> Option<JobView> {
-        self.find(derivation).map(|(key, job)| self.view(key, job))
+        self.find(derivation).map(|(key, job)| self.view(key, job, &BTreeMap::new()))
     }
 
     /// Returns every job of the farm, oldest submission first and inputs before what needs them.
     pub fn jobs(&self) -> impl Iterator<Item = JobView> + '_ {
-        self.facts.jobs.iter().map(|(key, job)| self.view(*key, job))
+        let reasons = self.class_reasons();
+        self.facts.jobs.iter().map(move |(key, job)| self.view(*key, job, &reasons))
     }
 
     /// Returns the registered workers. All count as connected: whether a session is open at this moment, the shell knows.
@@ -85,6 +88,11 @@ impl Farm {
         self.find(derivation)?.1.built_outputs()
     }
 
+    /// Returns the outputs that a live job's derivation declares, with their paths where these are known before the build.
+    pub fn outputs_declared(&self, derivation: &DrvPath) -> Option<Vec<(OutputName, Option<StorePath>)>> {
+        Some(self.find(derivation)?.1.outputs.iter().map(|spec| (spec.name.clone(), spec.path.clone())).collect())
+    }
+
     /// Returns the live lease of a job, if it runs.
     pub fn live_lease(&self, derivation: &DrvPath) -> Option<Lease> {
         self.find(derivation)?.1.lease()
@@ -97,7 +105,7 @@ impl Farm {
 
     /// Returns why a job is in its state, in words; none if the farm has no such job.
     pub fn explain(&self, derivation: &DrvPath) -> Option<String> {
-        self.find(derivation).map(|(key, job)| self.reason(key, job))
+        self.find(derivation).map(|(key, job)| self.reason(key, job, &BTreeMap::new()))
     }
 
     pub(crate) fn counts_of(&self, build: &Build) -> JobCounts {
@@ -123,10 +131,12 @@ impl Farm {
     }
 
     fn views(&self, build: &Build, choose: impl Fn(&Job) -> bool) -> Vec<JobView> {
-        build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| choose(job)).map(|(key, job)| self.view(key, job)).collect()
+        // None of these waits, so no class needs a reason.
+        let view = |(key, job): (JobKey, &Job)| self.view(key, job, &BTreeMap::new());
+        build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| choose(job)).map(view).collect()
     }
 
-    fn view(&self, key: JobKey, job: &Job) -> JobView {
+    fn view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
         let ended = job.tries.ended.iter().map(attempt_view);
         let running = job.running().map(|running| AttemptView {
             attempt: running.attempt,
@@ -138,7 +148,7 @@ impl Farm {
         JobView {
             derivation: (*job.derivation).clone(),
             state: String::from(self.state_word(key, job)),
-            reason: self.reason(key, job),
+            reason: self.reason(key, job, reasons),
             builds: self.index.links.get(&key).map(|links| links.builds.clone()).unwrap_or_default(),
             attempts: ended.chain(running).collect(),
             upward_rank_ms: job.upward_rank_ms,
@@ -157,11 +167,11 @@ impl Farm {
         }
     }
 
-    fn reason(&self, key: JobKey, job: &Job) -> String {
+    fn reason(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> String {
         match &job.state {
             State::Waiting if !self.is_wanted(key) => String::from("no live build wants it started"),
             State::Waiting if self.index.unbuilt(key) > 0 => self.reason_blocked(key, job),
-            State::Waiting => self.wait_reason(job).to_string(),
+            State::Waiting => self.wait_reason(job, reasons).to_string(),
             State::Running(running) if running.revoke_at.is_some() => {
                 format!("on {}; no build wants it, it is stopped soon", running.worker)
             }
@@ -191,16 +201,9 @@ impl Farm {
         let mut waiting = BTreeMap::new();
         let is_ready =
             |key: &&JobKey| matches!(self.job(**key).state, State::Waiting) && self.index.unbuilt(**key) == 0 && self.is_wanted(**key);
-        let mut by_class: BTreeMap<_, String> = BTreeMap::new();
+        let reasons = self.class_reasons();
         for key in build.jobs.iter().filter(is_ready) {
-            let job = self.job(*key);
-            let tried = job.tries.retry_at.is_some() || job.tries.memory_mib.is_some();
-            let reason = if tried {
-                self.wait_reason(job).to_string()
-            } else {
-                by_class.entry(&job.needs).or_insert_with(|| self.wait_reason(job).to_string()).clone()
-            };
-            *waiting.entry(reason).or_default() += 1;
+            *waiting.entry(self.wait_reason(self.job(*key), &reasons).to_string()).or_default() += 1;
         }
         waiting
     }

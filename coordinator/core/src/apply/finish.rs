@@ -67,7 +67,7 @@ impl Farm {
         let dependents: Vec<JobKey> = self.index.dependents(key).collect();
         for dependent in dependents {
             let last = self.index.input_built(&self.facts, dependent);
-            if last && matches!(self.job(dependent).state, State::Waiting) {
+            if last && matches!(self.job(dependent).state, State::Waiting) && self.is_wanted(dependent) {
                 self.notify(dependent, now, EventKind::Ready, fx);
             }
         }

@@ -1,0 +1,9 @@
+//! The farm from outside: transcripts, random commands, models, real graphs. Everything goes through the public interface.
+
+mod facts;
+mod golden;
+mod graphs;
+mod model;
+mod random;
+mod script;
+mod text;

@@ -1,0 +1,302 @@
+//! Random commands, nonsense among them: every invariant holds after each, nothing panics, replicas agree, and in the end all is built.
+//!
+//! A failure names its seed; `KILN_SEED=<seed>` runs that one alone.
+
+use std::collections::BTreeMap;
+
+use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, plan};
+use kiln_wire::client::BuildState;
+use kiln_wire::{AttemptId, BuildId, BuiltOutput, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp};
+
+use crate::facts::{Dice, built, drv, failed, info, offer, output_name, output_path, root, spec, worker};
+
+const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
+const CLASSES: [FailureClass; 5] = [
+    FailureClass::BuildFailure,
+    FailureClass::OutOfMemory,
+    FailureClass::LimitExceeded,
+    FailureClass::Infrastructure,
+    FailureClass::Cancelled,
+];
+
+/// Draws commands. Keeps what it needs to draw sensible ones beside the nonsense.
+struct Chaos {
+    dice: Dice,
+    now: Timestamp,
+    leases: Vec<Lease>,
+    builds: Vec<BuildId>,
+    registrations: BTreeMap<String, Epoch>,
+    request: u64,
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Self {
+        let registrations = BTreeMap::new();
+        Self { dice: Dice(seed), now: Timestamp(0), leases: Vec::new(), builds: Vec::new(), registrations, request: 0 }
+    }
+
+    fn note(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Dispatch { lease, .. } => self.leases.push(lease.clone()),
+                Effect::Welcome { worker, epoch, .. } => {
+                    self.registrations.insert(worker.as_str().to_owned(), *epoch);
+                }
+                Effect::Answer(Answer::Submitted { build, .. }) => self.builds.push(*build),
+                Effect::Answer(Answer::Refused(_))
+                | Effect::Revoke(_)
+                | Effect::Acknowledge { .. }
+                | Effect::Publish { .. }
+                | Effect::Notify { .. }
+                | Effect::Archive(_) => {}
+            }
+        }
+    }
+
+    fn command(&mut self, farm: &Farm) -> Command {
+        self.now = Timestamp(self.now.0 + self.dice.below(1500));
+        let now = self.now;
+        match self.dice.below(20) {
+            0 => self.register(),
+            1 => {
+                let name = self.worker();
+                let epoch = self.epoch(&name);
+                Command::Lose { worker: worker(&name), epoch, now }
+            }
+            2 | 3 => Command::Stage { request: self.request(), jobs: self.jobs(), now },
+            4 | 5 => {
+                let roots = vec![root(self.name()), root(self.name())];
+                let keep_going = self.dice.once_in(2);
+                Command::Submit { request: self.request(), name: "chaos".to_owned(), roots, keep_going, now }
+            }
+            6..=9 => {
+                let (plan, _) = plan(farm, now, &Limits { placements_max: 3 });
+                Command::Assign { placements: plan.placements, now }
+            }
+            10 => Command::Assign { placements: (0..3).map(|_| self.placement()).collect(), now },
+            11..=14 => Command::Finish { lease: self.lease(farm), outcome: self.outcome(), now },
+            15 | 16 => Command::Publish { derivation: drv(self.name()), now },
+            17 => Command::Cancel { build: self.build(), now },
+            18 if self.dice.once_in(2) => Command::Revoke { lease: self.lease(farm), now },
+            18 => farm.due(now).into_iter().next().unwrap_or(Command::Cancel { build: BuildId(0), now }),
+            _ => Command::Retire { build: self.build(), now },
+        }
+    }
+
+    fn name(&mut self) -> &'static str {
+        self.dice.choose(&NAMES).copied().expect("there are names")
+    }
+
+    fn worker(&mut self) -> String {
+        self.dice.choose(&WORKERS).map(|name| (*name).to_owned()).expect("there are workers")
+    }
+
+    fn epoch(&mut self, name: &str) -> Epoch {
+        let known = self.registrations.get(name).copied().unwrap_or(Epoch(0));
+        if self.dice.once_in(4) { Epoch(self.dice.below(50)) } else { known }
+    }
+
+    /// A number that was used before, or the next one.
+    fn request(&mut self) -> RequestId {
+        if self.dice.once_in(3) {
+            self.request += 1;
+        }
+        RequestId(self.request.saturating_sub(self.dice.below(2)))
+    }
+
+    fn build(&mut self) -> BuildId {
+        let recent = self.builds.iter().rev().take(6).copied().collect::<Vec<_>>();
+        self.dice.choose(&recent).copied().unwrap_or(BuildId(3))
+    }
+
+    fn register(&mut self) -> Command {
+        let name = self.worker();
+        let slots = u32::try_from(self.dice.below(4)).expect("small");
+        let mut offer = offer(slots);
+        offer.capacity.memory_mib = 500 * (1 + self.dice.below(5));
+        if self.dice.once_in(3) {
+            offer.features.insert("kvm".to_owned());
+        }
+        let recent: Vec<Lease> = self.leases.iter().rev().take(8).cloned().collect();
+        let attempts = (0..self.dice.below(6)).filter_map(|_| self.dice.choose(&recent).cloned()).collect();
+        Command::Register { worker: worker(&name), offer, attempts, now: self.now }
+    }
+
+    /// Mostly a graph in the order of names; sometimes with cycles or inputs that nobody has.
+    fn jobs(&mut self) -> Vec<JobSpec> {
+        let cyclic = self.dice.once_in(12);
+        (0..1 + self.dice.below(8)).map(|_| self.job(cyclic)).collect()
+    }
+
+    fn job(&mut self, cyclic: bool) -> JobSpec {
+        let name = self.name();
+        let bound = if cyclic { "z" } else { name };
+        let inputs: Vec<&str> = (0..self.dice.below(3)).map(|_| self.name()).filter(|input| *input < bound).collect();
+        let mut spec = spec(name, &inputs);
+        spec.resources.cores = u32::try_from(self.dice.below(3)).expect("small");
+        spec.resources.memory_mib = 400 * self.dice.below(4);
+        if self.dice.once_in(6) {
+            spec.required_features.insert("kvm".to_owned());
+        }
+        if self.dice.once_in(4) {
+            spec.outputs.insert(output_name("dev"), None);
+        }
+        spec
+    }
+
+    fn placement(&mut self) -> Placement {
+        let name = self.worker();
+        let epoch = self.epoch(&name);
+        Placement { derivation: drv(self.name()), worker: worker(&name), epoch }
+    }
+
+    fn lease(&mut self, farm: &Farm) -> Lease {
+        let recent: Vec<Lease> = self.leases.iter().rev().take(12).cloned().collect();
+        let live: Vec<Lease> = recent.iter().filter(|lease| farm.live_lease(&lease.derivation).as_ref() == Some(lease)).cloned().collect();
+        let from = if self.dice.once_in(4) { &recent } else { &live };
+        let nonsense = Lease { derivation: drv(self.name()), attempt: AttemptId(7), worker: worker("w1"), epoch: Epoch(1) };
+        let mut lease = self.dice.choose(from).cloned().unwrap_or(nonsense);
+        if self.dice.once_in(15) {
+            lease.epoch = Epoch(lease.epoch.0 + 1);
+        }
+        lease
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        if self.dice.once_in(3) {
+            let class = self.dice.choose(&CLASSES).copied().expect("there are classes");
+            return failed(class, "chaos", self.dice.below(3000));
+        }
+        let content = u8::try_from(1 + self.dice.below(2)).expect("small");
+        built(&spec(self.name(), &[]), content)
+    }
+}
+
+/// Gives an outcome the outputs that its lease's job declares, most of the time.
+fn fit(farm: &Farm, command: Command, wrong: bool) -> Command {
+    match command {
+        Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, now } if !wrong => {
+            let content = outputs[0].info.nar_hash.0[0];
+            let names = farm.outputs_declared(&lease.derivation).unwrap_or_default();
+            let outputs = names
+                .into_iter()
+                .map(|(name, path)| {
+                    let path = path.unwrap_or_else(|| output_path(lease.derivation.name(), name.as_str()));
+                    BuiltOutput { name, info: info(path, content) }
+                })
+                .collect();
+            Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, now }
+        }
+        other => other,
+    }
+}
+
+fn seeds(count: u64) -> Vec<u64> {
+    match std::env::var("KILN_SEED") {
+        Ok(seed) => vec![seed.parse().expect("KILN_SEED is a number")],
+        Err(_) => (0..count).collect(),
+    }
+}
+
+/// Every ready job is in the plan or in the report, and a plan is taken whole by the farm that it was made for.
+fn check_plan(farm: &Farm, index: u64, now: Timestamp, seed: u64) {
+    let limits = Limits { placements_max: usize::try_from(seed % 5).expect("small") };
+    for limits in [limits, Limits::STANDARD] {
+        let (plan, report) = plan(farm, now, &limits);
+        let ready = farm.jobs().filter(|job| job.state == "ready").count();
+        let waiting: u64 = report.waiting.iter().map(|waiting| waiting.count).sum();
+        let placed = u64::try_from(plan.placements.len()).expect("small");
+        assert_eq!(placed + waiting, u64::try_from(ready).expect("small"), "seed {seed}: {plan:?} {report:?}");
+        let effects = farm.clone().apply(LogIndex(index), Command::Assign { placements: plan.placements, now });
+        let refused = effects.iter().find(|effect| matches!(effect, Effect::Answer(_)));
+        assert_eq!(refused, None, "seed {seed}: the farm refuses its own plan");
+    }
+}
+
+#[test]
+fn invariants_hold_under_random_commands() {
+    for seed in seeds(60) {
+        let mut farm = Farm::new();
+        let mut chaos = Chaos::new(seed);
+        for index in 1..400 {
+            let wrong = chaos.dice.once_in(10);
+            let command = chaos.command(&farm);
+            let command = fit(&farm, command, wrong);
+            let text = format!("{command:?}");
+            let effects = farm.apply(LogIndex(index), command);
+            chaos.note(&effects);
+            if let Err(violation) = farm.check_invariants() {
+                panic!("KILN_SEED={seed}, entry {index}: {violation} after {text}");
+            }
+            if index % 5 == 0 {
+                check_plan(&farm, index + 1, chaos.now, seed);
+            }
+        }
+        drain(&mut farm, &mut chaos, seed);
+    }
+}
+
+#[test]
+fn a_replica_that_starts_from_a_snapshot_agrees() {
+    for seed in seeds(25) {
+        let (mut farm, mut replica) = (Farm::new(), Farm::new());
+        let mut chaos = Chaos::new(seed);
+        for index in 1..300 {
+            let wrong = chaos.dice.once_in(10);
+            let command = chaos.command(&farm);
+            let command = fit(&farm, command, wrong);
+            let effects = farm.apply(LogIndex(index), command.clone());
+            chaos.note(&effects);
+            assert_eq!(replica.apply(LogIndex(index), command), effects, "KILN_SEED={seed}, entry {index}");
+            if index % 17 == 0 {
+                let snapshot = replica.to_snapshot();
+                assert_eq!(snapshot, farm.to_snapshot(), "KILN_SEED={seed}, entry {index}");
+                replica = Farm::from_snapshot(&snapshot).expect("a farm's snapshot can be read");
+                assert_eq!(replica, farm, "KILN_SEED={seed}, entry {index}");
+            }
+        }
+    }
+}
+
+/// A farm that is left in peace, with workers that can run everything, ends every build and is empty afterwards.
+fn drain(farm: &mut Farm, chaos: &mut Chaos, seed: u64) {
+    let mut index = 1000;
+    let mut apply = |farm: &mut Farm, command: Command| {
+        index += 1;
+        let effects = farm.apply(LogIndex(index), command);
+        farm.check_invariants().unwrap_or_else(|violation| panic!("KILN_SEED={seed} while draining: {violation}"));
+        effects
+    };
+    let mut now = Timestamp(chaos.now.0 + 1_000_000);
+    for name in WORKERS {
+        let mut offer = offer(3);
+        offer.features.insert("kvm".to_owned());
+        offer.capacity.memory_mib = 1 << 40;
+        apply(farm, Command::Register { worker: worker(name), offer, attempts: Vec::new(), now });
+    }
+    for _ in 0..200 {
+        now = Timestamp(now.0 + 400_000);
+        for command in farm.due(now) {
+            apply(farm, command);
+        }
+        for effect in farm.pending_effects() {
+            match effect {
+                Effect::Publish { derivation, .. } => apply(farm, Command::Publish { derivation, now }),
+                Effect::Archive(record) => apply(farm, Command::Retire { build: record.build, now }),
+                other => panic!("KILN_SEED={seed}: not owed to a new leader: {other:?}"),
+            };
+        }
+        let (plan, _) = plan(farm, now, &Limits::STANDARD);
+        for effect in apply(farm, Command::Assign { placements: plan.placements, now }) {
+            let Effect::Dispatch { lease, .. } = effect else { continue };
+            let outcome = built(&spec("a", &[]), 1);
+            let finish = fit(farm, Command::Finish { lease, outcome, now }, false);
+            apply(farm, finish);
+        }
+    }
+    let left: Vec<String> = farm.jobs().map(|job| format!("{} {} {}", job.derivation, job.state, job.reason)).collect();
+    assert!(left.is_empty(), "KILN_SEED={seed}: a drained farm holds {left:?}");
+    let active = farm.builds().filter_map(|id| farm.build_view(id)).find(|view| view.state == BuildState::Active);
+    assert_eq!(active, None, "KILN_SEED={seed}");
+}

@@ -1,0 +1,251 @@
+//! A tiny language for farms: one line is one step, and every step has lines of result. The words are listed at [`Script::run`].
+
+use std::collections::BTreeMap;
+
+use kiln_core::{Command, Effect, Farm, Limits, Placement, plan};
+use kiln_wire::{
+    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp,
+};
+
+use crate::facts::{built, drv, failed, offer, output_name, output_path, root, spec, worker};
+use crate::text;
+
+/// A farm that is led through a script.
+pub struct Script {
+    farm: Farm,
+    index: u64,
+    now: Timestamp,
+    /// Attributes of jobs, as `job` lines gave them.
+    attributes: BTreeMap<String, Vec<(String, String)>>,
+    specs: BTreeMap<DrvPath, JobSpec>,
+    leases: BTreeMap<String, Lease>,
+    builds: BTreeMap<u64, BuildId>,
+}
+
+impl Script {
+    pub fn new() -> Self {
+        Self {
+            farm: Farm::new(),
+            index: 0,
+            now: Timestamp(0),
+            attributes: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            builds: BTreeMap::new(),
+        }
+    }
+
+    /// Runs one line:
+    /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c keep=gcc,lib` · `lose w1 [epoch=N]` ·
+    /// `job gcc mem=N cores=N system=S features=a,b kind=fod|builtin local=yes outputs=out,dev|out,dev?` (for later graphs) ·
+    /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [: graph]` · `plan` · `go` (plan and assign) ·
+    /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b]` ·
+    /// `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `time 2000` · `jobs` · `build 1` · `pending`
+    pub fn run(&mut self, line: &str) -> Vec<String> {
+        let (head, graph) = line.split_once(':').unwrap_or((line, ""));
+        let mut words = head.split_whitespace();
+        let verb = words.next().expect("a step has a verb");
+        let words: Vec<&str> = words.collect();
+        match verb {
+            "plan" => return self.plan(),
+            "jobs" => return text::jobs(&self.farm),
+            "build" => return text::build(&self.farm, self.build(words[0])),
+            "pending" => return self.farm.pending_effects().iter().map(text::effect).collect(),
+            "time" => {
+                self.now = Timestamp(words[0].parse().expect("a time in milliseconds"));
+                return Vec::new();
+            }
+            "job" => {
+                self.attributes.insert(words[0].to_owned(), options(&words[1..]));
+                return Vec::new();
+            }
+            _ => {}
+        }
+        let commands = self.commands(verb, &words, graph);
+        commands.into_iter().flat_map(|command| self.apply(command)).collect()
+    }
+
+    fn plan(&self) -> Vec<String> {
+        let (plan, report) = plan(&self.farm, self.now, &Limits::STANDARD);
+        text::plan(&plan, &report)
+    }
+
+    fn commands(&mut self, verb: &str, words: &[&str], graph: &str) -> Vec<Command> {
+        let now = self.now;
+        let request = |word: &str| RequestId(word.parse().expect("a request is a number"));
+        match verb {
+            "workers" => options(words).iter().map(|(name, slots)| self.register(name, &[("slots".to_owned(), slots.clone())])).collect(),
+            "worker" => vec![self.register(words[0], &options(&words[1..]))],
+            "lose" => {
+                let epoch = self.epoch(words[0], &options(&words[1..]));
+                vec![Command::Lose { worker: worker(words[0]), epoch, now }]
+            }
+            "stage" => vec![Command::Stage { request: request(words[0]), jobs: self.graph(graph), now }],
+            "submit" => self.submit(request(words[0]), &words[1..], graph),
+            "go" => {
+                let (plan, _) = plan(&self.farm, now, &Limits::STANDARD);
+                vec![Command::Assign { placements: plan.placements, now }]
+            }
+            "assign" => {
+                let (job, name) = words[0].split_once('@').expect("job@worker");
+                let epoch = self.epoch(name, &options(&words[1..]));
+                vec![Command::Assign { placements: vec![Placement { derivation: drv(job), worker: worker(name), epoch }], now }]
+            }
+            "finish" => vec![self.finish(words[0], &words[1..])],
+            "publish" => vec![Command::Publish { derivation: drv(words[0]), now }],
+            "cancel" => vec![Command::Cancel { build: self.build(words[0]), now }],
+            "retire" => vec![Command::Retire { build: self.build(words[0]), now }],
+            "revoke" => vec![Command::Revoke { lease: self.lease(words[0]), now }],
+            "due" => self.farm.due(now),
+            other => panic!("no such step: {other}"),
+        }
+    }
+
+    /// Applies a command, and checks what must hold after any command.
+    fn apply(&mut self, command: Command) -> Vec<String> {
+        self.index += 1;
+        let effects = self.farm.apply(LogIndex(self.index), command);
+        self.farm.check_invariants().expect("every invariant holds after every command");
+        let copy = Farm::from_snapshot(&self.farm.to_snapshot()).expect("a farm's snapshot can be read");
+        assert_eq!(copy, self.farm, "a farm survives its snapshot");
+        for effect in &effects {
+            if let Effect::Dispatch { lease, .. } = effect {
+                let name = lease.derivation.name();
+                self.leases.insert(format!("{name}#{}", lease.attempt), lease.clone());
+                self.leases.insert(name.to_owned(), lease.clone());
+            }
+            if let Effect::Answer(kiln_core::Answer::Submitted { request, build }) = effect {
+                self.builds.insert(request.0, *build);
+            }
+        }
+        effects.iter().map(text::effect).collect()
+    }
+
+    fn register(&self, name: &str, options: &[(String, String)]) -> Command {
+        let slots = option(options, "slots").map_or(1, |slots| slots.parse().expect("slots are a number"));
+        let mut offer = offer(slots);
+        let list = |text: &str| text.split(',').map(str::to_owned).collect();
+        let mut attempts = Vec::new();
+        for (key, value) in options {
+            match key.as_str() {
+                "slots" => {}
+                "cores" => offer.capacity.cores = value.parse().expect("cores are a number"),
+                "mem" => offer.capacity.memory_mib = value.parse().expect("memory is a number"),
+                "systems" => offer.systems = list(value),
+                "features" => offer.features = list(value),
+                "keep" => attempts = value.split(',').map(|job| self.lease(job)).collect(),
+                other => panic!("no such option of a worker: {other}"),
+            }
+        }
+        Command::Register { worker: worker(name), offer, attempts, now: self.now }
+    }
+
+    fn submit(&mut self, request: RequestId, words: &[&str], graph: &str) -> Vec<Command> {
+        let options = options(words);
+        let jobs = self.graph(graph);
+        let roots = match option(&options, "roots") {
+            Some(names) => names.split(',').map(root).collect(),
+            None => jobs.iter().map(|job| root(job.derivation.name())).collect(),
+        };
+        let keep_going = words.contains(&"keep-going");
+        let now = self.now;
+        let stage = (!jobs.is_empty()).then_some(Command::Stage { request, jobs, now });
+        stage.into_iter().chain([Command::Submit { request, name: format!("r{request}"), roots, keep_going, now }]).collect()
+    }
+
+    /// Reads `app→lib gcc; lib→gcc; doc`. Jobs that are only named as inputs are jobs too, unless written `!gcc`.
+    fn graph(&mut self, text: &str) -> Vec<JobSpec> {
+        let mut inputs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            let (job, needs) = part.split_once('→').unwrap_or((part, ""));
+            for need in needs.split_whitespace() {
+                if !need.starts_with('!') {
+                    inputs.entry(need).or_default();
+                }
+                inputs.entry(job.trim()).or_default().push(need.trim_start_matches('!'));
+            }
+            inputs.entry(job.trim()).or_default();
+        }
+        let jobs: Vec<JobSpec> = inputs.iter().map(|(job, inputs)| self.spec(job, inputs)).collect();
+        self.specs.extend(jobs.iter().map(|job| (job.derivation.clone(), job.clone())));
+        jobs
+    }
+
+    fn spec(&self, name: &str, inputs: &[&str]) -> JobSpec {
+        let mut spec = spec(name, inputs);
+        for (key, value) in self.attributes.get(name).into_iter().flatten() {
+            match key.as_str() {
+                "mem" => spec.resources.memory_mib = value.parse().expect("memory is a number"),
+                "cores" => spec.resources.cores = value.parse().expect("cores are a number"),
+                "system" => spec.system = value.clone(),
+                "features" => spec.required_features = value.split(',').map(str::to_owned).collect(),
+                "kind" => spec.kind = if value == "fod" { JobKind::FixedOutput } else { JobKind::Builtin },
+                "local" => spec.prefer_local = value == "yes",
+                "outputs" => {
+                    // A question mark: the path is not known before the build.
+                    let output = |text: &str| match text.strip_suffix('?') {
+                        Some(output) => (output_name(output), None),
+                        None => (output_name(text), Some(output_path(name, text))),
+                    };
+                    spec.outputs = value.split(',').map(output).collect();
+                }
+                other => panic!("no such attribute of a job: {other}"),
+            }
+        }
+        spec
+    }
+
+    fn finish(&self, job: &str, words: &[&str]) -> Command {
+        let options = options(words);
+        let mut lease = self.lease(job);
+        if let Some((of, (_, attempt))) = option(&options, "of").and_then(|of| Some((of, of.split_once('#')?))) {
+            lease.attempt = AttemptId(attempt.parse().expect("an attempt is a number"));
+            lease = self.leases.get(of).cloned().unwrap_or(lease);
+        }
+        if let Some(name) = option(&options, "by") {
+            lease.worker = worker(name);
+        }
+        let peak = option(&options, "peak").map_or(0, |peak| peak.parse().expect("memory is a number"));
+        let content = option(&options, "content").map_or(1, |content| content.parse().expect("a byte"));
+        let class = |class, message| failed(class, message, peak);
+        let mut outcome = match words.first().copied().unwrap_or("built") {
+            "fail" => class(FailureClass::BuildFailure, "builder exited with 1"),
+            "limit" => class(FailureClass::LimitExceeded, "ran for more than 1 h"),
+            "oom" => class(FailureClass::OutOfMemory, "killed by its memory limit"),
+            "infra" => class(FailureClass::Infrastructure, "disk full"),
+            "cancelled" => class(FailureClass::Cancelled, "worker shuts down"),
+            _ => built(&self.specs[&drv(job)], content),
+        };
+        if let (Some(names), Outcome::Built { outputs, .. }) = (option(&options, "outputs"), &mut outcome) {
+            let output = |name: &str| BuiltOutput { name: output_name(name), info: crate::facts::info(output_path(job, name), content) };
+            *outputs = names.split(',').map(output).collect();
+        }
+        Command::Finish { lease, outcome, now: self.now }
+    }
+
+    /// The last lease that was given for a job, live or not.
+    fn lease(&self, job: &str) -> Lease {
+        self.leases.get(job).cloned().unwrap_or_else(|| panic!("{job} was never leased"))
+    }
+
+    fn build(&self, request: &str) -> BuildId {
+        let request: u64 = request.parse().expect("a build is named by its request");
+        self.builds.get(&request).copied().unwrap_or(BuildId(u64::MAX))
+    }
+
+    fn epoch(&self, name: &str, options: &[(String, String)]) -> Epoch {
+        if let Some(epoch) = option(options, "epoch") {
+            return Epoch(epoch.parse().expect("an epoch is a number"));
+        }
+        let known = self.farm.registrations().find(|(other, _)| **other == worker(name));
+        known.map_or(Epoch(0), |(_, epoch)| epoch)
+    }
+}
+
+fn options(words: &[&str]) -> Vec<(String, String)> {
+    words.iter().filter_map(|word| word.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn option<'a>(options: &'a [(String, String)], key: &str) -> Option<&'a str> {
+    options.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_str())
+}
