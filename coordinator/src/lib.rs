@@ -1,1 +1,3 @@
+//! A Kiln coordinator.
 
+pub mod raft;

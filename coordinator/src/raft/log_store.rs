@@ -1,0 +1,153 @@
+//! openraft's log storage over the write-ahead log.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::RangeBounds;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use openraft::storage::RaftLogStorage;
+use openraft::{LogState as RaftLogState, OptionalSend, RaftLogReader};
+use tokio::sync::{Notify, oneshot};
+
+use super::log_state::LogState;
+use super::record::Record;
+use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
+use super::wal::{NewRecord, Wal, WalError, WalStats};
+
+/// The log. Clones share it.
+#[derive(Clone, Debug)]
+pub struct LogStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<LogState>,
+    wal: Wal,
+    growth: Growth,
+}
+
+/// Tells when the log has grown enough for a snapshot.
+#[derive(Debug)]
+struct Growth {
+    bytes: AtomicU64,
+    bytes_max: u64,
+    full: Notify,
+}
+
+impl LogStore {
+    /// Opens the log in `dir`; `snapshot_log_bytes` of appended entries wake [`LogStore::full`].
+    ///
+    /// # Errors
+    /// [`WalError`] if the disk refuses or the log is damaged.
+    pub fn open(dir: &Path, segment_bytes: u64, snapshot_log_bytes: u64) -> Result<Self, WalError> {
+        let mut state = LogState::default();
+        let wal = Wal::open(dir, segment_bytes, |stored| state.take(Record::decode(stored)?, stored.payload.len() as u64))?;
+        state.check_whole().map_err(|what| WalError::Damaged { path: dir.to_owned(), offset: 0, what })?;
+        let growth = Growth { bytes: AtomicU64::new(0), bytes_max: snapshot_log_bytes, full: Notify::new() };
+        Ok(Self { shared: Arc::new(Shared { state: Mutex::new(state), wal, growth }) })
+    }
+
+    /// Returns what the log holds. Held briefly: nothing else can use the log meanwhile.
+    pub fn state(&self) -> MutexGuard<'_, LogState> {
+        self.shared.state.lock().expect("no user of the log panics")
+    }
+
+    /// Returns the log's figures.
+    pub fn stats(&self) -> &Arc<WalStats> {
+        self.shared.wal.stats()
+    }
+
+    /// Waits until the log has grown by the bytes after which a snapshot is due.
+    pub async fn full(&self) {
+        self.shared.growth.full.notified().await;
+        self.shared.growth.bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Takes in records and asks for them to be written; the caller says what happens then.
+    fn take(&self, records: Vec<Record>) -> io::Result<Vec<NewRecord>> {
+        let encoded = records.iter().map(Record::encode).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+        let mut state = self.state();
+        for (record, bytes) in records.into_iter().zip(encoded.iter().map(|new| new.payload.len() as u64)) {
+            state.take(record, bytes).map_err(io::Error::other)?;
+        }
+        Ok(encoded)
+    }
+
+    async fn write_durably(&self, record: Record) -> io::Result<()> {
+        let (done, outcome) = oneshot::channel();
+        let tell = move |result| {
+            // Whoever waited may be gone.
+            let _ = done.send(result);
+        };
+        self.shared.wal.append(self.take(vec![record])?, Box::new(tell));
+        outcome.await.unwrap_or_else(|_| Err(io::Error::other("the log's thread has ended")))
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> io::Result<Vec<Entry>> {
+        Ok(self.state().entries(range).cloned().collect())
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.state().vote())
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<RaftLogState<TypeConfig>> {
+        let state = self.state();
+        Ok(RaftLogState { last_purged_log_id: state.purged(), last_log_id: state.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.write_durably(Record::Vote(*vote)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        for record in self.take(vec![Record::Committed(committed)])? {
+            self.shared.wal.note(record);
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.state().committed())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IoFlushed) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let records = self.take(entries.into_iter().map(Record::Entry).collect())?;
+        self.shared.growth.add(records.iter().map(|record| record.payload.len() as u64).sum());
+        self.shared.wal.append(records, Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.write_durably(Record::Truncate(last)).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.write_durably(Record::Purge(upto)).await
+    }
+}
+
+impl Growth {
+    fn add(&self, bytes: u64) {
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= self.bytes_max {
+            self.full.notify_one();
+        }
+    }
+}

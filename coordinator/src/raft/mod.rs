@@ -1,0 +1,24 @@
+//! Consensus: the farm's replicated log. The only module that names openraft, and no type of openraft leaves it.
+//!
+//! Where to look: `consensus` is the handle, `node` the thread behind it, `state_machine` applies entries to the farm, `log_store`
+//! and `wal` keep them, `snapshot` lets old ones go, `network` will carry them to other coordinators.
+//! Does not decide anything about builds, and does none of the effects that it hands on.
+
+mod api;
+mod consensus;
+mod latency;
+mod log_state;
+mod log_store;
+mod network;
+mod node;
+mod record;
+mod snapshot;
+mod state_machine;
+mod types;
+mod wal;
+
+pub use api::{Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, Owed, PROPOSALS_IN_FLIGHT_MAX};
+pub use consensus::{Consensus, Pending};
+pub use latency::{BOUNDS_US, Latencies};
+pub use snapshot::SnapshotError;
+pub use wal::WalError;

@@ -1,0 +1,222 @@
+//! What Kiln writes into its log: our own types, so that a change in openraft never changes the disk.
+//!
+//! Every payload is MessagePack with named fields; its version stands in the record's head. Version 1 is pinned by a golden file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_core::Command;
+use kiln_wire::frame::{self, FrameError};
+use kiln_wire::{Leader, LogIndex, NodeId};
+use openraft::EntryPayload;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::types::{self, Change, LogId, StoredMembership, Vote};
+use super::wal::{Kind, NewRecord, Stored};
+
+/// Version of the payloads' encoding.
+pub const VERSION: u8 = 1;
+
+/// A place in the log: whose entry, and which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The leader that wrote the entry.
+    pub leader: Leader,
+    /// Its index.
+    pub index: LogIndex,
+}
+
+/// Who takes part in consensus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// Sets of voters; two while they change.
+    pub voters: Vec<BTreeSet<NodeId>>,
+    /// Where each voter or learner listens.
+    pub nodes: BTreeMap<NodeId, String>,
+}
+
+/// What an entry holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// Nothing: a new leader's first entry.
+    Blank,
+    /// A change of the farm.
+    Command(Command),
+    /// A change of the members.
+    Members(Members),
+}
+
+/// A log entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Where it stands.
+    pub position: Position,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// Whom a node voted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoteRecord {
+    /// The candidate.
+    pub leader: Leader,
+    /// A quorum voted for it.
+    pub committed: bool,
+}
+
+/// One record, decoded.
+#[derive(Clone, Debug)]
+pub enum Record {
+    /// An entry.
+    Entry(types::Entry),
+    /// The vote.
+    Vote(Vote),
+    /// Entries after this are void; all of them if there is none.
+    Truncate(Option<LogId>),
+    /// Entries up to this are dropped.
+    Purge(LogId),
+    /// Entries up to this are committed.
+    Committed(Option<LogId>),
+}
+
+impl Record {
+    /// Returns the record's bytes.
+    ///
+    /// # Errors
+    /// [`FrameError::Encode`] if serde refuses a command.
+    pub fn encode(&self) -> Result<NewRecord, FrameError> {
+        let (kind, index, payload) = match self {
+            Self::Entry(entry) => (Kind::Entry, entry.log_id.index, frame::to_bytes(&Entry::from_raft(entry))?),
+            Self::Vote(vote) => (Kind::Vote, 0, frame::to_bytes(&VoteRecord::from(vote))?),
+            Self::Truncate(after) => (Kind::Truncate, 0, frame::to_bytes(&after.as_ref().map(Position::from))?),
+            Self::Purge(upto) => (Kind::Purge, upto.index, frame::to_bytes(&Position::from(upto))?),
+            Self::Committed(upto) => (Kind::Committed, 0, frame::to_bytes(&upto.as_ref().map(Position::from))?),
+        };
+        Ok(NewRecord { kind, index, version: VERSION, payload })
+    }
+
+    /// Reads a record; the error says what is wrong.
+    ///
+    /// # Errors
+    /// Text for `WalError::Damaged`.
+    pub fn decode(stored: Stored<'_>) -> Result<Self, String> {
+        if stored.version != VERSION {
+            return Err(format!("the record has version {}, this program reads version {VERSION}", stored.version));
+        }
+        let record = match stored.kind {
+            Kind::Entry => Self::Entry(read::<Entry>(stored)?.into_raft()?),
+            Kind::Vote => Self::Vote(read::<VoteRecord>(stored)?.into()),
+            Kind::Truncate => Self::Truncate(read::<Option<Position>>(stored)?.map(LogId::from)),
+            Kind::Purge => Self::Purge(read::<Position>(stored)?.into()),
+            Kind::Committed => Self::Committed(read::<Option<Position>>(stored)?.map(LogId::from)),
+        };
+        let index = match &record {
+            Self::Entry(entry) => entry.log_id.index,
+            Self::Purge(upto) => upto.index,
+            Self::Vote(_) | Self::Truncate(_) | Self::Committed(_) => 0,
+        };
+        if index == stored.index { Ok(record) } else { Err(format!("the record's head names index {}, its payload {index}", stored.index)) }
+    }
+}
+
+fn read<T: DeserializeOwned>(stored: Stored<'_>) -> Result<T, String> {
+    frame::from_bytes(stored.payload).map_err(|err| match std::error::Error::source(&err) {
+        Some(source) => format!("{err}: {source}"),
+        None => err.to_string(),
+    })
+}
+
+impl Entry {
+    fn from_raft(entry: &types::Entry) -> Self {
+        let content = match &entry.payload {
+            EntryPayload::Blank => Content::Blank,
+            EntryPayload::Normal(Change(command)) => Content::Command(command.clone()),
+            EntryPayload::Membership(membership) => Content::Members(membership.into()),
+        };
+        Self { position: Position::from(&entry.log_id), content }
+    }
+
+    fn into_raft(self) -> Result<types::Entry, String> {
+        let payload = match self.content {
+            Content::Blank => EntryPayload::Blank,
+            Content::Command(command) => EntryPayload::Normal(Change(command)),
+            Content::Members(members) => EntryPayload::Membership(members.try_into()?),
+        };
+        Ok(types::Entry { log_id: self.position.into(), payload })
+    }
+}
+
+impl From<&LogId> for Position {
+    fn from(id: &LogId) -> Self {
+        Self { leader: from_leader_id(&id.leader_id), index: LogIndex(id.index) }
+    }
+}
+
+impl From<Position> for LogId {
+    fn from(position: Position) -> Self {
+        Self { leader_id: to_leader_id(position.leader), index: position.index.0 }
+    }
+}
+
+impl From<&Vote> for VoteRecord {
+    fn from(vote: &Vote) -> Self {
+        Self { leader: from_leader_id(&vote.leader_id), committed: vote.committed }
+    }
+}
+
+impl From<VoteRecord> for Vote {
+    fn from(vote: VoteRecord) -> Self {
+        Self { leader_id: to_leader_id(vote.leader), committed: vote.committed }
+    }
+}
+
+impl From<&types::Membership> for Members {
+    fn from(membership: &types::Membership) -> Self {
+        let voters = membership.get_joint_config().iter().map(|set| set.iter().copied().map(NodeId).collect()).collect();
+        let nodes = membership.nodes().map(|(id, node)| (NodeId(*id), node.addr.clone())).collect();
+        Self { voters, nodes }
+    }
+}
+
+impl TryFrom<Members> for types::Membership {
+    type Error = String;
+
+    fn try_from(members: Members) -> Result<Self, String> {
+        let voters = members.voters.into_iter().map(|set| set.into_iter().map(|id| id.0).collect()).collect();
+        let nodes: BTreeMap<u64, openraft::BasicNode> =
+            members.nodes.into_iter().map(|(id, addr)| (id.0, openraft::BasicNode { addr })).collect();
+        Self::new(voters, nodes).map_err(|err| err.to_string())
+    }
+}
+
+/// The members as of some entry; no position for a node that has not joined a farm yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersAt {
+    /// The entry that set them.
+    pub position: Option<Position>,
+    /// Who they are.
+    pub members: Members,
+}
+
+impl From<&StoredMembership> for MembersAt {
+    fn from(stored: &StoredMembership) -> Self {
+        Self { position: stored.log_id().as_ref().map(Position::from), members: stored.membership().into() }
+    }
+}
+
+impl TryFrom<MembersAt> for StoredMembership {
+    type Error = String;
+
+    fn try_from(at: MembersAt) -> Result<Self, String> {
+        Ok(Self::new(at.position.map(LogId::from), at.members.try_into()?))
+    }
+}
+
+/// Returns Kiln's name for a raft leader.
+pub fn from_leader_id(id: &types::LeaderId) -> Leader {
+    Leader { term: id.term, node: NodeId(id.node_id) }
+}
+
+fn to_leader_id(leader: Leader) -> types::LeaderId {
+    types::LeaderId { term: leader.term, node_id: leader.node.0 }
+}

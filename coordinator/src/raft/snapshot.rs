@@ -1,0 +1,222 @@
+//! Snapshot files: the farm as of some log entry.
+//!
+//! A file is `magic 8 | version 4 | meta length 4 | meta | farm length 8 | farm | BLAKE3 of all before 32`, integers little endian;
+//! `meta` is MessagePack, `farm` is the core's own snapshot. A file gets its name only when it is durable, and it is verified whole
+//! before any of it is used. Never falls back to an older state: the log behind a snapshot may be gone.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use kiln_core::Farm;
+use kiln_wire::frame;
+use serde::{Deserialize, Serialize};
+
+use super::record::{MembersAt, Position};
+use super::types::{LogId, SnapshotMeta, StoredMembership};
+
+/// The version that this program writes.
+pub const VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"KILNSNAP";
+const ENDING: &str = ".snapshot";
+const UNFINISHED: &str = "unfinished.tmp";
+const HASH_BYTES: usize = 32;
+
+/// A snapshot that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The system refused.
+    #[error("{operation} `{path}`")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        err: io::Error,
+    },
+    /// The file is not what was written.
+    #[error("snapshot `{path}` is damaged: {what}; this node's data is lost, restore it from a backup or from its peers")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The farm in it cannot be.
+    #[error("snapshot `{path}`: read the farm")]
+    Farm {
+        /// Which file.
+        path: PathBuf,
+        /// What the core said.
+        #[source]
+        err: kiln_core::SnapshotError,
+    },
+    /// A file in the directory is no snapshot.
+    #[error("`{path}` does not belong in a snapshot directory")]
+    Stranger {
+        /// Which.
+        path: PathBuf,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    last: Option<Position>,
+    members: MembersAt,
+}
+
+/// A snapshot in memory.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The farm.
+    pub farm: Farm,
+    /// The last entry that it has applied.
+    pub last: Option<LogId>,
+    /// The members as of that entry.
+    pub members: StoredMembership,
+}
+
+impl Snapshot {
+    /// Returns what openraft wants to know about it.
+    pub fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.last, last_membership: self.members.clone() }
+    }
+}
+
+/// Where snapshots lie. At most one is current.
+#[derive(Clone, Debug)]
+pub struct SnapshotDir {
+    path: PathBuf,
+}
+
+impl SnapshotDir {
+    /// Opens the directory, making it if absent, and removes what a crash left unfinished.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`] if the system refuses.
+    pub fn open(path: PathBuf) -> Result<Self, SnapshotError> {
+        std::fs::create_dir_all(&path).map_err(at("create", &path))?;
+        let unfinished = path.join(UNFINISHED);
+        if unfinished.exists() {
+            std::fs::remove_file(&unfinished).map_err(at("remove", &unfinished))?;
+        }
+        Ok(Self { path })
+    }
+
+    /// Writes a snapshot, makes it durable and removes older ones. Returns its path.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`] if the disk refuses; the older snapshot is still there then.
+    pub fn write(&self, snapshot: &Snapshot) -> Result<PathBuf, SnapshotError> {
+        let path = self.path.join(name(snapshot.last));
+        let unfinished = self.path.join(UNFINISHED);
+        let file = File::create(&unfinished).map_err(at("create", &unfinished))?;
+        let out = Hashed { file: io::BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
+        let meta = Meta { last: snapshot.last.as_ref().map(Position::from), members: MembersAt::from(&snapshot.members) };
+        let meta = frame::to_bytes(&meta).map_err(|err| at("encode", &path)(io::Error::other(err)))?;
+        out.write_all(&meta, &snapshot.farm.to_snapshot()).map_err(at("write", &unfinished))?;
+        std::fs::rename(&unfinished, &path).map_err(at("name", &path))?;
+        sync_dir(&self.path)?;
+        for older in self.list()? {
+            if older != path {
+                std::fs::remove_file(&older).map_err(at("remove", &older))?;
+            }
+        }
+        Ok(path)
+    }
+
+    /// Returns the newest snapshot's path, if there is one.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] if the directory cannot be read or holds something else.
+    pub fn newest(&self) -> Result<Option<PathBuf>, SnapshotError> {
+        Ok(self.list()?.pop())
+    }
+
+    fn list(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut paths = Vec::new();
+        for file in std::fs::read_dir(&self.path).map_err(at("list", &self.path))? {
+            let path = file.map_err(at("list", &self.path))?.path();
+            if path.file_name().is_some_and(|name| name == UNFINISHED) {
+                continue;
+            }
+            if path.extension().is_none_or(|ending| ENDING.trim_start_matches('.') != ending) {
+                return Err(SnapshotError::Stranger { path });
+            }
+            paths.push(path);
+        }
+        paths.sort();
+        Ok(paths)
+    }
+}
+
+/// Reads and verifies a snapshot.
+///
+/// # Errors
+/// [`SnapshotError::Damaged`] if a single byte differs from what was written, [`SnapshotError::Farm`] if the core refuses it.
+pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
+    let bytes = std::fs::read(path).map_err(at("read", path))?;
+    let damaged = |what: &str| SnapshotError::Damaged { path: path.to_owned(), what: what.to_owned() };
+    let body_bytes = bytes.len().checked_sub(HASH_BYTES).ok_or_else(|| damaged("the file is too short"))?;
+    let (body, hash) = bytes.split_at(body_bytes);
+    if body.get(..8) != Some(&MAGIC) {
+        return Err(damaged("it does not start as a snapshot"));
+    }
+    if blake3::hash(body).as_bytes() != hash {
+        return Err(damaged("its hash does not match"));
+    }
+    let (version, rest) = split_u32(&body[8..]).ok_or_else(|| damaged("the header is cut off"))?;
+    if version != VERSION {
+        return Err(damaged(&format!("it has version {version}, this program reads {VERSION}")));
+    }
+    let (meta, rest) =
+        split_u32(rest).and_then(|(size, rest)| rest.split_at_checked(size as usize)).ok_or_else(|| damaged("the meta data is cut off"))?;
+    let (size, farm) = rest.split_at_checked(8).ok_or_else(|| damaged("the farm is cut off"))?;
+    if size != (farm.len() as u64).to_le_bytes() {
+        return Err(damaged("the farm has another length than stated"));
+    }
+    let meta: Meta = frame::from_bytes(meta).map_err(|err| damaged(&format!("its meta data: {err}")))?;
+    let farm = Farm::from_snapshot(farm).map_err(|err| SnapshotError::Farm { path: path.to_owned(), err })?;
+    let members = meta.members.try_into().map_err(|what: String| damaged(&what))?;
+    Ok(Snapshot { farm, last: meta.last.map(LogId::from), members })
+}
+
+/// Writes to a file and hashes what it writes.
+struct Hashed {
+    file: io::BufWriter<File>,
+    hash: blake3::Hasher,
+}
+
+impl Hashed {
+    fn write_all(mut self, meta: &[u8], farm: &[u8]) -> io::Result<()> {
+        let meta_bytes = u32::try_from(meta.len()).map_err(io::Error::other)?;
+        let farm_bytes = farm.len() as u64;
+        for part in [&MAGIC[..], &VERSION.to_le_bytes(), &meta_bytes.to_le_bytes(), meta, &farm_bytes.to_le_bytes(), farm] {
+            self.hash.update(part);
+            self.file.write_all(part)?;
+        }
+        self.file.write_all(self.hash.finalize().as_bytes())?;
+        self.file.into_inner()?.sync_all()
+    }
+}
+
+/// Sorts as the log does: a snapshot of nothing comes first.
+fn name(last: Option<LogId>) -> String {
+    last.map_or_else(|| format!("-{ENDING}"), |last| format!("{:020}-{:020}{ENDING}", last.index, last.leader_id.term))
+}
+
+fn split_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    bytes.split_first_chunk().map(|(number, rest)| (u32::from_le_bytes(*number), rest))
+}
+
+fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
+    let path = path.to_owned();
+    move |err| SnapshotError::Io { operation, path, err }
+}
+
+fn sync_dir(path: &Path) -> Result<(), SnapshotError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(at("sync", path))
+}

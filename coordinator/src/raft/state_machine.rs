@@ -1,0 +1,201 @@
+//! The farm as openraft's state machine: applies committed entries, answers proposers, owes effects, makes snapshots.
+//!
+//! The farm lives in memory behind a lock that is held for one entry at a time; durable are the log and the snapshots. Effects are
+//! owed only for entries that this process wrote as leader: what a restart applies again was answered by an earlier leader, and
+//! what that one left undone is in `Farm::pending_effects`.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use futures::{Stream, StreamExt};
+use kiln_core::{Answer, Effect};
+use kiln_wire::{Leader, LogIndex};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::{mpsc, watch};
+
+use super::api::{Leadership, Owed};
+use super::record::from_leader_id;
+use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
+use super::types::{Change, Entry, LogId, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig};
+
+/// openraft's word for a snapshot and what is known about it.
+pub type StoredSnapshot = SnapshotOf<SnapshotFile>;
+
+/// A snapshot on disk.
+#[derive(Clone, Debug)]
+pub struct SnapshotFile {
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
+/// The state machine. Clones share the farm.
+#[derive(Clone, Debug)]
+pub struct StateMachine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: RwLock<Snapshot>,
+    snapshots: SnapshotDir,
+    led: Led,
+    effects: mpsc::UnboundedSender<Owed>,
+    leadership: watch::Sender<Leadership>,
+}
+
+/// Which entries this process wrote as leader: this node's, of terms later than any that its disk knew at the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Led {
+    /// This node.
+    pub node: u64,
+    /// The last term that the disk knew.
+    pub after_term: u64,
+}
+
+impl StateMachine {
+    /// Returns the farm as of `snapshot`, which came from `snapshots`.
+    pub fn new(
+        snapshot: Snapshot,
+        snapshots: SnapshotDir,
+        led: Led,
+        effects: mpsc::UnboundedSender<Owed>,
+        leadership: watch::Sender<Leadership>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, effects, leadership }) }
+    }
+
+    /// Returns the farm and how far it is. Held briefly: nothing is applied meanwhile.
+    pub fn state(&self) -> RwLockReadGuard<'_, Snapshot> {
+        self.shared.state.read().expect("no user of the farm panics while changing it")
+    }
+
+    /// Applies one entry and returns what the farm answered.
+    fn apply_entry(&self, entry: Entry) -> Vec<Answer> {
+        let index = LogIndex(entry.log_id.index);
+        let leader = from_leader_id(&entry.log_id.leader_id);
+        let mut effects = Vec::new();
+        {
+            let mut state = self.shared.state.write().expect("no user of the farm panics while changing it");
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(Change(command)) => effects = state.farm.apply(index, command),
+                EntryPayload::Membership(members) => state.members = StoredMembership::new(Some(entry.log_id), members),
+            }
+            state.last = Some(entry.log_id);
+        }
+        self.shared.follow(leader);
+        let mut answers = Vec::new();
+        effects.retain(|effect| match effect {
+            Effect::Answer(answer) => {
+                answers.push(answer.clone());
+                false
+            }
+            Effect::Welcome { .. }
+            | Effect::Dispatch { .. }
+            | Effect::Revoke(_)
+            | Effect::Acknowledge { .. }
+            | Effect::Publish { .. }
+            | Effect::Notify { .. }
+            | Effect::Archive(_) => true,
+        });
+        if self.shared.led.holds(leader) && !effects.is_empty() {
+            // The driver may have ended before consensus.
+            let _ = self.shared.effects.send(Owed { index, leader, effects });
+        }
+        answers
+    }
+
+    /// Replaces the farm by a snapshot; on return that one is current on disk too.
+    fn install(&self, path: &std::path::Path) -> Result<(), SnapshotError> {
+        let snapshot = snapshot::read(path)?;
+        if self.shared.snapshots.newest()?.as_deref() != Some(path) {
+            self.shared.snapshots.write(&snapshot)?;
+        }
+        *self.shared.state.write().expect("no user of the farm panics while changing it") = snapshot;
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// A new leader's first entry tells that everything of earlier terms is applied.
+    fn follow(&self, leader: Leader) {
+        let is_self = self.led.holds(leader);
+        self.leadership.send_if_modified(|known| {
+            let newer = leader > known.leader || (leader == known.leader && is_self && !known.is_self && leader.term > 0);
+            if newer {
+                *known = Leadership { leader, is_self };
+            }
+            newer
+        });
+    }
+}
+
+impl Led {
+    fn holds(self, leader: Leader) -> bool {
+        leader.node.0 == self.node && leader.term > self.after_term
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let state = self.state();
+        Ok((state.last, state.members.clone()))
+    }
+
+    async fn apply<Entries>(&mut self, mut entries: Entries) -> io::Result<()>
+    where
+        Entries: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let answers = self.apply_entry(entry);
+            if let Some(responder) = responder {
+                responder.send(answers);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, _: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
+        let machine = self.clone();
+        blocking(move || machine.install(&snapshot.path)).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<StoredSnapshot>> {
+        let snapshots = self.shared.snapshots.clone();
+        blocking(move || {
+            let Some(path) = snapshots.newest()? else { return Ok(None) };
+            let meta = snapshot::read(&path)?.meta();
+            Ok(Some(StoredSnapshot { meta, snapshot: SnapshotFile { path } }))
+        })
+        .await
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+
+    /// Copies the farm under the lock and writes the copy on a thread of its own, so that commits go on meanwhile.
+    async fn build_snapshot(&mut self) -> io::Result<StoredSnapshot> {
+        let machine = self.clone();
+        blocking(move || {
+            let copy = machine.state().clone();
+            let path = machine.shared.snapshots.write(&copy)?;
+            Ok(StoredSnapshot { meta: copy.meta(), snapshot: SnapshotFile { path } })
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
+}

@@ -1,0 +1,41 @@
+//! The types that Kiln gives to openraft, and short names for what openraft makes of them.
+
+use std::fmt;
+
+use kiln_core::{Answer, Command};
+use openraft::type_config::alias;
+use serde::{Deserialize, Serialize};
+
+/// What one log entry does. One command each: attempts, builds and epochs are named by the index of their command, and the farm
+/// takes an index once. Many entries still share one write and one fdatasync.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Change(pub Command);
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("command")
+    }
+}
+
+openraft::declare_raft_types!(
+    /// Kiln's choice of raft types. A leader's id is (term, node), as workers know it.
+    pub TypeConfig:
+        D = Change,
+        R = Vec<Answer>,
+        NodeId = u64,
+        Node = openraft::BasicNode,
+);
+
+pub type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+pub type LogId = alias::LogIdOf<TypeConfig>;
+pub type Vote = alias::VoteOf<TypeConfig>;
+pub type Entry = alias::EntryOf<TypeConfig>;
+pub type Membership = openraft::Membership<u64, openraft::BasicNode>;
+pub type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
+pub type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
+pub type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
+pub type WriteResult = openraft::raft::ClientWriteResult<TypeConfig>;
+pub type SnapshotOf<Data> = alias::SnapshotOf<TypeConfig, Data>;
+pub type Responder = openraft::impls::ProgressResponder<TypeConfig, WriteResult>;
+pub type Answers = alias::OneshotReceiverOf<TypeConfig, WriteResult>;

@@ -1,0 +1,193 @@
+//! The write-ahead log: numbered segments of preallocated zeros, one thread that writes, one fdatasync for all that waits.
+//!
+//! Knows record kinds, not what is in them. Never retries after the disk refused a sync: what the disk holds is unknown then, so
+//! every later request fails with the same reason and the node must stop. Does not repair: a torn tail, which a crash leaves, is
+//! cut; anything else that is wrong is an error that names file and offset.
+//! Source of the scheme: PostgreSQL's and etcd's logs; the recovery rules follow Protocol-Aware Recovery, Alagappan et al. 2018.
+
+mod layout;
+mod recover;
+mod segment;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use super::latency::Recorder;
+
+pub use layout::Kind;
+pub use recover::Stored;
+
+/// Bytes of one record's payload: a proposal of 512 jobs is about 256 KiB. Passing it: the append fails.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+
+/// A log that cannot be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The system refused.
+    #[error("{operation} `{path}`")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        err: io::Error,
+    },
+    /// The log holds something that was not written, or lacks something that was.
+    #[error(
+        "log segment `{path}` is damaged at byte {offset}: {what}; this node's data is lost, restore it from a backup or from its peers"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// A file in the directory is none of the log's.
+    #[error("`{path}` does not belong in a log directory")]
+    Stranger {
+        /// Which.
+        path: PathBuf,
+    },
+}
+
+fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalError + use<> {
+    let path = path.to_owned();
+    move |err| WalError::Io { operation, path, err }
+}
+
+/// A record to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRecord {
+    /// What it is about.
+    pub kind: Kind,
+    /// Log index of an entry, or of the last purged one; otherwise 0.
+    pub index: u64,
+    /// Version of the payload's encoding.
+    pub version: u8,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+/// Told when a request is done.
+pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+enum Request {
+    Append { records: Vec<NewRecord>, done: Done },
+    Note(NewRecord),
+}
+
+/// Figures of the log.
+#[derive(Debug, Default)]
+pub struct WalStats {
+    /// Bytes of records in the segments on disk.
+    pub bytes: AtomicU64,
+    /// Segments on disk.
+    pub segments: AtomicU64,
+    /// Time of one write and fdatasync.
+    pub sync: Recorder,
+}
+
+/// An open log. Requests are done in the order of the calls.
+#[derive(Debug)]
+pub struct Wal {
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    stats: Arc<WalStats>,
+}
+
+impl Wal {
+    /// Opens the log in `dir`, making it if the directory is empty, and hands each record to `replay` in order. New segments get
+    /// `segment_bytes`, more where a record needs more.
+    ///
+    /// # Errors
+    /// [`WalError`] if the disk refuses, if the log is damaged, or if `replay` says why a record cannot follow its predecessors.
+    pub fn open(dir: &Path, segment_bytes: u64, mut replay: impl FnMut(Stored<'_>) -> Result<(), String>) -> Result<Self, WalError> {
+        std::fs::create_dir_all(dir).map_err(at("create", dir))?;
+        let recovered = recover::recover(dir, &mut replay)?;
+        let stats = Arc::new(WalStats::default());
+        let writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats))?;
+        let (requests, inbox) = mpsc::channel();
+        let thread =
+            std::thread::Builder::new().name("wal".into()).spawn(move || writer.run(&inbox)).map_err(at("start a thread for", dir))?;
+        Ok(Self { requests: Some(requests), thread: Some(thread), stats })
+    }
+
+    /// Writes `records` and calls `done` once they, and everything asked for before, are durable, or with the error.
+    pub fn append(&self, records: Vec<NewRecord>, done: Done) {
+        if let Err(mpsc::SendError(Request::Append { done, .. })) = self.requests().send(Request::Append { records, done }) {
+            done(Err(io::Error::other("the log's thread has ended")));
+        }
+    }
+
+    /// Writes a record that need not be durable: it may be lost with the machine, not with the process.
+    pub fn note(&self, record: NewRecord) {
+        // A thread that has ended has told why to whoever waited for a sync.
+        let _ = self.requests().send(Request::Note(record));
+    }
+
+    /// Returns the log's figures.
+    pub fn stats(&self) -> &Arc<WalStats> {
+        &self.stats
+    }
+
+    fn requests(&self) -> &mpsc::Sender<Request> {
+        self.requests.as_ref().expect("taken only by drop")
+    }
+}
+
+impl Drop for Wal {
+    /// Waits until everything asked for is written.
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A segment that no longer grows.
+#[derive(Clone, Copy, Debug)]
+struct Closed {
+    number: u64,
+    index_max: Option<u64>,
+    bytes: u64,
+}
+
+/// The newest record of each kind that must be at the head of every segment, so that older segments can be deleted.
+#[derive(Clone, Debug, Default)]
+struct Heads {
+    vote: Option<NewRecord>,
+    purge: Option<NewRecord>,
+    committed: Option<NewRecord>,
+}
+
+impl Heads {
+    fn note(&mut self, record: &NewRecord) {
+        match record.kind {
+            Kind::Vote => self.vote = Some(record.clone()),
+            Kind::Purge => self.purge = Some(record.clone()),
+            Kind::Committed => self.committed = Some(record.clone()),
+            Kind::Entry | Kind::Truncate => {}
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &NewRecord> {
+        [&self.vote, &self.purge, &self.committed].into_iter().flatten()
+    }
+}
+
+impl WalStats {
+    fn set(&self, bytes: u64, segments: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.segments.store(segments, Ordering::Relaxed);
+    }
+}
