@@ -189,3 +189,81 @@ fn one_cycle(found: &HashMap<DrvPath, Derivation>, waits: &HashMap<&DrvPath, usi
     }
     walk.into_iter().cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use kiln_wire::OutputName;
+
+    use super::*;
+    use crate::derivation::InputOutputs;
+
+    fn path(letter: char) -> DrvPath {
+        DrvPath::parse(&format!("{}-{letter}.drv", letter.to_string().repeat(32))).expect("a derivation's path")
+    }
+
+    /// `"a→b c"`: a needs b and c.
+    fn graph(text: &str) -> HashMap<DrvPath, Derivation> {
+        let mut found = HashMap::new();
+        for (name, needs) in text.split(';').filter_map(|part| part.trim().split_once('→')) {
+            let out = OutputName::parse("out").expect("a name");
+            let wanted = InputOutputs { outputs: BTreeSet::from([out]), dynamic: BTreeMap::new() };
+            let letters = needs.split_whitespace().flat_map(str::chars);
+            let derivation = Derivation {
+                name: name.to_owned(),
+                outputs: BTreeMap::new(),
+                inputs: letters.map(|letter| (path(letter), wanted.clone())).collect(),
+                sources: BTreeSet::new(),
+                system: String::new(),
+                builder: String::new(),
+                args: Vec::new(),
+                env: BTreeMap::new(),
+            };
+            found.insert(path(name.chars().next().expect("a letter")), derivation);
+        }
+        found
+    }
+
+    #[test]
+    fn inputs_come_first_and_a_cycle_is_named_first_edge_first() {
+        let table = [
+            ("", Ok("")),
+            ("a→", Ok("a")),
+            ("a→b; b→c; c→", Ok("cba")),
+            ("a→; b→; c→a b", Ok("abc")),
+            ("d→b c; b→a; c→a; a→", Ok("abcd")),
+            ("a→a", Err("aa")),
+            ("a→b; b→a", Err("aba")),
+            ("a→b; b→c; c→b; d→", Err("bcb")),
+            ("a→d b; b→c; c→a; d→", Err("abca")),
+        ];
+        for (text, want) in table {
+            let letters = |paths: Vec<DrvPath>| paths.iter().map(DrvPath::name).collect::<String>();
+            let order = sorted(&graph(text)).map(letters).map_err(letters);
+            assert_eq!(order.as_deref().map_err(String::as_str), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_chain_of_a_hundred_thousand_needs_no_stack() {
+        let path = |number: usize| DrvPath::parse(&format!("{}-{number}.drv", "0".repeat(32))).expect("a derivation's path");
+        let template = graph("a→b").into_values().next().expect("one");
+        let wanted = template.inputs.values().next().expect("one input").clone();
+        let node = |number: usize| {
+            let inputs = if number == 0 { BTreeMap::new() } else { BTreeMap::from([(path(number - 1), wanted.clone())]) };
+            (path(number), Derivation { inputs, ..template.clone() })
+        };
+        let order = sorted(&(0..100_000).map(node).collect()).expect("no cycle");
+        assert_eq!((order.first(), order.last()), (Some(&path(0)), Some(&path(99_999))));
+    }
+
+    #[test]
+    fn a_reader_that_fails_is_named_with_its_path() {
+        let failed = Closure::load(&StoreDir::default(), [path('a')], |_| Err::<Option<Vec<u8>>, _>(std::io::Error::other("no disk")));
+        let err = failed.expect_err("the reader failed");
+        assert!(matches!(&err, ClosureError::Read { path: at, .. } if *at == path('a')), "{err}");
+        let nothing = Closure::load(&StoreDir::default(), [path('b'), path('a')], |_| Ok::<Option<Vec<u8>>, Infallible>(None));
+        assert!(matches!(nothing, Err(ClosureError::Missing { paths }) if paths == [path('a'), path('b')]));
+    }
+}

@@ -50,7 +50,7 @@ impl Listing {
         let mut reader = Counting { reader: BufReader::with_capacity(BUFFER_BYTES, reader), position: &position };
         visit_buffered(&mut reader, |object| {
             match object {
-                Object::Enter(name) => tree.open.push((name.unwrap_or_default().to_vec(), BTreeMap::new())),
+                Object::Enter(name) => tree.open(name),
                 Object::Leave => tree.close(),
                 Object::File { name, executable, size_bytes, .. } => {
                     tree.put(name, Node::Regular { size_bytes, executable, offset_bytes: position.get() });
@@ -85,22 +85,32 @@ impl Listing {
 }
 
 struct Tree {
-    open: Vec<(Vec<u8>, BTreeMap<Vec<u8>, Node>)>,
+    /// Names and entries of the directories that are being read, innermost last.
+    open: Vec<Directory>,
     root: Option<Node>,
 }
 
+struct Directory {
+    name: Vec<u8>,
+    entries: BTreeMap<Vec<u8>, Node>,
+}
+
 impl Tree {
+    fn open(&mut self, name: Option<&[u8]>) {
+        self.open.push(Directory { name: name.unwrap_or_default().to_vec(), entries: BTreeMap::new() });
+    }
+
     fn put(&mut self, name: Option<&[u8]>, node: Node) {
         match self.open.last_mut() {
-            Some((_, entries)) => {
-                entries.insert(name.unwrap_or_default().to_vec(), node);
+            Some(directory) => {
+                directory.entries.insert(name.unwrap_or_default().to_vec(), node);
             }
             None => self.root = Some(node),
         }
     }
 
     fn close(&mut self) {
-        let (name, entries) = self.open.pop().expect("directories end as often as they start");
+        let Directory { name, entries } = self.open.pop().expect("directories end as often as they start");
         self.put(Some(&name), Node::Directory(entries));
     }
 }
