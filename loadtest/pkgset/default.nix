@@ -1,0 +1,37 @@
+# A real package set, built hermetically from distribution sources. See README.md.
+#
+#   nix-instantiate loadtest/pkgset -A small        about a dozen packages (an attribute each), minutes
+#   nix-instantiate loadtest/pkgset -A all          everything
+#   nix-instantiate loadtest/pkgset -A packages.lua one package
+#
+# `sources`: the directory that ./fetch filled. `patched`: with Debian's patches in some base libraries, so that what needs them is rebuilt.
+{ sources ? null
+, patched ? false
+, system ? builtins.currentSystem
+}:
+let
+  cache = if sources != null then toString sources else import ./cache.nix;
+
+  rows = builtins.listToAttrs (map (row: { inherit (row) name; value = row; }) (builtins.fromJSON (builtins.readFile ./sources.json)));
+
+  # An input source: one file, checked by its hash, so that its store path needs no trust in the cache directory.
+  source = name:
+    let row = rows.${name}; in
+    builtins.path {
+      path = cache + "/files/" + row.file;
+      name = builtins.replaceStrings [ "~" ] [ "_" ] row.file;
+      recursive = false;
+      inherit (row) sha256;
+    };
+
+  busybox = import ./busybox.nix { path = cache + "/bootstrap/busybox"; };
+
+  toolchain = import ./toolchain.nix { inherit system source busybox; };
+
+  packages = import ./packages.nix { inherit system source toolchain patched; };
+in
+assert system == "x86_64-linux" || throw "the package set's toolchain runs on x86_64-linux only, not on ${system}";
+{
+  inherit packages toolchain;
+  inherit (packages.sets) small all;
+}
