@@ -1,1 +1,44 @@
+//! The store of a Kiln farm: NARs compressed with zstd, written once, and signed descriptions of the paths that they belong to.
+//!
+//! It is laid out as a Nix binary cache over any object store. [`Packer`] and [`unpack`] are the ends where files become blobs and
+//! blobs files; [`BlobReceiver`] judges what comes from outside; [`Store::publish`] makes a path valid. Does not decide who may upload
+//! or publish (the coordinator does) and does not move bytes between machines (kiln-link does).
+//!
+//! What is guaranteed of the bytes at rest: [`Store::keep`] and [`Store::publish`] return when they are on stable storage (with
+//! `durable`), never half of an object is readable, and no object changes. What a disk does to them later is found when they are
+//! read: a worker's stream is verified against the blob's BLAKE3, Nix checks the NAR hash of what HTTP gives it (HTTP serves bytes as
+//! they lie), and [`Store::verify_all`] reads everything. Each names the object.
 
+mod blob;
+mod cache;
+mod error;
+mod frame;
+mod grammar;
+mod inspect;
+mod keep;
+mod key;
+pub mod keys;
+mod lie;
+mod narinfo;
+mod objects;
+mod pack;
+mod publish;
+mod receive;
+mod spool;
+mod store;
+mod unpack;
+mod uploads;
+mod verify;
+
+pub use blob::{BlobBytes, BlobReader};
+pub use error::StoreError;
+pub use frame::FrameError;
+pub use grammar::GrammarError;
+pub use lie::Lie;
+pub use pack::{PackError, Packed, Packer};
+pub use receive::{BlobReceiver, Provenance, RESUME_BYTES, Received};
+pub use spool::{SPOOL_MEMORY_BYTES, Spool};
+pub use store::{Location, Store, StoreConfig, Traffic};
+pub use unpack::{NarReader, UnpackError, unpack};
+pub use uploads::Uploads;
+pub use verify::VerifyReport;

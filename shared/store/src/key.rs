@@ -1,0 +1,83 @@
+//! Keys of objects: the layout of the store, which is that of a Nix binary cache.
+//!
+//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<NAR hash in Nix's base 32>.nar.zst` · `drv/<base name>` · `staging/…` for large
+//! objects that are not complete yet. Every key is made of checked parts, so that none leaves its directory.
+
+use kiln_nix::hash::nix32;
+use kiln_nix::narinfo::blob_key;
+use kiln_wire::{DrvPath, Sha256Hash};
+use object_store::path::Path;
+
+/// Ending of a narinfo's key.
+pub(crate) const NARINFO_SUFFIX: &str = ".narinfo";
+/// Ending of a NAR's key.
+const NAR_SUFFIX: &str = ".nar.zst";
+/// Characters of a SHA-256 in Nix's base 32.
+const NAR_HASH_CHARS: usize = 52;
+/// Characters of a store path's hash part.
+const HASH_PART_CHARS: usize = 32;
+const NIX32_CHARS: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
+
+pub(crate) fn cache_info() -> Path {
+    Path::from("nix-cache-info")
+}
+
+pub(crate) fn narinfo(hash_part: &str) -> Path {
+    Path::from(format!("{hash_part}{NARINFO_SUFFIX}"))
+}
+
+pub(crate) fn nar(nar_hash: &Sha256Hash) -> Path {
+    Path::from(blob_key(nar_hash))
+}
+
+/// Returns the key of a NAR that is asked for by its file name, if that is one.
+pub(crate) fn nar_file(file_name: &str) -> Option<Path> {
+    let hash = file_name.strip_suffix(NAR_SUFFIX)?;
+    is_nix32(hash, NAR_HASH_CHARS).then(|| Path::from(format!("nar/{file_name}")))
+}
+
+pub(crate) fn derivation(path: &DrvPath) -> Path {
+    derivation_dir().join(path.as_str())
+}
+
+pub(crate) fn derivation_dir() -> Path {
+    Path::from("drv")
+}
+
+pub(crate) fn staging_dir() -> Path {
+    Path::from("staging")
+}
+
+/// Returns a key for a large object until it is complete. `unique` tells this process's uploads apart.
+pub(crate) fn staging(nar_hash: &Sha256Hash, unique: &str) -> Path {
+    staging_dir().join(format!("{}-{unique}", nix32(&nar_hash.0)))
+}
+
+pub(crate) fn is_hash_part(text: &str) -> bool {
+    is_nix32(text, HASH_PART_CHARS)
+}
+
+fn is_nix32(text: &str, chars: usize) -> bool {
+    text.len() == chars && text.bytes().all(|byte| NIX32_CHARS.contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_the_store_itself_gives_are_keys() {
+        let hash = Sha256Hash([7; 32]);
+        let url = blob_key(&hash);
+        assert_eq!(nar_file(url.strip_prefix("nar/").expect("below nar")), Some(nar(&hash)));
+        let long = format!("{}.nar.zst", "0".repeat(53));
+        for text in ["", ".nar.zst", "../x.nar.zst", "x", &long, &url] {
+            assert_eq!(nar_file(text), None, "{text}");
+        }
+        assert!(is_hash_part("0hm2f1psjpcwg8fijsmr4wwxrx59s092"));
+        for text in ["", "..", "0hm2f1psjpcwg8fijsmr4wwxrx59s09e", "0hm2f1psjpcwg8fijsmr4wwxrx59s0922", "0hm2f1psjpcwg8fijsmr4wwxrx5/../x"]
+        {
+            assert!(!is_hash_part(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! The store: which paths are valid, and where their bytes lie.
+//!
+//! Invariant: a path is valid exactly when its narinfo exists, and a narinfo is written only when its NAR is stored and everything it
+//! refers to is valid. NARs are written once. With [`Location::Local`] and `durable`, a call that stores something returns when it is
+//! on stable storage: the file is synced before it gets its name, the directory after.
+
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use kiln_nix::drv_path_of;
+use kiln_wire::limits::DERIVATION_BYTES_MAX;
+use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
+use object_store::path::Path;
+
+use crate::blob::BlobReader;
+use crate::cache::PathInfoCache;
+use crate::error::StoreError;
+use crate::key;
+use crate::narinfo;
+use crate::objects::{Objects, Put};
+use crate::receive::{BlobReceiver, Provenance};
+
+/// How a store is opened. Read from the daemon's configuration file; nothing in it changes what the store does, only where.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where the objects lie.
+    pub location: Location,
+    /// The directory that the farm's store paths name.
+    pub store_dir: StoreDir,
+    /// Where uploads wait until they are verified, if they are larger than a MiB. Any local directory; made if absent.
+    pub spool_dir: PathBuf,
+    /// Paths whose facts are held in memory, about 500 bytes each.
+    pub cached_paths_max: usize,
+}
+
+/// Where a store's objects lie.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// Files on a local disk.
+    Local {
+        /// The directory; made if absent.
+        dir: PathBuf,
+        /// Whether to wait for stable storage. A farm's store must; tests need not.
+        durable: bool,
+    },
+    /// This process's memory, for tests.
+    Memory,
+}
+
+/// A farm's store. Cheap to clone; clones are the same store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) objects: Objects,
+    pub(crate) store_dir: StoreDir,
+    pub(crate) spool_dir: PathBuf,
+    pub(crate) infos: PathInfoCache,
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) served_bytes: AtomicU64,
+}
+
+/// Bytes of blobs since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Verified and stored.
+    pub received_bytes: u64,
+    /// Counted by [`Store::count_served`].
+    pub served_bytes: u64,
+}
+
+/// Priority that clients give this cache: lower is preferred, and cache.nixos.org has 40.
+const CACHE_PRIORITY: u32 = 40;
+/// Bytes of a narinfo at most; the same limit as kiln-nix's parser has.
+pub(crate) const NARINFO_BYTES_MAX: u64 = 1 << 20;
+/// Lookups under way at a time for one request.
+const LOOKUPS_MAX: usize = 64;
+
+impl Store {
+    /// Opens a store, making what is absent.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if the place cannot be used, [`StoreError::OtherStoreDir`] if another farm's paths live there.
+    pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
+        let objects = match &config.location {
+            Location::Local { dir, durable } => Objects::local(dir, *durable)?,
+            Location::Memory => Objects::memory(),
+        };
+        std::fs::create_dir_all(&config.spool_dir).map_err(|err| StoreError::Directory { dir: config.spool_dir.clone(), err })?;
+        let inner = Inner {
+            objects,
+            store_dir: config.store_dir,
+            spool_dir: config.spool_dir,
+            infos: PathInfoCache::new(config.cached_paths_max),
+            received_bytes: AtomicU64::new(0),
+            served_bytes: AtomicU64::new(0),
+        };
+        let store = Self { inner: Arc::new(inner) };
+        store.claim().await?;
+        store.clear_staging().await?;
+        Ok(store)
+    }
+
+    /// Returns the directory that the farm's store paths name.
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.inner.store_dir
+    }
+
+    /// Returns the directory for bytes in transit.
+    pub fn spool_dir(&self) -> &FilePath {
+        &self.inner.spool_dir
+    }
+
+    /// Returns the bytes that came and went since the store was opened.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            received_bytes: self.inner.received_bytes.load(Ordering::Relaxed),
+            served_bytes: self.inner.served_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts bytes of blobs that were sent to a worker or client.
+    pub fn count_served(&self, bytes: u64) {
+        self.inner.served_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the content of `nix-cache-info`.
+    pub fn cache_info(&self) -> String {
+        format!("StoreDir: {}\nWantMassQuery: 1\nPriority: {CACHE_PRIORITY}\n", self.inner.store_dir)
+    }
+
+    /// Returns what is known of a valid path. `None`: the path is not valid.
+    ///
+    /// # Errors
+    /// [`StoreError::DamagedNarinfo`] if its narinfo cannot be read, [`StoreError::Object`] if the store fails.
+    pub async fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, StoreError> {
+        if let Some(info) = self.inner.infos.get(path) {
+            return Ok(Some((*info).clone()));
+        }
+        let Some(info) = self.read_path_info(path).await? else {
+            return Ok(None);
+        };
+        self.inner.infos.put(Arc::new(info.clone()));
+        Ok(Some(info))
+    }
+
+    /// As [`Store::path_info`], but always from the store itself.
+    pub(crate) async fn read_path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, StoreError> {
+        let key = key::narinfo(path.hash_part());
+        let Some(bytes) = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await? else {
+            return Ok(None);
+        };
+        let info =
+            narinfo::read(&self.inner.store_dir, &bytes).map_err(|reason| StoreError::DamagedNarinfo { key: key.to_string(), reason })?;
+        // Another path with the same hash part cannot be had by accident; this one is then not in the store.
+        Ok((info.path == *path).then_some(info))
+    }
+
+    /// Returns those of `paths` that are not valid, in the order asked.
+    ///
+    /// # Errors
+    /// As [`Store::path_info`].
+    pub async fn missing(&self, paths: &[StorePath]) -> Result<Vec<StorePath>, StoreError> {
+        let lookups = futures::stream::iter(paths).map(|path| async move { Ok((path, self.path_info(path).await?.is_none())) });
+        let mut found = lookups.buffered(LOOKUPS_MAX);
+        let mut missing = Vec::new();
+        while let Some(answer) = found.next().await {
+            let (path, absent) = answer?;
+            if absent {
+                missing.push(path.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Keeps a derivation. Its path must be the one that follows from its bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongDerivation`] names the rule that is broken; nothing is stored then.
+    pub async fn put_derivation(&self, path: &DrvPath, bytes: Bytes) -> Result<(), StoreError> {
+        if let Err(reason) = check_derivation(&self.inner.store_dir, path, &bytes) {
+            return Err(StoreError::WrongDerivation { path: path.clone(), reason });
+        }
+        match self.inner.objects.put_new(&key::derivation(path), bytes.clone()).await? {
+            Put::Written => Ok(()),
+            Put::Existed => self.heal_derivation(path, bytes).await,
+        }
+    }
+
+    /// Replaces what is stored for a derivation if it is damaged.
+    async fn heal_derivation(&self, path: &DrvPath, bytes: Bytes) -> Result<(), StoreError> {
+        let key = key::derivation(path);
+        match self.inner.objects.get_small(&key, DERIVATION_BYTES_MAX as u64).await {
+            Ok(Some(stored)) if stored == bytes => Ok(()),
+            Ok(_) | Err(StoreError::Oversize { .. }) => {
+                tracing::warn!(%key, "a stored derivation was damaged and is replaced");
+                self.inner.objects.put_over(&key, bytes).await
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Returns the bytes of a derivation, checked against its path. `None`: the store does not have it.
+    ///
+    /// # Errors
+    /// [`StoreError::DamagedDerivation`] if the stored bytes are not those of the path.
+    pub async fn derivation(&self, path: &DrvPath) -> Result<Option<Bytes>, StoreError> {
+        let key = key::derivation(path);
+        let Some(bytes) = self.inner.objects.get_small(&key, DERIVATION_BYTES_MAX as u64).await? else {
+            return Ok(None);
+        };
+        match check_derivation(&self.inner.store_dir, path, &bytes) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(reason) => Err(StoreError::DamagedDerivation { path: path.clone(), key: key.to_string(), reason }),
+        }
+    }
+
+    /// Returns those of `paths` whose derivation the store does not have, in the order asked.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn missing_derivations(&self, paths: &[DrvPath]) -> Result<Vec<DrvPath>, StoreError> {
+        let lookups = futures::stream::iter(paths)
+            .map(|path| async move { Ok((path, self.inner.objects.head(&key::derivation(path)).await?.is_none())) });
+        let mut found = lookups.buffered(LOOKUPS_MAX);
+        let mut missing = Vec::new();
+        while let Some(answer) = found.next().await {
+            let (path, absent): (_, bool) = answer?;
+            if absent {
+                missing.push(path.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Returns the narinfo of the path with this hash part, as it is served. `None`: there is no such path, or the text is no hash part.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn narinfo(&self, hash_part: &str) -> Result<Option<Bytes>, StoreError> {
+        match key::is_hash_part(hash_part) {
+            true => self.inner.objects.get_small(&key::narinfo(hash_part), NARINFO_BYTES_MAX).await,
+            false => Ok(None),
+        }
+    }
+
+    /// Opens the blob of a path, whether it is published yet or not, after comparing its size.
+    ///
+    /// # Errors
+    /// [`StoreError::MissingBlob`] or [`StoreError::DamagedBlob`] name the object.
+    pub async fn open_blob(&self, info: &PathInfo) -> Result<BlobReader, StoreError> {
+        let key = key::nar(&info.nar_hash);
+        let blob =
+            self.open_object(&key).await?.ok_or_else(|| StoreError::MissingBlob { path: info.path.clone(), key: key.to_string() })?;
+        let (stated_bytes, found_bytes) = (info.blob.size_bytes, blob.size_bytes());
+        if found_bytes != stated_bytes {
+            let lie = crate::Lie::BlobSize { stated_bytes, found_bytes };
+            return Err(StoreError::DamagedBlob { path: info.path.clone(), key: key.to_string(), lie });
+        }
+        Ok(blob)
+    }
+
+    /// Opens the blob with this file name (`<nar hash>.nar.zst`). `None`: there is no such blob, or the text is no such name.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn open_nar_file(&self, file_name: &str) -> Result<Option<BlobReader>, StoreError> {
+        match key::nar_file(file_name) {
+            Some(key) => self.open_object(&key).await,
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) async fn open_object(&self, key: &Path) -> Result<Option<BlobReader>, StoreError> {
+        let Some(object) = self.inner.objects.get(key).await? else {
+            return Ok(None);
+        };
+        let opened = BlobReader::open(object, &self.inner.spool_dir).await;
+        opened.map(Some).map_err(|err| StoreError::Object { operation: "read", key: key.to_string(), err })
+    }
+
+    /// Starts an upload.
+    ///
+    /// # Errors
+    /// As [`BlobReceiver::new`].
+    pub fn receive(&self, stated: PathInfo, provenance: Provenance) -> Result<BlobReceiver, StoreError> {
+        BlobReceiver::new(&self.inner.store_dir, &self.inner.spool_dir, stated, provenance)
+    }
+
+    /// Writes `nix-cache-info`, or refuses a store whose paths live elsewhere.
+    async fn claim(&self) -> Result<(), StoreError> {
+        let key = key::cache_info();
+        if self.inner.objects.put_new(&key, self.cache_info().into()).await? == Put::Written {
+            return Ok(());
+        }
+        let stored = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&stored);
+        let found = text.lines().find_map(|line| line.strip_prefix("StoreDir:")).map_or("", str::trim);
+        match found == self.inner.store_dir.as_str() {
+            true => Ok(()),
+            false => Err(StoreError::OtherStoreDir { found: found.to_owned(), wanted: self.inner.store_dir.to_string() }),
+        }
+    }
+
+    /// Deletes what an earlier process left half-written. Another coordinator's live uploads are younger than the limit.
+    async fn clear_staging(&self) -> Result<(), StoreError> {
+        let now = std::time::SystemTime::now();
+        for object in self.inner.objects.list(Some(&key::staging_dir())).await? {
+            let age = now.duration_since(object.last_modified.into()).unwrap_or_default();
+            if age >= STAGING_AGE_MAX {
+                self.inner.objects.delete(&object.location).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The largest object takes less to write.
+const STAGING_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+fn check_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<(), String> {
+    if bytes.len() > DERIVATION_BYTES_MAX {
+        return Err(format!("it has {} bytes, at most {DERIVATION_BYTES_MAX} are allowed", bytes.len()));
+    }
+    match drv_path_of(store_dir, path.name(), bytes) {
+        Ok(computed) if computed == *path => Ok(()),
+        Ok(computed) => Err(format!("its content belongs to `{computed}`")),
+        Err(err) => Err(chain(&err)),
+    }
+}
+
+/// Returns an error with its causes on one line.
+pub(crate) fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text.push_str(": ");
+        text.push_str(&err.to_string());
+        cause = err.source();
+    }
+    text
+}
