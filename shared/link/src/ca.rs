@@ -221,7 +221,7 @@ fn read(path: &Path) -> Result<String, AuthorityError> {
     fs::read_to_string(path).map_err(|err| AuthorityError::File { operation: "read", path: path.to_owned(), err })
 }
 
-fn make_private_dir(dir: &Path) -> Result<(), AuthorityError> {
+pub(crate) fn make_private_dir(dir: &Path) -> Result<(), AuthorityError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|err| AuthorityError::File { operation: "make directory", path: dir.to_owned(), err })
 }

@@ -10,7 +10,7 @@ use quinn::crypto::{CryptoError, HmacKey};
 use rustls::crypto::aws_lc_rs;
 
 use crate::LinkError;
-use crate::ca::write_private;
+use crate::ca::{make_private_dir, write_private};
 use crate::config::{LOOPBACK_DATAGRAM_BYTES, RESET_INTERVAL_MIN};
 
 /// The keys' file within a node's directory.
@@ -29,7 +29,7 @@ impl NodeKeys {
         Self(keys)
     }
 
-    /// Reads the keys kept in `dir`, or makes them there.
+    /// Reads the keys kept in `dir`, or makes them there (and the directory, with mode 0700).
     ///
     /// # Errors
     /// [`LinkError::Keys`] if the file cannot be read or written, or is no such file.
@@ -43,7 +43,7 @@ impl NodeKeys {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 let keys = Self::fresh();
                 let text: String = keys.0.iter().map(|byte| format!("{byte:02x}")).collect();
-                write_private(&path, &text).map_err(|err| fail(io::Error::other(err)))?;
+                make_private_dir(dir).and_then(|()| write_private(&path, &text)).map_err(|err| fail(io::Error::other(err)))?;
                 Ok(keys)
             }
             Err(err) => Err(fail(err)),
