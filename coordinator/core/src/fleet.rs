@@ -2,6 +2,8 @@
 //!
 //! Free capacity is derived from live leases, nowhere counted on its own.
 
+use alloc::string::String;
+
 use kiln_wire::worker::Offer;
 use kiln_wire::{Epoch, Resources, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,9 @@ use crate::job::Needs;
 
 /// The system of builders that every worker brings itself.
 pub const SYSTEM_BUILTIN: &str = "builtin";
+
+/// Features that say how large a machine suits, not what it must have: jobs that name them run anywhere.
+const FEATURES_SOFT: [&str; 1] = ["big-parallel"];
 
 /// A registered worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,11 +38,16 @@ pub(crate) fn has_system(offer: &Offer, needs: &Needs) -> bool {
     needs.system == SYSTEM_BUILTIN || offer.systems.contains(&needs.system)
 }
 
+/// Returns the features that keep the job off the worker.
+pub(crate) fn features_missing<'a>(offer: &'a Offer, needs: &'a Needs) -> impl Iterator<Item = &'a String> {
+    needs.features.difference(&offer.features).filter(|feature| !FEATURES_SOFT.contains(&feature.as_str()))
+}
+
 /// Returns whether a worker with this offer could run the job at all, were it idle.
 pub(crate) fn could_run(offer: &Offer, needs: &Needs) -> bool {
     offer.slots > 0
         && has_system(offer, needs)
-        && needs.features.is_subset(&offer.features)
+        && features_missing(offer, needs).next().is_none()
         && needs.resources.memory_mib <= offer.capacity.memory_mib
 }
 

@@ -80,7 +80,7 @@ impl fmt::Display for WaitReason {
             Self::BackOff => f.write_str("is tried again after an infrastructure failure"),
             Self::FailedThere => f.write_str("waits for a worker on which it has not failed"),
             Self::Reserved => f.write_str("the only room is kept for a more urgent job that needs more of it"),
-            Self::PlanFull => f.write_str("has room, and is in the next plan"),
+            Self::PlanFull => f.write_str("has room, unless it is kept for a more urgent job: see the next plan"),
             Self::NoWorker => f.write_str("no worker is registered"),
             Self::LacksSystem(system) => write!(f, "no worker runs system {system}"),
             Self::LacksFeatures(features) => {
@@ -106,14 +106,14 @@ impl Farm {
             return Some(WaitReason::NoWorker);
         }
         let with_system = || offers().filter(|offer| fleet::has_system(offer, needs));
-        let lacking = with_system().map(|offer| needs.features.difference(&offer.features).cloned().collect::<BTreeSet<String>>());
+        let lacking = with_system().map(|offer| fleet::features_missing(offer, needs).cloned().collect::<BTreeSet<String>>());
         let Some(missing) = lacking.min_by_key(BTreeSet::len) else {
             return Some(WaitReason::LacksSystem(needs.system.clone()));
         };
         if !missing.is_empty() {
             return Some(WaitReason::LacksFeatures(missing));
         }
-        let able = with_system().filter(|offer| needs.features.is_subset(&offer.features));
+        let able = with_system().filter(|offer| fleet::features_missing(offer, needs).next().is_none());
         let largest_mib = able.map(|offer| offer.capacity.memory_mib).max().unwrap_or(0);
         let asked_mib = needs.resources.memory_mib;
         if asked_mib > largest_mib { Some(WaitReason::LacksMemory { asked_mib, largest_mib }) } else { Some(WaitReason::NoSlots) }

@@ -1,5 +1,6 @@
 //! The farm from outside: transcripts, random commands, models, real graphs. Everything goes through the public interface.
 
+mod drain;
 mod facts;
 mod golden;
 mod graphs;

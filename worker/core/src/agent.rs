@@ -1,0 +1,268 @@
+//! The agent: decides what a worker does with what its leader says and with what becomes of its attempts.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+
+use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, ToWorker};
+use kiln_wire::{AttemptId, DrvPath, Epoch, Leader, Lease, Outcome, OutputName, Resources, WorkerId};
+
+use crate::action::{Action, StaleLeader};
+use crate::attempt::Attempt;
+
+/// Attempts that ended here and whose late or repeated messages are recognised. Far more than can be in flight on a session.
+pub const ENDED_REMEMBERED_MAX: usize = 1_024;
+
+/// A worker's attempts and what it knows of its leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    worker: WorkerId,
+    offer: Offer,
+    leader_seen: Leader,
+    /// The registration of the open session; none without one.
+    session: Option<Epoch>,
+    /// The highest registration that was ever welcomed.
+    epoch_seen: Epoch,
+    attempts: BTreeMap<Lease, Attempt>,
+    /// Queued attempts, in the order in which they came.
+    queue: VecDeque<Lease>,
+    ended: BTreeSet<Lease>,
+    ended_order: VecDeque<Lease>,
+}
+
+impl Agent {
+    /// Makes an agent of what the journal holds: the highest leader seen, and results that were not acknowledged.
+    pub fn restore(worker: WorkerId, offer: Offer, leader_seen: Leader, finished: Vec<(Lease, Outcome)>) -> Self {
+        Self {
+            worker,
+            offer,
+            leader_seen,
+            session: None,
+            epoch_seen: Epoch::default(),
+            attempts: finished.into_iter().map(|(lease, outcome)| (lease, Attempt::Finished(outcome))).collect(),
+            queue: VecDeque::new(),
+            ended: BTreeSet::new(),
+            ended_order: VecDeque::new(),
+        }
+    }
+
+    /// Returns what opens a session. Names every attempt that runs, waits, or has an unacknowledged result.
+    pub fn hello(&self) -> Hello {
+        let alive = self.attempts.iter().filter(|(_, attempt)| attempt.is_alive());
+        Hello {
+            worker: self.worker.clone(),
+            offer: self.offer.clone(),
+            leader_seen: self.leader_seen,
+            attempts: alive.map(|(lease, _)| lease.clone()).collect(),
+        }
+    }
+
+    /// Takes a message of a leader. The same message twice does nothing the second time.
+    pub fn receive(&mut self, message: ToWorker) -> Vec<Action> {
+        match message {
+            ToWorker::Welcome { leader, epoch, keep } => self.obey(leader, |agent| agent.welcome(epoch, &keep)),
+            ToWorker::Dispatch(assignment) => self.obey(assignment.leader, |agent| agent.dispatch(Box::new(assignment))),
+            ToWorker::Revoke { leader, lease } => self.obey(leader, |agent| agent.revoke(&lease)),
+            ToWorker::Acknowledge { derivation, attempt } => self.acknowledge(&derivation, attempt),
+        }
+    }
+
+    /// The builder of an attempt was started.
+    pub fn started(&self, lease: &Lease) -> Vec<Action> {
+        match self.attempts.get(lease) {
+            Some(Attempt::Running { .. }) => self.send(FromWorker::Started(lease.clone())),
+            Some(Attempt::Queued(_) | Attempt::Stopping { .. } | Attempt::Finished(_)) | None => Vec::new(),
+        }
+    }
+
+    /// An attempt is over and holds nothing any more. One that was stopped reports nothing.
+    pub fn ended(&mut self, lease: &Lease, outcome: Outcome) -> Vec<Action> {
+        let mut actions = match self.attempts.get(lease) {
+            Some(Attempt::Running { .. }) => {
+                self.attempts.insert(lease.clone(), Attempt::Finished(outcome.clone()));
+                let mut actions = Vec::from([Action::Keep { lease: lease.clone(), outcome: outcome.clone() }]);
+                actions.extend(self.send(FromWorker::Finished { lease: lease.clone(), outcome }));
+                actions
+            }
+            Some(Attempt::Stopping { .. }) => self.forget(lease),
+            Some(Attempt::Queued(_) | Attempt::Finished(_)) | None => return Vec::new(),
+        };
+        actions.extend(self.start_queued());
+        actions
+    }
+
+    /// The farm confirmed that it has this many bytes of an output. Never goes back.
+    pub fn uploaded(&mut self, lease: &Lease, output: &OutputName, bytes: u64) {
+        if let Some(Attempt::Running { uploaded, .. }) = self.attempts.get_mut(lease) {
+            let known = uploaded.entry(output.clone()).or_default();
+            *known = bytes.max(*known);
+        }
+    }
+
+    /// Returns how many bytes of an output the farm is known to have: where an interrupted upload goes on.
+    pub fn upload_offset(&self, lease: &Lease, output: &OutputName) -> u64 {
+        match self.attempts.get(lease) {
+            Some(Attempt::Running { uploaded, .. }) => uploaded.get(output).copied().unwrap_or(0),
+            Some(Attempt::Queued(_) | Attempt::Stopping { .. } | Attempt::Finished(_)) | None => 0,
+        }
+    }
+
+    /// The session is closed. Attempts go on; results wait for the next one.
+    pub fn disconnected(&mut self) {
+        self.session = None;
+    }
+
+    /// Returns the registration of the open session.
+    pub fn session(&self) -> Option<Epoch> {
+        self.session
+    }
+
+    /// Returns the highest leader seen.
+    pub fn leader_seen(&self) -> Leader {
+        self.leader_seen
+    }
+
+    /// Returns what it offers.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// Returns the attempts that hold a share of the worker, those that are being stopped among them.
+    pub fn holding(&self) -> impl Iterator<Item = &Lease> {
+        self.attempts.iter().filter(|(_, attempt)| attempt.held().is_some()).map(|(lease, _)| lease)
+    }
+
+    /// Returns the results that were not acknowledged.
+    pub fn unacknowledged(&self) -> impl Iterator<Item = (&Lease, &Outcome)> {
+        self.attempts.iter().filter_map(|(lease, attempt)| match attempt {
+            Attempt::Finished(outcome) => Some((lease, outcome)),
+            Attempt::Queued(_) | Attempt::Running { .. } | Attempt::Stopping { .. } => None,
+        })
+    }
+
+    /// Returns free slots and capacity, derived from what runs.
+    pub fn free(&self) -> (u32, Resources) {
+        let (mut slots, mut free) = (self.offer.slots, self.offer.capacity);
+        for held in self.attempts.values().filter_map(Attempt::held) {
+            slots = slots.saturating_sub(1);
+            free.cores = free.cores.saturating_sub(held.cores);
+            free.memory_mib = free.memory_mib.saturating_sub(held.memory_mib);
+        }
+        (slots, free)
+    }
+
+    /// Obeys a leader unless a higher one was seen.
+    fn obey(&mut self, leader: Leader, act: impl FnOnce(&mut Self) -> Vec<Action>) -> Vec<Action> {
+        if leader < self.leader_seen {
+            return Vec::from([Action::Disconnect(StaleLeader { offered: leader, seen: self.leader_seen })]);
+        }
+        let mut actions = Vec::new();
+        if leader > self.leader_seen {
+            self.leader_seen = leader;
+            actions.push(Action::Remember(leader));
+        }
+        actions.extend(act(self));
+        actions
+    }
+
+    /// Stops what the farm gave up, and says again what it may have missed. A welcome that is not newer than the last one is old news.
+    fn welcome(&mut self, epoch: Epoch, keep: &[Lease]) -> Vec<Action> {
+        if epoch <= self.epoch_seen {
+            return Vec::new();
+        }
+        self.epoch_seen = epoch;
+        self.session = Some(epoch);
+        let given_up = |(lease, attempt): (&Lease, &Attempt)| {
+            let old = lease.epoch < epoch && !keep.contains(lease);
+            (old && !matches!(attempt, Attempt::Finished(_))).then(|| lease.clone())
+        };
+        let stop: Vec<Lease> = self.attempts.iter().filter_map(given_up).collect();
+        let mut actions: Vec<Action> = stop.iter().flat_map(|lease| self.stop(lease)).collect();
+        // Those that were given up too: the farm acknowledges any report, so that it can be forgotten.
+        let reports = self.unacknowledged().map(|(lease, outcome)| FromWorker::Finished { lease: lease.clone(), outcome: outcome.clone() });
+        actions.extend(reports.map(Action::Send));
+        actions.extend(self.start_queued());
+        actions
+    }
+
+    fn dispatch(&mut self, assignment: Box<Assignment>) -> Vec<Action> {
+        let lease = assignment.lease.clone();
+        let known = self.attempts.contains_key(&lease) || self.ended.contains(&lease);
+        if known || lease.epoch < self.epoch_seen || lease.worker != self.worker {
+            return Vec::new();
+        }
+        self.attempts.insert(lease.clone(), Attempt::Queued(assignment));
+        self.queue.push_back(lease);
+        self.start_queued()
+    }
+
+    fn revoke(&mut self, lease: &Lease) -> Vec<Action> {
+        // Also what was not heard of yet: its dispatch may come late.
+        self.note_ended(lease.clone());
+        let mut actions = self.stop(lease);
+        actions.extend(self.start_queued());
+        actions
+    }
+
+    fn acknowledge(&mut self, derivation: &DrvPath, attempt: AttemptId) -> Vec<Action> {
+        let of = |lease: &&Lease| lease.attempt == attempt && lease.derivation == *derivation;
+        let acknowledged = self.unacknowledged().map(|(lease, _)| lease).find(of).cloned();
+        acknowledged.map(|lease| self.forget(&lease)).unwrap_or_default()
+    }
+
+    /// Ends an attempt without a report.
+    fn stop(&mut self, lease: &Lease) -> Vec<Action> {
+        match self.attempts.get(lease) {
+            Some(Attempt::Running { resources, .. }) => {
+                let resources = *resources;
+                self.attempts.insert(lease.clone(), Attempt::Stopping { resources });
+                Vec::from([Action::Kill(lease.clone())])
+            }
+            Some(Attempt::Queued(_)) => {
+                self.queue.retain(|other| other != lease);
+                self.forget(lease)
+            }
+            Some(Attempt::Finished(_)) => self.forget(lease),
+            Some(Attempt::Stopping { .. }) | None => Vec::new(),
+        }
+    }
+
+    fn forget(&mut self, lease: &Lease) -> Vec<Action> {
+        self.attempts.remove(lease);
+        self.note_ended(lease.clone());
+        Vec::from([Action::Forget(lease.clone())])
+    }
+
+    fn note_ended(&mut self, lease: Lease) {
+        if self.ended.insert(lease.clone()) {
+            self.ended_order.push_back(lease);
+        }
+        if self.ended_order.len() > ENDED_REMEMBERED_MAX {
+            let oldest = self.ended_order.pop_front();
+            oldest.map(|lease| self.ended.remove(&lease));
+        }
+    }
+
+    /// Starts queued attempts, first come first served, while they fit. One that could never fit runs alone.
+    fn start_queued(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(Attempt::Queued(assignment)) = self.queue.front().and_then(|lease| self.attempts.get(lease)) {
+            let (slots, free) = self.free();
+            let asked = assignment.resources;
+            let fits = slots > 0 && asked.cores <= free.cores && asked.memory_mib <= free.memory_mib;
+            if !fits && self.holding().next().is_some() {
+                break;
+            }
+            let Some(lease) = self.queue.pop_front() else { break };
+            let running = Attempt::Running { resources: asked, uploaded: BTreeMap::new() };
+            if let Some(Attempt::Queued(assignment)) = self.attempts.insert(lease, running) {
+                actions.push(Action::Start(assignment));
+            }
+        }
+        actions
+    }
+
+    fn send(&self, message: FromWorker) -> Vec<Action> {
+        if self.session.is_some() { Vec::from([Action::Send(message)]) } else { Vec::new() }
+    }
+}
