@@ -190,3 +190,98 @@ fn nothing_left(size: u64, offset: u64) -> bool {
 fn ranges(size: u64, offset: u64) -> ChunkRanges {
     if offset == 0 || nothing_left(size, offset) { ChunkRanges::all() } else { ChunkRanges::from(ChunkNum(offset / CHUNK_BYTES)..) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn noise(size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        blake3::Hasher::new_derive_key("kiln-link tests").finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn encoding(blob: &[u8], offset: u64) -> (Blake3Hash, Vec<u8>) {
+        let mut out = Vec::new();
+        let source = BlobSource::from(blob.to_vec());
+        let root = encode(&source, blob.len() as u64, offset, &mut out).expect("memory reads");
+        (root, out)
+    }
+
+    /// Returns what was verified before the end or the first error.
+    fn decode(root: Blake3Hash, size: u64, offset: u64, mut encoded: &[u8]) -> (Vec<u8>, Result<(), BlobError>) {
+        let mut tree = TreeReader::new(root, size, offset);
+        let mut found = Vec::new();
+        while let Some(wanted) = tree.wanted() {
+            let Some((item, rest)) = encoded.split_at_checked(wanted) else {
+                return (found, Err(BlobError::Short { offset_bytes: tree.verified_bytes, size_bytes: size }));
+            };
+            encoded = rest;
+            match tree.accept(item) {
+                Ok(true) => found.extend_from_slice(item),
+                Ok(false) => {}
+                Err(err) => return (found, Err(err)),
+            }
+        }
+        assert!(encoded.is_empty(), "the encoding is as long as the tree says");
+        (found, Ok(()))
+    }
+
+    #[test]
+    fn every_size_and_offset_round_trips_with_the_plain_hash_as_root() {
+        for size in [0usize, 1, 1024, 16_383, 16_384, 16_385, 32_768, 49_153, 300_000] {
+            let blob = noise(size);
+            for offset in (0..=size as u64).step_by(GROUP_BYTES as usize).chain([size as u64]) {
+                let (root, encoded) = encoding(&blob, offset);
+                assert_eq!(root, Blake3Hash(*blake3::hash(&blob).as_bytes()));
+                let (found, outcome) = decode(root, size as u64, offset, &encoded);
+                outcome.expect("verifies");
+                assert!(found == blob[offset as usize..], "{size} from {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_hash_of_an_empty_blob_is_checked() {
+        let (_, outcome) = decode(Blake3Hash([0; 32]), 0, 0, &[]);
+        assert!(matches!(outcome, Err(BlobError::Corrupt { offset_bytes: 0 })));
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_anywhere_is_found_before_anything_wrong_is_let_through(
+            size in 1usize..200_000, group in 0u64..12, at in any::<prop::sample::Index>(), bit in 0u8..8,
+        ) {
+            let blob = noise(size);
+            let offset = (group * GROUP_BYTES).min(size as u64 / GROUP_BYTES * GROUP_BYTES);
+            let (root, mut encoded) = encoding(&blob, offset);
+            prop_assume!(!encoded.is_empty());
+            let at = at.index(encoded.len());
+            encoded[at] ^= 1 << bit;
+            let (found, outcome) = decode(root, size as u64, offset, &encoded);
+            let Err(BlobError::Corrupt { offset_bytes }) = outcome else { panic!("not found: {outcome:?}") };
+            prop_assert_eq!(offset_bytes, offset + found.len() as u64);
+            prop_assert!(blob[offset as usize..].starts_with(&found));
+        }
+
+        #[test]
+        fn a_cut_anywhere_leaves_a_correct_prefix(size in 1usize..200_000, at in any::<prop::sample::Index>()) {
+            let blob = noise(size);
+            let (root, encoded) = encoding(&blob, 0);
+            let (found, outcome) = decode(root, size as u64, 0, &encoded[..at.index(encoded.len())]);
+            let Err(BlobError::Short { offset_bytes, .. }) = outcome else { panic!("not found: {outcome:?}") };
+            prop_assert_eq!(offset_bytes, found.len() as u64);
+            prop_assert!(blob.starts_with(&found));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_pass_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40_000), size in any::<u64>()) {
+            let size = size % (1 << 36) + 1;
+            let (found, outcome) = decode(Blake3Hash([7; 32]), size, 0, &bytes);
+            prop_assert!(outcome.is_err());
+            prop_assert!(found.is_empty());
+        }
+    }
+}
