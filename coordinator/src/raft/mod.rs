@@ -14,6 +14,8 @@ mod node;
 mod record;
 mod snapshot;
 mod state_machine;
+#[cfg(test)]
+mod storage_tests;
 mod types;
 mod wal;
 

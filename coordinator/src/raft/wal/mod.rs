@@ -8,6 +8,8 @@
 mod layout;
 mod recover;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;

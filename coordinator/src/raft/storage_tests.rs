@@ -1,0 +1,224 @@
+//! openraft's own suite against our storage, a comparison with a plain model, and the golden payloads.
+
+use std::path::Path;
+
+use kiln_core::{Command, Farm};
+use kiln_wire::{BuildId, Timestamp};
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::{EntryPayload, RaftLogReader, StorageError};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+
+use super::api::Leadership;
+use super::log_store::LogStore;
+use super::record::{Record, VERSION};
+use super::snapshot::{Snapshot, SnapshotDir};
+use super::state_machine::{Led, StateMachine};
+use super::types::{Change, Entry, LeaderId, LogId, Membership, StoredMembership, TypeConfig, Vote};
+use super::wal::Stored;
+
+const SEGMENT_BYTES: u64 = 2048;
+
+struct Stores;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = TempDir::new().expect("a directory");
+        let log = open(&dir.path().join("log"));
+        let snapshots = SnapshotDir::open(dir.path().join("snapshot")).expect("a directory");
+        let empty = Snapshot { farm: Farm::new(), last: None, members: StoredMembership::default() };
+        let unknown = Leadership { leader: kiln_wire::Leader::default(), is_self: false };
+        let led = Led { node: 0, after_term: 0 };
+        let machine = StateMachine::new(empty, snapshots, led, mpsc::unbounded_channel().0, watch::channel(unknown).0);
+        Ok((dir, log, machine))
+    }
+}
+
+fn open(dir: &Path) -> LogStore {
+    LogStore::open(dir, SEGMENT_BYTES, u64::MAX).expect("opens")
+}
+
+#[tokio::test]
+async fn the_storage_passes_openrafts_suite() {
+    Suite::test_all(Stores).await.expect("the suite passes");
+}
+
+fn log_id(term: u64, index: u64) -> LogId {
+    LogId { leader_id: LeaderId { term, node_id: 1 }, index }
+}
+
+fn entry(term: u64, index: u64) -> Entry {
+    let command = Command::Cancel { build: BuildId(index * 31), now: Timestamp(term) };
+    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(Change(command)) }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(u64),
+    Truncate(u64),
+    Purge(u64),
+    Vote,
+    Commit,
+    Reopen,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (1..20u64).prop_map(Step::Append),
+        2 => (0..30u64).prop_map(Step::Truncate),
+        2 => (0..30u64).prop_map(Step::Purge),
+        1 => Just(Step::Vote),
+        2 => Just(Step::Commit),
+        2 => Just(Step::Reopen),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+/// What a log must hold, as plainly as it can be said.
+#[derive(Debug, Default, PartialEq)]
+struct Model {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    entries: Vec<Entry>,
+}
+
+impl Model {
+    fn of(log: &LogStore) -> Self {
+        let state = log.state();
+        Self { vote: state.vote(), committed: state.committed(), purged: state.purged(), entries: state.entries(..).cloned().collect() }
+    }
+
+    fn next(&self) -> u64 {
+        self.entries.last().map(|last| last.log_id).or(self.purged).map_or(0, |last| last.index + 1)
+    }
+}
+
+/// Does one step to both and returns whether the log waited for its disk. Positions count back from the end, so that most hit an
+/// entry.
+async fn step(log: &mut LogStore, model: &mut Model, term: u64, step: &Step) -> bool {
+    let back = |count: u64| model.entries.len().checked_sub(1 + usize::try_from(count).expect("small"));
+    match step {
+        Step::Append(count) => {
+            let new: Vec<Entry> = (model.next()..model.next() + count).map(|index| entry(term, index)).collect();
+            log.blocking_append(new.clone()).await.expect("appends");
+            model.entries.extend(new);
+        }
+        Step::Truncate(count) => {
+            let Some(last) = back(*count) else { return false };
+            log.truncate_after(Some(model.entries[last].log_id)).await.expect("truncates");
+            model.entries.truncate(last + 1);
+        }
+        Step::Purge(count) => {
+            let Some(last) = back(*count) else { return false };
+            let upto = model.entries[last].log_id;
+            log.purge(upto).await.expect("purges");
+            model.purged = Some(upto);
+            model.entries.drain(..=last);
+        }
+        Step::Vote => {
+            let vote = Vote::new_committed(term, 1);
+            log.save_vote(&vote).await.expect("saves");
+            model.vote = Some(vote);
+        }
+        Step::Commit => {
+            let last = model.entries.last().map(|last| last.log_id);
+            log.save_committed(last).await.expect("saves");
+            model.committed = last;
+            return false;
+        }
+        Step::Reopen => return false,
+    }
+    true
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_log_holds_what_a_list_would_hold(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let dir = TempDir::new().expect("a directory");
+        let (mut log, mut model) = (open(dir.path()), Model::default());
+        for (term, next) in (1..).zip(&steps) {
+            let waited = runtime.block_on(step(&mut log, &mut model, term, next));
+            prop_assert_eq!(&Model::of(&log), &model);
+            if waited {
+                // The image that a crash would leave at this point; the log still has it open.
+                prop_assert_eq!(&Model::of(&open(image(dir.path()).path())), &model);
+            }
+            if matches!(next, Step::Reopen) {
+                drop(log);
+                log = open(dir.path());
+                prop_assert_eq!(&Model::of(&log), &model);
+            }
+        }
+    }
+}
+
+fn image(dir: &Path) -> TempDir {
+    let image = TempDir::new().expect("a directory");
+    for file in std::fs::read_dir(dir).expect("lists") {
+        let file = file.expect("lists").path();
+        if file.extension().is_some_and(|ending| ending == "wal") {
+            std::fs::copy(&file, image.path().join(file.file_name().expect("a file"))).expect("copies");
+        }
+    }
+    image
+}
+
+#[tokio::test]
+async fn a_missing_oldest_segment_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let mut log = open(dir.path());
+    log.blocking_append((0..100).map(|index| entry(1, index)).collect::<Vec<_>>()).await.expect("appends");
+    drop(log);
+    std::fs::remove_file(dir.path().join("0000000000000001.wal")).expect("removes");
+    let err = LogStore::open(dir.path(), SEGMENT_BYTES, u64::MAX).expect_err("entries are missing").to_string();
+    assert!(err.contains("log entries 0 to ") && err.contains("are missing"), "{err}");
+}
+
+#[tokio::test]
+async fn the_purge_point_keeps_entries_and_bytes_within_bounds() {
+    let dir = TempDir::new().expect("a directory");
+    let mut log = open(dir.path());
+    log.blocking_append((0..100).map(|index| entry(1, index)).collect::<Vec<_>>()).await.expect("appends");
+    assert_eq!(log.state().purge_point(90, 20, u64::MAX), Some(79));
+    assert_eq!(log.state().purge_point(50, 20, u64::MAX), Some(50));
+    assert_eq!(log.state().purge_point(90, 1000, 1), Some(90));
+    assert_eq!(log.state().purge_point(90, 1000, u64::MAX), None);
+    assert_eq!(log.try_get_log_entries(98..200).await.expect("reads").len(), 2);
+}
+
+/// Version 1 for ever: `KILN_UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
+#[test]
+fn the_payloads_of_version_1_stay_readable() {
+    let alone = Membership::new_with_defaults(vec![[1].into()], [1]);
+    let records = [
+        Record::Entry(Entry { log_id: log_id(2, 3), payload: EntryPayload::Blank }),
+        Record::Entry(Entry { log_id: log_id(2, 4), payload: EntryPayload::Membership(alone) }),
+        Record::Entry(entry(2, 5)),
+        Record::Vote(Vote::new_committed(2, 1)),
+        Record::Truncate(None),
+        Record::Truncate(Some(log_id(2, 4))),
+        Record::Purge(log_id(2, 4)),
+        Record::Committed(Some(log_id(2, 5))),
+    ];
+    let mut text = String::new();
+    for record in &records {
+        let new = record.encode().expect("encodes");
+        let hex: String = new.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+        text += &format!("{:?} {} {hex}\n", new.kind, new.index);
+        let stored = Stored { kind: new.kind, index: new.index, version: VERSION, payload: &new.payload };
+        assert_eq!(format!("{:?}", Record::decode(stored).expect("decodes")), format!("{record:?}"));
+        assert!(Record::decode(Stored { version: VERSION + 1, ..stored }).is_err());
+        assert!(Record::decode(Stored { index: new.index + 1, ..stored }).is_err());
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raft/payloads-v1.hex");
+    if std::env::var_os("KILN_UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &text).expect("writes");
+    }
+    assert_eq!(text, std::fs::read_to_string(path).expect("the golden file"));
+}
