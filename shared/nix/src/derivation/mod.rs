@@ -7,6 +7,7 @@ mod attributes;
 mod parse;
 mod print;
 mod show;
+mod structured;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,7 @@ pub use attributes::{AttributeError, Attributes};
 pub use parse::DerivationError;
 pub(crate) use print::{ModuloInputs, print_for_input, print_for_outputs};
 pub use show::show;
+pub use structured::{StructuredFiles, placeholder};
 
 use crate::content::{ContentAddress, ContentError, Method, text_path};
 use crate::hash::Algorithm;

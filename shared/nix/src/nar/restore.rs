@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::NarError;
 use super::read::{Object, visit};
@@ -40,6 +40,10 @@ impl Tree {
         let parent = destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(|err| refuse(err.into()))?;
+        // Making the root would say so too, but only after the archive's first bytes; told early, nothing was read for nothing.
+        if rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Err(NarError::Exists { path: destination.to_owned() });
+        }
         Ok(Self { path: destination.to_owned(), root_name: name.as_bytes().to_vec(), directories: vec![File::from(parent)] })
     }
 

@@ -1,0 +1,117 @@
+//! What a builder is given instead of what the recipe could not know: placeholders for output paths, and the files in which
+//! structured attributes reach it.
+//!
+//! Source: Nix's `parsed-derivations.cc` (`prepareStructuredAttrs`, `writeStructuredAttrsShell`).
+
+use std::collections::BTreeMap;
+
+use kiln_wire::{OutputName, StoreDir, StorePath};
+use serde_json::Value;
+
+use super::{Derivation, DerivationError};
+use crate::path::{their_dir, theirs};
+
+/// The files that a builder with structured attributes finds in its working directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StructuredFiles {
+    /// `.attrs.json`, which `NIX_ATTRS_JSON_FILE` names.
+    pub json: Vec<u8>,
+    /// `.attrs.sh`, which `NIX_ATTRS_SH_FILE` names.
+    pub shell: Vec<u8>,
+}
+
+/// Returns the text that stands for the path of an output in arguments and environment (`builtins.placeholder`). Whoever runs the
+/// builder puts the path in its place.
+pub fn placeholder(output: &OutputName) -> String {
+    nix_derivation::store_path::hash_placeholder(output.as_str())
+}
+
+impl Derivation {
+    /// Returns the files of structured attributes, or none if it has no such attributes. Placeholders are replaced, `outputs`
+    /// gets the paths of `outputs`, and each of `graphs` (the answers to `exportReferencesGraph`, by name) becomes an attribute.
+    ///
+    /// # Errors
+    /// [`DerivationError::Field`] if `outputs` are not the derivation's, or `__json` is not an object.
+    pub fn structured_files(
+        &self,
+        store_dir: &StoreDir,
+        outputs: &BTreeMap<OutputName, StorePath>,
+        graphs: &BTreeMap<String, Value>,
+    ) -> Result<Option<StructuredFiles>, DerivationError> {
+        let refuse = |rule: String| DerivationError::Field { name: self.name.clone(), rule };
+        let attributes = self.attributes().map_err(|err| refuse(err.to_string()))?;
+        let (Some(attributes), Some(raw)) = (attributes.json(), self.env.get("__json")) else { return Ok(None) };
+        // Their writer does not take the attribute that needs the store's answers, so it passes under a name that is not used.
+        let mut alias = format!("{GRAPHS}_");
+        while raw.windows(alias.len()).any(|window| window == alias.as_bytes()) {
+            alias.push('_');
+        }
+        let mut attributes = attributes.clone();
+        if let Some(wanted) = attributes.remove(GRAPHS) {
+            attributes.insert(alias.clone(), wanted);
+        }
+        attributes.extend(graphs.clone());
+        let mut with_answers = self.clone();
+        with_answers.env.insert("__json".to_owned(), Value::Object(attributes).to_string().into_bytes());
+        let bytes = with_answers.print(store_dir);
+        let their_derivation = nix_derivation::Derivation::from_aterm_bytes_in(&bytes, &self.name, their_dir(store_dir));
+        let their_outputs = outputs.iter().map(|(name, path)| (name.to_string(), theirs(path))).collect();
+        let files = their_derivation.and_then(|derivation| derivation.structured_attrs_files_with_output_paths(&their_outputs));
+        Ok(files.map_err(|err| refuse(err.to_string()))?.map(|files| StructuredFiles {
+            json: replaced(&files.json, &format!("\"{alias}\":"), &format!("\"{GRAPHS}\":")),
+            shell: replaced(&files.shell, &format!(" {alias}="), &format!(" {GRAPHS}=")),
+        }))
+    }
+}
+
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.replace(from, to).into_bytes(),
+        Err(_) => bytes.to_vec(),
+    }
+}
+
+const GRAPHS: &str = "exportReferencesGraph";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placeholder_is_that_of_builtins_placeholder() {
+        let out = OutputName::parse("out").expect("a name");
+        assert_eq!(placeholder(&out), "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9");
+    }
+
+    #[test]
+    fn attributes_reach_the_builder_as_json_and_shell() {
+        let store_dir = StoreDir::default();
+        let json = r#"{\"a\":\"/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9/bin\",\"b\":true,\"c\":[1,\"x y\"],\"exportReferencesGraph\":{\"g\":\"/p\"},\"n\":1.5e+10,\"o\":{\"k\":\"v\"}}"#;
+        let path = "/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-x";
+        let text = format!(r#"Derive([("out","{path}","","")],[],[],"s","b",[],[("__json","{json}"),("out","{path}")])"#);
+        let derivation = Derivation::parse_canonical(&store_dir, "x", text.as_bytes()).expect("a derivation");
+        let out = OutputName::parse("out").expect("a name");
+        let outputs = BTreeMap::from([(out, store_dir.strip(path).expect("a store path"))]);
+        let graphs = BTreeMap::from([("g".to_owned(), serde_json::json!([{ "path": "/p" }]))]);
+        let files = derivation.structured_files(&store_dir, &outputs, &graphs).expect("files").expect("structured");
+        assert_eq!(
+            String::from_utf8(files.json).expect("UTF-8"),
+            format!(
+                r#"{{"a":"{path}/bin","b":true,"c":[1,"x y"],"exportReferencesGraph":{{"g":"/p"}},"g":[{{"path":"/p"}}],"n":15000000000.0,"o":{{"k":"v"}},"outputs":{{"out":"{path}"}}}}"#
+            )
+        );
+        let shell = String::from_utf8(files.shell).expect("UTF-8");
+        for line in [
+            format!("declare a='{path}/bin'"),
+            "declare b=1".to_owned(),
+            "declare -a c=(1 'x y' )".to_owned(),
+            "declare -A exportReferencesGraph=(['g']='/p' )".to_owned(),
+            "declare -A o=(['k']='v' )".to_owned(),
+            format!("declare -A outputs=(['out']='{path}' )"),
+        ] {
+            assert!(shell.lines().any(|found| found == line), "{line} is not in\n{shell}");
+        }
+        let wrong = derivation.structured_files(&store_dir, &BTreeMap::new(), &graphs);
+        assert!(matches!(wrong, Err(DerivationError::Field { .. })), "{wrong:?}");
+    }
+}
