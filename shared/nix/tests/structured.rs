@@ -8,11 +8,12 @@ use kiln_nix::Derivation;
 use kiln_wire::{DrvPath, StoreDir};
 use serde_json::Value;
 
+/// Ends with `true`: were `cp` the last process, it would close its output before it exits, upon which Nix may kill it.
 const RECIPE: &str = r##"
 let dep = builtins.toFile "dep" "hello"; in
 derivation {
   name = "sa"; system = builtins.currentSystem; builder = "/bin/bash"; __structuredAttrs = true; outputs = [ "out" "dev" ];
-  args = [ "-c" ". ./.attrs.sh; /bin/mkdir \${outputs[out]} \${outputs[dev]}; /bin/cp .attrs.json .attrs.sh \${outputs[out]}/" ];
+  args = [ "-c" ". ./.attrs.sh; /bin/mkdir \${outputs[out]} \${outputs[dev]}; /bin/cp .attrs.json .attrs.sh \${outputs[out]}/; true" ];
   a = "b" + "é"; f = 1.5e10; g = 0.1; big = 1.0e17; h = { z = "1"; b = "x'y"; }; l = [ 1 2 true null ]; n = null; t = true; i = -5;
   ctl = "\t\n\r\"\\/"; p = "${builtins.placeholder "dev"}/x"; nested = { a = [ 1 ]; }; mixed = [ "a" 1 ]; "bad-name" = "x";
   exportReferencesGraph = { closure = [ dep ]; };
