@@ -7,8 +7,8 @@ use std::convert::Infallible;
 
 use kiln_nix::derivation::{self, Derivation, drv_path_of, path_of_parsed};
 use kiln_nix::modulo::{Modulo, ModuloHash};
-use kiln_nix::{Closure, ClosureError};
-use kiln_wire::{DrvPath, JobKind, Sha256Hash, StoreDir};
+use kiln_nix::{Closure, ClosureError, graph_file};
+use kiln_wire::{DrvPath, JobKind, JobSpec, Sha256Hash, StoreDir};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -120,6 +120,11 @@ fn attributes_are_found_in_the_environment_and_in_structured_json() {
         let table = [
             ("prefer-local", attributes.prefer_local_build().expect("a flag")),
             ("structured-attrs", structured),
+            ("parallel", attributes.enable_parallel_building().expect("a flag")),
+            ("no-substitutes", !attributes.allow_substitutes().expect("a flag")),
+            ("pass-as-file", !attributes.pass_as_file().expect("a list").is_empty()),
+            ("export-references-graph", !attributes.export_references_graph().expect("pairs").is_empty()),
+            ("requiredSystemFeatures", !attributes.required_system_features().expect("a list").is_empty()),
             ("builtin", derivation.is_builtin()),
             ("fod", derivation.is_fixed_output()),
             ("impureEnvVars", !attributes.impure_env_vars().expect("a list").is_empty()),
@@ -133,7 +138,7 @@ fn attributes_are_found_in_the_environment_and_in_structured_json() {
             }
         }
     }
-    assert_eq!(seen.len(), 5, "{seen:?}");
+    assert_eq!(seen.len(), 10, "{seen:?}");
 }
 
 fn load(corpus: &Corpus, root: &DrvPath) -> Result<Closure, ClosureError<Infallible>> {
@@ -161,6 +166,24 @@ fn closures_load_inputs_first_and_become_jobs() {
     }
     sizes.sort_unstable();
     assert_eq!(sizes, vec![192, 301]);
+}
+
+#[test]
+fn jobs_of_a_closure_are_those_of_the_graph_that_was_taken_from_it() {
+    let corpus = corpus();
+    let file = std::fs::File::open(common::data_dir().join("graphs/hello.jsonl.zst")).expect("the graph");
+    let graph = graph_file::read(std::io::BufReader::new(zstd::Decoder::new(file).expect("a zstd stream"))).expect("a graph");
+    let jobs = load(&corpus, &graph.roots["hello"]).expect("a whole closure").jobs().expect("jobs");
+    let keyed = |jobs: Vec<JobSpec>| {
+        let without_paths = jobs.into_iter().map(|mut job| {
+            // The graph has no output paths and no order among inputs.
+            job.outputs.values_mut().for_each(|path| *path = None);
+            job.inputs.sort();
+            (job.derivation.clone(), job)
+        });
+        without_paths.collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(keyed(jobs), keyed(graph.jobs));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
-use kiln_nix::Derivation;
+use kiln_nix::{Derivation, Modulo, drv_path_of};
 use kiln_wire::{DrvPath, StoreDir};
 use serde_json::Value;
 
@@ -40,7 +40,11 @@ fn the_files_are_those_that_nix_writes() {
 
     let store_dir = StoreDir::parse(&dir("store")).expect("a store directory");
     let path = store_dir.strip(&drv).and_then(DrvPath::from_path).expect("a derivation's path");
-    let derivation = Derivation::parse_canonical(&store_dir, path.name(), &fs::read(&drv).expect("the file")).expect("parses");
+    let bytes = fs::read(&drv).expect("the file");
+    let derivation = Derivation::parse_canonical(&store_dir, path.name(), &bytes).expect("parses");
+    // A store in another directory than /nix/store has other paths for the same recipe.
+    assert_eq!(drv_path_of(&store_dir, path.name(), &bytes).as_ref(), Ok(&path));
+    assert_eq!(Modulo::new(store_dir.clone()).check_outputs(&path, &derivation).expect("hashes"), vec![]);
     let outputs: BTreeMap<_, _> =
         derivation.outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.path()?.clone()))).collect();
     let made = outputs.iter().find(|(name, _)| name.as_str() == "out").map(|(_, path)| store_dir.join(path)).expect("an output");
