@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
@@ -26,6 +26,25 @@ impl AttemptLog {
     /// A log that will lie at `path`; `changed` is woken when there is more.
     pub fn new(path: PathBuf, changed: Arc<Notify>) -> Self {
         Self { path, file: OnceLock::new(), bytes: AtomicU64::new(0), broken: AtomicBool::new(false), changed }
+    }
+
+    /// Opens what an earlier process of this worker wrote; a log that is not there is empty.
+    pub fn reopen(path: PathBuf, changed: Arc<Notify>) -> Self {
+        let log = Self::new(path, changed);
+        if let Ok(file) = File::options().read(true).append(true).open(&log.path) {
+            log.bytes.store(file.metadata().map_or(0, |meta| meta.len()), Ordering::Release);
+            let _ = log.file.set(file);
+        }
+        log
+    }
+
+    /// Removes the file. Who still reads keeps reading.
+    pub fn remove(&self) {
+        if self.file.get().is_some()
+            && let Err(err) = std::fs::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %err, "remove the log of an attempt");
+        }
     }
 
     /// Adds what the builder wrote. Only one thread may append. A full disk ends the log, not the build.
@@ -63,19 +82,8 @@ impl AttemptLog {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let file = File::options().read(true).append(true).create(true).open(&self.path)?;
-        file.set_len(0)?;
+        let file = File::options().read(true).append(true).create_new(true).open(&self.path)?;
         Ok(self.file.get_or_init(|| file))
-    }
-}
-
-impl Drop for AttemptLog {
-    fn drop(&mut self) {
-        if self.file.get().is_some() {
-            if let Err(err) = std::fs::remove_file(&self.path) {
-                tracing::debug!(path = %self.path.display(), %err, "remove the log of an attempt");
-            }
-        }
     }
 }
 
@@ -103,6 +111,9 @@ mod tests {
         }
         assert_eq!(found, b"hello world");
         drop(log);
+        let log = AttemptLog::reopen(path.clone(), Arc::new(Notify::new()));
+        assert_eq!(log.read(6, 100).expect("reads"), b"world", "a restarted worker has it still");
+        log.remove();
         assert!(!path.exists());
     }
 }

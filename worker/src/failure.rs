@@ -11,7 +11,14 @@ use crate::sandbox::{Ended, Status, Stop};
 
 /// Returns a failure whose message ends with the whole chain of `error`.
 pub fn caused(class: FailureClass, what: &str, error: &dyn Error) -> Failure {
-    let mut message = what.to_owned();
+    let chain = chain(error);
+    let message = if what.is_empty() { chain } else { format!("{what}: {chain}") };
+    failure(class, &message)
+}
+
+/// Returns an error with all its causes in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut message = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
         let text = error.to_string();
@@ -22,7 +29,7 @@ pub fn caused(class: FailureClass, what: &str, error: &dyn Error) -> Failure {
         }
         next = error.source();
     }
-    failure(class, &message)
+    message
 }
 
 /// Returns a failure with a message, cut to what replicated state keeps.
@@ -44,7 +51,9 @@ pub fn of_run(store_dir: &StoreDir, derivation: &DrvPath, ended: &Ended, limits:
             return exceeded(format!("timed out: it wrote no log for {}, its silence limit", duration(limits.silence_ms_max)));
         }
         Some(Stop::LogBytes) => return exceeded(format!("wrote more than {} bytes of log, its limit", limits.log_bytes_max)),
-        Some(Stop::Cancelled) => return Some(failure(FailureClass::Cancelled, &format!("{builder} was stopped because nobody wants it any more"))),
+        Some(Stop::Cancelled) => {
+            return Some(failure(FailureClass::Cancelled, &format!("{builder} was stopped because nobody wants it any more")));
+        }
         None => {}
     }
     if ended.out_of_memory {
@@ -98,16 +107,28 @@ mod tests {
             (run(Status::Exited(1), None, false), FailureClass::BuildFailure, "failed with exit code 1"),
             (run(Status::Signalled(9), None, false), FailureClass::BuildFailure, "failed due to signal 9 (SIGKILL)"),
             (run(Status::Signalled(99), None, false), FailureClass::BuildFailure, "failed due to signal 99 (unknown signal)"),
-            (run(Status::NotExecuted(2), None, false), FailureClass::BuildFailure, "could not be executed: No such file or directory (os error 2)"),
+            (
+                run(Status::NotExecuted(2), None, false),
+                FailureClass::BuildFailure,
+                "could not be executed: No such file or directory (os error 2)",
+            ),
             (run(Status::Signalled(9), None, true), FailureClass::OutOfMemory, "was killed by its memory limit (it used up to 64 MiB)"),
             (run(Status::Exited(0), None, true), FailureClass::OutOfMemory, "was killed by its memory limit (it used up to 64 MiB)"),
-            (run(Status::Signalled(9), Some(Stop::Wall), false), FailureClass::LimitExceeded, "timed out: it ran longer than its limit of 2 h"),
+            (
+                run(Status::Signalled(9), Some(Stop::Wall), false),
+                FailureClass::LimitExceeded,
+                "timed out: it ran longer than its limit of 2 h",
+            ),
             (
                 run(Status::Signalled(9), Some(Stop::Silence), false),
                 FailureClass::LimitExceeded,
                 "timed out: it wrote no log for 90 s, its silence limit",
             ),
-            (run(Status::Exited(0), Some(Stop::LogBytes), false), FailureClass::LimitExceeded, "wrote more than 100 bytes of log, its limit"),
+            (
+                run(Status::Exited(0), Some(Stop::LogBytes), false),
+                FailureClass::LimitExceeded,
+                "wrote more than 100 bytes of log, its limit",
+            ),
             (
                 run(Status::Signalled(9), Some(Stop::Cancelled), false),
                 FailureClass::Cancelled,

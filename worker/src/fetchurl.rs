@@ -14,7 +14,7 @@ use futures::StreamExt;
 use kiln_wire::{FailureClass, JobLimits};
 use reqwest::{Client, StatusCode, Url};
 
-pub use request::{Request, RequestError};
+pub use request::Request;
 
 use crate::pipe::{self, Writer};
 
@@ -112,7 +112,9 @@ impl FetchError {
         match self {
             Self::Transfer { .. } => true,
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
-            Self::Client(_) | Self::TooLarge { .. } | Self::Local { .. } | Self::Sink { .. } | Self::Timeout { .. } | Self::All { .. } => false,
+            Self::Client(_) | Self::TooLarge { .. } | Self::Local { .. } | Self::Sink { .. } | Self::Timeout { .. } | Self::All { .. } => {
+                false
+            }
         }
     }
 }

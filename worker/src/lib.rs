@@ -1,4 +1,36 @@
-//! A Kiln worker: fetches the inputs of an attempt, runs its builder in a sandbox, and imports what it made.
+//! A Kiln worker: fetches the inputs of an attempt, runs its builder in a sandbox, imports and uploads what it made.
+//!
+//! A thin shell: which attempt runs and what is reported is decided by `kiln-agent`. Does not schedule, does not sign, listens on no
+//! port. [`Worker::start`] runs one inside another process, [`run`] is the daemon.
+//!
+//! The way of an attempt: [`session`] → [`shell`] → [`attempt`] → [`inputs`] (into the [`cache`]) → [`sandbox`] (what to run is
+//! said by `builder`) → [`outputs`] → [`upload`] → the shell's [`journal`] → session.
 
+mod attempt;
+mod attempt_log;
+mod cache;
 pub mod cgroup;
+pub mod config;
+mod dial;
+mod failure;
+mod fetchurl;
+mod inputs;
+mod journal;
+mod outputs;
+mod pipe;
+mod plain_spec;
 pub mod sandbox;
+mod scratch;
+mod session;
+mod shell;
+mod slots;
+mod stop;
+mod trash;
+mod uplink;
+mod upload;
+mod worker;
+mod workshop;
+
+pub use config::{Config, ConfigError, DefaultLimits};
+pub use worker::{Worker, WorkerError, run};
+pub use workshop::WorkshopError;

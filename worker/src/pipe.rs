@@ -46,6 +46,17 @@ impl Writer {
         self.0.send(bytes).await.map_err(|_| ReaderGone)
     }
 
+    /// Hands over the next bytes from a place that may block: a thread of its own, or a sink that the link calls.
+    ///
+    /// # Errors
+    /// [`ReaderGone`] if nobody reads any more.
+    pub fn write_blocking(&self, bytes: Bytes) -> Result<(), ReaderGone> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.0.blocking_send(bytes).map_err(|_| ReaderGone)
+    }
+
     /// Says that everything was written. The reader's own result tells whether it was taken.
     pub async fn end(self) {
         // An empty piece is the end. If the reader is gone it needs none.
@@ -56,7 +67,8 @@ impl Writer {
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.piece.is_empty() && !self.ended {
-            self.piece = self.pieces.blocking_recv().ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the sender stopped early"))?;
+            self.piece =
+                self.pieces.blocking_recv().ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the sender stopped early"))?;
             self.ended = self.piece.is_empty();
         }
         let count = buffer.len().min(self.piece.len());

@@ -49,15 +49,18 @@ impl Trash {
         let fd = open_dir(rustix::fs::CWD, &c_name(dir).map_err(|err| error("open trash directory", err))?)
             .map_err(|err| error("open trash directory", err.into()))?;
         let cleaner = fd.try_clone().map_err(|err| error("open trash directory", err))?;
-        let first = names(fd.as_fd(), usize::MAX).map_err(|err| error("list trash directory", err.into()))?.iter().filter_map(|n| number(n)).max();
+        let first =
+            names(fd.as_fd(), usize::MAX).map_err(|err| error("list trash directory", err.into()))?.iter().filter_map(|n| number(n)).max();
         let (wake, woken) = mpsc::channel();
         std::thread::Builder::new()
             .name("kiln-trash".into())
-            .spawn(move || while woken.recv().is_ok() {
-                // Several wake-ups at once want one sweep.
-                while woken.try_recv().is_ok() {}
-                if let Err(err) = empty(cleaner.as_fd()) {
-                    tracing::warn!(%err, "empty the trash");
+            .spawn(move || {
+                while woken.recv().is_ok() {
+                    // Several wake-ups at once want one sweep.
+                    while woken.try_recv().is_ok() {}
+                    if let Err(err) = empty(cleaner.as_fd()) {
+                        tracing::warn!(%err, "empty the trash");
+                    }
                 }
             })
             .map_err(|err| error("start the thread that empties", err))?;
@@ -71,7 +74,7 @@ impl Trash {
     ///
     /// # Errors
     /// [`TrashError`] if the rename fails, as between file systems.
-    pub fn discard(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<(), TrashError> {
+    pub fn discard(&self, parent: impl AsFd, name: &CStr) -> Result<(), TrashError> {
         let target = self.fresh();
         match renameat(parent, name, &self.shared.dir, &target) {
             Ok(()) => self.sweep(),
@@ -80,6 +83,19 @@ impl Trash {
                 let path = PathBuf::from(name.to_string_lossy().into_owned());
                 return Err(TrashError { operation: "move to the trash", path, err: err.into() });
             }
+        }
+        Ok(())
+    }
+
+    /// Does [`Trash::discard`] with everything in the directory `dir`.
+    ///
+    /// # Errors
+    /// [`TrashError`] if the directory cannot be listed, or a rename fails.
+    pub fn discard_all(&self, dir: &Path) -> Result<(), TrashError> {
+        let error = |err| TrashError { operation: "list", path: dir.into(), err };
+        let fd = open_dir(rustix::fs::CWD, &c_name(dir).map_err(error)?).map_err(|err| error(err.into()))?;
+        for name in names(fd.as_fd(), usize::MAX).map_err(|err| error(err.into()))? {
+            self.discard(fd.as_fd(), &name)?;
         }
         Ok(())
     }

@@ -133,9 +133,9 @@ mod tests {
             (&format!("kiln-cache-1 \n{A} {h} 7 +\n"), "", "a7?"),
         ];
         for (text, boot, expect) in table {
-            let found = parse(text, boot).into_iter().map(|(path, line)| {
-                format!("{}{}{}", path.name(), line.nar_size_bytes, if line.proven { '+' } else { '?' })
-            });
+            let found = parse(text, boot)
+                .into_iter()
+                .map(|(path, line)| format!("{}{}{}", path.name(), line.nar_size_bytes, if line.proven { '+' } else { '?' }));
             assert_eq!(found.collect::<Vec<_>>().join(" "), expect, "{text}");
         }
     }

@@ -124,7 +124,8 @@ impl Cache {
             trash.discard(incoming.as_fd(), &name)?;
         }
         let present = names(fd.as_fd(), usize::MAX).map_err(|err| listed(&store_dir, err))?;
-        let (paths, strange): (Vec<_>, Vec<_>) = present.into_iter().map(|name| (as_path(&name), name)).partition(|(path, _)| path.is_some());
+        let (paths, strange): (Vec<_>, Vec<_>) =
+            present.into_iter().map(|name| (as_path(&name), name)).partition(|(path, _)| path.is_some());
         let mut unknown: BTreeMap<StorePath, CString> = paths.into_iter().filter_map(|(path, name)| Some((path?, name))).collect();
         let (ledger, lines) = Ledger::open(&dir.join("store.ledger"), &boot_id(), |path| unknown.contains_key(path))?;
         let mut index = Index { entries: BTreeMap::new(), idle: BTreeMap::new(), bytes: 0, clock: 0, ledger };
@@ -200,11 +201,6 @@ impl Cache {
         if index.entries.get(path).is_some_and(|entry| entry.pins == 0) {
             self.remove(&mut index, path);
         }
-    }
-
-    /// Returns the bytes of NAR that the cache holds.
-    pub fn bytes(&self) -> u64 {
-        self.index().bytes
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

@@ -43,7 +43,7 @@ fn the_least_recently_used_unpinned_path_goes_first() {
     assert_eq!(present(&cache), "abd", "c was used longest ago among the unpinned");
     assert!(!cache.host_path(&c.path).exists());
     drop(pinned);
-    assert_eq!(cache.bytes(), 30);
+    assert_eq!(cache.index().bytes, 30);
 }
 
 #[test]
@@ -52,9 +52,9 @@ fn a_full_cache_of_pinned_paths_takes_more_and_shrinks_later() {
     let cache = open(dir.path(), 10);
     let first = keep(&cache, &info('a', 1, 10)).expect("kept");
     let second = keep(&cache, &info('b', 1, 10)).expect("kept");
-    assert_eq!(cache.bytes(), 20);
+    assert_eq!(cache.index().bytes, 20);
     drop((first, second));
-    assert_eq!(cache.bytes(), 10);
+    assert_eq!(cache.index().bytes, 10);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn other_content_of_a_path_is_missing_and_replaces_only_what_nobody_uses() {
     drop(pin);
     drop(keep(&cache, &new).expect("nobody uses the old one"));
     assert_eq!(std::fs::read_to_string(cache.host_path(&new.path)).expect("read"), new.nar_hash.to_string());
-    assert_eq!(cache.bytes(), 20);
+    assert_eq!(cache.index().bytes, 20);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What a `builtin:fetchurl` recipe asks for. Pure.
 
 use kiln_nix::derivation::{AttributeError, Derivation};
-use kiln_wire::OutputName;
 use reqwest::Url;
 
 /// A download.
@@ -72,11 +71,6 @@ impl Request {
             return Err(RequestError::NoUrl);
         }
         Ok(Self { urls, unpack: attributes.flag("unpack", false)?, executable: attributes.flag("executable", false)? })
-    }
-
-    /// Returns the name of the output that it makes.
-    pub fn output() -> OutputName {
-        OutputName::parse("out").expect("a constant name")
     }
 }
 

@@ -181,10 +181,22 @@ fn a_recipe_is_read_or_refused_with_its_rule() {
     };
     let table = [
         ("builtin:fetchurl", vec![("url", "http://a/b")], "http://a/b unpack=false executable=false"),
-        ("builtin:fetchurl", vec![("urls", "http://a/b https://c/d"), ("unpack", "1")], "http://a/b https://c/d unpack=true executable=false"),
-        ("builtin:fetchurl", vec![("url", "http://a/b"), ("urls", "http://a/b"), ("executable", "1")], "http://a/b unpack=false executable=true"),
+        (
+            "builtin:fetchurl",
+            vec![("urls", "http://a/b https://c/d"), ("unpack", "1")],
+            "http://a/b https://c/d unpack=true executable=false",
+        ),
+        (
+            "builtin:fetchurl",
+            vec![("url", "http://a/b"), ("urls", "http://a/b"), ("executable", "1")],
+            "http://a/b unpack=false executable=true",
+        ),
         ("builtin:fetchurl", vec![], "builtin:fetchurl: the derivation has neither `url` nor `urls`"),
-        ("builtin:fetchurl", vec![("url", "ftp://a/b")], "builtin:fetchurl: read address `ftp://a/b`: `ftp` is not supported; use https, http or file"),
+        (
+            "builtin:fetchurl",
+            vec![("url", "ftp://a/b")],
+            "builtin:fetchurl: read address `ftp://a/b`: `ftp` is not supported; use https, http or file",
+        ),
         ("builtin:fetchurl", vec![("url", "nothing")], "builtin:fetchurl: read address `nothing`: relative URL without a base"),
         ("builtin:buildenv", vec![], "there is no builder `builtin:buildenv`; this worker brings `builtin:fetchurl`"),
     ];

@@ -315,11 +315,7 @@ mod tests {
                 "output `out` is not allowed to refer to `00000000000000000000000000000000-out`",
             ),
             ("__json", json(r#"{"outputChecks": {"dev": {"disallowedReferences": ["out", "GCC"]}}}"#), "ok"),
-            (
-                "__json",
-                json(r#"{"outputChecks": {"out": {"maxSize": "9"}}}"#),
-                "read `outputChecks.out.maxSize`: want a number of bytes",
-            ),
+            ("__json", json(r#"{"outputChecks": {"out": {"maxSize": "9"}}}"#), "read `outputChecks.out.maxSize`: want a number of bytes"),
             (
                 "__json",
                 json(r#"{"outputChecks": {"out": {"allowedReferences": [1]}}}"#),

@@ -21,7 +21,9 @@ pub enum FixedError {
         got: String,
     },
     /// A flat hash is of one file.
-    #[error("output of fixed-output derivation `{derivation}` must be one file that is not executable, because its hash is flat; it is {found}")]
+    #[error(
+        "output of fixed-output derivation `{derivation}` must be one file that is not executable, because its hash is flat; it is {found}"
+    )]
     NotFlat {
         /// Full path of the derivation.
         derivation: String,

@@ -1,0 +1,224 @@
+//! One attempt from its assignment to its outcome: inputs, builder, outputs, upload.
+//!
+//! Every way out names whose fault it was. A task of its own; what blocks runs on a thread that may. Does not report: the events it
+//! sends go through the [`crate::shell::Shell`].
+
+use std::os::unix::fs::DirBuilderExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::FutureExt;
+use kiln_nix::derivation::{self, Derivation};
+use kiln_wire::worker::Assignment;
+use kiln_wire::{Failure, FailureClass, JobLimits, Outcome, Usage};
+use tokio::sync::mpsc;
+
+use crate::attempt_log::AttemptLog;
+use crate::cache::Pin;
+use crate::failure::{caused, failure, of_run};
+use crate::fetchurl;
+use crate::outputs::{self, Import, Made};
+use crate::plain_spec;
+use crate::sandbox;
+use crate::scratch::Scratch;
+use crate::shell::AttemptEvent;
+use crate::slots::Slot;
+use crate::stop::{Stop, Stopped};
+use crate::upload::{UploadError, upload};
+use crate::workshop::Workshop;
+
+/// An attempt to run.
+#[derive(Debug)]
+pub struct Order {
+    /// What to run.
+    pub assignment: Assignment,
+    /// Where its log goes.
+    pub log: Arc<AttemptLog>,
+    /// Stops it.
+    pub stop: Stop,
+    /// Hears what becomes of it.
+    pub events: mpsc::UnboundedSender<AttemptEvent>,
+}
+
+/// Why an attempt made nothing, and what it took all the same.
+struct Failed {
+    failure: Failure,
+    usage: Usage,
+}
+
+/// What a builder made.
+struct Built {
+    made: Vec<Made>,
+    usage: Usage,
+    /// Keeps the outputs in the cache until the farm has them.
+    _pin: Pin,
+}
+
+/// Runs an attempt to its end and says so, whatever happens.
+pub async fn run(workshop: Arc<Workshop>, order: Order) {
+    let (lease, events) = (order.assignment.lease.clone(), order.events.clone());
+    let ended = AssertUnwindSafe(outcome(workshop, order)).catch_unwind().await;
+    let outcome = ended.unwrap_or_else(|_| {
+        let text = format!("run attempt {}: the worker has a bug and gave up", lease.attempt);
+        Outcome::Failed { failure: failure(FailureClass::Infrastructure, &text), usage: Usage::default() }
+    });
+    // Nobody listens any more only when the whole worker ends.
+    let _ = events.send(AttemptEvent::Ended(lease, outcome));
+}
+
+async fn outcome(workshop: Arc<Workshop>, order: Order) -> Outcome {
+    let (lease, stop) = (order.assignment.lease.clone(), order.stop.clone());
+    let uplink = workshop.uplink.clone();
+    let built = match build(workshop, order).await {
+        Ok(built) => built,
+        Err(Failed { failure, usage }) => return Outcome::Failed { failure, usage },
+    };
+    let usage = built.usage;
+    match stop.unless(upload(&uplink, &lease, &built.made)).await {
+        Ok(Ok(())) => Outcome::Built { outputs: built.made.into_iter().map(|made| made.output).collect(), usage },
+        Ok(Err(err @ UploadError::StaleLease { .. })) => Outcome::Failed { failure: caused(FailureClass::Cancelled, "", &err), usage },
+        Ok(Err(err @ (UploadError::Request { .. } | UploadError::Read { .. }))) => {
+            Outcome::Failed { failure: caused(FailureClass::Infrastructure, "", &err), usage }
+        }
+        Err(Stopped) => Outcome::Failed { failure: stopped(), usage },
+    }
+}
+
+async fn build(workshop: Arc<Workshop>, order: Order) -> Result<Built, Failed> {
+    let assignment = &order.assignment;
+    let derivation = read_derivation(assignment)?;
+    outputs::output_paths(&derivation)?;
+    let inputs = order.stop.unless(workshop.inputs.ensure(&assignment.inputs)).await?;
+    let inputs = inputs.map_err(|err| caused(FailureClass::Infrastructure, "", &*err))?;
+    let slot = order.stop.unless(workshop.slots.take()).await?;
+    let label = assignment.lease.attempt.to_string();
+    let scratch = Scratch::new(&workshop.build_dir, &label, &workshop.trash);
+    let scratch = scratch.map_err(|err| caused(FailureClass::Infrastructure, "make the build's directory", &err))?;
+    let limits = workshop.limits.of(&assignment.limits);
+    // Nobody listens any more only when the whole worker ends.
+    let _ = order.events.send(AttemptEvent::Started(assignment.lease.clone()));
+    let room = Room { workshop, order, derivation, limits, scratch, slot, _inputs: inputs };
+    if room.derivation.is_builtin() { room.download().await } else { room.sandboxed().await }
+}
+
+/// Everything that one build holds while it runs. Dropped as a whole on a thread that may wait.
+struct Room {
+    workshop: Arc<Workshop>,
+    order: Order,
+    derivation: Derivation,
+    limits: JobLimits,
+    // Before the slot: the user is free only when its files are out of the way.
+    scratch: Scratch,
+    slot: Slot,
+    _inputs: Pin,
+}
+
+impl Room {
+    /// Runs the builder in the sandbox, then imports what it made, on one thread.
+    async fn sandboxed(self) -> Result<Built, Failed> {
+        let work = tokio::task::spawn_blocking(move || self.run_and_import());
+        work.await.unwrap_or_else(|err| Err(caused(FailureClass::Infrastructure, "run the builder", &err).into()))
+    }
+
+    fn run_and_import(self) -> Result<Built, Failed> {
+        let assignment = &self.order.assignment;
+        let root_dir = self.scratch.dir().join("root");
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&root_dir);
+        made.map_err(|err| caused(FailureClass::Infrastructure, "make the build's directory", &err))?;
+        let spec = self.spec(&root_dir)?;
+        let log = &self.order.log;
+        let ended = sandbox::run(&spec, &self.workshop.cgroups, self.order.stop.cancel(), &mut |bytes| log.append(bytes));
+        let ended = ended.map_err(|err| caused(FailureClass::Infrastructure, &self.about("run the builder"), &err))?;
+        if let Some(failure) = of_run(&assignment.store_dir, &assignment.lease.derivation, &ended, &self.limits) {
+            return Err(Failed { failure, usage: ended.usage });
+        }
+        let outputs_dir = root_dir.join(assignment.store_dir.as_str().trim_start_matches('/'));
+        let uid = self.slot.host_id().uid;
+        self.import(outputs_dir, uid..=uid, spec.network, ended.usage)
+    }
+
+    /// Downloads a file, the one builtin, then imports it.
+    async fn download(self) -> Result<Built, Failed> {
+        let started = Instant::now();
+        let request = fetchurl::Request::of(&self.derivation).map_err(|err| caused(FailureClass::BuildFailure, "", &err))?;
+        let path = self.derivation.outputs.values().find_map(derivation::Output::path);
+        let path = path.expect("a download has one output of known path").as_str();
+        let log = &self.order.log;
+        let destination = self.scratch.dir().join(path);
+        let fetched = fetchurl::fetch(&request, &destination, &self.limits, |note| log.append(note.as_bytes()));
+        let fetched = self.order.stop.unless(fetched).await;
+        let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let usage = Usage { wall_ms, log_bytes: log.len(), ..Usage::default() };
+        let failed = |failure| Failed { failure, usage };
+        fetched.map_err(|Stopped| failed(stopped()))?.map_err(|err| failed(caused(err.class(), &self.about("download"), &err)))?;
+        let own = rustix::process::geteuid().as_raw();
+        let work = tokio::task::spawn_blocking(move || {
+            let dir = self.scratch.dir().to_owned();
+            self.import(dir, own..=own, false, usage)
+        });
+        work.await.unwrap_or_else(|err| Err(caused(FailureClass::Infrastructure, "import a download", &err).into()))
+    }
+
+    fn import(&self, dir: PathBuf, uids: std::ops::RangeInclusive<u32>, shared_network: bool, usage: Usage) -> Result<Built, Failed> {
+        let import = Import {
+            assignment: &self.order.assignment,
+            derivation: &self.derivation,
+            dir,
+            uids,
+            bytes_max: self.limits.output_bytes_max,
+            packer: &self.workshop.packer,
+            shared_network,
+        };
+        match outputs::import(&import, &self.workshop.cache) {
+            Ok((made, pin)) => Ok(Built { made, usage, _pin: pin }),
+            Err(failure) => Err(Failed { failure, usage }),
+        }
+    }
+
+    fn spec(&self, root_dir: &Path) -> Result<sandbox::Spec, Failed> {
+        let assignment = &self.order.assignment;
+        let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), self.workshop.cache.host_path(&info.path)));
+        let place = plain_spec::Place {
+            root_dir: root_dir.to_owned(),
+            host_id: self.slot.host_id(),
+            shell: self.workshop.shell.clone(),
+            inputs: inputs.collect(),
+        };
+        Ok(plain_spec::spec(assignment, &self.derivation, &self.limits, place))
+    }
+
+    fn about(&self, what: &str) -> String {
+        format!("{what} of `{}`", self.order.assignment.lease.derivation)
+    }
+}
+
+/// Reads the derivation and makes sure that it is the one that was leased.
+fn read_derivation(assignment: &Assignment) -> Result<Derivation, Failed> {
+    let wanted = &assignment.lease.derivation;
+    let refuse = |text: String| failure(FailureClass::Infrastructure, &format!("read the derivation of `{wanted}`: {text}"));
+    let read = Derivation::parse(&assignment.store_dir, wanted.name(), &assignment.derivation);
+    let derivation = read.map_err(|err| caused(FailureClass::BuildFailure, &format!("read `{wanted}`"), &err))?;
+    match derivation::path_of_parsed(&assignment.store_dir, &derivation, &assignment.derivation) {
+        Ok(path) if path == *wanted => Ok(derivation),
+        Ok(path) => Err(refuse(format!("the assignment brings the bytes of `{path}`")).into()),
+        Err(err) => Err(refuse(crate::failure::chain(&err)).into()),
+    }
+}
+
+fn stopped() -> Failure {
+    failure(FailureClass::Cancelled, "the attempt was stopped because nobody wants it any more")
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, usage: Usage::default() }
+    }
+}
+
+impl From<Stopped> for Failed {
+    fn from(_: Stopped) -> Self {
+        stopped().into()
+    }
+}

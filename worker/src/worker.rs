@@ -1,0 +1,279 @@
+//! A whole worker: opens its directories, finds the leading coordinator, serves session after session until it is told to stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_link::{Connection, Dialer, Identity, IdentityError, LinkError, Role};
+use kiln_wire::WorkerId;
+use kiln_wire::worker::{FromWorker, ToWorker};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::config::{Config, ConfigError};
+use crate::dial::Route;
+use crate::failure::chain;
+use crate::journal::{Journal, JournalError};
+use crate::session::{Happening, Session, SessionEnd};
+use crate::shell::{AttemptEvent, Shell};
+use crate::uplink::Uplink;
+use crate::workshop::{Workshop, WorkshopError};
+
+/// Longest time that a worker which stops waits for the acknowledgement of its last results. They stay in the journal.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// A worker that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The configuration is no good.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The identity cannot be read.
+    #[error("read the worker's identity in `{path}`")]
+    Identity {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        err: IdentityError,
+    },
+    /// The certificate is of another role or name.
+    #[error("start worker `{name}`: its certificate is that of {found}")]
+    OtherName {
+        /// The name in the configuration.
+        name: WorkerId,
+        /// Who the certificate says it is.
+        found: String,
+    },
+    /// No links can be made.
+    #[error("prepare links")]
+    Link(#[from] LinkError),
+    /// The directories cannot be used.
+    #[error(transparent)]
+    Workshop(#[from] WorkshopError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The logs cannot be listed.
+    #[error("open the logs of attempts in `{path}`")]
+    Logs {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        err: std::io::Error,
+    },
+    /// No signal handlers can be set.
+    #[error("listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    orders: watch::Sender<Order>,
+    task: JoinHandle<()>,
+}
+
+/// What a worker was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Work,
+    /// Take nothing new; end when what runs has ended and is acknowledged.
+    Finish,
+    /// Kill what runs and end.
+    Stop,
+}
+
+impl Worker {
+    /// Starts a worker in this process. Needs a multi-threaded runtime, root, and a file system of its own choosing below
+    /// `config.dir`. Returns once its directories are open; it finds the farm by itself.
+    ///
+    /// # Errors
+    /// [`WorkerError`] says what is wrong with the configuration, the identity or the machine.
+    pub fn start(config: &Config, identity: &Identity) -> Result<Self, WorkerError> {
+        config.check()?;
+        check_name(config, identity)?;
+        let dialer = Dialer::new(identity)?;
+        let (connection, uplink) = Uplink::new();
+        let workshop = Arc::new(Workshop::open(config, uplink)?);
+        let offer = workshop.offer(config);
+        let logs_dir = config.dir.join("logs");
+        let logs = |err| WorkerError::Logs { path: logs_dir.clone(), err };
+        crate::trash::private_dir(&logs_dir).map_err(logs)?;
+        let journal = Journal::open(&config.dir.join("journal"))?;
+        let (events_sender, events) = mpsc::unbounded_channel();
+        let shell = Shell::new(config.name.clone(), offer, journal, logs_dir.clone(), workshop, events_sender).map_err(logs)?;
+        let (orders, told) = watch::channel(Order::Work);
+        let route = Route::new(config.coordinators.clone());
+        let task = Life { shell, events, dialer, route, connection, told };
+        Ok(Self { orders, task: tokio::spawn(task.run()) })
+    }
+
+    /// Kills what runs and ends. Unacknowledged results are sent again when a worker is started on the same directory.
+    pub async fn stop(self) {
+        self.order(Order::Stop).await;
+    }
+
+    /// Takes nothing new and ends when what runs has ended, and its results are acknowledged.
+    pub async fn finish(self) {
+        self.order(Order::Finish).await;
+    }
+
+    async fn order(self, order: Order) {
+        self.orders.send_if_modified(|told| std::mem::replace(told, order.max(*told)) != order);
+        if let Err(err) = self.task.await {
+            tracing::error!(%err, "the worker died");
+        }
+    }
+}
+
+/// Runs a worker until SIGTERM (what runs is finished first; a second one kills it) or SIGINT (it is killed).
+///
+/// # Errors
+/// As [`Worker::start`]; [`WorkerError::Identity`] if the certificate cannot be read.
+pub async fn run(config: Config) -> Result<(), WorkerError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let identity = Identity::load(&config.identity_dir).map_err(|err| WorkerError::Identity { path: config.identity_dir.clone(), err })?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Signals)?;
+    let Worker { orders, mut task } = Worker::start(&config, &identity)?;
+    loop {
+        let order = tokio::select! {
+            _ = &mut task => return Ok(()),
+            _ = terminate.recv() => if *orders.borrow() == Order::Work { Order::Finish } else { Order::Stop },
+            _ = interrupt.recv() => Order::Stop,
+        };
+        tracing::info!(?order, "told to stop");
+        orders.send_replace(order);
+    }
+}
+
+fn check_name(config: &Config, identity: &Identity) -> Result<(), WorkerError> {
+    match &identity.peer().role {
+        Role::Worker(name) if name.as_str() == config.name.as_str() => Ok(()),
+        Role::Worker(_) | Role::Coordinator(_) | Role::Client(_) | Role::Admin(_) => {
+            Err(WorkerError::OtherName { name: config.name.clone(), found: identity.peer().to_string() })
+        }
+    }
+}
+
+/// The one task that owns a worker.
+struct Life {
+    shell: Shell,
+    events: mpsc::UnboundedReceiver<AttemptEvent>,
+    dialer: Dialer,
+    route: Route,
+    connection: watch::Sender<Option<Connection>>,
+    told: watch::Receiver<Order>,
+}
+
+impl Life {
+    async fn run(mut self) {
+        while let Some(connection) = self.find().await {
+            let address = connection.remote_addr();
+            let end = self.serve(&connection).await;
+            self.connection.send_replace(None);
+            self.shell.disconnected();
+            connection.close("the session has ended");
+            match end {
+                Some(end) => tracing::info!(coordinator = %address, reason = %chain(&end), "session ended"),
+                None => break,
+            }
+        }
+        self.shell.kill_all();
+        while self.shell.is_busy() {
+            let Some(event) = self.events.recv().await else { break };
+            // There is no session: whatever is to be said waits in the journal.
+            let _ = self.shell.take(event);
+        }
+        self.dialer.close("the worker stops").await;
+    }
+
+    /// Dials until a coordinator answers; attempts go on meanwhile. Nothing if the worker is to end.
+    async fn find(&mut self) -> Option<Connection> {
+        loop {
+            if self.is_over() {
+                return None;
+            }
+            tokio::select! {
+                connection = self.route.dial(&self.dialer) => return Some(connection),
+                Some(event) = self.events.recv() => {
+                    // Without a session nothing is sent; the agent says everything again after the next welcome.
+                    let _ = self.shell.take(event);
+                }
+                changed = self.told.changed() => if changed.is_err() { return None },
+            }
+        }
+    }
+
+    /// Whether there is nothing left to do for a worker that was told to end.
+    fn is_over(&mut self) -> bool {
+        // An owner that is gone can tell nothing more: builds must not outlive it.
+        let order = if self.told.has_changed().is_err() { Order::Stop } else { *self.told.borrow_and_update() };
+        match order {
+            Order::Work => false,
+            Order::Finish => {
+                self.shell.stop_accepting();
+                !self.shell.is_busy() && !self.shell.owes_results()
+            }
+            Order::Stop => true,
+        }
+    }
+
+    /// Serves one session; returns why it ended, or nothing if the worker is to end.
+    async fn serve(&mut self, connection: &Connection) -> Option<SessionEnd> {
+        let mut session = match Session::open(connection).await {
+            Ok(session) => session,
+            Err(err) => {
+                self.route.advance();
+                return Some(err.into());
+            }
+        };
+        session.send(FromWorker::Hello(self.shell.hello()));
+        let mut farewell = None;
+        loop {
+            if self.is_over() {
+                return None;
+            }
+            if *self.told.borrow() == Order::Finish && !self.shell.is_busy() {
+                farewell.get_or_insert_with(|| tokio::time::Instant::now() + FAREWELL);
+            }
+            let deadline = farewell.unwrap_or_else(|| tokio::time::Instant::now() + FAREWELL);
+            let happening = tokio::select! {
+                happening = session.next(&mut self.shell, &mut self.events) => happening,
+                changed = self.told.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return None,
+                },
+                () = tokio::time::sleep_until(deadline), if farewell.is_some() => return None,
+            };
+            if let Err(end) = happening.and_then(|happening| self.happened(happening, connection, &mut session)) {
+                if self.shell.is_connected() {
+                    self.route.leads();
+                } else {
+                    self.route.advance();
+                }
+                return Some(end);
+            }
+        }
+    }
+
+    fn happened(&mut self, happening: Happening, connection: &Connection, session: &mut Session) -> Result<(), SessionEnd> {
+        let messages = match happening {
+            Happening::Message(message) => {
+                let welcome = matches!(message, ToWorker::Welcome { .. });
+                let messages = self.shell.receive(message)?;
+                if welcome && self.shell.is_connected() {
+                    tracing::info!(coordinator = %connection.remote_addr(), "welcomed");
+                    session.welcomed();
+                    self.connection.send_replace(Some(connection.clone()));
+                }
+                messages
+            }
+            Happening::Event(event) => self.shell.take(event)?,
+        };
+        messages.into_iter().for_each(|message| session.send(message));
+        Ok(())
+    }
+}
