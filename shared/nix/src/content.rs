@@ -11,6 +11,7 @@ use kiln_wire::{PathInfo, StoreDir, StorePath};
 use crate::hash::{Algorithm, Hash, Hasher};
 use crate::nar::{self, NarError};
 use crate::path::{ours, their_dir, theirs};
+use crate::self_hash::SelfHasher;
 
 /// How content is read before it is hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -204,15 +205,17 @@ pub fn check_path(store_dir: &StoreDir, info: &PathInfo) -> Result<ContentAddres
 /// use [`check_nar_hash`] and spare the reading.
 ///
 /// # Errors
-/// [`ContentError::WrongContent`], [`ContentError::Unsupported`] for Git and for content that refers to itself, or
-/// [`ContentError::Nar`].
+/// [`ContentError::WrongContent`], [`ContentError::Unsupported`] for Git, or [`ContentError::Nar`].
 pub fn check_content(info: &PathInfo, address: &ContentAddress, nar: impl Read) -> Result<(), ContentError> {
-    if info.references.contains(&info.path) {
-        return Err(ContentError::Unsupported { path: info.path.clone(), address: address.to_string() });
-    }
-    let mut hasher = Hasher::new(address.hash.algorithm());
+    let algorithm = address.hash.algorithm();
+    let mut hasher = Hasher::new(algorithm);
     match address.method {
         Method::Flat | Method::Text => nar::read_single_file(nar, &mut hasher)?,
+        Method::Nar if info.references.contains(&info.path) => {
+            let mut hasher = SelfHasher::new(algorithm, &info.path);
+            nar::check(nar::Tee::new(nar, &mut hasher))?;
+            return wrong_unless(info, address, &hasher.finish());
+        }
         Method::Nar => nar::check(nar::Tee::new(nar, &mut hasher)).map(|_| ())?,
         Method::Git => return Err(ContentError::Unsupported { path: info.path.clone(), address: address.to_string() }),
     }

@@ -14,6 +14,7 @@ pub mod nar;
 pub mod narinfo;
 mod path;
 pub mod scan;
+pub mod self_hash;
 pub mod sign;
 
 pub use closure::{Closure, ClosureError};

@@ -193,6 +193,35 @@ fn paths_of_content_are_those_that_nix_gives() {
 }
 
 #[test]
+fn content_that_refers_to_itself_is_hashed_as_nix_does() {
+    let nix = Nix::new();
+    let store_dir = nix.store_dir();
+    // A path that names itself: a script that calls a file beside it, made by a build.
+    let recipe = r#"derivation {
+        name = "own"; system = builtins.currentSystem; builder = "/bin/bash";
+        args = [ "-c" "/bin/mkdir $out; echo $out/a $out/b > $out/a; true" ];
+    }"#;
+    fs::write(nix.dir("own.nix"), recipe).expect("a file");
+    let drv = nix.text("nix-instantiate", &[&nix.dir("own.nix")]);
+    let options = ["--option", "sandbox", "false", "--option", "build-users-group", "", "--option", "substitute", "false"];
+    let built = nix.text("nix-store", &[&["--realise", &drv][..], &options].concat());
+    let command = ["--extra-experimental-features", "nix-command ca-derivations", "store", "make-content-addressed", "--json", &built];
+    let made: serde_json::Value = serde_json::from_str(&nix.text("nix", &command)).expect("JSON");
+    let full = made["rewrites"][&built].as_str().expect("a rewritten path").to_owned();
+    let facts = ["--extra-experimental-features", "nix-command", "path-info", "--json", &full];
+    let facts: serde_json::Value = serde_json::from_str(&nix.text("nix", &facts)).expect("JSON");
+    let mut info = content_of(&store_dir, &full, facts[0]["ca"].as_str().expect("a content address").to_owned());
+    info.references.insert(info.path.clone());
+    let address = content::check_path(&store_dir, &info).expect("the path follows");
+    assert!(!content::check_nar_hash(&info, &address).expect("it cannot be told by the NAR's hash"));
+    let mut nar = Vec::new();
+    nar::dump(Path::new(&full), &mut nar).expect("packs");
+    content::check_content(&info, &address, nar.as_slice()).expect("the content hashes to its address");
+    let changed = String::from_utf8_lossy(&nar).replace("/a ", "/c ").into_bytes();
+    assert!(matches!(content::check_content(&info, &address, changed.as_slice()), Err(ContentError::WrongContent { .. })));
+}
+
+#[test]
 fn nix_takes_what_we_sign_and_we_take_what_nix_signs() {
     let nix = Nix::new();
     let store_dir = nix.store_dir();
