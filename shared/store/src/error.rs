@@ -116,6 +116,12 @@ pub enum StoreError {
         /// What it refers to.
         reference: StorePath,
     },
+    /// Paths that are to be published together refer to each other in a circle.
+    #[error("publish `{path}`: it refers to itself through others of the same set")]
+    Cycle {
+        /// One of them.
+        path: StorePath,
+    },
     /// The facts of a path cannot be written as a narinfo.
     #[error("publish `{path}`")]
     Unwritable {

@@ -1,27 +1,39 @@
-//! Publishing: the step that makes a path valid.
+//! Publishing: the step that makes paths valid.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_nix::sign::SecretKey;
-use kiln_wire::PathInfo;
+use kiln_wire::{PathInfo, StorePath};
 
 use crate::error::StoreError;
 use crate::store::Store;
 use crate::{Lie, key, narinfo};
 
 impl Store {
-    /// Publishes a path: writes its signed narinfo, durably. Doing it twice is harmless. The caller has made sure that the farm
-    /// committed the path, or that it follows from its content; of a set that refers to each other, what is referred to goes first.
+    /// Publishes a set of paths: writes their signed narinfos, durably, each after those it refers to. Doing it twice is harmless.
+    /// The caller has made sure that the farm committed the set, or that the paths follow from their content.
     ///
     /// # Errors
-    /// [`StoreError::MissingReference`] if something it refers to is not valid (it may become so), [`StoreError::MissingBlob`] or
-    /// [`StoreError::DamagedBlob`] if its NAR is not there or has another size. Nothing is written then.
-    pub async fn publish(&self, info: &PathInfo, signing_key: &SecretKey) -> Result<(), StoreError> {
-        let references: Vec<_> = info.references.iter().filter(|reference| **reference != info.path).cloned().collect();
-        if let Some(reference) = self.missing(&references).await?.into_iter().next() {
-            return Err(StoreError::MissingReference { path: info.path.clone(), reference });
+    /// [`StoreError::MissingReference`] if something outside the set is not valid (it may become so), [`StoreError::MissingBlob`] or
+    /// [`StoreError::DamagedBlob`] if a NAR is not there or has another size, [`StoreError::Cycle`]. Paths of the set that do not
+    /// refer to the one at fault may be published by then.
+    pub async fn publish(&self, infos: &[PathInfo], signing_key: &SecretKey) -> Result<(), StoreError> {
+        let within: BTreeSet<_> = infos.iter().map(|info| &info.path).collect();
+        let outside: BTreeSet<_> = infos.iter().flat_map(|info| &info.references).filter(|path| !within.contains(path)).collect();
+        let outside: Vec<_> = outside.into_iter().cloned().collect();
+        if let Some(reference) = self.missing(&outside).await?.into_iter().next() {
+            let referrer = infos.iter().find(|info| info.references.contains(&reference)).expect("taken from one of them");
+            return Err(StoreError::MissingReference { path: referrer.path.clone(), reference });
         }
+        for info in in_order(infos)? {
+            self.publish_one(info, signing_key).await?;
+        }
+        Ok(())
+    }
+
+    async fn publish_one(&self, info: &PathInfo, signing_key: &SecretKey) -> Result<(), StoreError> {
         let nar = key::nar(&info.nar_hash);
         let Some(stored) = self.inner.objects.head(&nar).await? else {
             return Err(StoreError::MissingBlob { path: info.path.clone(), key: nar.to_string() });
@@ -36,4 +48,22 @@ impl Store {
         self.inner.infos.put(Arc::new(info.clone()));
         Ok(())
     }
+}
+
+/// Returns a set of paths, each after those of the set that it refers to.
+fn in_order(infos: &[PathInfo]) -> Result<Vec<&PathInfo>, StoreError> {
+    let mut waiting: BTreeMap<&StorePath, &PathInfo> = infos.iter().map(|info| (&info.path, info)).collect();
+    let mut ordered = Vec::with_capacity(infos.len());
+    while let Some(first) = waiting.keys().next().copied() {
+        let waits = |info: &PathInfo| info.references.iter().any(|path| *path != info.path && waiting.contains_key(path));
+        let ready: Vec<_> = waiting.values().filter(|info| !waits(info)).copied().collect();
+        if ready.is_empty() {
+            return Err(StoreError::Cycle { path: first.clone() });
+        }
+        for info in ready {
+            waiting.remove(&info.path);
+            ordered.push(info);
+        }
+    }
+    Ok(ordered)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use kiln_nix::drv_path_of;
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
@@ -139,14 +139,15 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::DamagedNarinfo`] if its narinfo cannot be read, [`StoreError::Object`] if the store fails.
-    pub async fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, StoreError> {
+    pub async fn path_info(&self, path: &StorePath) -> Result<Option<Arc<PathInfo>>, StoreError> {
         if let Some(info) = self.inner.infos.get(path) {
-            return Ok(Some((*info).clone()));
+            return Ok(Some(info));
         }
         let Some(info) = self.read_path_info(path).await? else {
             return Ok(None);
         };
-        self.inner.infos.put(Arc::new(info.clone()));
+        let info = Arc::new(info);
+        self.inner.infos.put(Arc::clone(&info));
         Ok(Some(info))
     }
 
@@ -167,16 +168,12 @@ impl Store {
     /// # Errors
     /// As [`Store::path_info`].
     pub async fn missing(&self, paths: &[StorePath]) -> Result<Vec<StorePath>, StoreError> {
-        let lookups = futures::stream::iter(paths).map(|path| async move { Ok((path, self.path_info(path).await?.is_none())) });
-        let mut found = lookups.buffered(LOOKUPS_MAX);
-        let mut missing = Vec::new();
-        while let Some(answer) = found.next().await {
-            let (path, absent) = answer?;
-            if absent {
-                missing.push(path.clone());
-            }
-        }
-        Ok(missing)
+        let lookups = futures::stream::iter(paths.to_vec()).map(|path| {
+            let store = self.clone();
+            async move { store.path_info(&path).await.map(|info| info.is_none().then_some(path)) }
+        });
+        let found: Vec<_> = lookups.buffered(LOOKUPS_MAX).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Keeps a derivation. Its path must be the one that follows from its bytes.
@@ -226,17 +223,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Object`] if the store fails.
     pub async fn missing_derivations(&self, paths: &[DrvPath]) -> Result<Vec<DrvPath>, StoreError> {
-        let lookups = futures::stream::iter(paths)
-            .map(|path| async move { Ok((path, self.inner.objects.head(&key::derivation(path)).await?.is_none())) });
-        let mut found = lookups.buffered(LOOKUPS_MAX);
-        let mut missing = Vec::new();
-        while let Some(answer) = found.next().await {
-            let (path, absent): (_, bool) = answer?;
-            if absent {
-                missing.push(path.clone());
-            }
-        }
-        Ok(missing)
+        let lookups = futures::stream::iter(paths.to_vec()).map(|path| {
+            let store = self.clone();
+            async move { store.inner.objects.head(&key::derivation(&path)).await.map(|found| found.is_none().then_some(path)) }
+        });
+        let found: Vec<_> = lookups.buffered(LOOKUPS_MAX).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Returns the narinfo of the path with this hash part, as it is served. `None`: there is no such path, or the text is no hash part.
@@ -345,4 +337,20 @@ pub(crate) fn chain(err: &dyn std::error::Error) -> String {
         cause = err.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tasks of a coordinator hold these futures; whether they may move between threads shows where they are spawned only.
+    #[test]
+    fn the_stores_futures_can_be_spawned() {
+        fn spawnable<T: Send + 'static>(_: impl FnOnce(Store) -> T) {}
+        let key = || kiln_nix::SecretKey::from_seed("farm-1", [1; 32]).expect("a good name");
+        spawnable(|store| async move { store.missing(&[]).await });
+        spawnable(|store| async move { store.missing_derivations(&[]).await });
+        spawnable(move |store| async move { store.publish(&[], &key()).await });
+        spawnable(|store| async move { store.verify_all().await });
+    }
 }
