@@ -230,3 +230,6 @@ fn is_sorted<T: Ord>(items: &[T]) -> bool {
 fn ensure(holds: bool, invariant: &'static str, subject: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { invariant, subject: subject() }) }
 }
+
+#[cfg(test)]
+mod tests;

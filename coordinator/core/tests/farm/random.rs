@@ -2,10 +2,10 @@
 //!
 //! A failure names its seed; `KILN_SEED=<seed>` runs that one alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, plan};
-use kiln_wire::client::BuildState;
+use kiln_wire::client::{BuildState, EventKind};
 use kiln_wire::{AttemptId, BuildId, BuiltOutput, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp};
 
 use crate::facts::{Dice, built, drv, failed, info, offer, output_name, output_path, root, spec, worker};
@@ -214,9 +214,55 @@ fn check_plan(farm: &Farm, index: u64, now: Timestamp, seed: u64) {
     }
 }
 
+/// What must have happened at least once, or the commands are not random enough.
+const SEEN_EXPECTED: [&str; 24] = [
+    "Acknowledge",
+    "Archive Built",
+    "Archive Cancelled",
+    "Archive Failed",
+    "Cancelled",
+    "Cycle",
+    "DependencyFailed",
+    "Dispatch",
+    "DoesNotFit",
+    "Failed Infrastructure",
+    "Failed OutOfMemory",
+    "NoSuchBuild",
+    "NoSuchJob",
+    "NonDeterministic",
+    "NotEnded",
+    "NotReady",
+    "Retried Infrastructure",
+    "Retried OutOfMemory",
+    "Revoke",
+    "StageDropped",
+    "StaleEpoch",
+    "StaleLease",
+    "UnknownInput",
+    "WrongOutputs",
+];
+
+fn note_seen(effects: &[Effect], seen: &mut BTreeSet<String>) {
+    let first_word = |text: String| text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned();
+    for effect in effects {
+        seen.insert(match effect {
+            Effect::Answer(Answer::Refused(refused)) => first_word(format!("{refused:?}")),
+            Effect::Archive(record) => format!("Archive {:?}", record.state),
+            Effect::Notify { event, .. } => match &event.kind {
+                EventKind::Retried { class, .. } => format!("Retried {class:?}"),
+                EventKind::Failed { class, .. } => format!("Failed {class:?}"),
+                other => first_word(format!("{other:?}")),
+            },
+            other => first_word(format!("{other:?}")),
+        });
+    }
+}
+
 #[test]
 fn invariants_hold_under_random_commands() {
-    for seed in seeds(60) {
+    let mut seen = BTreeSet::new();
+    let seeds = seeds(60);
+    for seed in seeds.iter().copied() {
         let mut farm = Farm::new();
         let mut chaos = Chaos::new(seed);
         for index in 1..400 {
@@ -226,6 +272,7 @@ fn invariants_hold_under_random_commands() {
             let text = format!("{command:?}");
             let effects = farm.apply(LogIndex(index), command);
             chaos.note(&effects);
+            note_seen(&effects, &mut seen);
             if let Err(violation) = farm.check_invariants() {
                 panic!("KILN_SEED={seed}, entry {index}: {violation} after {text}");
             }
@@ -235,6 +282,8 @@ fn invariants_hold_under_random_commands() {
         }
         drain(&mut farm, &mut chaos, seed);
     }
+    let missing: Vec<&str> = SEEN_EXPECTED.into_iter().filter(|word| !seen.contains(*word)).collect();
+    assert!(seeds.len() == 1 || missing.is_empty(), "never happened: {missing:?} of {seen:?}");
 }
 
 #[test]
