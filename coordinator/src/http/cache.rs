@@ -1,0 +1,150 @@
+//! The binary cache's three kinds of files.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State as Shared};
+use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use kiln_store::{BlobReader, Store, StoreError};
+
+use super::State;
+use crate::driver::Chain;
+
+/// Bytes of a NAR that are read and sent at a time.
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// `nix-cache-info`.
+pub(super) async fn info(Shared(state): Shared<State>) -> Response {
+    ([(CONTENT_TYPE, "text/x-nix-cache-info")], state.store.cache_info()).into_response()
+}
+
+/// `<hash part>.narinfo`.
+pub(super) async fn narinfo(Shared(state): Shared<State>, Path(file): Path<String>) -> Response {
+    let Some(hash_part) = file.strip_suffix(".narinfo") else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    match state.store.narinfo(hash_part).await {
+        Ok(Some(text)) => ([(CONTENT_TYPE, "text/x-nix-narinfo")], text).into_response(),
+        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Err(error) => failed(&file, &error),
+    }
+}
+
+/// `nar/<NAR hash>.nar.zst`, whole or one range of it.
+pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file): Path<String>, headers: HeaderMap) -> Response {
+    let blob = match state.store.open_nar_file(&file).await {
+        Ok(Some(blob)) => blob,
+        Ok(None) => return StatusCode::NOT_FOUND.into_response(),
+        Err(error) => return failed(&file, &error),
+    };
+    let size_bytes = blob.size_bytes();
+    let wanted = headers.get(RANGE).and_then(|value| value.to_str().ok()).and_then(|text| range(text, size_bytes));
+    let mut answer = Response::builder().header(CONTENT_TYPE, "application/x-nix-nar").header(ACCEPT_RANGES, "bytes");
+    let span = match wanted {
+        None => 0..size_bytes,
+        Some(span) if span.is_empty() => {
+            let answer = answer.status(StatusCode::RANGE_NOT_SATISFIABLE).header(CONTENT_RANGE, format!("bytes */{size_bytes}"));
+            return answer.body(Body::empty()).expect("the headers are well-formed");
+        }
+        Some(span) => {
+            let text = format!("bytes {}-{}/{size_bytes}", span.start, span.end - 1);
+            answer = answer.status(StatusCode::PARTIAL_CONTENT).header(CONTENT_RANGE, text);
+            span
+        }
+    };
+    answer = answer.header(CONTENT_LENGTH, span.end - span.start);
+    let body = match method {
+        Method::HEAD => Body::empty(),
+        _ => Body::from_stream(pieces(state.store, blob, span)),
+    };
+    answer.body(body).expect("the headers are well-formed")
+}
+
+/// Reads `bytes=first-last`, `bytes=first-` or `bytes=-count`. Anything else, several ranges included, is as if nothing had been
+/// asked, which HTTP allows. An empty span: there is no such byte.
+fn range(text: &str, size_bytes: u64) -> Option<Range<u64>> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>().unwrap_or(u64::MAX));
+    match (first, last) {
+        ("", "") => None,
+        ("", count) => Some(size_bytes.saturating_sub(number(count)?)..size_bytes),
+        (first, "") => Some(number(first)?.min(size_bytes)..size_bytes),
+        (first, last) => {
+            let (first, last) = (number(first)?, number(last)?);
+            if last < first {
+                return None;
+            }
+            Some(first.min(size_bytes)..last.saturating_add(1).min(size_bytes))
+        }
+    }
+}
+
+/// Streams a span of a blob. A read that fails cuts the body short, which the client sees by its length.
+fn pieces(store: Store, blob: BlobReader, span: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let blob = Arc::new(blob);
+    stream::try_unfold(span.start, move |offset_bytes| {
+        let (blob, end_bytes) = (Arc::clone(&blob), span.end);
+        async move {
+            if offset_bytes >= end_bytes {
+                return Ok(None);
+            }
+            let read = tokio::task::spawn_blocking(move || read_piece(&blob, offset_bytes, end_bytes)).await;
+            let piece = read.map_err(io::Error::other)??;
+            let next_bytes = offset_bytes + piece.len() as u64;
+            Ok(Some((piece, next_bytes)))
+        }
+    })
+    .map(move |piece| piece.inspect(|piece| store.count_served(piece.len() as u64)))
+}
+
+fn read_piece(blob: &BlobReader, offset_bytes: u64, end_bytes: u64) -> io::Result<Bytes> {
+    let wanted = usize::try_from((end_bytes - offset_bytes).min(PIECE_BYTES)).expect("a piece fits memory");
+    let mut piece = vec![0; wanted];
+    let count = blob.read_at(&mut piece, offset_bytes).inspect_err(|error| {
+        tracing::error!(object = blob.object_key(), %error, "a stored NAR cannot be read");
+    })?;
+    if count == 0 {
+        tracing::error!(object = blob.object_key(), offset_bytes, "a stored NAR became shorter while it was read");
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    piece.truncate(count);
+    Ok(piece.into())
+}
+
+fn failed(file: &str, error: &StoreError) -> Response {
+    tracing::error!(file, error = %Chain(error), "a cache object cannot be served");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_read_as_http_defines_it() {
+        let table = [
+            ("bytes=0-99", Some(0..100)),
+            ("bytes=10-10", Some(10..11)),
+            ("bytes=90-", Some(90..100)),
+            ("bytes=-10", Some(90..100)),
+            ("bytes=-1000", Some(0..100)),
+            ("bytes=50-1000", Some(50..100)),
+            ("bytes=100-", Some(100..100)),
+            ("bytes=99999999999999999999999-", Some(100..100)),
+            ("bytes=5-4", None),
+            ("bytes=-", None),
+            ("bytes=a-b", None),
+            ("bytes=0-1,3-4", None),
+            ("lines=0-1", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(range(text, 100), expected, "{text}");
+        }
+    }
+}

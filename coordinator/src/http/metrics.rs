@@ -1,0 +1,172 @@
+//! The farm in numbers, as Prometheus reads them. Rendered from a snapshot at scrape time: nothing is counted twice.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use kiln_wire::FailureClass;
+use kiln_wire::client::JobCounts;
+
+/// The farm in numbers, at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Jobs of live builds, by state.
+    pub jobs: JobCounts,
+    /// Ready jobs that no worker of the farm, connected or not, could ever run.
+    pub jobs_unplaceable: u64,
+    /// Workers with a live session.
+    pub workers_connected: u64,
+    /// Live leases.
+    pub leases: u64,
+    /// Slots of connected workers.
+    pub slots: u64,
+    /// Slots of connected workers that a lease holds.
+    pub slots_used: u64,
+    /// Builds that have not ended.
+    pub builds_active: u64,
+    /// Attempts that built their job, since this process started.
+    pub attempts_built: u64,
+    /// Attempts that failed, since this process started, by class.
+    pub attempts_failed: BTreeMap<FailureClass, u64>,
+    /// Highest log index that was applied.
+    pub log_index: u64,
+    /// Raft's term.
+    pub term: u64,
+    /// Whether this coordinator leads.
+    pub is_leader: bool,
+    /// Bytes of blobs that were verified and stored, since this process started.
+    pub store_received_bytes: u64,
+    /// Bytes of blobs that were sent, since this process started.
+    pub store_served_bytes: u64,
+    /// Plans made, since this process started.
+    pub plans: u64,
+    /// Time spent planning, since this process started, in microseconds.
+    pub plan_us: u64,
+}
+
+impl Snapshot {
+    /// Returns the snapshot in Prometheus's text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        let mut page = Page::default();
+        let states = [
+            ("blocked", self.jobs.blocked),
+            ("ready", self.jobs.ready),
+            ("running", self.jobs.running),
+            ("built", self.jobs.built),
+            ("failed", self.jobs.failed),
+        ];
+        page.family("kiln_jobs", "gauge", "Jobs of live builds, by state.");
+        states.iter().for_each(|(state, count)| page.labelled("kiln_jobs", "state", state, *count));
+        page.gauge("kiln_jobs_unplaceable", "Ready jobs that no worker could ever run.", self.jobs_unplaceable);
+        page.gauge("kiln_workers_connected", "Workers with a live session.", self.workers_connected);
+        page.gauge("kiln_leases", "Live leases.", self.leases);
+        page.gauge("kiln_slots", "Slots of connected workers.", self.slots);
+        page.gauge("kiln_slots_used", "Slots of connected workers that a lease holds.", self.slots_used);
+        page.gauge("kiln_builds_active", "Builds that have not ended.", self.builds_active);
+        page.family("kiln_attempts_finished_total", "counter", "Attempts that ended, by outcome.");
+        page.labelled("kiln_attempts_finished_total", "outcome", "built", self.attempts_built);
+        for class in CLASSES {
+            let count = self.attempts_failed.get(&class).copied().unwrap_or_default();
+            page.labelled("kiln_attempts_finished_total", "outcome", class_label(class), count);
+        }
+        page.gauge("kiln_raft_log_index", "Highest log index that was applied.", self.log_index);
+        page.gauge("kiln_raft_term", "Raft's term.", self.term);
+        page.gauge("kiln_raft_leader", "1 if this coordinator leads, else 0.", u64::from(self.is_leader));
+        page.counter("kiln_store_received_bytes_total", "Bytes of blobs that were verified and stored.", self.store_received_bytes);
+        page.counter("kiln_store_served_bytes_total", "Bytes of blobs that were sent.", self.store_served_bytes);
+        // A summary without quantiles: its sum and count give the mean over any window.
+        page.family("kiln_plan_duration_seconds", "summary", "Time that plans took.");
+        page.line(format_args!("kiln_plan_duration_seconds_sum {}.{:06}", self.plan_us / 1_000_000, self.plan_us % 1_000_000));
+        page.line(format_args!("kiln_plan_duration_seconds_count {}", self.plans));
+        page.text
+    }
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "gauge", help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "counter", help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn labelled(&mut self, name: &str, label: &str, of: &str, value: u64) {
+        self.line(format_args!("{name}{{{label}=\"{of}\"}} {value}"));
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        writeln!(self.text, "{line}").expect("a String takes any text");
+    }
+}
+
+/// Every class, so that each has a series from the start.
+const CLASSES: [FailureClass; 5] = [
+    FailureClass::BuildFailure,
+    FailureClass::OutOfMemory,
+    FailureClass::LimitExceeded,
+    FailureClass::Infrastructure,
+    FailureClass::Cancelled,
+];
+
+fn class_label(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::BuildFailure => "build_failure",
+        FailureClass::OutOfMemory => "out_of_memory",
+        FailureClass::LimitExceeded => "limit_exceeded",
+        FailureClass::Infrastructure => "infrastructure",
+        FailureClass::Cancelled => "cancelled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_has_its_help_and_type_before_it() {
+        let snapshot = Snapshot {
+            jobs: JobCounts { ready: 7, ..JobCounts::default() },
+            attempts_failed: BTreeMap::from([(FailureClass::OutOfMemory, 3)]),
+            plan_us: 1_250_001,
+            plans: 9,
+            ..Snapshot::default()
+        };
+        let text = snapshot.render();
+        let mut typed = Vec::new();
+        for line in text.lines() {
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                typed.push(declared.split(' ').next().expect("a name"));
+                continue;
+            }
+            if line.starts_with("# HELP ") {
+                continue;
+            }
+            let (sample, value) = line.split_once(' ').expect("a name and a value");
+            let name = sample.split('{').next().expect("a name");
+            let family = name.trim_end_matches("_sum").trim_end_matches("_count");
+            assert_eq!(typed.last(), Some(&family), "{line}");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+        for line in [
+            "kiln_jobs{state=\"ready\"} 7",
+            "kiln_attempts_finished_total{outcome=\"out_of_memory\"} 3",
+            "kiln_attempts_finished_total{outcome=\"cancelled\"} 0",
+            "kiln_plan_duration_seconds_sum 1.250001",
+            "kiln_plan_duration_seconds_count 9",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+}

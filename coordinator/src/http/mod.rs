@@ -1,0 +1,87 @@
+//! HTTP: the binary cache for unmodified Nix clients, health, and metrics.
+//!
+//! Goals: what Nix asks of a cache, byte for byte; nothing is read but objects that the store itself names. Non-goals: TLS and
+//! authentication (a reverse proxy's), uploads (kiln-link's), checking NAR bytes on their way out: they are served as they lie, and
+//! Nix holds them against the signed hash.
+
+mod cache;
+mod metrics;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use kiln_store::Store;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub use metrics::Snapshot;
+
+/// What requests are answered from.
+#[derive(Clone)]
+pub struct State {
+    store: Store,
+    snapshot: Arc<dyn Fn() -> Snapshot + Send + Sync>,
+}
+
+impl State {
+    /// Answers from this store. `snapshot` is called at each scrape of the metrics and must be quick.
+    pub fn new(store: Store, snapshot: impl Fn() -> Snapshot + Send + Sync + 'static) -> Self {
+        Self { store, snapshot: Arc::new(snapshot) }
+    }
+}
+
+/// A running HTTP server.
+pub struct Http {
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Http {
+    /// Serves requests that arrive at `listener`.
+    pub fn serve(listener: TcpListener, state: State) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let server = axum::serve(listener, router(state)).with_graceful_shutdown(async move {
+            // A dropped handle stops the server as a call of `stop` does.
+            let _ended = stopped.await;
+        });
+        Self { stop, server: tokio::spawn(server.into_future()) }
+    }
+
+    /// Stops listening and waits a moment for the requests that are being answered; the rest are cut off.
+    pub async fn stop(mut self) {
+        let _stopped_before = self.stop.send(());
+        if tokio::time::timeout(STOP_GRACE, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+    }
+}
+
+/// How long a stop waits for answers under way. A client that reads slowly must not hold up a restart.
+const STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Returns the routes. HEAD is answered as GET is, without the body.
+pub fn router(state: State) -> Router {
+    Router::new()
+        .route("/nix-cache-info", get(cache::info))
+        .route("/nar/{file}", get(cache::nar))
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(scrape))
+        .route("/{file}", get(cache::narinfo))
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .with_state(state)
+}
+
+/// Alive, and able to answer: the snapshot comes from the driver's state.
+async fn healthz(axum::extract::State(state): axum::extract::State<State>) -> Response {
+    let _answered = (state.snapshot)();
+    ([(CONTENT_TYPE, "text/plain")], "ok\n").into_response()
+}
+
+async fn scrape(axum::extract::State(state): axum::extract::State<State>) -> Response {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], (state.snapshot)().render()).into_response()
+}

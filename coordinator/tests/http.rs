@@ -1,0 +1,213 @@
+//! The binary cache over real HTTP: a raw client for what Nix never sends, and Nix itself.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Output;
+
+use kiln_coordinator::http::{Http, Snapshot, State};
+use kiln_nix::scan::Candidates;
+use kiln_nix::sign::SecretKey;
+use kiln_store::{Location, Packer, Provenance, Store, StoreConfig};
+use kiln_wire::{PathInfo, StoreDir, StorePath};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+struct Cache {
+    dir: TempDir,
+    store: Store,
+    key: SecretKey,
+    addr: SocketAddr,
+    http: Http,
+}
+
+impl Cache {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(StoreConfig {
+            location: Location::Local { dir: dir.path().join("store"), durable: false },
+            store_dir: StoreDir::default(),
+            spool_dir: dir.path().join("spool"),
+            cached_paths_max: 10,
+        });
+        let store = store.await.expect("opens");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        let http = Http::serve(listener, State::new(store.clone(), || Snapshot { builds_active: 3, ..Snapshot::default() }));
+        Self { dir, store, key: SecretKey::from_seed("farm-1", [5; 32]).expect("a good name"), addr, http }
+    }
+
+    /// Publishes a tree whose file names the paths that it refers to.
+    async fn publish(&self, path: &StorePath, refers_to: &[&StorePath], filler_bytes: u32) -> PathInfo {
+        let tree = self.dir.path().join(path.as_str());
+        std::fs::create_dir(&tree).expect("makes a directory");
+        let text: String = refers_to.iter().map(|path| format!("/nix/store/{path}\n")).collect();
+        std::fs::write(tree.join("refers"), text).expect("writes");
+        let filler: Vec<u8> = (0..filler_bytes).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        std::fs::write(tree.join("filler"), filler).expect("writes");
+        let candidates: BTreeSet<StorePath> = refers_to.iter().map(|path| (*path).clone()).collect();
+        let packer = Packer { level: 1, spool_dir: self.dir.path().to_owned() };
+        let packed = packer.pack(&tree, &Candidates::new(candidates.iter().cloned())).expect("packs");
+        let info = packed.path_info(path.clone(), None, None);
+        let mut receiver = self.store.receive(info.clone(), Provenance::Built { candidates }).expect("begins");
+        let mut blob = vec![0; usize::try_from(info.blob.size_bytes).expect("fits")];
+        let mut have = 0;
+        while have < blob.len() {
+            have += packed.spool.read_at(&mut blob[have..], have as u64).expect("reads");
+        }
+        receiver.write(&blob).expect("takes the bytes");
+        let info = self.store.finish_upload(receiver).await.expect("stores");
+        self.store.publish(&[info.clone()], &self.key).await.expect("publishes");
+        info
+    }
+
+    /// Sends one request as it is and returns status, headers in lower case, and body.
+    async fn request(&self, line: &str, headers: &str) -> (u16, String, Vec<u8>) {
+        let mut stream = TcpStream::connect(self.addr).await.expect("connects");
+        let text = format!("{line} HTTP/1.1\r\nHost: cache\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(text.as_bytes()).await.expect("sends");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("reads");
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("headers end");
+        let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        (status, head, answer[end + 4..].to_vec())
+    }
+
+    /// Runs Nix against this cache with a store, configuration and home of its own.
+    async fn nix(&self, place: &str, arguments: &[&str]) -> Output {
+        let root = self.dir.path().join(place);
+        for dir in ["conf", "home", "root"] {
+            std::fs::create_dir_all(root.join(dir)).expect("makes a directory");
+        }
+        let store = format!("local?root={}", root.join("root").display());
+        let arguments: Vec<String> = arguments.iter().map(|argument| argument.replace("STORE", &store)).collect();
+        run_nix(&root, &arguments).await
+    }
+}
+
+async fn run_nix(root: &Path, arguments: &[impl AsRef<OsStr>]) -> Output {
+    let ran = tokio::process::Command::new("nix")
+        .args(["--extra-experimental-features", "nix-command"])
+        .args(arguments)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", root.join("home"))
+        .env("NIX_CONF_DIR", root.join("conf"))
+        .env("NIX_REMOTE", format!("local?root={}", root.join("root").display()))
+        .env("NIX_CONFIG", "sandbox = false\nbuild-users-group =\nsubstituters =\n")
+        .output()
+        .await;
+    ran.expect("`nix` must be installed: apt-get install nix-bin")
+}
+
+fn path(hash: &str, name: &str) -> StorePath {
+    StorePath::parse(&format!("{hash}-{name}")).expect("a store path")
+}
+
+const APP: &str = "0hm2f1psjpcwg8fijsmr4wwxrx59s092";
+const LIB: &str = "1bxagw21mzw0pr7y9jcyjfyrlya5fnxz";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_serves_its_own_files_and_nothing_else() {
+    let cache = Cache::start().await;
+    let info = cache.publish(&path(APP, "app"), &[], 200_000).await;
+    std::fs::write(cache.dir.path().join("store/secret"), "secret").expect("writes");
+    let nar = format!("/{}", kiln_nix::narinfo::blob_key(&info.nar_hash));
+    let size = info.blob.size_bytes;
+    let (status, head, body) = cache.request("GET /nix-cache-info", "").await;
+    assert_eq!((status, body.as_slice()), (200, &b"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 40\n"[..]));
+    assert!(head.contains("content-type: text/x-nix-cache-info"), "{head}");
+    let (status, head, body) = cache.request(&format!("GET /{APP}.narinfo"), "").await;
+    assert!(status == 200 && head.contains("content-type: text/x-nix-narinfo"), "{head}");
+    let text = String::from_utf8(body).expect("text");
+    assert!(text.contains(&format!("FileSize: {size}\n")) && text.contains("\nSig: farm-1:"), "{text}");
+    assert!(text.contains(&format!("FileBlake3: {}\n", info.blob.blake3)), "{text}");
+    let (status, head, body) = cache.request(&format!("GET {nar}"), "").await;
+    assert!(status == 200 && head.contains(&format!("content-length: {size}")), "{head}");
+    assert_eq!(blake3_of(&body), info.blob.blake3);
+    assert_eq!(cache.store.traffic().served_bytes, size);
+    let (status, head, part) = cache.request(&format!("GET {nar}"), "Range: bytes=1000-300999\r\n").await;
+    assert!(status == 206 && head.contains(&format!("content-range: bytes 1000-300999/{size}")), "{head}");
+    assert_eq!(part, body[1000..301_000]);
+    assert_eq!(cache.request(&format!("GET {nar}"), &format!("Range: bytes={size}-\r\n")).await.0, 416);
+    for file in [nar.as_str(), "/nix-cache-info", &format!("/{APP}.narinfo")] {
+        let (status, head, body) = cache.request(&format!("HEAD {file}"), "").await;
+        assert!(status == 200 && body.is_empty() && head.contains("content-length: "), "{file}: {head}");
+    }
+    assert_eq!(cache.request(&format!("GET /{LIB}.narinfo"), "").await.0, 404);
+    for hostile in [
+        "/",
+        "/secret",
+        "/nar/",
+        "/nar/secret",
+        "/../../../etc/passwd",
+        "/nar/../secret",
+        "/nar/..%2fsecret",
+        "/%2e%2e%2fsecret",
+        "/..%2fsecret.narinfo",
+        "/nar/%00.nar.zst",
+        "/nar/%ff%fe.nar.zst",
+        "/drv/x.drv",
+        "//etc/passwd",
+        &format!("/nar/{}.nar.zst", "0".repeat(52)),
+        &format!("/{}.narinfo", "e".repeat(32)),
+        &format!("/{}.narinfo", "0".repeat(5000)),
+    ] {
+        let (status, _, body) = cache.request(&format!("GET {hostile}"), "").await;
+        assert!((status == 404 || status == 400) && !body.windows(6).any(|window| window == b"secret"), "{hostile}: {status}");
+    }
+    assert_eq!(cache.request("POST /nix-cache-info", "Content-Length: 0\r\n").await.0, 405);
+    assert_eq!(cache.request("GET /healthz", "").await.0, 200);
+    let (status, head, body) = cache.request("GET /metrics", "").await;
+    assert!(status == 200 && head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(String::from_utf8(body).expect("text").contains("\nkiln_builds_active 3\n"));
+    cache.http.stop().await;
+    assert!(TcpStream::connect(cache.addr).await.is_err(), "it listens no more");
+}
+
+fn blake3_of(bytes: &[u8]) -> kiln_wire::Blake3Hash {
+    kiln_link::blob_root(bytes).expect("reads memory")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nix_copies_a_closure_and_refuses_what_was_tampered_with() {
+    let cache = Cache::start().await;
+    let (app, lib) = (path(APP, "app"), path(LIB, "lib"));
+    cache.publish(&lib, &[], 10).await;
+    let info = cache.publish(&app, &[&app, &lib], 200_000).await;
+    let url = format!("http://{}", cache.addr);
+    let full = format!("/nix/store/{app}");
+    let key = cache.key.public().to_string();
+    let copy = ["copy", "--from", &url, "--to", "STORE", &full, "--trusted-public-keys", &key];
+    let good = cache.nix("good", &copy).await;
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    let copied = cache.dir.path().join("good/root/nix/store");
+    assert_eq!(kiln_nix::nar::hash_path(&copied.join(app.as_str())).expect("hashes").hash, info.nar_hash);
+    let told = cache.nix("good", &["path-info", "--json", "--store", "STORE", &full]).await;
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    for fact in [&format!("\"narSize\":{}", info.nar_size_bytes), LIB, "\"farm-1:"] {
+        assert!(told.contains(fact), "{fact} is missing in {told}");
+    }
+    let other = SecretKey::from_seed("farm-1", [6; 32]).expect("a good name").public().to_string();
+    let untrusted = ["copy", "--from", &url, "--to", "STORE", &full, "--trusted-public-keys", &other];
+    let refused = cache.nix("untrusted", &untrusted).await;
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("signature"), "{refused:?}");
+    let narinfo = cache.dir.path().join(format!("store/{APP}.narinfo"));
+    let text = std::fs::read_to_string(&narinfo).expect("reads");
+    std::fs::write(&narinfo, text.replace(&format!("References: {app} {lib}"), &format!("References: {app}"))).expect("writes");
+    assert_ne!(std::fs::read_to_string(&narinfo).expect("reads"), text, "the references were cut");
+    let refused = cache.nix("references", &copy).await;
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("signature"), "{refused:?}");
+    std::fs::write(&narinfo, &text).expect("writes");
+    let object = cache.dir.path().join("store").join(kiln_nix::narinfo::blob_key(&info.nar_hash));
+    let mut blob = std::fs::read(&object).expect("reads");
+    let middle = blob.len() / 2;
+    blob[middle] ^= 0x10;
+    std::fs::write(&object, blob).expect("writes");
+    let refused = cache.nix("bytes", &copy).await;
+    assert!(!refused.status.success(), "{refused:?}");
+    assert!(!cache.dir.path().join("bytes/root/nix/store").join(app.as_str()).exists(), "nothing of it is kept");
+}
