@@ -66,8 +66,8 @@ pub fn run(
     inbox: mpsc::UnboundedReceiver<Vec<Proposed>>,
     stop: watch::Receiver<bool>,
 ) {
-    let disk = match Disk::open(config) {
-        Ok(disk) => disk,
+    let (disk, snapshot) = match Disk::open(config) {
+        Ok(opened) => opened,
         Err(err) => {
             // Whoever started the node may have given up.
             let _ = started.send(Err(err));
@@ -81,7 +81,11 @@ pub fn run(
             return;
         }
     };
-    runtime.block_on(live(config, &disk, started, inbox, stop));
+    let joining = async {
+        let joined = join(config, &disk, snapshot).await;
+        live(config, &disk, joined, started, inbox, stop).await;
+    };
+    runtime.block_on(joining);
     // In this order: first whatever still uses the log, then the log, which writes what is queued, then the lock.
     drop(runtime);
     drop(disk.log);
@@ -91,11 +95,12 @@ pub fn run(
 async fn live(
     config: &ConsensusConfig,
     disk: &Disk,
+    joined: Result<(Raft, Started), ConsensusError>,
     started: oneshot::Sender<Result<Started, ConsensusError>>,
     inbox: mpsc::UnboundedReceiver<Vec<Proposed>>,
     stop: watch::Receiver<bool>,
 ) {
-    let (raft, parts) = match join(config, disk).await {
+    let (raft, parts) = match joined {
         Ok(joined) => joined,
         Err(err) => {
             let _ = started.send(Err(err));
@@ -116,16 +121,15 @@ async fn live(
     }
 }
 
-/// What lies in the directory.
+/// What lies in the directory, beside the farm.
 struct Disk {
     lock: File,
     log: LogStore,
     snapshots: SnapshotDir,
-    snapshot: Snapshot,
 }
 
 impl Disk {
-    fn open(config: &ConsensusConfig) -> Result<Self, ConsensusError> {
+    fn open(config: &ConsensusConfig) -> Result<(Self, Snapshot), ConsensusError> {
         let dir = &config.dir;
         let refused = |err| ConsensusError::Open { path: dir.clone(), err };
         std::fs::create_dir_all(dir).map_err(refused)?;
@@ -156,7 +160,7 @@ impl Disk {
             None if is_empty => set_owner(dir, config.node).map_err(refused)?,
             None => return Err(ConsensusError::Start { reason: format!("`{}` is missing", dir.join(OWNER).display()) }),
         }
-        Ok(Self { lock, log, snapshots, snapshot })
+        Ok((Self { lock, log, snapshots }, snapshot))
     }
 }
 
@@ -183,14 +187,14 @@ fn set_owner(dir: &Path, node: NodeId) -> io::Result<()> {
 }
 
 /// Starts raft over what the disk holds and waits until this node leads.
-async fn join(config: &ConsensusConfig, disk: &Disk) -> Result<(Raft, Started), ConsensusError> {
+async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Result<(Raft, Started), ConsensusError> {
     let failed = |err: &dyn std::fmt::Display| ConsensusError::Start { reason: err.to_string() };
     let (effects, owed) = mpsc::unbounded_channel();
     let unknown = Leadership { leader: kiln_wire::Leader::default(), is_self: false };
     let (lead, mut leadership) = watch::channel(unknown);
     let after_term = disk.log.state().vote().map_or(0, |vote| vote.leader_id.term);
     let led = Led { node: config.node.0, after_term };
-    let machine = StateMachine::new(disk.snapshot.clone(), disk.snapshots.clone(), led, effects, lead.clone());
+    let machine = StateMachine::new(snapshot, disk.snapshots.clone(), led, effects, lead.clone());
     let settings = Arc::new(settings(config).validate().map_err(|err| failed(&err))?);
     let raft = Raft::new(config.node.0, settings, Peers, disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());

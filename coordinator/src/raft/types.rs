@@ -27,15 +27,27 @@ openraft::declare_raft_types!(
         Node = openraft::BasicNode,
 );
 
+/// A leader: term and node.
 pub type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+/// An entry: its leader and its index.
 pub type LogId = alias::LogIdOf<TypeConfig>;
+/// Whom a node voted for.
 pub type Vote = alias::VoteOf<TypeConfig>;
+/// A log entry.
 pub type Entry = alias::EntryOf<TypeConfig>;
+/// Who takes part.
 pub type Membership = openraft::Membership<u64, openraft::BasicNode>;
+/// Who takes part as of some entry.
 pub type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
+/// What a snapshot covers.
 pub type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
+/// Told when entries are durable.
 pub type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
+/// What became of an entry.
 pub type WriteResult = openraft::raft::ClientWriteResult<TypeConfig>;
+/// A snapshot whose content is `Data`.
 pub type SnapshotOf<Data> = alias::SnapshotOf<TypeConfig, Data>;
+/// Tells a proposer what became of its entry.
 pub type Responder = openraft::impls::ProgressResponder<TypeConfig, WriteResult>;
+/// Hears what became of an entry.
 pub type Answers = alias::OneshotReceiverOf<TypeConfig, WriteResult>;
