@@ -39,7 +39,7 @@ let
   all = defaults // args;
   needs = closure all.libs;
   drv = derivation (
-    builtins.removeAttrs all [ "pname" "version" "debian" ]
+    builtins.removeAttrs all [ "pname" "debian" ]
     // patching (args.debian or null)
     // {
       name = "${all.pname}-${all.version}";

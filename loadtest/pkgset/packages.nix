@@ -19,7 +19,7 @@ let
 in
 packages // {
   sets = {
-    small = base;
+    small = base // { inherit (reports) closure-info index; };
     all = packages;
   };
 }

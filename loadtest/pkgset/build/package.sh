@@ -53,6 +53,20 @@ put() {
   cp "$@" "$dir/"
 }
 
+# Compiles C files side by side, each into the object beside it, for packages whose archive has no configure script: compile FLAGS FILE…
+compile() {
+  flags=$1
+  shift
+  printf '%s\n' "$@" | CFLAGS="$CFLAGS $CPPFLAGS $flags" xargs -P "$cores" -n 1 sh -c '$CC $CFLAGS -c "$0" -o "${0%.c}.o"'
+}
+
+# Writes a library's pkg-config file: describe DIR NAME LIBS
+describe() {
+  mkdir -p "$1/lib/pkgconfig"
+  printf 'Name: %s\nDescription: %s\nVersion: %s\nLibs: -L%s/lib %s\nCflags: -I%s/include\n' "$2" "$2" "$version" "$1" "$3" "$1" \
+    >"$1/lib/pkgconfig/$2.pc"
+}
+
 say unpack
 mkdir "$NIX_BUILD_TOP/source"
 cd "$NIX_BUILD_TOP/source"

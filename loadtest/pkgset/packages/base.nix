@@ -16,18 +16,9 @@ in
       for header in fnmatch glob; do cp lib/$header.in.h lib/$header.h; done
     '';
     build = ''
-      objects=
-      for file in src/*.c lib/fnmatch.c lib/glob.c; do
-        case $file in
-          */amiga.c | */vms* | */remote-cstms.c) continue ;;
-        esac
-        object=$(basename "$file" .c).o
-        echo "$file $object"
-        objects="$objects $object"
-      done >list
-      xargs -P "$cores" -n 2 sh -c '
-        $CC $CFLAGS -DHAVE_CONFIG_H -Isrc -Ilib -DLIBDIR=\"/usr/lib\" -DINCLUDEDIR=\"/usr/include\" -DLOCALEDIR=\"/none\" -c $0 -o $1' <list
-      $CC $objects -o make
+      files=$(ls src/*.c | grep -v -e amiga -e vms -e remote-cstms)
+      compile '-DHAVE_CONFIG_H -Isrc -Ilib -DLIBDIR="/usr/lib" -DINCLUDEDIR="/usr/include" -DLOCALEDIR="/none"' $files lib/fnmatch.c lib/glob.c
+      $CC src/*.o lib/*.o -o make
     '';
     install = "put $out/bin make";
     check = "echo 'all:; @echo made' >t.mk; [ \"$($out/bin/make -f t.mk)\" = made ]";
@@ -169,8 +160,8 @@ in
       printf '#define XML_NS 1\n#define XML_DTD 1\n#define XML_CONTEXT_BYTES 1024\n#define HAVE_GETRANDOM 1\n#define BYTEORDER 1234\n#define HAVE_UNISTD_H 1\n' >lib/expat_config.h
     '';
     build = ''
-      for file in xmlparse xmltok xmlrole; do $CC $CFLAGS -Ilib -c lib/$file.c -o $file.o; done
-      $AR rcsD libexpat.a xmlparse.o xmltok.o xmlrole.o
+      compile -Ilib lib/xmlparse.c lib/xmltok.c lib/xmlrole.c
+      $AR rcsD libexpat.a lib/*.o
       $CC $CFLAGS -Ilib -Ixmlwf xmlwf/xmlwf.c xmlwf/xmlfile.c xmlwf/codepage.c xmlwf/unixfilemap.c libexpat.a -o wellformed
     '';
     install = ''
@@ -178,8 +169,7 @@ in
       put $out/include lib/expat.h lib/expat_external.h
       put $out/bin wellformed
       mv $out/bin/wellformed $out/bin/xmlwf
-      mkdir -p $out/lib/pkgconfig
-      printf 'Name: expat\nDescription: expat\nVersion: 2.5.0\nLibs: -L%s/lib -lexpat\nCflags: -I%s/include\n' $out $out >$out/lib/pkgconfig/expat.pc
+      describe $out expat -lexpat
     '';
     check = "echo '<a><b/></a>' >t.xml; [ -z \"$($out/bin/xmlwf t.xml)\" ]";
   };

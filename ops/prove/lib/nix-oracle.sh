@@ -40,7 +40,7 @@ nix_oracle_install() {
   nix_oracle_busybox >/dev/null || missing+=(busybox-static)
   command -v flock >/dev/null || missing+=(util-linux)
   command -v groupadd >/dev/null || missing+=(passwd)
-  command -v python3 >/dev/null || missing+=(python3-minimal)
+  python3 -c 'import json' 2>/dev/null || missing+=(python3)
   if [ ${#missing[@]} -gt 0 ]; then
     nix_oracle_say "installing ${missing[*]}"
     if ! DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null 2>&1; then
@@ -83,6 +83,8 @@ nix_oracle_busybox() {
 nix_oracle_open() {
   local dir=${1:?nix_oracle_open DIR} busybox
   nix_oracle_install || return 1
+  awk '$5 == "/" { found = 1 } END { exit !found }' /proc/self/mountinfo ||
+    nix_oracle_die "Nix's sandbox needs / to be a mount point; for a chroot, run \`mount --bind DIR DIR\` before entering DIR" || return 1
   busybox=$(nix_oracle_busybox) || nix_oracle_die "no static busybox found; apt-get install busybox-static" || return 1
   mkdir -p "$dir"/{conf,home,root/nix/store,root/nix/var/nix}
   dir=$(cd "$dir" && pwd -P)
