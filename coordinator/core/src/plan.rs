@@ -38,6 +38,12 @@ impl Limits {
     pub const STANDARD: Self = Self { placements_max: PLACEMENTS_PER_PLAN_MAX };
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self::STANDARD
+    }
+}
+
 /// Places ready jobs on free capacity. Reads the farm, changes nothing. Every ready job is in the plan, or in the report with a reason.
 ///
 /// The highest upward rank goes first, ties by derivation path; to the worker with most free cores, then slots, then memory, ties by

@@ -34,6 +34,7 @@ impl Farm {
     }
 
     /// Returns the first time after `now` at which [`Farm::due`] or a plan may say something new; none if only commands can change that.
+    /// What is due already does not count: a leader that takes over asks [`Farm::due`] first.
     pub fn next_wake(&self, now: Timestamp) -> Option<(Timestamp, WakeReason)> {
         let later = |at: Timestamp| at > now;
         let grace = self.index.grace.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::CancelGrace));

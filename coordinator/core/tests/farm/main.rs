@@ -4,6 +4,7 @@ mod drain;
 mod facts;
 mod golden;
 mod graphs;
+mod limits;
 mod model;
 mod random;
 mod script;
