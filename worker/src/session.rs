@@ -92,14 +92,16 @@ impl Session {
             self.feed(shell)?;
             let overdue = tokio::time::sleep_until(self.welcome_until.unwrap_or_else(|| Instant::now() + WELCOME));
             tokio::select! {
-                message = self.receiver.recv::<ToWorker>() => return message?.map(Happening::Message).ok_or(SessionEnd::ByPeer),
+                // The heartbeat first: nothing else may starve it.
+                biased;
+                _ = self.heartbeat.tick() => self.outgoing.push_front(FromWorker::Heartbeat),
                 Some(event) = events.recv() => return Ok(Happening::Event(event)),
+                message = self.receiver.recv::<ToWorker>() => return message?.map(Happening::Message).ok_or(SessionEnd::ByPeer),
                 flushed = self.sender.flush(), if self.pending_bytes > 0 => {
                     flushed?;
                     self.pending_bytes = 0;
                 }
                 () = shell.log_changed(), if self.pending_bytes == 0 => {}
-                _ = self.heartbeat.tick() => self.outgoing.push_front(FromWorker::Heartbeat),
                 () = overdue, if self.welcome_until.is_some() => return Err(SessionEnd::NotWelcomed),
             }
         }

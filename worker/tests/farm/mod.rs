@@ -1,0 +1,377 @@
+//! A scripted coordinator on the loopback: real links, real blobs, no decisions but the test's.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kiln_link::{Authority, BlobSource, Connection, Identity, Listener, Receiver, Role, Sender};
+use kiln_nix::derivation::{Derivation, Output, path_of_parsed};
+use kiln_nix::scan::Candidates;
+use kiln_store::{BlobBytes, BlobReceiver, Packer, Provenance};
+use kiln_wire::client::{Refusal, RefusalKind, Request, Response};
+use kiln_wire::worker::{Assignment, FromWorker, Hello, ToWorker};
+use kiln_wire::{
+    AttemptId, BuiltOutput, DrvPath, Epoch, JobLimits, Leader, Lease, NodeId, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath,
+    WorkerId,
+};
+use kiln_worker::{Config, Worker};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+
+/// Longest wait for anything: machines that run tests are loaded.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A farm of one scripted coordinator, and the directories of its worker.
+pub struct Farm {
+    pub dir: tempfile::TempDir,
+    authority: Authority,
+    state: Arc<State>,
+    addr: SocketAddr,
+    heard: AsyncMutex<mpsc::UnboundedReceiver<FromWorker>>,
+    logs: Mutex<BTreeMap<AttemptId, Vec<u8>>>,
+}
+
+struct State {
+    blobs: Mutex<BTreeMap<StorePath, (PathInfo, Vec<u8>)>>,
+    /// What may be uploaded: candidates of each attempt.
+    candidates: Mutex<BTreeSet<StorePath>>,
+    uploads: Mutex<BTreeMap<StorePath, PathInfo>>,
+    fetches: Mutex<Vec<(StorePath, u64)>>,
+    /// Cuts the connection once so many bytes of this path were sent.
+    cut: Mutex<Option<(StorePath, u64)>>,
+    connections: Mutex<Vec<Connection>>,
+    outbox: Mutex<Option<mpsc::UnboundedSender<ToWorker>>>,
+    sender: mpsc::UnboundedSender<FromWorker>,
+    epoch: Mutex<u64>,
+    leader: Mutex<Leader>,
+    spool: tempfile::TempDir,
+}
+
+impl Farm {
+    pub async fn start() -> Arc<Self> {
+        assert!(rustix::process::geteuid().is_root(), "a worker needs root: run these tests as root");
+        let authority = Authority::ephemeral(&"test".parse().expect("a name")).expect("authority");
+        let identity = identity(&authority, "coordinator/1");
+        let listener = Listener::bind("127.0.0.1:0".parse().expect("address"), &identity, None).expect("bind");
+        let (sender, heard) = mpsc::unbounded_channel();
+        let state = Arc::new(State {
+            blobs: Mutex::default(),
+            candidates: Mutex::default(),
+            uploads: Mutex::default(),
+            fetches: Mutex::default(),
+            cut: Mutex::default(),
+            connections: Mutex::default(),
+            outbox: Mutex::default(),
+            sender,
+            epoch: Mutex::new(10),
+            leader: Mutex::new(Leader { term: 1, node: NodeId(1) }),
+            spool: tempfile::tempdir().expect("temporary directory"),
+        });
+        let addr = listener.local_addr();
+        tokio::spawn(accept(listener, state.clone()));
+        let dir = tempfile::tempdir().expect("temporary directory");
+        Arc::new(Self { dir, authority, state, addr, heard: AsyncMutex::new(heard), logs: Mutex::default() })
+    }
+
+    /// Starts a worker of this farm on its one directory.
+    pub fn worker(&self) -> Worker {
+        self.worker_with(|_| ())
+    }
+
+    pub fn worker_with(&self, change: impl FnOnce(&mut Config)) -> Worker {
+        let mut config = Config::new(worker_id(), self.dir.path().join("worker"), vec![self.addr.to_string()]);
+        config.slots = Some(2);
+        config.cores = Some(2);
+        config.memory_mib = Some(1024);
+        change(&mut config);
+        Worker::start(&config, &identity(&self.authority, "worker/w1")).expect("the worker starts")
+    }
+
+    /// Packs a tree and offers it as an input.
+    pub fn add(&self, path: &StorePath, tree: &Path) -> PathInfo {
+        let packer = Packer { level: 1, spool_dir: self.state.spool.path().into() };
+        let packed = packer.pack(tree, &Candidates::new([])).expect("packs");
+        let info = packed.path_info(path.clone(), None, None);
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut packed.spool.into_bytes().reader(), &mut bytes).expect("reads");
+        lock(&self.state.blobs).insert(path.clone(), (info.clone(), bytes));
+        info
+    }
+
+    /// Flips one byte of a blob on the farm's side.
+    pub fn corrupt(&self, path: &StorePath, at: usize) {
+        lock(&self.state.blobs).get_mut(path).expect("offered").1[at] ^= 1;
+    }
+
+    /// Cuts the connection after so many bytes of a path, once.
+    pub fn cut_after(&self, path: &StorePath, bytes: u64) {
+        *lock(&self.state.cut) = Some((path.clone(), bytes));
+    }
+
+    pub fn fetches(&self) -> Vec<(StorePath, u64)> {
+        lock(&self.state.fetches).clone()
+    }
+
+    /// What was uploaded and verified.
+    pub fn uploaded(&self, path: &StorePath) -> Option<PathInfo> {
+        lock(&self.state.uploads).get(path).cloned()
+    }
+
+    pub fn lease(&self, derivation: &DrvPath, attempt: u64) -> Lease {
+        Lease { derivation: derivation.clone(), attempt: AttemptId(attempt), worker: worker_id(), epoch: Epoch(*lock(&self.state.epoch)) }
+    }
+
+    pub fn assignment(&self, job: &Job, attempt: u64, inputs: Vec<PathInfo>) -> Assignment {
+        let mut candidates = lock(&self.state.candidates);
+        candidates.extend(inputs.iter().map(|info| info.path.clone()));
+        candidates.extend(job.derivation.outputs.values().filter_map(Output::path).cloned());
+        Assignment {
+            leader: *lock(&self.state.leader),
+            lease: self.lease(&job.path, attempt),
+            store_dir: StoreDir::default(),
+            derivation: job.bytes.clone(),
+            inputs,
+            input_outputs: BTreeMap::new(),
+            resources: Resources { cores: 1, memory_mib: 256 },
+            limits: JobLimits { wall_ms_max: 60_000, ..JobLimits::default() },
+        }
+    }
+
+    pub fn send(&self, message: ToWorker) {
+        lock(&self.state.outbox).as_ref().expect("a session").send(message).expect("a live session");
+    }
+
+    pub fn dispatch(&self, assignment: &Assignment) {
+        self.send(ToWorker::Dispatch(assignment.clone()));
+    }
+
+    pub fn revoke(&self, lease: &Lease) {
+        self.send(ToWorker::Revoke { leader: *lock(&self.state.leader), lease: lease.clone() });
+    }
+
+    pub fn acknowledge(&self, lease: &Lease) {
+        self.send(ToWorker::Acknowledge { derivation: lease.derivation.clone(), attempt: lease.attempt });
+    }
+
+    /// Breaks every connection.
+    pub fn disconnect(&self) {
+        lock(&self.state.connections).drain(..).for_each(|connection| connection.close("the test cuts"));
+    }
+
+    /// Waits for the next thing a worker says, heartbeats and logs aside; logs are kept.
+    pub async fn hear(&self) -> FromWorker {
+        let mut heard = self.heard.lock().await;
+        loop {
+            let message = tokio::time::timeout(PATIENCE, heard.recv()).await.expect("the worker says something in time");
+            match message.expect("the farm lives") {
+                FromWorker::Heartbeat => {}
+                FromWorker::Log { lease, offset_bytes, bytes } => self.keep_log(&lease, offset_bytes, &bytes),
+                message => return message,
+            }
+        }
+    }
+
+    pub async fn hello(&self) -> Hello {
+        match self.hear().await {
+            FromWorker::Hello(hello) => hello,
+            other => panic!("want a hello, got {other:?}"),
+        }
+    }
+
+    /// Returns what was logged of an attempt so far.
+    pub fn log(&self, lease: &Lease) -> String {
+        let logs = lock(&self.logs);
+        logs.get(&lease.attempt).map(|log| String::from_utf8_lossy(log).into_owned()).unwrap_or_default()
+    }
+
+    fn keep_log(&self, lease: &Lease, offset_bytes: u64, bytes: &[u8]) {
+        let mut logs = lock(&self.logs);
+        let log = logs.entry(lease.attempt).or_default();
+        assert!(offset_bytes <= log.len() as u64, "a gap in the log");
+        log.truncate(usize::try_from(offset_bytes).expect("small"));
+        log.extend_from_slice(bytes);
+    }
+
+    /// Waits until the builder of an attempt runs.
+    pub async fn started(&self, lease: &Lease) {
+        let heard = self.hear().await;
+        assert!(matches!(&heard, FromWorker::Started(of) if of == lease), "want a start, got {heard:?}");
+    }
+
+    /// Waits for the end of an attempt; returns its log and outcome.
+    pub async fn finished(&self, lease: &Lease) -> (String, Outcome) {
+        loop {
+            match self.hear().await {
+                FromWorker::Finished { lease: of, outcome } if of == *lease => return (self.log(lease), outcome),
+                FromWorker::Started(_) | FromWorker::Hello(_) => {}
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    /// Dispatches and waits for success.
+    pub async fn build(&self, job: &Job, attempt: u64, inputs: Vec<PathInfo>) -> Vec<BuiltOutput> {
+        let assignment = self.assignment(job, attempt, inputs);
+        self.dispatch(&assignment);
+        let (log, outcome) = self.finished(&assignment.lease).await;
+        self.acknowledge(&assignment.lease);
+        match outcome {
+            Outcome::Built { outputs, .. } => outputs,
+            Outcome::Failed { failure, .. } => panic!("{failure:?}\n{log}"),
+        }
+    }
+}
+
+/// A derivation with its bytes and path.
+pub struct Job {
+    pub derivation: Derivation,
+    pub bytes: Vec<u8>,
+    pub path: DrvPath,
+}
+
+impl Job {
+    pub fn new(derivation: Derivation) -> Self {
+        let store_dir = StoreDir::default();
+        let bytes = derivation.print(&store_dir);
+        let path = path_of_parsed(&store_dir, &derivation, &bytes).expect("a path");
+        Self { derivation, bytes, path }
+    }
+
+    /// A shell script, run by the busybox at `busybox`, with outputs that are named after it.
+    pub fn script(name: &str, busybox: &StorePath, outputs: &[&str], script: &str) -> Self {
+        let store_dir = StoreDir::default();
+        let paths = outputs.iter().map(|output| (OutputName::parse(output).expect("a name"), store_path(&format!("{name}-{output}"))));
+        let paths: BTreeMap<_, _> = paths.collect();
+        let mut env: BTreeMap<String, Vec<u8>> =
+            paths.iter().map(|(output, path)| (output.to_string(), store_dir.join(path).into_bytes())).collect();
+        env.insert("busybox".into(), store_dir.join(busybox).into_bytes());
+        Self::new(Derivation {
+            name: name.into(),
+            outputs: paths.into_iter().map(|(output, path)| (output, Output::InputAddressed(path))).collect(),
+            inputs: BTreeMap::new(),
+            sources: [busybox.clone()].into(),
+            system: "x86_64-linux".into(),
+            builder: format!("{}/bin/busybox", store_dir.join(busybox)),
+            args: ["sh", "-c", script].map(String::from).into(),
+            env,
+        })
+    }
+}
+
+/// A store path whose hash part is made of its name.
+pub fn store_path(name: &str) -> StorePath {
+    let mut hash = kiln_nix::hash::Hasher::new(kiln_nix::hash::Algorithm::Sha256);
+    hash.update(name.as_bytes());
+    let hash = kiln_nix::hash::nix32(hash.finish().digest());
+    StorePath::parse(&format!("{}-{name}", &hash[..32])).expect("a store path")
+}
+
+pub fn worker_id() -> WorkerId {
+    WorkerId::parse("w1").expect("a name")
+}
+
+fn identity(authority: &Authority, role: &str) -> Identity {
+    let role: Role = role.parse().expect("a role");
+    let credentials = authority.issue(&role, Duration::from_secs(3600)).expect("issued");
+    Identity::from_credentials(&credentials).expect("an identity")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("no test panicked with it")
+}
+
+async fn accept(listener: Listener, state: Arc<State>) {
+    while let Some(connection) = listener.accept().await {
+        lock(&state.connections).push(connection.clone());
+        let state = state.clone();
+        tokio::spawn(async move {
+            while let Ok(Some((sender, receiver))) = connection.accept().await {
+                tokio::spawn(serve(state.clone(), connection.clone(), sender, receiver));
+            }
+        });
+    }
+}
+
+/// Whatever ends a stream early is what the test did to it.
+async fn serve(state: Arc<State>, connection: Connection, mut sender: Sender, mut receiver: Receiver) -> Option<()> {
+    match receiver.recv::<Request>().await.ok()?? {
+        Request::Session => session(state, sender, receiver).await,
+        Request::FetchBlob { path, offset_bytes } => fetch(state, connection, path, offset_bytes, &mut sender).await,
+        Request::Upload { output, .. } => {
+            let response = upload(&state, output, &mut sender, &mut receiver).await?;
+            sender.send(&response).await.ok()?;
+            sender.finish().await.ok()
+        }
+        other => panic!("a worker asks for {other:?}"),
+    }
+}
+
+async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) -> Option<()> {
+    let Some(FromWorker::Hello(hello)) = receiver.recv().await.ok()? else { panic!("a session starts with a hello") };
+    let epoch = {
+        let mut epoch = lock(&state.epoch);
+        *epoch += 1;
+        Epoch(*epoch)
+    };
+    let (outbox, mut inbox) = mpsc::unbounded_channel();
+    let welcome = ToWorker::Welcome { leader: *lock(&state.leader), epoch, keep: hello.attempts.clone() };
+    sender.send(&welcome).await.ok()?;
+    *lock(&state.outbox) = Some(outbox);
+    state.sender.send(FromWorker::Hello(hello)).ok()?;
+    loop {
+        tokio::select! {
+            message = receiver.recv::<FromWorker>() => state.sender.send(message.ok()??).ok()?,
+            message = inbox.recv() => sender.send(&message?).await.ok()?,
+        }
+    }
+}
+
+async fn fetch(state: Arc<State>, connection: Connection, path: StorePath, offset: u64, sender: &mut Sender) -> Option<()> {
+    lock(&state.fetches).push((path.clone(), offset));
+    let Some((info, bytes)) = lock(&state.blobs).get(&path).cloned() else {
+        let refusal = Refusal { kind: RefusalKind::NotFound, message: format!("fetch `{path}`: the farm does not have it"), paths: vec![] };
+        return sender.send(&Response::Refused(refusal)).await.ok();
+    };
+    sender.send(&Response::Blob(info.clone())).await.ok()?;
+    let cut = lock(&state.cut).take_if(|(of, _)| *of == path);
+    if let Some((_, sent)) = cut {
+        // Half a blob under way, then silence, then the end of the connection.
+        let half = bytes.len().min(usize::try_from(sent).expect("small"));
+        let sending = sender.send_blob(BlobSource::from(bytes.clone()), info.blob.size_bytes, offset);
+        let _ = tokio::time::timeout(Duration::from_millis(u64::try_from(half).expect("small") / 10_000), sending).await;
+        connection.close("the test cuts a blob");
+        return None;
+    }
+    sender.send_blob(BlobSource::from(bytes), info.blob.size_bytes, offset).await.ok()?;
+    sender.finish().await.ok()
+}
+
+async fn upload(state: &State, output: BuiltOutput, sender: &mut Sender, receiver: &mut Receiver) -> Option<Response> {
+    let candidates = lock(&state.candidates).clone();
+    let info = output.info;
+    let receiving = BlobReceiver::new(&StoreDir::default(), state.spool.path(), info.clone(), Provenance::Built { candidates });
+    let refused = |message: String| Response::Refused(Refusal { kind: RefusalKind::Invalid, message, paths: vec![] });
+    let mut receiving = match receiving {
+        Ok(receiving) => receiving,
+        Err(err) => return Some(refused(format!("{err:?}"))),
+    };
+    sender.send(&Response::UploadAt(Some(0))).await.ok()?;
+    receiver.recv_blob(info.blob.blake3, info.blob.size_bytes, 0, |bytes| receiving.write(bytes)).await.ok()?;
+    match receiving.finish() {
+        Ok(received) => {
+            lock(&state.uploads).insert(info.path.clone(), received.info().clone());
+            Some(Response::Stored)
+        }
+        Err(err) => Some(refused(format!("{err:?}"))),
+    }
+}
+
+/// Reads a blob to its end.
+pub fn read_blob(blob: &BlobBytes) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut blob.reader(), &mut bytes).expect("reads");
+    bytes
+}
