@@ -97,6 +97,14 @@ impl Cgroups {
         Group::create(&self.homes, name, limits)
     }
 
+    /// Removes the place itself, when no build runs and none will: the last thing a worker does.
+    ///
+    /// # Errors
+    /// [`CgroupError`] if a build still has its group there.
+    pub fn remove_home(&self) -> Result<(), CgroupError> {
+        self.homes.distinct().into_iter().try_for_each(|home| fs::remove_dir(&home).map_err(CgroupError::io("remove", &home)))
+    }
+
     fn remove_leftovers(&self) -> Result<(), CgroupError> {
         for home in self.homes.distinct() {
             for entry in fs::read_dir(&home).map_err(CgroupError::io("list", &home))? {

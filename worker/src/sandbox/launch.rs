@@ -1,10 +1,127 @@
-//! One run, from an empty directory to an empty process namespace.
+//! One run, from an empty directory to an empty process namespace: the parent's side.
 
-use super::{Cancel, Ended, SandboxError, Spec};
-use crate::cgroup::Cgroups;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Instant;
 
-pub(super) fn run(spec: &Spec, cgroups: &Cgroups, _cancel: &Cancel, _log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+use kiln_wire::Usage;
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+use super::birth::{Child, Reaped};
+use super::plan::{Descriptors, Plan};
+use super::steps::{REPORT_BYTES, Report, Step};
+use super::watch::{Watch, Watched};
+use super::{Cancel, Ended, HostId, SandboxError, Spec, Status, child, tree};
+use crate::cgroup::{Cgroups, Group};
+
+pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+    let mountables = tree::fill(spec)?;
     let group = cgroups.create(&spec.name, &spec.resources)?;
-    group.remove()?;
-    Err(SandboxError::Lost { how: "not started".to_owned() })
+    let ended = in_group(spec, &mountables, &group, cancel, log);
+    let removed = group.remove();
+    let ended = ended?;
+    removed?;
+    Ok(ended)
+}
+
+fn in_group(
+    spec: &Spec,
+    mountables: &[tree::Mountable<'_>],
+    group: &Group,
+    cancel: &Cancel,
+    log: &mut dyn FnMut(&[u8]),
+) -> Result<Ended, SandboxError> {
+    let failed = |step| SandboxError::host(step, &spec.root_dir);
+    let oom_event = group.oom_event()?;
+    let birthplace = group.birthplace()?;
+    let (log_read, log_write) = terminal(spec.host_id).map_err(failed("open a terminal for"))?;
+    let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
+    let (report_read, report_write) =
+        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .map_err(failed("open /dev/null for"))?;
+    let descriptors = Descriptors::new(go_read.as_fd(), report_write.as_fd(), log_write.as_fd(), null.as_fd());
+    let processes_max = (!group.limits_pids()).then(|| u64::from(spec.resources.pids_max));
+    let plan = Plan::new(spec, mountables, descriptors, processes_max)?;
+
+    let start = Instant::now();
+    let mut child = Child::new(&plan, birthplace.as_ref().map(OwnedFd::as_fd)).map_err(failed("start a process for"))?;
+    drop((go_read, report_write, log_write, null));
+    group.enter_v1(child.pid())?;
+    map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
+    rustix::io::write(&go_write, b"1").map_err(io::Error::from).map_err(failed("release the process of"))?;
+
+    let watch = Watch {
+        child: &child,
+        log: log_read.as_fd(),
+        cancel: cancel.as_fd(),
+        oom: oom_event.as_ref().map(OwnedFd::as_fd),
+        limits: spec.limits,
+        start,
+    };
+    let watched = watch.until_end(log).map_err(failed("watch the build in"))?;
+    let reaped = child.reap().map_err(failed("reap the build in"))?;
+    let wall = start.elapsed();
+    group.kill()?;
+    let status = judge(&plan, &report_read, &reaped, &watched)?;
+    let used = group.used();
+    let usage = Usage {
+        wall_ms: millis(wall),
+        cpu_ms: used.cpu_ms.unwrap_or(millis(reaped.cpu)),
+        memory_peak_bytes: used.memory_peak_bytes.unwrap_or(reaped.memory_peak_bytes),
+        log_bytes: watched.log_bytes,
+    };
+    Ok(Ended { status, stopped: watched.stopped, out_of_memory: used.oom_kills > 0, usage })
+}
+
+/// Tells a builder that ended from a sandbox that never stood, by what the child reported.
+fn judge(plan: &Plan, report: &OwnedFd, reaped: &Reaped, watched: &Watched) -> Result<Status, SandboxError> {
+    let mut last = None;
+    let mut bytes = [0; REPORT_BYTES];
+    while rustix::io::read(report, &mut bytes) == Ok(REPORT_BYTES) {
+        last = Some(Report::from_bytes(bytes));
+    }
+    match last.and_then(|report| Step::numbered(report.step).map(|step| (step, report))) {
+        Some(((Step::Ready, _), _)) => Ok(reaped.status),
+        Some(((Step::Execute, _), report)) => Ok(Status::NotExecuted(report.errno)),
+        Some(((step, words), report)) => {
+            let err = io::Error::from_raw_os_error(report.errno);
+            Err(SandboxError::Inside { step: words, subject: plan.subject(step, report.index), err })
+        }
+        // Stopped while it was still being set up: the reason stands in `stopped`.
+        None if watched.stopped.is_some() => Ok(reaped.status),
+        None => Err(SandboxError::Lost { how: format!("{:?}", reaped.status) }),
+    }
+}
+
+/// Opens a pseudo-terminal in raw mode, as Nix gives to builders: the worker's side and the build's side.
+fn terminal(id: HostId) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags)?;
+    unlockpt(&ours)?;
+    let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+    let mut settings = tcgetattr(&theirs)?;
+    settings.make_raw();
+    tcsetattr(&theirs, OptionalActions::Now, &settings)?;
+    // The build may open it again through /dev/stderr.
+    rustix::fs::fchown(&theirs, Some(rustix::fs::Uid::from_raw(id.uid)), None)?;
+    rustix::fs::fchmod(&theirs, Mode::from_raw_mode(0o600))?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
+}
+
+/// One user and one group; `setgroups` stays forbidden.
+fn map_ids(pid: u32, id: HostId) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/uid_map"), format!("{} {} 1", child::UID, id.uid))?;
+    fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+    fs::write(format!("/proc/{pid}/gid_map"), format!("{} {} 1", child::GID, id.gid))
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -5,10 +5,17 @@
 //! from [`Spec::root_dir`] after the run. Blocking: call it on a thread that may wait.
 //! Invariant: when [`run`] returns, no process of the build exists.
 
+mod birth;
 mod cancel;
+mod child;
 mod error;
+mod filter;
 mod launch;
+mod plan;
 mod spec;
+mod steps;
+mod tree;
+mod watch;
 
 pub use cancel::Cancel;
 pub use error::SandboxError;

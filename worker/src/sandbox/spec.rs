@@ -1,7 +1,5 @@
 //! What a sandbox is asked to run, and how the run ended. Plain data; nothing here touches the kernel.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +11,7 @@ pub struct Spec {
     /// Name of the build's control group and of its thread: letters, digits, `-`, `_` and `.`; unique among running builds.
     pub name: String,
     /// An empty directory that belongs to this build alone, below a directory of mode 0700 that root owns. It becomes the
-    /// builder's `/`; after the run its outputs lie at `<root_dir>/<store_dir>/<output>`. Made by [`super::scratch::create`].
+    /// builder's `/`; after the run its outputs lie at `<root_dir>/<store_dir>/<output>`.
     pub root_dir: PathBuf,
     /// The store directory that the builder sees.
     pub store_dir: StoreDir,
@@ -129,11 +127,4 @@ pub enum Stop {
 /// Builds the ordered list that [`Spec::env`] wants from text pairs.
 pub fn env_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs.into_iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
-}
-
-/// Returns the directory below `root_dir` that the builder sees as its store.
-pub(super) fn store_on_host(spec: &Spec) -> PathBuf {
-    let mut dir = OsString::from(&spec.root_dir);
-    dir.push(OsStr::from_bytes(spec.store_dir.as_str().as_bytes()));
-    PathBuf::from(dir)
 }

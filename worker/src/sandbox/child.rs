@@ -1,0 +1,337 @@
+//! The child between its birth and `execve`: enters the sandbox step by step.
+//!
+//! The worker has many threads, so a child of it may only make system calls: no allocation, no lock, no panic. All it needs lies
+//! in the [`Plan`]. Each failure is reported by number over the report pipe, never on the log.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+
+use libc::{c_int, c_long, c_uint, c_ulong};
+
+use super::plan::{Bind, Plan};
+use super::steps::{Report, Step};
+
+type Done = Result<(), c_int>;
+
+/// User of a build, as it sees itself.
+pub(super) const UID: u32 = 1000;
+/// Group of a build, as it sees itself.
+pub(super) const GID: u32 = 100;
+
+/// Runs in the child; never returns. `extern "C"` turns a panic, which cannot happen, into an abort instead of an unwinding into the
+/// parent's frames.
+pub(super) extern "C" fn enter(plan: &Plan) -> ! {
+    let failed = steps(plan);
+    // Best effort: without the pipe there is nobody to tell.
+    let _ = tell(plan, failed);
+    loop {
+        // SAFETY: ends this process without running anything of the parent's.
+        unsafe { libc::_exit(127) };
+    }
+}
+
+/// Goes through the steps and returns the one that failed.
+fn steps(plan: &Plan) -> Report {
+    let table: [(Step, fn(&Plan) -> Done); 23] = [
+        (Step::Await, await_maps),
+        (Step::ControlGroupNamespace, |_| call1(libc::SYS_unshare, c_long::from(libc::CLONE_NEWCGROUP))),
+        (Step::UserNamespaces, forbid_user_namespaces),
+        (Step::HostName, set_names),
+        (Step::Loopback, raise_loopback),
+        (Step::Private, make_private),
+        (Step::BindInput, |_| Ok(())),
+        (Step::MountProc, |plan| mount(c"proc", &plan.new_mounts.proc, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, c"")),
+        (Step::MountShm, |plan| mount(c"tmpfs", &plan.new_mounts.shm, libc::MS_NOSUID | libc::MS_NODEV, c"size=50%,mode=1777")),
+        (Step::MountPts, |plan| {
+            mount(c"devpts", &plan.new_mounts.pts, libc::MS_NOSUID | libc::MS_NOEXEC, c"newinstance,mode=0620,ptmxmode=0666")
+        }),
+        (Step::Pivot, pivot),
+        (Step::Detach, |_| detach()),
+        (Step::Session, |_| call0(libc::SYS_setsid)),
+        (Step::Descriptors, arrange_descriptors),
+        (Step::CoreLimit, |_| soft_limit(libc::RLIMIT_CORE, 0)),
+        (Step::ProcessLimit, |plan| plan.processes_max.map_or(Ok(()), |most| soft_limit(libc::RLIMIT_NPROC, most))),
+        (Step::Personality, |plan| call1(libc::SYS_personality, plan.personality.cast_signed())),
+        (Step::WorkingDirectory, |_| call1(libc::SYS_chdir, pointer(c"/build"))),
+        (Step::User, |_| become_build_user()),
+        (Step::DeathSignal, |_| die_with_parent()),
+        (Step::Keyring, |_| leave_keyring()),
+        (Step::Capabilities, |_| drop_capabilities()),
+        (Step::Privileges, |_| call5(libc::SYS_prctl, [c_long::from(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0, 0])),
+    ];
+    for (step, act) in table {
+        let done = if step == Step::BindInput { mount_tree(plan) } else { act(plan).map_err(|errno| (step, 0, errno)) };
+        if let Err((step, index, errno)) = done {
+            return Report { step: step as u32, index, errno };
+        }
+    }
+    execute(plan)
+}
+
+/// The last steps: everything after the filter must be on its list of allowed calls.
+fn execute(plan: &Plan) -> Report {
+    scope_abstract_sockets();
+    let fail = |step: Step, errno| Report { step: step as u32, index: 0, errno };
+    if let Err(errno) = load_filter(plan) {
+        return fail(Step::Filter, errno);
+    }
+    // The parent died between the change of user, which forgets the death signal, and its renewal if nobody reads this.
+    if let Err(errno) = tell(plan, Report { step: Step::Ready as u32, index: 0, errno: 0 }) {
+        return fail(Step::Ready, errno);
+    }
+    unblock_signals();
+    // SAFETY: the plan holds the strings and the null-terminated arrays that the pointers lead to.
+    unsafe { libc::execve(plan.builder.as_ptr(), plan.argv(), plan.envp()) };
+    fail(Step::Execute, errno())
+}
+
+fn tell(plan: &Plan, report: Report) -> Done {
+    let bytes = report.to_bytes();
+    call3(libc::SYS_write, [c_long::from(plan.descriptors.report), bytes.as_ptr() as c_long, bytes.len() as c_long])
+}
+
+fn await_maps(plan: &Plan) -> Done {
+    default_signals();
+    die_with_parent()?;
+    let mut byte = 0_u8;
+    // SAFETY: reads at most one byte into a byte of ours.
+    match unsafe { libc::read(plan.descriptors.go, (&raw mut byte).cast(), 1) } {
+        1 => Ok(()),
+        // The parent ended, or gave up, before it wrote the maps.
+        0 => Err(libc::EPIPE),
+        _ => Err(errno()),
+    }
+}
+
+/// Ignored signals stay ignored over `execve`; the worker ignores SIGPIPE, and a build must not.
+fn default_signals() {
+    for signal in 1..65 {
+        // SAFETY: sets a disposition of this process alone. SIGKILL and SIGSTOP refuse, which is fine.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+fn unblock_signals() {
+    // SAFETY: an all-zero set is the empty set; the call reads it.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Writes 0 to the limit of the user namespace that the build lives in; the build cannot raise it again.
+fn forbid_user_namespaces(_: &Plan) -> Done {
+    let file = c"/proc/sys/user/max_user_namespaces";
+    let fd = value3(libc::SYS_open, [pointer(file), c_long::from(libc::O_WRONLY | libc::O_CLOEXEC), 0])?;
+    call3(libc::SYS_write, [fd, pointer(c"0"), 1])?;
+    call1(libc::SYS_close, fd)
+}
+
+fn set_names(_: &Plan) -> Done {
+    let (host, domain) = (c"localhost", c"(none)");
+    call2(libc::SYS_sethostname, [pointer(host), host.count_bytes() as c_long])?;
+    call2(libc::SYS_setdomainname, [pointer(domain), domain.count_bytes() as c_long])
+}
+
+fn raise_loopback(plan: &Plan) -> Done {
+    if plan.network {
+        return Ok(());
+    }
+    let socket = value3(libc::SYS_socket, [c_long::from(libc::AF_INET), c_long::from(libc::SOCK_DGRAM | libc::SOCK_CLOEXEC), 0])?;
+    // SAFETY: all-zero is a valid request; the name fits with its terminator; the flags are the union's active field.
+    let request = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l'.cast_signed();
+        request.ifr_name[1] = b'o'.cast_signed();
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING) as i16;
+        request
+    };
+    call3(libc::SYS_ioctl, [socket, libc::SIOCSIFFLAGS.cast_signed(), (&raw const request) as c_long])?;
+    call1(libc::SYS_close, socket)
+}
+
+fn make_private(_: &Plan) -> Done {
+    call5(libc::SYS_mount, [0, pointer(c"/"), 0, (libc::MS_REC | libc::MS_PRIVATE).cast_signed(), 0])
+}
+
+/// Mounts the root directory on itself, then the inputs and the shell in it, makes all of that read-only, nosuid and nodev in one
+/// call, gives the root its writability back, and binds the devices.
+fn mount_tree(plan: &Plan) -> Result<(), (Step, u32, c_int)> {
+    let at = |step: Step, index: usize| move |errno| (step, u32::try_from(index).unwrap_or(u32::MAX), errno);
+    let root = clone_tree(&plan.root, 0).map_err(at(Step::Root, 0))?;
+    move_tree(root, c_long::from(libc::AT_FDCWD), &plan.root).map_err(at(Step::Root, 0))?;
+    for (index, bind) in plan.inputs.iter().enumerate() {
+        mount_bind(root, bind).map_err(at(Step::BindInput, index))?;
+    }
+    let all = MountAttr { set: ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, clear: 0, propagation: 0, userns_fd: 0 };
+    set_attributes(root, AT_RECURSIVE, &all).map_err(at(Step::ReadOnly, 0))?;
+    let writable = MountAttr { set: 0, clear: ATTR_RDONLY, propagation: 0, userns_fd: 0 };
+    set_attributes(root, 0, &writable).map_err(at(Step::ReadOnly, 1))?;
+    for (index, bind) in plan.devices.iter().enumerate() {
+        mount_bind(root, bind).map_err(at(Step::BindDevice, index))?;
+    }
+    call1(libc::SYS_fchdir, root).map_err(at(Step::Pivot, 0))
+}
+
+fn mount_bind(root: c_long, bind: &Bind) -> Done {
+    let tree = clone_tree(&bind.source, c_long::from(libc::AT_SYMLINK_NOFOLLOW))?;
+    move_tree(tree, root, &bind.target)?;
+    call1(libc::SYS_close, tree)
+}
+
+fn clone_tree(source: &CStr, flags: c_long) -> Result<c_long, c_int> {
+    const OPEN_TREE_CLONE: c_long = 1;
+    value3(libc::SYS_open_tree, [c_long::from(libc::AT_FDCWD), pointer(source), OPEN_TREE_CLONE | c_long::from(libc::O_CLOEXEC) | flags])
+}
+
+fn move_tree(tree: c_long, dir: c_long, target: &CStr) -> Done {
+    const MOVE_MOUNT_F_EMPTY_PATH: c_long = 4;
+    call5(libc::SYS_move_mount, [tree, pointer(c""), dir, pointer(target), MOVE_MOUNT_F_EMPTY_PATH])
+}
+
+/// The kernel's `struct mount_attr`.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+const ATTR_RDONLY: u64 = 1;
+const ATTR_NOSUID: u64 = 2;
+const ATTR_NODEV: u64 = 4;
+const AT_RECURSIVE: c_long = 0x8000;
+
+fn set_attributes(tree: c_long, flags: c_long, attributes: &MountAttr) -> Done {
+    let flags = flags | c_long::from(libc::AT_EMPTY_PATH);
+    let size = size_of::<MountAttr>() as c_long;
+    call5(libc::SYS_mount_setattr, [tree, pointer(c""), flags, (&raw const *attributes) as c_long, size])
+}
+
+fn mount(kind: &CStr, target: &CStr, flags: c_ulong, options: &CStr) -> Done {
+    call5(libc::SYS_mount, [pointer(kind), pointer(target), pointer(kind), flags.cast_signed(), pointer(options)])
+}
+
+/// Puts the new root over the old one; the old one ends on top of the same directory and is detached next.
+fn pivot(_: &Plan) -> Done {
+    call2(libc::SYS_pivot_root, [pointer(c"."), pointer(c".")])
+}
+
+fn detach() -> Done {
+    call2(libc::SYS_umount2, [pointer(c"."), c_long::from(libc::MNT_DETACH)])?;
+    call1(libc::SYS_chdir, pointer(c"/"))
+}
+
+fn arrange_descriptors(plan: &Plan) -> Done {
+    const CLOSE_RANGE_CLOEXEC: c_long = 4;
+    let log = c_long::from(plan.descriptors.log);
+    for (from, to) in [(c_long::from(plan.descriptors.null), 0), (log, 1), (log, 2)] {
+        call2(libc::SYS_dup2, [from, to])?;
+    }
+    // Not closed at once: the report pipe is needed until the builder runs.
+    call3(libc::SYS_close_range, [3, c_long::from(c_uint::MAX), CLOSE_RANGE_CLOEXEC])?;
+    call1(libc::SYS_umask, 0o022)
+}
+
+fn soft_limit(resource: libc::__rlimit_resource_t, soft: u64) -> Done {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a limit of ours, to write and to read.
+    let done = unsafe {
+        if libc::getrlimit(resource, &raw mut limit) == 0 {
+            limit.rlim_cur = soft.min(limit.rlim_max);
+            libc::setrlimit(resource, &raw const limit)
+        } else {
+            -1
+        }
+    };
+    if done == 0 { Ok(()) } else { Err(errno()) }
+}
+
+fn become_build_user() -> Done {
+    call3(libc::SYS_setresgid, [c_long::from(GID); 3])?;
+    call3(libc::SYS_setresuid, [c_long::from(UID); 3])
+}
+
+/// Forgotten at every change of user, hence called twice.
+fn die_with_parent() -> Done {
+    call5(libc::SYS_prctl, [c_long::from(libc::PR_SET_PDEATHSIG), c_long::from(libc::SIGKILL), 0, 0, 0])
+}
+
+fn leave_keyring() -> Done {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_long = 1;
+    match call2(libc::SYS_keyctl, [KEYCTL_JOIN_SESSION_KEYRING, 0]) {
+        // A kernel without keyrings has none to leave.
+        Err(libc::ENOSYS) => Ok(()),
+        other => other,
+    }
+}
+
+/// The user has no right in its namespace, but the change to it from an unmapped user leaves the sets filled until `execve`.
+fn drop_capabilities() -> Done {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let none = [0_u32; 6];
+    call2(libc::SYS_capset, [header.as_ptr() as c_long, none.as_ptr() as c_long])
+}
+
+/// Keeps a build that shares the host's network namespace from connecting to abstract sockets outside. Best effort, for kernels
+/// that have Landlock's sixth version; others answer with an error and nothing is changed.
+fn scope_abstract_sockets() {
+    const SYS_LANDLOCK_CREATE_RULESET: c_long = 444;
+    const SYS_LANDLOCK_RESTRICT_SELF: c_long = 446;
+    const SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1;
+    let attributes: [u64; 3] = [0, 0, SCOPE_ABSTRACT_UNIX_SOCKET];
+    if let Ok(ruleset) = value3(SYS_LANDLOCK_CREATE_RULESET, [attributes.as_ptr() as c_long, size_of_val(&attributes) as c_long, 0]) {
+        let _ = call2(SYS_LANDLOCK_RESTRICT_SELF, [ruleset, 0]);
+    }
+}
+
+fn load_filter(plan: &Plan) -> Done {
+    const SECCOMP_SET_MODE_FILTER: c_long = 1;
+    let program = libc::sock_fprog { len: u16::try_from(plan.filter.len()).unwrap_or(0), filter: plan.filter.as_ptr().cast_mut() };
+    call3(libc::SYS_seccomp, [SECCOMP_SET_MODE_FILTER, 0, (&raw const program) as c_long])
+}
+
+fn pointer(text: &CStr) -> c_long {
+    text.as_ptr() as c_long
+}
+
+fn call0(number: c_long) -> Done {
+    call5(number, [0; 5])
+}
+
+fn call1(number: c_long, argument: c_long) -> Done {
+    call5(number, [argument, 0, 0, 0, 0])
+}
+
+fn call2(number: c_long, [a, b]: [c_long; 2]) -> Done {
+    call5(number, [a, b, 0, 0, 0])
+}
+
+fn call3(number: c_long, [a, b, c]: [c_long; 3]) -> Done {
+    call5(number, [a, b, c, 0, 0])
+}
+
+fn call5(number: c_long, arguments: [c_long; 5]) -> Done {
+    value(number, arguments).map(|_| ())
+}
+
+fn value3(number: c_long, [a, b, c]: [c_long; 3]) -> Result<c_long, c_int> {
+    value(number, [a, b, c, 0, 0])
+}
+
+/// One system call. The callers above pass pointers only to things that live through the call.
+fn value(number: c_long, [a, b, c, d, e]: [c_long; 5]) -> Result<c_long, c_int> {
+    // SAFETY: every caller in this module passes the arguments that the call of this number takes, and buffers of the length given.
+    match unsafe { libc::syscall(number, a, b, c, d, e) } {
+        -1 => Err(errno()),
+        value => Ok(value),
+    }
+}
+
+fn errno() -> c_int {
+    // SAFETY: the location is this thread's own.
+    unsafe { *libc::__errno_location() }
+}

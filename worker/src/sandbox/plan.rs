@@ -1,0 +1,150 @@
+//! Everything that the child needs, laid out before it is born: after the clone it may neither allocate nor lock.
+
+use std::ffi::{CString, c_char};
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use libc::sock_filter;
+
+use super::steps::Step;
+use super::tree::{DEVICES, Mountable};
+use super::{SandboxError, Spec, filter};
+
+/// A bind mount: a host path, and where it goes below the root directory.
+pub(super) struct Bind {
+    pub source: CString,
+    pub target: CString,
+}
+
+/// Mount points as absolute host paths, for file systems that are mounted new.
+pub(super) struct NewMounts {
+    pub proc: CString,
+    pub shm: CString,
+    pub pts: CString,
+}
+
+/// The descriptors that the child uses.
+pub(super) struct Descriptors {
+    pub go: RawFd,
+    pub report: RawFd,
+    pub log: RawFd,
+    pub null: RawFd,
+}
+
+/// What the child does, in a form that needs no allocation.
+pub(super) struct Plan {
+    pub root: CString,
+    /// Mounted first, then made read-only: inputs and shell.
+    pub inputs: Vec<Bind>,
+    pub devices: Vec<Bind>,
+    pub new_mounts: NewMounts,
+    pub network: bool,
+    pub personality: libc::c_ulong,
+    pub processes_max: Option<u64>,
+    pub filter: Vec<sock_filter>,
+    pub builder: CString,
+    pub descriptors: Descriptors,
+    argv: Pointers,
+    envp: Pointers,
+}
+
+/// A null-terminated array of pointers, as `execve` wants it, with what it points to.
+struct Pointers {
+    _strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl Pointers {
+    fn new(strings: Vec<CString>) -> Self {
+        let mut pointers: Vec<*const c_char> = strings.iter().map(|string| string.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        Self { _strings: strings, pointers }
+    }
+}
+
+impl Plan {
+    pub(super) fn new(
+        spec: &Spec,
+        mountables: &[Mountable<'_>],
+        descriptors: Descriptors,
+        processes_max: Option<u64>,
+    ) -> Result<Self, SandboxError> {
+        let root = spec.root_dir.as_path();
+        let store = spec.store_dir.as_str().trim_start_matches('/');
+        let mut inputs = Vec::with_capacity(mountables.len() + 1);
+        for mountable in mountables {
+            inputs
+                .push(Bind { source: path(mountable.source)?, target: text(format!("{store}/{}", mountable.name).into_bytes(), "input")? });
+        }
+        inputs.push(Bind { source: path(&spec.shell)?, target: c"bin/sh".to_owned() });
+        let mut devices = Vec::with_capacity(DEVICES.len() + 1);
+        for name in DEVICES.into_iter().chain(spec.dev_kvm.then_some("kvm")) {
+            devices.push(Bind {
+                source: text(format!("/dev/{name}").into_bytes(), "device")?,
+                target: text(format!("dev/{name}").into_bytes(), "device")?,
+            });
+        }
+        let base_name = spec.builder.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+        let argv = std::iter::once(base_name).chain(spec.args.iter().cloned()).map(|arg| text(arg, "argument"));
+        let envp = spec.env.iter().map(|(name, value)| text([name.as_slice(), b"=", value.as_slice()].concat(), "environment variable"));
+        Ok(Self {
+            root: path(root)?,
+            inputs,
+            devices,
+            new_mounts: NewMounts { proc: path(&root.join("proc"))?, shm: path(&root.join("dev/shm"))?, pts: path(&root.join("dev/pts"))? },
+            network: spec.network,
+            personality: personality(&spec.system),
+            processes_max,
+            filter: filter::program(&spec.system),
+            builder: text(spec.builder.clone(), "builder")?,
+            descriptors,
+            argv: Pointers::new(argv.collect::<Result<_, _>>()?),
+            envp: Pointers::new(envp.collect::<Result<_, _>>()?),
+        })
+    }
+
+    pub(super) fn argv(&self) -> *const *const c_char {
+        self.argv.pointers.as_ptr()
+    }
+
+    pub(super) fn envp(&self) -> *const *const c_char {
+        self.envp.pointers.as_ptr()
+    }
+
+    /// Says which of several things a step was about, with a leading space, or nothing.
+    pub(super) fn subject(&self, step: Step, index: u32) -> String {
+        let binds: &[Bind] = if step == Step::BindInput {
+            &self.inputs
+        } else if step == Step::BindDevice {
+            &self.devices
+        } else {
+            &[]
+        };
+        binds.get(index as usize).map_or_else(String::new, |bind| format!(" `{}`", bind.source.to_string_lossy()))
+    }
+}
+
+impl Descriptors {
+    pub(super) fn new(go: BorrowedFd<'_>, report: BorrowedFd<'_>, log: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Self {
+        Self { go: go.as_raw_fd(), report: report.as_raw_fd(), log: log.as_raw_fd(), null: null.as_raw_fd() }
+    }
+}
+
+fn personality(system: &str) -> libc::c_ulong {
+    const ADDR_NO_RANDOMIZE: libc::c_ulong = 0x004_0000;
+    const PER_LINUX32: libc::c_ulong = 0x0008;
+    ADDR_NO_RANDOMIZE | if system == "i686-linux" { PER_LINUX32 } else { 0 }
+}
+
+fn path(path: &Path) -> Result<CString, SandboxError> {
+    text(path.as_os_str().as_bytes().to_vec(), "path")
+}
+
+fn text(bytes: Vec<u8>, what: &'static str) -> Result<CString, SandboxError> {
+    CString::new(bytes).map_err(|err| SandboxError::Spec {
+        what,
+        value: String::from_utf8_lossy(&err.into_vec()).chars().take(200).collect(),
+        rule: "must not contain a zero byte",
+    })
+}

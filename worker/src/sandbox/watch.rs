@@ -1,0 +1,156 @@
+//! The loop that waits for a build's end: passes the log on, and stops what runs too long, is silent too long or writes too much.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::birth::Child;
+use super::{Limits, Stop};
+
+/// What is watched.
+pub(super) struct Watch<'a> {
+    pub child: &'a Child,
+    pub log: BorrowedFd<'a>,
+    pub cancel: BorrowedFd<'a>,
+    /// Readable when a v1 group is out of memory.
+    pub oom: Option<BorrowedFd<'a>>,
+    pub limits: Limits,
+    pub start: Instant,
+}
+
+/// What was seen.
+pub(super) struct Watched {
+    pub stopped: Option<Stop>,
+    pub log_bytes: u64,
+}
+
+/// Whether more log may come.
+#[derive(PartialEq, Eq)]
+enum Log {
+    Open,
+    Ended,
+}
+
+/// Bytes read from the terminal at a time; the kernel hands out at most 4 KiB.
+const CHUNK_BYTES: usize = 16 << 10;
+
+impl Watch<'_> {
+    /// Waits until the main process has ended and the log is read. The process is not reaped.
+    pub(super) fn until_end(&self, sink: &mut dyn FnMut(&[u8])) -> io::Result<Watched> {
+        let mut seen = Watched { stopped: None, log_bytes: 0 };
+        let mut last_log = self.start;
+        let mut log = Log::Open;
+        let mut killed = false;
+        loop {
+            let ready = self.poll(&seen, &log, last_log, killed)?;
+            if ready.log {
+                let before = seen.log_bytes;
+                log = self.read(&mut seen, sink)?;
+                if seen.log_bytes > before {
+                    last_log = Instant::now();
+                }
+            }
+            if ready.ended {
+                while log == Log::Open && self.read_once(&mut seen, sink)? {}
+                return Ok(seen);
+            }
+            seen.stopped = seen.stopped.or_else(|| self.stop(&ready, last_log, Instant::now()));
+            if !killed && (seen.stopped.is_some() || ready.oom) {
+                self.child.kill();
+                killed = true;
+            }
+        }
+    }
+
+    fn stop(&self, ready: &Ready, last_log: Instant, now: Instant) -> Option<Stop> {
+        if ready.cancelled {
+            Some(Stop::Cancelled)
+        } else if now >= self.start + self.limits.wall {
+            Some(Stop::Wall)
+        } else if now >= last_log + self.limits.silence {
+            Some(Stop::Silence)
+        } else {
+            None
+        }
+    }
+
+    fn poll(&self, seen: &Watched, log: &Log, last_log: Instant, killed: bool) -> io::Result<Ready> {
+        let pidfd = self.child.pidfd();
+        let watched = |open: bool| if open { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.cancel, watched(!killed))];
+        // Once stopped, more log is neither wanted nor counted.
+        let log_at = (*log == Log::Open && seen.stopped.is_none()).then_some(fds.len());
+        fds.extend(log_at.map(|_| PollFd::new(&self.log, PollFlags::IN)));
+        let oom_at = self.oom.filter(|_| !killed).map(|_| fds.len());
+        fds.extend(oom_at.and(self.oom.as_ref()).map(|oom| PollFd::new(oom, PollFlags::IN)));
+        let timeout = (!killed).then(|| {
+            let due = (self.start + self.limits.wall).min(last_log + self.limits.silence);
+            timespec(due.saturating_duration_since(Instant::now()))
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let is_ready = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
+        Ok(Ready { ended: is_ready(Some(0)), cancelled: !killed && is_ready(Some(1)), log: is_ready(log_at), oom: is_ready(oom_at) })
+    }
+
+    /// Reads a few chunks at most, so that a flood cannot keep the limits from being looked at.
+    fn read(&self, seen: &mut Watched, sink: &mut dyn FnMut(&[u8])) -> io::Result<Log> {
+        for _ in 0..16 {
+            match self.chunk(seen, sink)? {
+                Chunk::Some => {}
+                Chunk::NoneNow => return Ok(Log::Open),
+                Chunk::End => return Ok(Log::Ended),
+            }
+        }
+        Ok(Log::Open)
+    }
+
+    /// Every writer is dead: what can be read at once is all there is.
+    fn read_once(&self, seen: &mut Watched, sink: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+        Ok(seen.stopped.is_none() && matches!(self.chunk(seen, sink)?, Chunk::Some))
+    }
+
+    fn chunk(&self, seen: &mut Watched, sink: &mut dyn FnMut(&[u8])) -> io::Result<Chunk> {
+        let mut buffer = [0; CHUNK_BYTES];
+        let got = match rustix::io::read(self.log, &mut buffer) {
+            // A terminal whose other side is closed everywhere answers EIO.
+            Ok(0) | Err(rustix::io::Errno::IO) => return Ok(Chunk::End),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Chunk::NoneNow),
+            Err(err) => return Err(err.into()),
+            Ok(got) => got,
+        };
+        let room = self.limits.log_bytes.saturating_sub(seen.log_bytes);
+        let kept = usize::try_from(room).map_or(got, |room| room.min(got));
+        sink(&buffer[..kept]);
+        seen.log_bytes += kept as u64;
+        if kept < got {
+            seen.stopped = seen.stopped.or(Some(Stop::LogBytes));
+            return Ok(Chunk::NoneNow);
+        }
+        Ok(Chunk::Some)
+    }
+}
+
+/// What one wait found.
+struct Ready {
+    ended: bool,
+    cancelled: bool,
+    log: bool,
+    oom: bool,
+}
+
+enum Chunk {
+    Some,
+    NoneNow,
+    End,
+}
+
+/// Rounded up, so that the loop does not spin in the last millisecond.
+fn timespec(duration: Duration) -> Timespec {
+    let duration = duration + Duration::from_millis(1);
+    Timespec { tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(duration.subsec_nanos()) }
+}
