@@ -8,6 +8,7 @@
 
 mod attempt;
 mod attempt_log;
+pub mod builder;
 mod cache;
 pub mod cgroup;
 pub mod config;

@@ -1,0 +1,95 @@
+//! Answers to `exportReferencesGraph`: the closure of some inputs, as a registration file or as JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_nix::hash::sha256_nix32;
+use kiln_wire::worker::Assignment;
+use kiln_wire::{PathInfo, StoreDir, StorePath};
+use serde_json::{Value, json};
+
+use super::BuilderError;
+
+/// The inputs of one attempt as a graph.
+pub(super) struct Graphs<'a> {
+    derivation: &'a str,
+    store_dir: &'a StoreDir,
+    infos: BTreeMap<&'a StorePath, &'a PathInfo>,
+}
+
+impl<'a> Graphs<'a> {
+    pub(super) fn new(derivation: &'a str, assignment: &'a Assignment) -> Self {
+        let infos = assignment.inputs.iter().map(|info| (&info.path, info)).collect();
+        Self { derivation, store_dir: &assignment.store_dir, infos }
+    }
+
+    /// Nix's rule for the file names of plain graphs.
+    pub(super) fn check_file_name(&self, name: &str) -> Result<(), BuilderError> {
+        let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+        let rest = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        if first && rest {
+            Ok(())
+        } else {
+            Err(self.refuse(name, "is no file name: want a letter or `_`, then letters, digits, `_`, `.` and `-`"))
+        }
+    }
+
+    /// Returns the closure in the form that `nix-store --load-db` reads, without hashes and derivers.
+    pub(super) fn registration(&self, roots: &[String]) -> Result<Vec<u8>, BuilderError> {
+        let mut text = String::new();
+        for path in self.closure(&self.parse(roots)?)? {
+            let references = &self.infos[path].references;
+            text.push_str(&format!("{}\n\n{}\n", self.store_dir.join(path), references.len()));
+            references.iter().for_each(|reference| text.push_str(&format!("{}\n", self.store_dir.join(reference))));
+        }
+        Ok(text.into_bytes())
+    }
+
+    /// Returns the closure as a list of what is known of each path.
+    pub(super) fn infos(&self, roots: &[String]) -> Result<Value, BuilderError> {
+        let mut list = Vec::new();
+        for path in self.closure(&self.parse(roots)?)? {
+            let info = self.infos[path];
+            let closure_size: u64 = self.closure(&BTreeSet::from([path]))?.into_iter().map(|path| self.infos[path].nar_size_bytes).sum();
+            let references: Vec<String> = info.references.iter().map(|path| self.store_dir.join(path)).collect();
+            let mut entry = json!({
+                "path": self.store_dir.join(path),
+                "narHash": format!("sha256:{}", sha256_nix32(&info.nar_hash)),
+                "narSize": info.nar_size_bytes,
+                "closureSize": closure_size,
+                "references": references,
+            });
+            if let (Some(address), Some(entry)) = (&info.content_address, entry.as_object_mut()) {
+                entry.insert("ca".to_owned(), json!(address));
+            }
+            list.push(entry);
+        }
+        Ok(Value::Array(list))
+    }
+
+    /// A root may be a path in the store or a file below one.
+    fn parse(&self, roots: &[String]) -> Result<BTreeSet<&'a StorePath>, BuilderError> {
+        let find = |root: &String| {
+            let below = root.strip_prefix(self.store_dir.as_str())?.strip_prefix('/')?;
+            let path = StorePath::parse(below.split('/').next()?).ok()?;
+            self.infos.get_key_value(&path).map(|(path, _)| *path)
+        };
+        roots.iter().map(|root| find(root).ok_or_else(|| self.refuse(root, "is not in the closure of the inputs"))).collect()
+    }
+
+    fn closure(&self, roots: &BTreeSet<&'a StorePath>) -> Result<BTreeSet<&'a StorePath>, BuilderError> {
+        let mut found = BTreeSet::new();
+        let mut pending: Vec<&StorePath> = roots.iter().copied().collect();
+        while let Some(path) = pending.pop() {
+            let (path, info) =
+                self.infos.get_key_value(path).ok_or_else(|| self.refuse(path.as_str(), "is not in the closure of the inputs"))?;
+            if found.insert(*path) {
+                pending.extend(&info.references);
+            }
+        }
+        Ok(found)
+    }
+
+    fn refuse(&self, subject: &str, rule: &'static str) -> BuilderError {
+        BuilderError::Graph { name: self.derivation.to_owned(), subject: subject.chars().take(300).collect(), rule }
+    }
+}
