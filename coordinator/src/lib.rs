@@ -1,3 +1,37 @@
-//! A Kiln coordinator.
+//! A Kiln coordinator: keeps the farm's state, dispatches jobs to workers, takes verified outputs, publishes a signed cache.
+//!
+//! Where to look: `requests` is where peers come in and what each role may ask; `submit` turns roots into jobs; `driver` is the
+//! leader's loop, which plans and does what effects say; `dispatch` sends a job out; `transfer` takes its outputs; `worker_session`
+//! hears how it ended; `publish` makes the result visible. Decisions are in `kiln-core`: nothing here knows why a job is ready.
 
+mod archive;
+mod archiving;
+mod checked;
+mod clock;
+mod closure;
+mod config;
+mod derivations;
+mod dispatch;
+mod driver;
+mod follow;
+pub mod http;
+mod logs;
+mod meter;
+mod parts;
+mod publish;
 pub mod raft;
+mod refuse;
+mod requests;
+mod scrape;
+mod sessions;
+mod start;
+mod submit;
+mod transfer;
+mod verified;
+mod views;
+mod watch;
+mod worker_session;
+
+pub use archive::ArchiveError;
+pub use config::{Config, ConfigError};
+pub use start::{Coordinator, StartError};

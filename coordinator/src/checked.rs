@@ -1,0 +1,44 @@
+//! Output paths, recomputed from content: what was checked once need not be checked again.
+
+use std::collections::BTreeSet;
+
+use kiln_nix::derivation::Derivation;
+use kiln_nix::modulo::{Modulo, ModuloError, OutputMismatch};
+use kiln_wire::{DrvPath, StoreDir};
+
+/// A derivation that must not be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckError {
+    /// Its hash cannot be computed.
+    #[error(transparent)]
+    Modulo(#[from] ModuloError),
+    /// An output path does not follow from its content.
+    #[error("{0}; make the derivation again with Nix")]
+    Mismatch(OutputMismatch),
+}
+
+/// The derivations whose output paths follow from their content.
+pub(crate) struct Checked {
+    modulo: Modulo,
+    sound: BTreeSet<DrvPath>,
+}
+
+impl Checked {
+    pub(crate) fn new(store_dir: StoreDir) -> Self {
+        Self { modulo: Modulo::new(store_dir), sound: BTreeSet::new() }
+    }
+
+    /// Checks a derivation whose inputs were checked before.
+    pub(crate) fn check(&mut self, path: &DrvPath, derivation: &Derivation) -> Result<(), CheckError> {
+        if self.sound.contains(path) {
+            return Ok(());
+        }
+        match self.modulo.check_outputs(path, derivation)?.into_iter().next() {
+            Some(mismatch) => Err(CheckError::Mismatch(mismatch)),
+            None => {
+                self.sound.insert(path.clone());
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Dispatch: makes an assignment of a committed lease and sends it to its worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kiln_core::Command;
+use kiln_wire::worker::{Assignment, ToWorker};
+use kiln_wire::{DrvPath, Failure, FailureClass, JobLimits, Leader, Lease, Outcome, OutputName, PathInfo, Resources, StorePath, Usage};
+
+use crate::closure::{ClosureError, closure};
+use crate::derivations::{DerivationError, output_paths};
+use crate::driver::{Chain, propose};
+use crate::parts::Parts;
+
+/// An assignment that cannot be made.
+#[derive(Debug, thiserror::Error)]
+enum DispatchError {
+    #[error("read derivation")]
+    Derivation(#[from] DerivationError),
+    #[error("find the input closure")]
+    Closure(#[from] ClosureError),
+}
+
+/// Sends the job to its worker. What cannot be assembled ends the attempt as an infrastructure failure, so that the slot is free again.
+pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, resources: Resources, limits: JobLimits) {
+    match assignment(&parts, leader, &lease, resources, limits).await {
+        Ok(assignment) => {
+            let worker = lease.worker.clone();
+            parts.sessions.send(&worker, ToWorker::Dispatch(assignment));
+            if !is_live(&parts, &lease) {
+                // The lease ended while the assignment was made: the worker must not run it on.
+                parts.sessions.send(&worker, ToWorker::Revoke { leader, lease });
+            }
+        }
+        Err(error) => {
+            tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "dispatch");
+            let failure = Failure { class: FailureClass::Infrastructure, message: format!("dispatch: {}", Chain(&error)) };
+            let now = parts.clock.now();
+            let finish = Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, now };
+            if let Err(error) = propose(parts, vec![finish]).await {
+                tracing::warn!(error = %Chain(&error), "report a dispatch that failed");
+            }
+        }
+    }
+}
+
+/// Returns whether the lease is the live one of its job.
+pub(crate) fn is_live(parts: &Parts, lease: &Lease) -> bool {
+    parts.farm(|farm| farm.live_lease(&lease.derivation).as_ref() == Some(lease))
+}
+
+async fn assignment(
+    parts: &Parts,
+    leader: Leader,
+    lease: &Lease,
+    resources: Resources,
+    limits: JobLimits,
+) -> Result<Assignment, DispatchError> {
+    let (inputs, input_outputs) = input_closure(parts, &lease.derivation).await?;
+    let derivation = parts.derivations.bytes(&parts.store, &lease.derivation).await?.to_vec();
+    Ok(Assignment {
+        leader,
+        lease: lease.clone(),
+        store_dir: parts.store_dir.clone(),
+        derivation,
+        inputs,
+        input_outputs,
+        resources,
+        limits,
+    })
+}
+
+type InputOutputs = BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>;
+
+/// Returns the closure of a derivation's inputs, and where the outputs of its input derivations are.
+async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result<(Vec<PathInfo>, InputOutputs), DispatchError> {
+    let parsed = parts.derivations.get(&parts.store, derivation).await?;
+    let mut input_outputs = InputOutputs::new();
+    let mut paths: Vec<StorePath> = parsed.sources.iter().cloned().collect();
+    for (input, wanted) in &parsed.inputs {
+        let all = output_paths(parts.derivations.get(&parts.store, input).await?.as_ref());
+        paths.extend(all.iter().filter(|(name, _)| wanted.outputs.contains(*name)).map(|(_, path)| path.clone()));
+        input_outputs.insert(input.clone(), all);
+    }
+    Ok((closure(parts, paths).await?, input_outputs))
+}
+
+/// Returns the paths that the outputs of a derivation may refer to: the closure of its inputs, and its own outputs.
+pub(crate) async fn reference_candidates(parts: &Parts, derivation: &DrvPath) -> Result<BTreeSet<StorePath>, String> {
+    let found = async {
+        let (inputs, _) = input_closure(parts, derivation).await?;
+        let own = output_paths(parts.derivations.get(&parts.store, derivation).await?.as_ref());
+        Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).collect())
+    };
+    found.await.map_err(|error: DispatchError| Chain(&error).to_string())
+}

@@ -1,0 +1,96 @@
+//! Streams that stay: a build's events until it ends, a log until its attempt does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_link::{LinkError, Sender};
+use kiln_wire::client::{BuildState, Response};
+use kiln_wire::{AttemptId, BuildId, DrvPath};
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::parts::Parts;
+use crate::watch::Notice;
+use crate::{refuse, views};
+
+/// Sends a build as it stands, then what happens to its jobs, then the build as it ended.
+pub(crate) async fn build(parts: &Arc<Parts>, build: BuildId, sender: &mut Sender) -> Result<(), LinkError> {
+    // Subscribed before the first look, so that nothing falls between.
+    let mut notices = parts.watchers.subscribe();
+    let mut view_due = true;
+    loop {
+        if view_due {
+            match views::build(parts, build) {
+                Ok(view) => {
+                    let ended = view.state != BuildState::Active && parts.archive.holds(build);
+                    sender.send(&Response::Build(view)).await?;
+                    if ended {
+                        return Ok(());
+                    }
+                }
+                Err(refusal) => return sender.send(&Response::Refused(refusal)).await,
+            }
+        }
+        view_due = next_change(&mut notices, build, sender).await?;
+    }
+}
+
+/// Passes events on until a new view is due: a moment after events came, at once when the build has ended or notices were missed.
+async fn next_change(
+    notices: &mut tokio::sync::broadcast::Receiver<Notice>,
+    build: BuildId,
+    sender: &mut Sender,
+) -> Result<bool, LinkError> {
+    let mut fresh_view = None;
+    loop {
+        let notice = match fresh_view {
+            None => notices.recv().await,
+            Some(at) => match tokio::time::timeout_at(at, notices.recv()).await {
+                Ok(notice) => notice,
+                Err(_) => return Ok(true),
+            },
+        };
+        match notice {
+            Ok(Notice::Event(told)) if told.0.contains(&build) => {
+                sender.send(&Response::Event(told.1.clone())).await?;
+                fresh_view.get_or_insert_with(|| tokio::time::Instant::now() + VIEW_AFTER);
+            }
+            Ok(Notice::Event(_)) => {}
+            Ok(Notice::Ended(ended)) if ended == build => return Ok(true),
+            Ok(Notice::Ended(_)) => {}
+            Err(RecvError::Lagged(_)) => return Ok(true),
+            // The coordinator stops; the connection is about to end too.
+            Err(RecvError::Closed) => return Ok(false),
+        }
+    }
+}
+
+/// Sends a log, and with `stay` what is added to it until its attempt ends.
+pub(crate) async fn log(
+    parts: &Arc<Parts>,
+    derivation: &DrvPath,
+    attempt: Option<AttemptId>,
+    stay: bool,
+    sender: &mut Sender,
+) -> Result<(), LinkError> {
+    let Some(attempt) = attempt.or_else(|| parts.logs.latest_attempt(derivation)) else {
+        let refusal = refuse::not_found(format!("there is no log of `{derivation}`: no attempt of it has written one here"));
+        return sender.send(&Response::Refused(refusal)).await;
+    };
+    let mut reader = match parts.logs.read(derivation, attempt) {
+        Ok(reader) => reader,
+        Err(error) => return sender.send(&Response::Refused(refuse::not_found(crate::driver::Chain(&error).to_string()))).await,
+    };
+    let mut open = true;
+    loop {
+        match reader.next_chunk() {
+            Ok(chunk) if chunk.is_empty() && !(stay && open) => return Ok(()),
+            // Another look after the end: bytes may have come between the last read and the end.
+            Ok(chunk) if chunk.is_empty() => open = reader.grown().await,
+            Ok(chunk) => sender.send(&Response::Log(chunk)).await?,
+            Err(error) => return sender.send(&Response::Refused(refuse::unavailable("read log", &error))).await,
+        }
+    }
+}
+
+/// How long after an event a watcher gets a fresh view of the whole build.
+const VIEW_AFTER: Duration = Duration::from_millis(400);

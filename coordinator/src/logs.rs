@@ -1,0 +1,199 @@
+//! Build logs: one file per attempt, appended while the worker streams, read by clients, followed while the attempt runs.
+//!
+//! Logs are facts for people. They never decide anything, so a lost tail after a crash is harmless: the worker sends it again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_wire::limits::LOG_BYTES_MAX;
+use kiln_wire::{AttemptId, DrvPath};
+use tokio::sync::watch;
+
+/// A log that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file system refused.
+    #[error("{action} log of `{derivation}`")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// Whose log.
+        derivation: DrvPath,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The logs of one coordinator, below one directory.
+#[derive(Debug)]
+pub struct Logs {
+    dir: PathBuf,
+    open: Mutex<BTreeMap<Key, Arc<OpenLog>>>,
+}
+
+/// A log that is being written.
+#[derive(Debug)]
+struct OpenLog {
+    file: Mutex<File>,
+    /// Bytes in the file; `None` once the attempt has ended.
+    size_bytes: watch::Sender<Option<u64>>,
+}
+
+type Key = (DrvPath, AttemptId);
+
+impl Logs {
+    /// Opens the directory, making it if needed.
+    ///
+    /// # Errors
+    /// What the file system says if it cannot be made.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        Ok(Self { dir: dir.to_path_buf(), open: Mutex::default() })
+    }
+
+    /// Appends bytes that a worker sent. What is known already is skipped, so a worker may send its log again from any point.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if the file cannot be written.
+    pub fn append(&self, derivation: &DrvPath, attempt: AttemptId, offset_bytes: u64, bytes: &[u8]) -> Result<(), LogError> {
+        let error = |source| LogError::Io { action: "append to", derivation: derivation.clone(), source };
+        let log = self.writer(derivation, attempt).map_err(error)?;
+        let mut file = log.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let size_bytes = file.seek(SeekFrom::End(0)).map_err(error)?;
+        let fresh = fresh_part(size_bytes, offset_bytes, bytes);
+        if !fresh.is_empty() {
+            file.write_all(&fresh).map_err(error)?;
+            log.size_bytes.send_replace(Some(size_bytes + fresh.len() as u64));
+        }
+        Ok(())
+    }
+
+    /// Marks a log as complete: followers end after its last byte.
+    pub fn close(&self, derivation: &DrvPath, attempt: AttemptId) {
+        let closed = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&(derivation.clone(), attempt));
+        if let Some(log) = closed {
+            log.size_bytes.send_replace(None);
+        }
+    }
+
+    /// Returns the latest attempt that has a log.
+    pub fn latest_attempt(&self, derivation: &DrvPath) -> Option<AttemptId> {
+        let entries = fs::read_dir(self.dir.join(derivation.as_str())).ok()?;
+        let attempt = |name: &str| name.strip_suffix(".log").and_then(|number| number.parse().ok()).map(AttemptId);
+        entries.filter_map(|entry| attempt(entry.ok()?.file_name().to_str()?)).max()
+    }
+
+    /// Opens a log for reading from its start.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if there is no such log.
+    pub fn read(&self, derivation: &DrvPath, attempt: AttemptId) -> Result<LogReader, LogError> {
+        let error = |source| LogError::Io { action: "open", derivation: derivation.clone(), source };
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let size_bytes = open.get(&(derivation.clone(), attempt)).map(|log| log.size_bytes.subscribe());
+        let file = File::open(self.path(derivation, attempt)).map_err(error)?;
+        Ok(LogReader { file, size_bytes })
+    }
+
+    fn writer(&self, derivation: &DrvPath, attempt: AttemptId) -> io::Result<Arc<OpenLog>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (derivation.clone(), attempt);
+        if let Some(log) = open.get(&key) {
+            return Ok(log.clone());
+        }
+        let path = self.path(derivation, attempt);
+        fs::create_dir_all(path.parent().unwrap_or(&self.dir))?;
+        let file = OpenOptions::new().append(true).read(true).create(true).open(&path)?;
+        let size_bytes = file.metadata()?.len();
+        let log = Arc::new(OpenLog { file: Mutex::new(file), size_bytes: watch::Sender::new(Some(size_bytes)) });
+        open.insert(key, log.clone());
+        Ok(log)
+    }
+
+    fn path(&self, derivation: &DrvPath, attempt: AttemptId) -> PathBuf {
+        self.dir.join(derivation.as_str()).join(format!("{attempt}.log"))
+    }
+}
+
+/// Returns what `bytes` at `offset_bytes` adds to a log of `size_bytes`: a gap becomes a marker line, an overlap is cut, and the
+/// whole never grows over the cap.
+fn fresh_part(size_bytes: u64, offset_bytes: u64, bytes: &[u8]) -> Vec<u8> {
+    let known = size_bytes.saturating_sub(offset_bytes);
+    let rest = usize::try_from(known).ok().and_then(|known| bytes.get(known..)).unwrap_or_default();
+    let mut fresh = Vec::new();
+    if offset_bytes > size_bytes {
+        fresh.extend_from_slice(format!("\n[{} bytes of log were lost]\n", offset_bytes - size_bytes).as_bytes());
+    }
+    fresh.extend_from_slice(rest);
+    fresh.truncate(usize::try_from(LOG_BYTES_MAX.saturating_sub(size_bytes)).unwrap_or(usize::MAX));
+    fresh
+}
+
+/// Reads one log, and waits for more of it while it is being written.
+#[derive(Debug)]
+pub struct LogReader {
+    file: File,
+    size_bytes: Option<watch::Receiver<Option<u64>>>,
+}
+
+impl LogReader {
+    /// Reads the next bytes that are there; empty at the present end.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn next_chunk(&mut self) -> io::Result<Vec<u8>> {
+        let mut chunk = Vec::new();
+        (&mut self.file).take(CHUNK_BYTES).read_to_end(&mut chunk)?;
+        Ok(chunk)
+    }
+
+    /// Waits until there may be more; returns false once the log is complete.
+    pub async fn grown(&mut self) -> bool {
+        match &mut self.size_bytes {
+            Some(size_bytes) => size_bytes.changed().await.is_ok() && size_bytes.borrow_and_update().is_some(),
+            None => false,
+        }
+    }
+}
+
+/// Bytes of log in one answer to a client.
+const CHUNK_BYTES: u64 = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_sent_again_or_with_a_gap_is_stored_once_and_says_so() {
+        let table: [(u64, u64, &str, &str); 5] = [
+            (0, 0, "one", "one"),
+            (3, 0, "one two", " two"),
+            (7, 0, "one", ""),
+            (3, 3, " two", " two"),
+            (3, 5, "wo", "\n[2 bytes of log were lost]\nwo"),
+        ];
+        for (size_bytes, offset_bytes, sent, stored) in table {
+            assert_eq!(fresh_part(size_bytes, offset_bytes, sent.as_bytes()), stored.as_bytes(), "{size_bytes} {offset_bytes} {sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_sees_every_byte_and_then_the_end() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        logs.append(&derivation, AttemptId(7), 0, b"one\n").expect("append");
+        let mut reader = logs.read(&derivation, AttemptId(7)).expect("read");
+        assert_eq!(reader.next_chunk().expect("chunk"), b"one\n");
+        logs.append(&derivation, AttemptId(7), 4, b"two\n").expect("append");
+        assert!(reader.grown().await);
+        assert_eq!(reader.next_chunk().expect("chunk"), b"two\n");
+        logs.close(&derivation, AttemptId(7));
+        assert!(!reader.grown().await);
+        assert_eq!(logs.latest_attempt(&derivation), Some(AttemptId(7)));
+    }
+}

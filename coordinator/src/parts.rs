@@ -1,0 +1,54 @@
+//! What the tasks of one coordinator share. Each part guards itself; nothing here holds a decision.
+
+use std::sync::{Arc, Mutex};
+
+use kiln_core::Farm;
+use kiln_nix::sign::SecretKey;
+use kiln_store::{Store, StoreError, Uploads};
+use kiln_wire::{PathInfo, StoreDir, StorePath};
+
+use crate::archive::Archive;
+use crate::checked::Checked;
+use crate::clock::Clock;
+use crate::derivations::Derivations;
+use crate::logs::Logs;
+use crate::meter::Meter;
+use crate::raft::Consensus;
+use crate::sessions::Sessions;
+use crate::verified::Verified;
+use crate::watch::Watchers;
+
+/// The parts of a running coordinator.
+pub(crate) struct Parts {
+    pub(crate) consensus: Consensus,
+    pub(crate) store: Store,
+    pub(crate) store_dir: StoreDir,
+    pub(crate) signing_key: SecretKey,
+    pub(crate) cache_url: Option<String>,
+    pub(crate) derivations: Derivations,
+    pub(crate) checked: Mutex<Checked>,
+    pub(crate) sessions: Sessions,
+    /// Uploads whose connection broke, and those that ended well.
+    pub(crate) uploads: Uploads,
+    pub(crate) verified: Verified,
+    pub(crate) watchers: Watchers,
+    pub(crate) logs: Arc<Logs>,
+    pub(crate) archive: Archive,
+    pub(crate) meter: Meter,
+    pub(crate) clock: Clock,
+}
+
+impl Parts {
+    /// Reads the farm's replicated state; `look` must be short, for commands wait meanwhile.
+    pub(crate) fn farm<R>(&self, look: impl FnOnce(&Farm) -> R) -> R {
+        self.consensus.read(look)
+    }
+
+    /// Returns what is known of a path: from the live jobs' committed outputs, or from what is published.
+    pub(crate) async fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, StoreError> {
+        match self.farm(|farm| farm.path_info(path).cloned()) {
+            Some(info) => Ok(Some(info)),
+            None => Ok(self.store.path_info(path).await?.map(|info| info.as_ref().clone())),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Publishing: signs and writes the narinfos of a committed output set, then tells the farm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_core::Command;
+use kiln_wire::{DrvPath, PathInfo};
+
+use crate::driver::{Chain, propose};
+use crate::parts::Parts;
+
+/// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed.
+pub(crate) async fn publish(parts: Arc<Parts>, derivation: DrvPath, outputs: Vec<PathInfo>) {
+    let mut pause = RETRY_FIRST;
+    while let Err(error) = parts.store.publish(&outputs, &parts.signing_key).await {
+        tracing::warn!(%derivation, error = %Chain(&error), "publish outputs; tried again in {pause:?}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_LAST);
+    }
+    let now = parts.clock.now();
+    if let Err(error) = propose(parts, vec![Command::Publish { derivation: derivation.clone(), now }]).await {
+        tracing::warn!(%derivation, error = %Chain(&error), "report published outputs; the next leader publishes them again");
+    }
+}
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(30);

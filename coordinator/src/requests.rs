@@ -1,0 +1,163 @@
+//! Requests: what each role may ask, and who answers it. One stream, one request.
+
+use std::sync::Arc;
+
+use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
+use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
+use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
+use kiln_wire::{DrvPath, StorePath, WorkerId};
+
+use crate::closure::{ClosureError, closure};
+use crate::driver::Chain;
+use crate::parts::Parts;
+use crate::{follow, refuse, submit, transfer, views, worker_session};
+
+/// Answers a peer's requests until its connection ends.
+pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
+    let peer = connection.peer().role.clone();
+    loop {
+        match connection.accept().await {
+            Ok(Some((sender, receiver))) => {
+                tokio::spawn(answer(parts.clone(), peer.clone(), sender, receiver));
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(%peer, error = %Chain(&error), "connection lost");
+                return;
+            }
+        }
+    }
+}
+
+async fn answer(parts: Arc<Parts>, peer: Role, mut sender: Sender, mut receiver: Receiver) {
+    let answered = match receiver.recv::<Request>().await {
+        Ok(Some(request)) => route(&parts, &peer, request, sender, receiver).await,
+        Ok(None) => Ok(()),
+        Err(error @ LinkError::Frame(_)) => {
+            let refusal = refuse::invalid(format!("read request: {}; this coordinator may be older than its client", Chain(&error)));
+            sender.send(&Response::Refused(refusal)).await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%peer, error = %Chain(&error), "request ended early");
+    }
+}
+
+/// Sends each kind of request to its handler, if the peer's role may ask it.
+async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
+    let request = match (request, worker_of(peer)) {
+        (Request::Session, Some(worker)) => return worker_session::serve(parts.clone(), worker.clone(), sender, receiver).await,
+        (Request::Upload { lease, output }, Some(worker)) if lease.worker == *worker => {
+            transfer::upload(parts, lease, output, &mut sender, &mut receiver).await?;
+            return sender.finish().await;
+        }
+        (Request::FetchBlob { path, offset_bytes }, _) => {
+            transfer::fetch(parts, path, offset_bytes, &mut sender).await?;
+            return sender.finish().await;
+        }
+        (Request::Session | Request::Upload { .. }, _) | (_, Some(_)) => {
+            let refusal = refuse::forbidden(format!("a certificate of `{peer}` does not allow this request"));
+            sender.send(&Response::Refused(refusal)).await?;
+            return sender.finish().await;
+        }
+        (request, None) => request,
+    };
+    route_client(parts, request, &mut sender, &mut receiver).await?;
+    sender.finish().await
+}
+
+fn worker_of(peer: &Role) -> Option<&WorkerId> {
+    match peer {
+        Role::Worker(worker) => Some(worker),
+        Role::Coordinator(_) | Role::Client(_) | Role::Admin(_) => None,
+    }
+}
+
+async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
+    match request {
+        Request::Import(info) => transfer::import(parts, info, sender, receiver).await,
+        Request::Missing(paths) => reply(sender, missing(parts, paths).await.map(Response::Paths)).await,
+        Request::AddDerivations(files) => reply(sender, add_derivations(parts, files).await.map(|()| Response::Done)).await,
+        Request::Submit(submission) => reply(sender, submit::submit(parts.clone(), submission).await.map(Response::Submitted)).await,
+        Request::Watch(build) => follow::build(parts, build, sender).await,
+        Request::Cancel(build) => reply(sender, views::cancel(parts, build).await.map(|()| Response::Done)).await,
+        Request::Status => sender.send(&Response::Status(views::farm(parts))).await,
+        Request::Jobs => {
+            for jobs in views::jobs(parts).chunks(JOBS_PER_FRAME) {
+                sender.send(&Response::Jobs(jobs.to_vec())).await?;
+            }
+            Ok(())
+        }
+        Request::Workers => sender.send(&Response::Workers(views::workers(parts))).await,
+        Request::Log { derivation, attempt, follow } => follow::log(parts, &derivation, attempt, follow, sender).await,
+        Request::PathInfos { paths, closure } => path_infos(parts, paths, closure, sender).await,
+        // Routed before: a worker's requests, and the one that both may make.
+        Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => Ok(()),
+    }
+}
+
+async fn reply(sender: &mut Sender, answer: Result<Response, Refusal>) -> Result<(), LinkError> {
+    sender.send(&answer.unwrap_or_else(Response::Refused)).await
+}
+
+fn check_count(count: usize) -> Result<(), Refusal> {
+    if count <= PATHS_PER_REQUEST_MAX {
+        return Ok(());
+    }
+    Err(refuse::invalid(format!("the request names {count} paths, over the limit of {PATHS_PER_REQUEST_MAX}; ask in parts")))
+}
+
+/// Returns the paths that the farm lacks. A derivation counts as there when its file is, whatever else is.
+async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
+    check_count(paths.len())?;
+    let (derivations, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(|path| path.name().ends_with(".drv"));
+    let derivations: Vec<DrvPath> = derivations.into_iter().filter_map(|path| DrvPath::from_path(path).ok()).collect();
+    let failed = |error| refuse::unavailable("look up paths", &error);
+    let mut missing = parts.store.missing(&others).await.map_err(failed)?;
+    let lacking = parts.store.missing_derivations(&derivations).await.map_err(failed)?;
+    missing.extend(lacking.into_iter().map(|path| path.as_path().clone()));
+    Ok(missing)
+}
+
+async fn add_derivations(parts: &Parts, files: Vec<DerivationFile>) -> Result<(), Refusal> {
+    check_count(files.len())?;
+    for DerivationFile { path, bytes } in files {
+        parts.store.put_derivation(&path, bytes.into()).await.map_err(|error| match error.is_peers_fault() {
+            true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
+            false => refuse::unavailable("add derivation", &error),
+        })?;
+    }
+    Ok(())
+}
+
+async fn path_infos(parts: &Parts, paths: Vec<StorePath>, whole_closure: bool, sender: &mut Sender) -> Result<(), LinkError> {
+    if let Err(refusal) = check_count(paths.len()) {
+        return sender.send(&Response::Refused(refusal)).await;
+    }
+    let mut infos = Vec::new();
+    for path in paths {
+        match parts.path_info(&path).await {
+            Ok(info) => infos.extend(info),
+            Err(error) => return sender.send(&Response::Refused(refuse::unavailable("look up paths", &error))).await,
+        }
+    }
+    if whole_closure {
+        infos = match closure(parts, infos.into_iter().map(|info| info.path)).await {
+            Ok(infos) => infos,
+            Err(error @ ClosureError::Missing(_)) => return sender.send(&Response::Refused(refuse::not_found(error.to_string()))).await,
+            Err(error @ ClosureError::Store(_)) => {
+                return sender.send(&Response::Refused(refuse::unavailable("look up paths", &error))).await;
+            }
+        };
+    }
+    for chunk in infos.chunks(INFOS_PER_FRAME) {
+        sender.send(&Response::PathInfos(chunk.to_vec())).await?;
+    }
+    Ok(())
+}
+
+/// Jobs in one frame: a view with attempts takes a few hundred bytes.
+const JOBS_PER_FRAME: usize = 1024;
+/// Facts in one frame: one with many references takes some KiB.
+const INFOS_PER_FRAME: usize = 512;

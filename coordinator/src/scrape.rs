@@ -1,0 +1,48 @@
+//! The figures of `/metrics`, gathered when they are asked for.
+
+use std::sync::atomic::Ordering;
+
+use kiln_wire::client::BuildState;
+
+use crate::http::Snapshot;
+use crate::meter::CLASSES;
+use crate::parts::Parts;
+use crate::views;
+
+/// Returns the figures as they are now.
+pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
+    let workers = views::workers(parts);
+    let connected = workers.iter().filter(|worker| worker.connected);
+    let (slots, slots_used) =
+        connected.fold((0, 0), |(slots, used), worker| (slots + u64::from(worker.offer.slots), used + count(&worker.running)));
+    let leases = workers.iter().map(|worker| count(&worker.running)).sum();
+    let (jobs, builds_active) = parts.farm(|farm| {
+        let active = farm.builds().filter_map(|build| farm.build_view(build)).filter(|view| view.state == BuildState::Active).count();
+        (farm.counts(), u64::try_from(active).unwrap_or(u64::MAX))
+    });
+    let raft = parts.consensus.metrics();
+    let traffic = parts.store.traffic();
+    let meter = &parts.meter;
+    Snapshot {
+        jobs,
+        jobs_unplaceable: meter.unplaceable.load(Ordering::Relaxed),
+        workers_connected: u64::try_from(workers.iter().filter(|worker| worker.connected).count()).unwrap_or(u64::MAX),
+        leases,
+        slots,
+        slots_used,
+        builds_active,
+        attempts_built: meter.built.load(Ordering::Relaxed),
+        attempts_failed: CLASSES.iter().zip(&meter.failed).map(|(class, failed)| (*class, failed.load(Ordering::Relaxed))).collect(),
+        log_index: raft.applied_index.0,
+        term: raft.term,
+        is_leader: parts.consensus.leadership().borrow().is_self,
+        store_received_bytes: traffic.received_bytes,
+        store_served_bytes: traffic.served_bytes,
+        plans: meter.plans.load(Ordering::Relaxed),
+        plan_us: meter.plan_us.load(Ordering::Relaxed),
+    }
+}
+
+fn count<T>(items: &[T]) -> u64 {
+    u64::try_from(items.len()).unwrap_or(u64::MAX)
+}

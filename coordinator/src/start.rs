@@ -1,0 +1,179 @@
+//! Starting and stopping a coordinator.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kiln_link::{Identity, LinkError, Listener};
+use kiln_store::keys::{self, KeyFileError};
+use kiln_store::{Location, Store, StoreConfig, StoreError, Uploads};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::archive::{Archive, ArchiveError};
+use crate::checked::Checked;
+use crate::config::Config;
+use crate::derivations::Derivations;
+use crate::http::Http;
+use crate::logs::Logs;
+use crate::parts::Parts;
+use crate::raft::{Consensus, ConsensusConfig, ConsensusError};
+use crate::verified::Verified;
+use crate::watch::Watchers;
+use crate::{driver, http, requests, scrape};
+
+/// A running coordinator.
+pub struct Coordinator {
+    link_addr: SocketAddr,
+    http_addr: SocketAddr,
+    parts: Arc<Parts>,
+    stop: Arc<Notify>,
+    driver: JoinHandle<()>,
+    listener: Arc<Listener>,
+    acceptor: JoinHandle<()>,
+    http: Http,
+}
+
+/// A coordinator that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory cannot be made or used.
+    #[error("open directory `{}`", path.display())]
+    Dir {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The log or its snapshot cannot be used.
+    #[error("start consensus")]
+    Consensus(#[from] ConsensusError),
+    /// The store cannot be used.
+    #[error("open store")]
+    Store(#[from] StoreError),
+    /// The key that signs the cache cannot be used.
+    #[error("load signing key")]
+    Key(#[from] KeyFileError),
+    /// The archive cannot be used.
+    #[error("open archive")]
+    Archive(#[from] ArchiveError),
+    /// The link's address or identity cannot be used.
+    #[error("listen for workers and clients on {addr}")]
+    Link {
+        /// Which address.
+        addr: SocketAddr,
+        /// Why not.
+        #[source]
+        source: LinkError,
+    },
+    /// The HTTP address cannot be used.
+    #[error("listen for HTTP on {addr}; choose another with `http`")]
+    Http {
+        /// Which address.
+        addr: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Coordinator {
+    /// Starts a coordinator from what its directory holds; an empty directory becomes a new farm.
+    ///
+    /// # Errors
+    /// [`StartError`] names the part that cannot start; nothing runs then.
+    pub async fn start(config: Config, identity: &Identity) -> Result<Self, StartError> {
+        make_dir(&config.dir)?;
+        let (consensus, effects) = Consensus::start(ConsensusConfig::new(config.dir.join("raft"), config.node)).await?;
+        let web = TcpListener::bind(config.http).await.map_err(|source| StartError::Http { addr: config.http, source })?;
+        let http_addr = web.local_addr().map_err(|source| StartError::Http { addr: config.http, source })?;
+        let failed = |source| StartError::Link { addr: config.listen, source };
+        let listener = Arc::new(Listener::bind(config.listen, identity, Some(&config.dir.join("link"))).map_err(failed)?);
+        let parts = Arc::new(parts(&config, consensus, http_addr).await?);
+        let stop = Arc::new(Notify::new());
+        let driver = tokio::spawn(driver::run(parts.clone(), effects, stop.clone()));
+        let acceptor = tokio::spawn(accept(parts.clone(), listener.clone()));
+        let scraped = parts.clone();
+        let state = http::State::new(parts.store.clone(), move || scrape::snapshot(&scraped));
+        let http = Http::serve(web, state);
+        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, http })
+    }
+
+    /// Returns the UDP address for workers and clients.
+    pub fn link_addr(&self) -> SocketAddr {
+        self.link_addr
+    }
+
+    /// Returns the TCP address of the binary cache and the metrics.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Returns the public half of the key that signs the cache, as Nix writes it.
+    pub fn public_key(&self) -> String {
+        self.parts.signing_key.public().to_string()
+    }
+
+    /// Waits until consensus stops by itself, which it does when its disk fails.
+    pub async fn failed(&self) -> ConsensusError {
+        self.parts.consensus.stopped().await
+    }
+
+    /// Stops. What was committed is on disk; workers go on and come back to the next start.
+    pub async fn stop(self) {
+        self.acceptor.abort();
+        self.listener.close("the coordinator stops").await;
+        self.stop.notify_one();
+        if let Err(error) = self.driver.await {
+            tracing::warn!(%error, "the driver ended badly");
+        }
+        self.http.stop().await;
+        self.parts.consensus.shutdown().await;
+    }
+}
+
+async fn accept(parts: Arc<Parts>, listener: Arc<Listener>) {
+    while let Some(connection) = listener.accept().await {
+        tokio::spawn(requests::serve(parts.clone(), connection));
+    }
+}
+
+async fn parts(config: &Config, consensus: Consensus, http_addr: SocketAddr) -> Result<Parts, StartError> {
+    let dir = &config.dir;
+    let store = Store::open(StoreConfig {
+        location: Location::Local { dir: dir.join("store"), durable: true },
+        store_dir: config.store_dir.clone(),
+        spool_dir: dir.join("spool"),
+        cached_paths_max: CACHED_PATHS_MAX,
+    })
+    .await?;
+    let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
+    Ok(Parts {
+        consensus,
+        store,
+        store_dir: config.store_dir.clone(),
+        signing_key: keys::load_or_create(&dir.join("signing.key"), &config.farm)?,
+        cache_url: Some(format!("http://{http_addr}")),
+        derivations: Derivations::new(config.store_dir.clone()),
+        checked: Mutex::new(Checked::new(config.store_dir.clone())),
+        sessions: Default::default(),
+        uploads: Uploads::default(),
+        verified: Verified::default(),
+        watchers: Watchers::new(),
+        logs: Arc::new(logs),
+        archive: Archive::open(&dir.join("builds"))?,
+        meter: Default::default(),
+        clock: Default::default(),
+    })
+}
+
+fn make_dir(dir: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| StartError::Dir { path: dir.to_path_buf(), source })
+}
+
+/// Path facts kept in memory, about 500 bytes each.
+const CACHED_PATHS_MAX: usize = 200_000;

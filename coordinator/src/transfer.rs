@@ -1,0 +1,148 @@
+//! Blobs over the link: outputs and sources come in, inputs and results go out. Every byte is verified on its way.
+
+use std::time::Instant;
+
+use kiln_link::{BlobSource, LinkError, Receiver, Sender};
+use kiln_store::{BlobBytes, Provenance, StoreError};
+use kiln_wire::client::{Refusal, Response};
+use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath};
+
+use crate::dispatch::{is_live, reference_candidates};
+use crate::driver::Chain;
+use crate::parts::Parts;
+use crate::refuse;
+
+/// Takes one output of a leased attempt.
+pub(crate) async fn upload(
+    parts: &Parts,
+    lease: Lease,
+    output: BuiltOutput,
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+) -> Result<(), LinkError> {
+    match upload_provenance(parts, &lease, &output).await {
+        Ok(provenance) => {
+            let claimed = output.info;
+            if let Some(stored) = receive(parts, claimed.clone(), provenance, sender, receiver).await? {
+                parts.verified.note(&lease, claimed, stored.blob);
+                sender.send(&Response::Stored).await?;
+            }
+            Ok(())
+        }
+        Err(refusal) => sender.send(&Response::Refused(refusal)).await,
+    }
+}
+
+/// Only the holder of the live lease may upload, and only what its derivation makes.
+async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -> Result<Provenance, Refusal> {
+    if !is_live(parts, lease) {
+        return Err(refuse::stale_lease(format!("upload `{}`: attempt {} holds no lease", output.info.path, lease.attempt)));
+    }
+    let derivation = parts.derivations.get(&parts.store, &lease.derivation).await.map_err(|error| refuse::unavailable("upload", &error))?;
+    let path = derivation.outputs.get(&output.name).and_then(|made| made.path());
+    if path != Some(&output.info.path) {
+        return Err(refuse::invalid(format!(
+            "upload `{}`: it is not output `{}` of `{}`",
+            output.info.path, output.name, lease.derivation
+        )));
+    }
+    let candidates =
+        reference_candidates(parts, &lease.derivation).await.map_err(|message| refuse::invalid(format!("upload: {message}")))?;
+    Ok(Provenance::Built { candidates })
+}
+
+/// Takes a content-addressed path from a client and publishes it: nothing but its own bytes vouches for it.
+pub(crate) async fn import(parts: &Parts, info: PathInfo, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
+    let Some(stored) = receive(parts, info, Provenance::Imported, sender, receiver).await? else { return Ok(()) };
+    match parts.store.publish(std::slice::from_ref(&stored), &parts.signing_key).await {
+        Ok(()) => sender.send(&Response::Stored).await,
+        Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
+    }
+}
+
+/// Receives a blob; none if it was refused, in which case the peer has been told.
+async fn receive(
+    parts: &Parts,
+    stated: PathInfo,
+    provenance: Provenance,
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+) -> Result<Option<PathInfo>, LinkError> {
+    match parts.store.adopt(&stated, &provenance).await {
+        Ok(Some(stored)) => {
+            sender.send(&Response::UploadAt(None)).await?;
+            return Ok(Some(stored));
+        }
+        Ok(None) => {}
+        Err(error) => return refused(&error, sender).await,
+    }
+    let (mut upload, offset) = match parts.uploads.begin(&parts.store, &stated, provenance, Instant::now()) {
+        Ok(begun) => begun,
+        Err(error) => return refused(&error, sender).await,
+    };
+    sender.send(&Response::UploadAt(Some(offset))).await?;
+    let mut lie: Option<StoreError> = None;
+    let sink = |bytes: &[u8]| block_if_large(bytes, || upload.write(bytes)).map_err(|error| keep(&mut lie, error));
+    let took = receiver.recv_blob(stated.blob.blake3, stated.blob.size_bytes, offset, sink).await;
+    match (took, lie) {
+        (_, Some(error)) => refused(&error, sender).await,
+        (Err(error), None) => {
+            parts.uploads.park(upload, Instant::now());
+            Err(error)
+        }
+        (Ok(()), None) => match parts.store.finish_upload(upload).await {
+            Ok(stored) => Ok(Some(stored)),
+            Err(error) => refused(&error, sender).await,
+        },
+    }
+}
+
+/// Hashing, decompressing and scanning a large piece takes a millisecond: other tasks of this thread move elsewhere meanwhile.
+fn block_if_large<R>(bytes: &[u8], work: impl FnOnce() -> R) -> R {
+    if bytes.len() < LARGE_BYTES { work() } else { tokio::task::block_in_place(work) }
+}
+
+/// Puts the store's error aside and returns a stand-in that ends the stream.
+fn keep(slot: &mut Option<StoreError>, error: StoreError) -> std::io::Error {
+    *slot = Some(error);
+    std::io::Error::other("the store refused the bytes")
+}
+
+async fn refused(error: &StoreError, sender: &mut Sender) -> Result<Option<PathInfo>, LinkError> {
+    tracing::warn!(error = %Chain(error), "upload refused");
+    let refusal = if error.is_peers_fault() { refuse::invalid(Chain(error).to_string()) } else { refuse::unavailable("upload", error) };
+    sender.send(&Response::Refused(refusal)).await?;
+    Ok(None)
+}
+
+/// Sends the blob of a path from an offset on.
+pub(crate) async fn fetch(parts: &Parts, path: StorePath, offset_bytes: u64, sender: &mut Sender) -> Result<(), LinkError> {
+    let info = match parts.path_info(&path).await {
+        Ok(Some(info)) => info,
+        Ok(None) => return sender.send(&Response::Refused(refuse::not_found(format!("fetch `{path}`: the farm does not have it")))).await,
+        Err(error) => return sender.send(&Response::Refused(refuse::unavailable("fetch", &error))).await,
+    };
+    let blob = match parts.store.open_blob(&info).await {
+        Ok(blob) => blob,
+        Err(error) => {
+            tracing::error!(%path, error = %Chain(&error), "a valid path cannot be read");
+            return sender.send(&Response::Refused(refuse::unavailable("fetch", &error))).await;
+        }
+    };
+    let (size, object) = (info.blob.size_bytes, blob.object_key().to_owned());
+    let expected = info.blob.blake3;
+    sender.send(&Response::Blob(info)).await?;
+    let source: BlobSource = match blob.into_bytes() {
+        BlobBytes::File(file) => file.into(),
+        BlobBytes::Memory(bytes) => bytes.into(),
+    };
+    let sent = sender.send_blob(source, size, offset_bytes).await?;
+    if sent != expected {
+        tracing::error!(%path, %object, %expected, found = %sent, "a stored NAR is damaged: its bytes have another BLAKE3");
+    }
+    parts.store.count_served(size.saturating_sub(offset_bytes));
+    Ok(())
+}
+
+/// Pieces below this are worked on where they arrive.
+const LARGE_BYTES: usize = 64 << 10;

@@ -1,0 +1,42 @@
+//! Which outputs of running attempts were verified here. Memory of the leader only: what a new leader has not seen itself it verifies
+//! again from the store before it commits.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use kiln_wire::{AttemptId, Blob, DrvPath, Lease, PathInfo};
+
+/// Verified outputs, by attempt.
+#[derive(Debug, Default)]
+pub(crate) struct Verified {
+    outputs: Mutex<BTreeMap<(DrvPath, AttemptId), Vec<Output>>>,
+}
+
+/// What was claimed, and the facts of the bytes that are stored: another producer may have compressed the same NAR before.
+#[derive(Debug)]
+struct Output {
+    claimed: PathInfo,
+    stored: Blob,
+}
+
+impl Verified {
+    /// Notes an output whose stored bytes were checked against every claim.
+    pub(crate) fn note(&self, lease: &Lease, claimed: PathInfo, stored: Blob) {
+        let mut all = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let outputs = all.entry((lease.derivation.clone(), lease.attempt)).or_default();
+        outputs.retain(|known| known.claimed.path != claimed.path);
+        outputs.push(Output { claimed, stored });
+    }
+
+    /// Returns the facts that hold for an output if exactly this claim was verified.
+    pub(crate) fn find(&self, lease: &Lease, claimed: &PathInfo) -> Option<PathInfo> {
+        let all = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(&(lease.derivation.clone(), lease.attempt))?.iter().find(|known| known.claimed == *claimed)?;
+        Some(PathInfo { blob: known.stored, ..known.claimed.clone() })
+    }
+
+    /// Forgets an attempt that has ended.
+    pub(crate) fn forget(&self, derivation: &DrvPath, attempt: AttemptId) {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).remove(&(derivation.clone(), attempt));
+    }
+}

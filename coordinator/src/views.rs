@@ -1,0 +1,67 @@
+//! What clients see of the farm, and the commands they give that are answered at once.
+
+use std::sync::Arc;
+
+use kiln_core::{Answer, Command};
+use kiln_wire::BuildId;
+use kiln_wire::client::{BuildView, FarmView, JobView, Refusal, WorkerView};
+
+use crate::archive;
+use crate::driver::{Chain, propose};
+use crate::parts::Parts;
+use crate::refuse;
+
+/// The farm at a glance.
+pub(crate) fn farm(parts: &Parts) -> FarmView {
+    let (builds, counts) = parts.farm(|farm| (farm.builds().filter_map(|build| farm.build_view(build)).collect(), farm.counts()));
+    let workers_connected = u64::try_from(parts.sessions.connected().len()).unwrap_or(u64::MAX);
+    FarmView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        store_dir: parts.store_dir.clone(),
+        public_key: parts.signing_key.public().to_string(),
+        cache_url: parts.cache_url.clone(),
+        leader: parts.consensus.leadership().borrow().leader,
+        builds,
+        counts,
+        workers_connected,
+    }
+}
+
+/// The jobs of live builds.
+pub(crate) fn jobs(parts: &Parts) -> Vec<JobView> {
+    parts.farm(|farm| farm.jobs().collect())
+}
+
+/// The fleet, with who is connected right now.
+pub(crate) fn workers(parts: &Parts) -> Vec<WorkerView> {
+    let connected = parts.sessions.connected();
+    let mut workers = parts.farm(|farm| farm.workers());
+    for worker in &mut workers {
+        worker.connected = connected.contains(&worker.worker);
+    }
+    workers
+}
+
+/// A build as it stands, live or from the archive.
+pub(crate) fn build(parts: &Parts, build: BuildId) -> Result<BuildView, Refusal> {
+    if let Some(view) = parts.farm(|farm| farm.build_view(build)) {
+        return Ok(view);
+    }
+    match parts.archive.get(build) {
+        Ok(Some(record)) => Ok(archive::view(record)),
+        Ok(None) => Err(refuse::not_found(format!("there is no build {build}; `kiln status` lists those that are live"))),
+        Err(error) => Err(refuse::unavailable("read archived build", &error)),
+    }
+}
+
+/// Stops wanting a build.
+pub(crate) async fn cancel(parts: &Arc<Parts>, build: BuildId) -> Result<(), Refusal> {
+    let now = parts.clock.now();
+    let applied = propose(parts.clone(), vec![Command::Cancel { build, now }]).await;
+    let applied = applied.map_err(|error| refuse::unavailable("cancel", &error))?;
+    let refused = applied.answers.into_iter().find_map(|answer| match answer {
+        Answer::Refused(refused) => Some(refuse::not_found(format!("cancel: {}", Chain(&refused)))),
+        Answer::Submitted { .. } => None,
+    });
+    refused.map_or(Ok(()), Err)
+}

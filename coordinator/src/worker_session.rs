@@ -1,0 +1,124 @@
+//! One session with a worker: what it says becomes commands and log bytes, what the farm says to it goes out in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kiln_core::Command;
+use kiln_link::{LinkError, Receiver, Sender};
+use kiln_store::Provenance;
+use kiln_wire::worker::{FromWorker, Hello, ToWorker};
+use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, WorkerId};
+use tokio::sync::mpsc;
+
+use crate::dispatch::{is_live, reference_candidates};
+use crate::driver::{Chain, propose};
+use crate::parts::Parts;
+
+/// Serves a session until its stream ends. The worker's leases outlive it: it comes back, or its silence ends them.
+pub(crate) async fn serve(parts: Arc<Parts>, worker: WorkerId, sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
+    let session = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
+    let (outbox, inbox) = mpsc::unbounded_channel();
+    let writer = tokio::spawn(write(sender, inbox));
+    let heard = read(&parts, &worker, session, outbox, &mut receiver).await;
+    parts.sessions.close(&worker, session);
+    writer.abort();
+    tracing::info!(%worker, "worker session ended");
+    heard
+}
+
+async fn write(mut sender: Sender, mut inbox: mpsc::UnboundedReceiver<ToWorker>) {
+    while let Some(message) = inbox.recv().await {
+        if let Err(error) = sender.send(&message).await {
+            // The reading half sees the same end and closes the session.
+            tracing::debug!(error = %Chain(&error), "send to worker");
+            return;
+        }
+    }
+}
+
+async fn read(
+    parts: &Arc<Parts>,
+    worker: &WorkerId,
+    session: u64,
+    outbox: mpsc::UnboundedSender<ToWorker>,
+    receiver: &mut Receiver,
+) -> Result<(), LinkError> {
+    while let Some(message) = receiver.recv::<FromWorker>().await? {
+        parts.sessions.heard(worker, parts.clock.now());
+        match message {
+            FromWorker::Hello(hello) if hello.worker == *worker => {
+                parts.sessions.open(worker, session, outbox.clone(), parts.clock.now());
+                register(parts, hello).await;
+            }
+            FromWorker::Hello(hello) => {
+                tracing::warn!(%worker, claimed = %hello.worker, "a worker says another name than its certificate: session closed");
+                return Ok(());
+            }
+            FromWorker::Heartbeat => {}
+            FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
+            FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),
+            FromWorker::Finished { lease, outcome } if lease.worker == *worker => {
+                tokio::spawn(finish(parts.clone(), lease, outcome));
+            }
+            FromWorker::Finished { lease, .. } => {
+                tracing::warn!(%worker, lease_of = %lease.worker, "a report of another worker's lease is ignored")
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn register(parts: &Arc<Parts>, hello: Hello) {
+    tracing::info!(worker = %hello.worker, attempts = hello.attempts.len(), "worker connected");
+    let Hello { worker, offer, attempts, .. } = hello;
+    let command = Command::Register { worker: worker.clone(), offer, attempts, now: parts.clock.now() };
+    if let Err(error) = propose(parts.clone(), vec![command]).await {
+        // Without a welcome the worker dials again.
+        tracing::warn!(%worker, error = %Chain(&error), "register worker");
+    }
+}
+
+fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, bytes: &[u8]) {
+    if lease.worker != *worker || !is_live(parts, lease) {
+        return;
+    }
+    if let Err(error) = parts.logs.append(&lease.derivation, lease.attempt, offset_bytes, bytes) {
+        tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "keep log");
+    }
+}
+
+/// Proposes the end of an attempt, after making sure that every output it claims is stored and is what it is said to be.
+async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
+    let outcome = match outcome {
+        // A report that came too late is refused by the farm, which also lets the worker forget it.
+        Outcome::Built { outputs, usage } if is_live(&parts, &lease) => match check_outputs(&parts, &lease, outputs).await {
+            Ok(outputs) => Outcome::Built { outputs, usage },
+            Err(message) => Outcome::Failed { failure: Failure { class: FailureClass::Infrastructure, message }, usage },
+        },
+        outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
+    };
+    let now = parts.clock.now();
+    if let Err(error) = propose(parts, vec![Command::Finish { lease: lease.clone(), outcome, now }]).await {
+        // The worker keeps its report until it is acknowledged, and sends it again.
+        tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "commit the end of an attempt");
+    }
+}
+
+/// Returns the outputs with the facts of the stored bytes. What this leader did not verify on upload it verifies from the store.
+async fn check_outputs(parts: &Parts, lease: &Lease, outputs: Vec<BuiltOutput>) -> Result<Vec<BuiltOutput>, String> {
+    let mut checked = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        let info = match parts.verified.find(lease, &output.info) {
+            Some(info) => info,
+            None => {
+                let provenance = Provenance::Built { candidates: reference_candidates(parts, &lease.derivation).await? };
+                let adopted = parts.store.adopt(&output.info, &provenance).await.map_err(|error| Chain(&error).to_string())?;
+                adopted.ok_or_else(|| format!("commit output `{}`: it was reported, but its NAR is not in the store", output.info.path))?
+            }
+        };
+        checked.push(BuiltOutput { name: output.name, info });
+    }
+    Ok(checked)
+}
+
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
