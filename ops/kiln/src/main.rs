@@ -1,1 +1,99 @@
-fn main() {}
+//! `kiln`: the one binary of the farm. Reads the command line and hands over; every command lives in a module of its own.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod args;
+mod build;
+mod ca;
+mod client;
+mod daemons;
+mod drv;
+mod embedded;
+mod evaluate;
+mod failures;
+mod import;
+mod json;
+mod keys;
+mod logging;
+mod nar;
+mod operate;
+mod progress;
+mod realise;
+mod tables;
+mod up;
+mod words;
+
+/// A build farm for Nix-style package sets.
+#[derive(Parser)]
+#[command(name = "kiln", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a whole farm in this process: one coordinator, workers, the cache
+    Up(up::Args),
+    /// Build derivations and print their output paths
+    Build(build::Args),
+    /// Run a coordinator
+    Coordinator(daemons::Args),
+    /// Run a worker
+    Worker(daemons::Args),
+    /// Show the farm at a glance
+    Status(operate::Args),
+    /// List the jobs of live builds
+    Jobs(operate::Args),
+    /// List the workers
+    Workers(operate::Args),
+    /// Print the log of a job
+    Log(operate::LogArgs),
+    /// Stop wanting a build
+    Cancel(operate::CancelArgs),
+    /// Show facts about paths of the farm's cache
+    PathInfo(operate::PathInfoArgs),
+    /// Show and check derivations
+    #[command(subcommand)]
+    Drv(drv::Command),
+    /// Pack, unpack and check Nix archives
+    #[command(subcommand)]
+    Nar(nar::Command),
+    /// Make the farm's certificates
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Make keys that sign a binary cache
+    #[command(subcommand)]
+    Keys(keys::Command),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let daemon = matches!(cli.command, Command::Up(_) | Command::Coordinator(_) | Command::Worker(_));
+    logging::start(daemon);
+    run(cli.command).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        words::exit_code_of(&error)
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(args) => up::run(args),
+        Command::Build(args) => build::run(args),
+        Command::Coordinator(args) => daemons::coordinator(&args),
+        Command::Worker(args) => daemons::worker(&args),
+        Command::Status(args) => operate::status(&args),
+        Command::Jobs(args) => operate::jobs(&args),
+        Command::Workers(args) => operate::workers(&args),
+        Command::Log(args) => operate::log(&args),
+        Command::Cancel(args) => operate::cancel(&args),
+        Command::PathInfo(args) => operate::path_info(&args),
+        Command::Drv(command) => drv::run(command),
+        Command::Nar(command) => nar::run(command),
+        Command::Ca(command) => ca::run(command),
+        Command::Keys(command) => keys::run(command),
+    }
+}

@@ -1,0 +1,63 @@
+//! `kiln coordinator` and `kiln worker`: the two daemons, each from a configuration file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use kiln_coordinator::Coordinator;
+use kiln_link::Identity;
+use kiln_worker::Worker;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::words::{self, bad_input};
+
+/// Arguments of a daemon.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "F")]
+    config: PathBuf,
+}
+
+/// Returns the runtime that everything of a process runs on.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+/// Runs a coordinator until SIGINT or SIGTERM.
+pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = kiln_coordinator::Config::read(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    let identity = Identity::load(&config.identity).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    runtime()?.block_on(async {
+        let coordinator = Coordinator::start(config, &identity).await.context("start coordinator")?;
+        tracing::info!(link = %coordinator.link_addr(), http = %coordinator.http_addr(), "coordinator is up");
+        tokio::select! {
+            told = told_to_stop() => told?,
+            error = coordinator.failed() => return Err(anyhow::Error::from(error).context("the coordinator stopped by itself")),
+        }
+        coordinator.stop().await;
+        Ok(ExitCode::from(words::SUCCESS))
+    })
+}
+
+/// Runs a worker until SIGINT or SIGTERM.
+pub fn worker(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = kiln_worker::Config::load(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    let identity = Identity::load(&config.identity_dir).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    runtime()?.block_on(async {
+        let worker = Worker::start(&config, &identity).context("start worker")?;
+        told_to_stop().await?;
+        worker.stop().await;
+        Ok(ExitCode::from(words::SUCCESS))
+    })
+}
+
+async fn told_to_stop() -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

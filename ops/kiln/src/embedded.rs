@@ -1,0 +1,138 @@
+//! A whole farm inside this process: one coordinator and its workers, with a certificate authority that lives as long as they do.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use kiln_coordinator::{Config, Coordinator};
+use kiln_link::{Authority, FarmName, Identity, Role};
+use kiln_wire::{NodeId, StoreDir, WorkerId};
+use kiln_worker::Worker;
+
+use crate::args;
+use crate::client::{Beacon, Client};
+use crate::words::bad_input;
+
+/// What the farm should be like.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Where it keeps its state.
+    pub dir: PathBuf,
+    /// How many workers share the machine, at least 1.
+    pub workers: u32,
+    /// UDP address for clients; port 0 for any.
+    pub link: SocketAddr,
+    /// TCP address of the cache; port 0 for any.
+    pub http: SocketAddr,
+    /// The store directory of its paths.
+    pub store_dir: StoreDir,
+}
+
+/// A running farm.
+pub struct Farm {
+    /// Its coordinator.
+    pub coordinator: Coordinator,
+    workers: Vec<Worker>,
+    client: Identity,
+    beacon: PathBuf,
+}
+
+impl Farm {
+    /// Starts a farm from what its directory holds; an empty or absent directory becomes a new farm.
+    ///
+    /// # Errors
+    /// Exit code 2 if this user cannot run one, otherwise what the failing part says.
+    pub async fn start(shape: Shape) -> anyhow::Result<Self> {
+        if !args::is_root() {
+            return Err(bad_input(
+                "a farm on this machine runs builds in namespaces, for which it must be root; run as root, or name a farm with --farm",
+            ));
+        }
+        let farm: FarmName = "kiln".parse()?;
+        let authority = Authority::ephemeral(&farm)?;
+        let identity = |role: Role| anyhow::Ok(Identity::from_credentials(&authority.issue(&role, CERTIFICATE_TTL)?)?);
+        let config = Config {
+            dir: shape.dir.clone(),
+            farm: farm.to_string(),
+            node: NodeId(1),
+            listen: shape.link,
+            http: shape.http,
+            store_dir: shape.store_dir.clone(),
+            identity: PathBuf::new(),
+        };
+        let coordinator = Coordinator::start(config, &identity(Role::Coordinator(NodeId(1)))?).await;
+        let coordinator = coordinator.with_context(|| format!("start a coordinator in `{}`", shape.dir.display()))?;
+        let mut workers = Vec::new();
+        for number in 1..=shape.workers {
+            let name = WorkerId::parse(&format!("local-{number}"))?;
+            let config = worker_config(&shape, name.clone(), number, coordinator.link_addr());
+            let worker = Worker::start(&config, &identity(Role::Worker(name.clone()))?);
+            workers.push(worker.with_context(|| format!("start worker `{name}`"))?);
+        }
+        let role = Role::Client("local".parse()?);
+        let credentials = authority.issue(&role, CERTIFICATE_TTL)?;
+        let client = Identity::from_credentials(&credentials)?;
+        credentials.write(&shape.dir.join("client"))?;
+        let beacon = Beacon::path(&shape.dir);
+        write_beacon(&beacon, &shape.dir, &coordinator)?;
+        Ok(Self { coordinator, workers, client, beacon })
+    }
+
+    /// Connects to the farm as a client.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        Client::dial(self.coordinator.link_addr(), &self.client).await
+    }
+
+    /// Stops everything. What runs is stopped too, and tried again at the next start.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        std::fs::remove_file(&self.beacon).with_context(|| format!("remove `{}`", self.beacon.display()))?;
+        for worker in self.workers {
+            worker.stop().await;
+        }
+        self.coordinator.stop().await;
+        Ok(())
+    }
+}
+
+/// Divides the machine among the workers.
+fn worker_config(shape: &Shape, name: WorkerId, number: u32, coordinator: SocketAddr) -> kiln_worker::Config {
+    let dir = shape.dir.join("workers").join(name.as_str());
+    let mut config = kiln_worker::Config::new(name, dir, vec![coordinator.to_string()]);
+    if shape.workers > 1 {
+        let cores = (processors() / shape.workers).max(1);
+        config.cores = Some(cores);
+        config.slots = Some(cores);
+        config.slot_first = (number - 1) * cores;
+        config.memory_mib = memory_mib().map(|mib| (mib * 7 / 8 / u64::from(shape.workers)).max(64));
+    }
+    config
+}
+
+fn processors() -> u32 {
+    std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok()).unwrap_or(1)
+}
+
+fn memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();
+    kib.parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+fn write_beacon(path: &Path, dir: &Path, coordinator: &Coordinator) -> anyhow::Result<()> {
+    let dir = dir.canonicalize().with_context(|| format!("find `{}`", dir.display()))?;
+    let beacon = Beacon {
+        pid: std::process::id(),
+        link: coordinator.link_addr(),
+        cache: format!("http://{}", coordinator.http_addr()),
+        public_key: coordinator.public_key(),
+        identity: dir.join("client"),
+    };
+    let staged = path.with_extension("new");
+    std::fs::write(&staged, serde_json::to_vec_pretty(&beacon)?)
+        .and_then(|()| std::fs::rename(&staged, path))
+        .with_context(|| format!("write `{}`", path.display()))
+}
+
+/// The authority dies with the process; a farm that runs longer than this is restarted for other reasons before.
+const CERTIFICATE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);

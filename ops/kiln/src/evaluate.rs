@@ -1,0 +1,82 @@
+//! Evaluates Nix expressions by running `nix-instantiate`, into a store of our own, so that neither root nor a daemon of Nix is needed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use kiln_wire::{DrvPath, OutputName, Root, StoreDir};
+
+use crate::words::bad_input;
+
+/// What to evaluate.
+#[derive(Debug)]
+pub struct Expression {
+    /// The file, or a directory with a `default.nix`.
+    pub file: PathBuf,
+    /// Attributes of it; all if empty.
+    pub attributes: Vec<String>,
+    /// `--arg NAME EXPRESSION` pairs.
+    pub args: Vec<(String, String)>,
+    /// `--argstr NAME STRING` pairs.
+    pub strings: Vec<(String, String)>,
+}
+
+/// Evaluates and returns the derivations, which lie below `root` afterwards.
+///
+/// # Errors
+/// Bad input if `nix-instantiate` is not installed or refuses the expression; its own words are on standard error by then.
+pub fn evaluate(expression: &Expression, root: &Path, store_dir: &StoreDir) -> anyhow::Result<Vec<Root>> {
+    std::fs::create_dir_all(root).with_context(|| format!("create evaluation store `{}`", root.display()))?;
+    let mut command = Command::new("nix-instantiate");
+    command.arg("--store").arg(format!("local?root={}", root.display()));
+    command.arg(&expression.file);
+    for attribute in &expression.attributes {
+        command.args(["-A", attribute]);
+    }
+    for (name, value) in &expression.args {
+        command.args(["--arg", name, value]);
+    }
+    for (name, value) in &expression.strings {
+        command.args(["--argstr", name, value]);
+    }
+    command.env("NIX_STORE_DIR", store_dir.as_str()).stdin(Stdio::null()).stderr(Stdio::piped());
+    tracing::debug!(?command, "evaluate");
+    let output = command.output().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => bad_input(format!(
+            "evaluate `{}`: there is no `nix-instantiate` here; install Nix (Debian: apt-get install nix-bin), or name .drv files",
+            expression.file.display()
+        )),
+        _ => bad_input(format!("run nix-instantiate: {error}")),
+    })?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    let words: Vec<&str> = words.lines().filter(|line| !line.contains("--add-root")).collect();
+    if !output.status.success() {
+        return Err(bad_input(format!("evaluate `{}`:\n{}", expression.file.display(), words.join("\n"))));
+    }
+    for line in words {
+        eprintln!("{line}");
+    }
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| root_of(line, store_dir)).collect()
+}
+
+/// Reads one line of `nix-instantiate`: a derivation, with `!OUTPUT` behind it unless the default output is meant.
+fn root_of(line: &str, store_dir: &StoreDir) -> anyhow::Result<Root> {
+    let (path, output) = line.split_once('!').map_or((line, None), |(path, output)| (path, Some(output)));
+    let path = store_dir.strip(path).and_then(DrvPath::from_path).map_err(bad_input)?;
+    let outputs = output.map(OutputName::parse).transpose().map_err(bad_input)?;
+    Ok(Root { derivation: path, outputs: outputs.into_iter().collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_a_derivation_and_perhaps_an_output() {
+        let store_dir = StoreDir::default();
+        let root = root_of("/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv!dev", &store_dir).expect("a root");
+        assert_eq!(root.outputs.iter().map(OutputName::as_str).collect::<Vec<_>>(), ["dev"]);
+        assert!(root_of("/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv", &store_dir).expect("a root").outputs.is_empty());
+        assert!(root_of("/tmp/bar.drv", &store_dir).is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! What a person is told about a build that failed: each failure with its attempts, the tail of its log, and where all of it is.
+
+use std::path::Path;
+
+use kiln_wire::client::{AttemptView, BuildState, BuildView, JobView, Request, Response};
+
+use crate::client::{Client, unexpected};
+
+/// Prints the failures of a build on standard error. `dir` is where an embedded farm keeps its logs.
+pub async fn explain(client: &Client, view: &BuildView, dir: Option<&Path>) -> anyhow::Result<()> {
+    if view.state == BuildState::Cancelled {
+        eprintln!("build {} was cancelled", view.build);
+    }
+    let failed: Vec<&JobView> = view.failures.iter().filter(|job| !job.attempts.is_empty() || job.state == "failed").collect();
+    for job in failed.iter().take(SHOWN_MAX) {
+        explain_job(client, job, dir).await?;
+    }
+    if failed.len() > SHOWN_MAX {
+        eprintln!("\n… and {} more jobs failed", failed.len() - SHOWN_MAX);
+    }
+    let dependents = view.failures.len() - failed.len();
+    if dependents > 0 {
+        eprintln!("\n{dependents} jobs were not built because something that they need failed");
+    }
+    Ok(())
+}
+
+async fn explain_job(client: &Client, job: &JobView, dir: Option<&Path>) -> anyhow::Result<()> {
+    eprintln!("\n{} failed: {}", job.derivation, job.reason);
+    for attempt in &job.attempts {
+        eprintln!("  attempt {} on {}: {}", attempt.attempt, attempt.worker, outcome(attempt));
+    }
+    let log = log_of(client, job).await.unwrap_or_default();
+    let lines: Vec<&[u8]> = log.split(|byte| *byte == b'\n').collect();
+    let lines = lines.strip_suffix(&[&b""[..]]).unwrap_or(&lines);
+    if lines.is_empty() {
+        eprintln!("  it wrote no log");
+        return Ok(());
+    }
+    let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    eprintln!("  last {} of {} lines of its log:", tail.len(), lines.len());
+    for line in tail {
+        eprintln!("  | {}", printable(line));
+    }
+    match (dir, job.attempts.last()) {
+        (Some(dir), Some(attempt)) => {
+            let file = dir.join("logs").join(job.derivation.as_str()).join(format!("{}.log", attempt.attempt));
+            eprintln!("  all of it: {}", file.display());
+        }
+        _ => eprintln!("  all of it: kiln log {}", job.derivation),
+    }
+    Ok(())
+}
+
+fn outcome(attempt: &AttemptView) -> String {
+    attempt.failure.as_ref().map_or_else(|| "ended".to_owned(), |(class, message)| format!("{class}: {message}"))
+}
+
+async fn log_of(client: &Client, job: &JobView) -> anyhow::Result<Vec<u8>> {
+    let attempt = job.attempts.last().map(|attempt| attempt.attempt);
+    let request = Request::Log { derivation: job.derivation.clone(), attempt, follow: false };
+    let (_sender, mut answers) = client.ask(&request).await?;
+    let mut log = Vec::new();
+    while let Some(answer) = answers.next().await? {
+        match answer {
+            Response::Log(mut bytes) => log.append(&mut bytes),
+            _ => return Err(unexpected("another kind")),
+        }
+        // Only the tail is shown.
+        let surplus = log.len().saturating_sub(TAIL_BYTES_MAX);
+        log.drain(..surplus);
+    }
+    Ok(log)
+}
+
+/// A log is a stranger's bytes: what could move a terminal's cursor or its title is shown, not done. Colours are left out too.
+fn printable(line: &[u8]) -> String {
+    let shown = |c: char| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() };
+    String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).chars().map(shown).collect()
+}
+
+/// Failures that are told in full.
+const SHOWN_MAX: usize = 10;
+/// Lines of log that are shown.
+const TAIL_LINES: usize = 25;
+/// Bytes of log that are kept to find these lines in.
+const TAIL_BYTES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_cannot_steer_the_terminal() {
+        assert_eq!(printable(b"\x1b]0;title\x07done\r"), "\\u{1b}]0;title\\u{7}done");
+        assert_eq!(printable("tab\tand ü and \u{0}".as_bytes()), "tab\tand ü and \\u{0}");
+    }
+}

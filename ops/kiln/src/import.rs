@@ -1,0 +1,180 @@
+//! Hands a closure of derivations to the farm: finds the files, asks what the farm lacks, uploads only that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use kiln_link::BlobSource;
+use kiln_nix::closure::Closure;
+use kiln_nix::content::{ContentAddress, Method};
+use kiln_nix::hash::{Algorithm, Hash, Hasher};
+use kiln_nix::scan::Candidates;
+use kiln_store::{BlobBytes, Packed, Packer};
+use kiln_wire::client::{DerivationFile, Request, Response};
+use kiln_wire::limits::{DERIVATION_BATCH_BYTES, PATHS_PER_REQUEST_MAX};
+use kiln_wire::{DrvPath, PathInfo, Root, StoreDir, StorePath};
+
+use crate::client::{Client, unexpected};
+use crate::progress::Progress;
+use crate::words::{self, bad_input};
+
+/// Directories in which store objects are looked for, by base name, the first one first.
+#[derive(Clone, Debug)]
+pub struct Places(pub Vec<PathBuf>);
+
+impl Places {
+    /// Returns where an object lies.
+    pub fn find(&self, base_name: &str) -> Option<PathBuf> {
+        self.0.iter().map(|dir| dir.join(base_name)).find(|path| path.symlink_metadata().is_ok())
+    }
+}
+
+/// Uploads what the farm lacks of the derivations and sources that `roots` need.
+///
+/// # Errors
+/// Exit code 2 if a file is missing or not what its path says.
+pub async fn upload(client: &Client, store_dir: &StoreDir, places: &Places, roots: &[Root], progress: &Progress) -> anyhow::Result<()> {
+    let closure = load(store_dir, places, roots)?;
+    let derivations: BTreeSet<StorePath> = closure.derivations().iter().map(|(path, _)| path.as_path().clone()).collect();
+    let sources: BTreeSet<StorePath> =
+        closure.derivations().iter().flat_map(|(_, derivation)| derivation.sources.iter().cloned()).collect();
+    // The farm may have a source of a derivation whose outputs it has too; both are asked for, nothing is sent twice.
+    let lacking_sources = missing(client, sources.iter().cloned().collect()).await?;
+    let lacking = missing(client, derivations.into_iter().collect()).await?;
+    if !lacking.is_empty() {
+        progress.say(&format!("uploading {} derivations", lacking.len()));
+    }
+    upload_derivations(client, places, &lacking).await?;
+    let mut waiting: BTreeSet<StorePath> = lacking_sources.into_iter().collect();
+    while let Some(path) = waiting.pop_first() {
+        upload_source(client, store_dir, places, &path, &sources, &mut waiting, progress).await?;
+    }
+    Ok(())
+}
+
+fn load(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result<Closure> {
+    let read = |path: &DrvPath| places.find(path.as_str()).map(fs::read).transpose();
+    let loaded = Closure::load(store_dir, roots.iter().map(|root| root.derivation.clone()), read);
+    loaded.map_err(|error| {
+        let looked: Vec<String> = places.0.iter().map(|dir| format!("`{}`", dir.display())).collect();
+        bad_input(format!("{:#} (looked in {})", anyhow::Error::from(error), looked.join(", ")))
+    })
+}
+
+async fn missing(client: &Client, paths: Vec<StorePath>) -> anyhow::Result<Vec<StorePath>> {
+    let mut missing = Vec::new();
+    for chunk in paths.chunks(PATHS_PER_REQUEST_MAX) {
+        match client.one(&Request::Missing(chunk.to_vec())).await? {
+            Response::Paths(mut paths) => missing.append(&mut paths),
+            _ => return Err(unexpected("another kind")),
+        }
+    }
+    Ok(missing)
+}
+
+async fn upload_derivations(client: &Client, places: &Places, lacking: &[StorePath]) -> anyhow::Result<()> {
+    let mut batch = Vec::new();
+    let mut batch_bytes = 0;
+    for path in lacking {
+        let file = places.find(path.as_str()).ok_or_else(|| bad_input(format!("derivation `{path}` disappeared")))?;
+        let bytes = fs::read(&file).with_context(|| format!("read `{}`", file.display()))?;
+        batch_bytes += bytes.len();
+        batch.push(DerivationFile { path: DrvPath::from_path(path.clone())?, bytes });
+        if batch_bytes >= DERIVATION_BATCH_BYTES || batch.len() >= FILES_PER_BATCH {
+            client.one(&Request::AddDerivations(std::mem::take(&mut batch))).await?;
+            batch_bytes = 0;
+        }
+    }
+    if !batch.is_empty() {
+        client.one(&Request::AddDerivations(batch)).await?;
+    }
+    Ok(())
+}
+
+/// Uploads one source. If it refers to others that the farm lacks, those go first and it waits.
+async fn upload_source(
+    client: &Client,
+    store_dir: &StoreDir,
+    places: &Places,
+    path: &StorePath,
+    sources: &BTreeSet<StorePath>,
+    waiting: &mut BTreeSet<StorePath>,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let looked = || places.0.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ");
+    let file = places.find(path.as_str()).ok_or_else(|| bad_input(format!("input source `{path}` is missing; looked in {}", looked())))?;
+    let packer = Packer { level: UPLOAD_LEVEL, spool_dir: std::env::temp_dir() };
+    let (candidates, packed_file) = (Candidates::new(sources.iter().cloned()), file.clone());
+    let packed = tokio::task::spawn_blocking(move || packer.pack(&packed_file, &candidates)).await??;
+    let info = describe(store_dir, path, &file, &packed)?;
+    for reference in info.references.iter().filter(|reference| *reference != path) {
+        if waiting.remove(reference) {
+            Box::pin(upload_source(client, store_dir, places, reference, sources, waiting, progress)).await?;
+        }
+    }
+    progress.say(&format!("uploading {} ({})", path.name(), words::size(info.blob.size_bytes)));
+    let size = info.blob.size_bytes;
+    let (mut sender, mut answers) = client.ask(&Request::Import(info)).await?;
+    match answers.next().await? {
+        Some(Response::UploadAt(None)) => {}
+        Some(Response::UploadAt(Some(offset))) => {
+            let source: BlobSource = match packed.spool.into_bytes() {
+                BlobBytes::File(file) => file.into(),
+                BlobBytes::Memory(bytes) => bytes.into(),
+            };
+            // What the farm has against the bytes is in its answer, which is read in either case.
+            if let Err(error) = sender.send_blob(source, size, offset).await {
+                tracing::debug!(%error, "send source");
+            }
+        }
+        _ => return Err(unexpected("another kind")),
+    }
+    match answers.next().await? {
+        Some(Response::Stored) => Ok(()),
+        _ => Err(unexpected("another kind")),
+    }
+}
+
+/// Finds the content address that the path follows from: Nix imports a tree by its NAR, a file flat, or a text with its references.
+fn describe(store_dir: &StoreDir, path: &StorePath, file: &Path, packed: &Packed) -> anyhow::Result<PathInfo> {
+    let mut tried: BTreeMap<Method, BTreeSet<StorePath>> = BTreeMap::from([(Method::Nar, BTreeSet::new())]);
+    let meta = file.symlink_metadata().with_context(|| format!("read `{}`", file.display()))?;
+    if meta.is_file() {
+        tried.insert(Method::Flat, BTreeSet::new());
+        tried.insert(Method::Text, packed.references.iter().filter(|reference| *reference != path).cloned().collect());
+    }
+    for (method, references) in tried {
+        let hash: Hash = match method {
+            Method::Nar => packed.nar_hash.into(),
+            Method::Flat | Method::Text | Method::Git => flat_hash(file)?,
+        };
+        let address = ContentAddress { method, hash };
+        if address.path(store_dir, path.name(), &references, false)? == *path {
+            let mut info = packed.path_info(path.clone(), None, Some(address.to_string()));
+            info.references = references;
+            return Ok(info);
+        }
+    }
+    Err(bad_input(format!(
+        "input source `{}` is not what its path says: its content has another hash; only content-addressed sources can be uploaded",
+        file.display()
+    )))
+}
+
+fn flat_hash(file: &Path) -> anyhow::Result<Hash> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut reader = fs::File::open(file).with_context(|| format!("open `{}`", file.display()))?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match std::io::Read::read(&mut reader, &mut buffer).with_context(|| format!("read `{}`", file.display()))? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// zstd's level for sources: they are sent once and kept.
+const UPLOAD_LEVEL: i32 = 3;
+/// Derivations in one batch; most are below 2 KB.
+const FILES_PER_BATCH: usize = 4096;

@@ -1,0 +1,229 @@
+//! The commands that look at a farm and steer it.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kiln_wire::client::{BuildState, BuildView, FarmView, JobView, Request, Response, WorkerView};
+use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir, StorePath};
+
+use crate::args::FarmArgs;
+use crate::client::{Client, unexpected};
+use crate::daemons::runtime;
+use crate::json;
+use crate::tables;
+use crate::words::{self, bad_input};
+
+/// Arguments of a command that only looks.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `kiln log`.
+#[derive(clap::Args)]
+pub struct LogArgs {
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// The job: a derivation's path, or its base name
+    job: String,
+    /// The attempt; the last one if none is named
+    #[arg(long)]
+    attempt: Option<u64>,
+    /// Stay until the attempt ends
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// Arguments of `kiln cancel`.
+#[derive(clap::Args)]
+pub struct CancelArgs {
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// The build's number, as `kiln status` shows it
+    build: u64,
+}
+
+/// Arguments of `kiln path-info`.
+#[derive(clap::Args)]
+pub struct PathInfoArgs {
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// Print JSON, as `nix path-info --json` does
+    #[arg(long)]
+    json: bool,
+    /// Include everything that the paths refer to
+    #[arg(short, long)]
+    recursive: bool,
+    /// The paths
+    #[arg(required = true)]
+    paths: Vec<String>,
+}
+
+/// Shows the farm at a glance.
+pub fn status(args: &Args) -> anyhow::Result<ExitCode> {
+    let view = runtime()?.block_on(async { Client::open(&args.farm).await?.status().await })?;
+    if args.json {
+        println!("{}", json::farm(&view));
+    } else {
+        print_status(&view);
+    }
+    Ok(ExitCode::from(words::SUCCESS))
+}
+
+fn print_status(view: &FarmView) {
+    let counts = view.counts;
+    println!("Kiln {}, store {}, {} workers connected", view.version, view.store_dir, view.workers_connected);
+    println!("cache {}  key {}", view.cache_url.as_deref().unwrap_or("not served"), view.public_key);
+    println!(
+        "jobs: {} running, {} ready, {} blocked, {} built, {} failed",
+        counts.running, counts.ready, counts.blocked, counts.built, counts.failed
+    );
+    let rows: Vec<Vec<String>> = view.builds.iter().map(build_row).collect();
+    if !rows.is_empty() {
+        println!();
+        tables::print(&["BUILD", "NAME", "STATE", "BUILT", "RUNNING", "READY", "BLOCKED", "FAILED", "LEFT"], &rows);
+    }
+}
+
+fn build_row(build: &BuildView) -> Vec<String> {
+    let state = match build.state {
+        BuildState::Active => "active",
+        BuildState::Built => "built",
+        BuildState::Failed => "failed",
+        BuildState::Cancelled => "cancelled",
+    };
+    let left = build.remaining_ms.map_or_else(|| "-".to_owned(), |ms| words::duration(Duration::from_millis(ms)));
+    let counts = build.counts;
+    let mut row = vec![build.build.to_string(), build.name.clone(), state.to_owned()];
+    row.extend([counts.built, counts.running, counts.ready, counts.blocked, counts.failed].map(|count| count.to_string()));
+    row.push(left);
+    row
+}
+
+/// Lists the jobs of live builds.
+pub fn jobs(args: &Args) -> anyhow::Result<ExitCode> {
+    let (store_dir, jobs) = runtime()?.block_on(async {
+        let client = Client::open(&args.farm).await?;
+        let store_dir = client.status().await?.store_dir;
+        let jobs = client.all(&Request::Jobs, |answer| if let Response::Jobs(jobs) = answer { Some(jobs) } else { None }).await?;
+        anyhow::Ok((store_dir, jobs))
+    })?;
+    if args.json {
+        println!("{}", serde_json::Value::from(jobs.iter().map(|job| json::job(job, &store_dir)).collect::<Vec<_>>()));
+        return Ok(ExitCode::from(words::SUCCESS));
+    }
+    tables::print(&["JOB", "STATE", "TRIES", "RANK", "WHERE", "WHY"], &jobs.iter().map(job_row).collect::<Vec<_>>());
+    Ok(ExitCode::from(words::SUCCESS))
+}
+
+fn job_row(job: &JobView) -> Vec<String> {
+    let last = job.attempts.last().filter(|attempt| attempt.ended_at.is_none());
+    vec![
+        job.derivation.name().to_owned(),
+        job.state.clone(),
+        job.attempts.len().to_string(),
+        words::duration(Duration::from_millis(job.upward_rank_ms)),
+        last.map_or_else(|| "-".to_owned(), |attempt| attempt.worker.to_string()),
+        job.reason.clone(),
+    ]
+}
+
+/// Lists the workers.
+pub fn workers(args: &Args) -> anyhow::Result<ExitCode> {
+    let workers = runtime()?.block_on(async {
+        match Client::open(&args.farm).await?.one(&Request::Workers).await? {
+            Response::Workers(workers) => Ok(workers),
+            _ => Err(unexpected("another kind")),
+        }
+    })?;
+    if args.json {
+        println!("{}", serde_json::Value::from(workers.iter().map(json::worker).collect::<Vec<_>>()));
+        return Ok(ExitCode::from(words::SUCCESS));
+    }
+    tables::print(
+        &["WORKER", "STATE", "CORES", "MEMORY", "SLOTS", "SYSTEMS", "FEATURES", "RUNS"],
+        &workers.iter().map(worker_row).collect::<Vec<_>>(),
+    );
+    Ok(ExitCode::from(words::SUCCESS))
+}
+
+fn worker_row(worker: &WorkerView) -> Vec<String> {
+    let offer = &worker.offer;
+    vec![
+        worker.worker.to_string(),
+        if worker.connected { "connected" } else { "away" }.to_owned(),
+        format!("{}/{}", worker.used.cores, offer.capacity.cores),
+        format!("{}/{} MiB", worker.used.memory_mib, offer.capacity.memory_mib),
+        format!("{}/{}", worker.running.len(), offer.slots),
+        offer.systems.iter().cloned().collect::<Vec<_>>().join(","),
+        offer.features.iter().cloned().collect::<Vec<_>>().join(","),
+        worker.running.iter().map(|job| job.name().to_owned()).collect::<Vec<_>>().join(","),
+    ]
+}
+
+/// Prints the log of a job.
+pub fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
+    let derivation = parse_job(&args.job)?;
+    let request = Request::Log { derivation, attempt: args.attempt.map(AttemptId), follow: args.follow };
+    runtime()?.block_on(async {
+        let client = Client::open(&args.farm).await?;
+        let (_sender, mut answers) = client.ask(&request).await?;
+        let mut out = std::io::stdout().lock();
+        while let Some(answer) = answers.next().await? {
+            match answer {
+                Response::Log(bytes) => out.write_all(&bytes)?,
+                _ => return Err(unexpected("another kind")),
+            }
+            out.flush()?;
+        }
+        Ok(ExitCode::from(words::SUCCESS))
+    })
+}
+
+fn parse_job(job: &str) -> anyhow::Result<DrvPath> {
+    let base_name = job.rsplit('/').next().unwrap_or(job);
+    DrvPath::parse(base_name).map_err(|error| bad_input(format!("{error}; name a derivation, as `kiln jobs --json` does")))
+}
+
+/// Stops wanting a build.
+pub fn cancel(args: &CancelArgs) -> anyhow::Result<ExitCode> {
+    runtime()?.block_on(async { Client::open(&args.farm).await?.one(&Request::Cancel(BuildId(args.build))).await })?;
+    println!("build {} is cancelled; what it alone needed stops", args.build);
+    Ok(ExitCode::from(words::SUCCESS))
+}
+
+/// Shows facts about paths of the farm's cache.
+pub fn path_info(args: &PathInfoArgs) -> anyhow::Result<ExitCode> {
+    let (store_dir, infos) = runtime()?.block_on(async {
+        let client = Client::open(&args.farm).await?;
+        let store_dir = client.status().await?.store_dir;
+        let paths = args.paths.iter().map(|path| parse_path(path, &store_dir)).collect::<anyhow::Result<Vec<_>>>()?;
+        let request = Request::PathInfos { paths: paths.clone(), closure: args.recursive };
+        let infos = client.all(&request, |answer| if let Response::PathInfos(infos) = answer { Some(infos) } else { None }).await?;
+        match paths.iter().find(|path| !infos.iter().any(|info| info.path == **path)) {
+            Some(absent) => Err(bad_input(format!("path `{}` is not valid: the farm has not built it", store_dir.join(absent)))),
+            None => Ok((store_dir, infos)),
+        }
+    })?;
+    print_infos(&infos, &store_dir, args.json);
+    Ok(ExitCode::from(words::SUCCESS))
+}
+
+fn parse_path(path: &str, store_dir: &StoreDir) -> anyhow::Result<StorePath> {
+    if path.starts_with('/') { store_dir.strip(path) } else { StorePath::parse(path) }.map_err(bad_input)
+}
+
+fn print_infos(infos: &[PathInfo], store_dir: &StoreDir, as_json: bool) {
+    if as_json {
+        println!("{}", serde_json::Value::from(infos.iter().map(|info| json::path_info(info, store_dir)).collect::<Vec<_>>()));
+        return;
+    }
+    for info in infos {
+        println!("{}", store_dir.join(&info.path));
+    }
+}

@@ -1,0 +1,103 @@
+//! Brings outputs from the farm to a directory store on this machine: a whole closure, each path verified before it has its name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use kiln_store::{Spool, unpack};
+use kiln_wire::client::{Request, Response};
+use kiln_wire::{PathInfo, StoreDir, StorePath};
+
+use crate::client::{Client, unexpected};
+use crate::progress::Progress;
+use crate::words;
+
+/// Returns where the store of `root` lies: `root` itself stands for `/`.
+pub fn store_below(root: &Path, store_dir: &StoreDir) -> PathBuf {
+    root.join(store_dir.as_str().trim_start_matches('/'))
+}
+
+/// Fetches the closure of `paths` into the store below `root`. Paths that are there already are left alone.
+///
+/// # Errors
+/// Names the path that could not be fetched or verified; nothing half-written has a store path's name.
+pub async fn realise(client: &Client, paths: Vec<StorePath>, root: &Path, store_dir: &StoreDir, progress: &Progress) -> anyhow::Result<()> {
+    let store = store_below(root, store_dir);
+    std::fs::create_dir_all(&store).with_context(|| format!("create `{}`", store.display()))?;
+    let infos = client.all(&Request::PathInfos { paths, closure: true }, infos_of).await?;
+    let lacking: Vec<PathInfo> = infos.into_iter().filter(|info| store.join(info.path.as_str()).symlink_metadata().is_err()).collect();
+    let bytes: u64 = lacking.iter().map(|info| info.nar_size_bytes).sum();
+    if !lacking.is_empty() {
+        progress.say(&format!("fetching {} paths ({}) to `{}`", lacking.len(), words::size(bytes), store.display()));
+    }
+    for info in lacking {
+        let path = info.path.clone();
+        fetch(client, info, &store).await.with_context(|| format!("fetch `{path}`"))?;
+    }
+    Ok(())
+}
+
+fn infos_of(answer: Response) -> Option<Vec<PathInfo>> {
+    match answer {
+        Response::PathInfos(infos) => Some(infos),
+        _ => None,
+    }
+}
+
+async fn fetch(client: &Client, wanted: PathInfo, store: &Path) -> anyhow::Result<()> {
+    let (_sender, mut answers) = client.ask(&Request::FetchBlob { path: wanted.path.clone(), offset_bytes: 0 }).await?;
+    let info = match answers.next().await? {
+        Some(Response::Blob(info)) if info.nar_hash == wanted.nar_hash => info,
+        _ => return Err(unexpected("another kind")),
+    };
+    let mut spool = Spool::new(store);
+    let sink = |bytes: &[u8]| std::io::Write::write_all(&mut spool, bytes);
+    answers.0.recv_blob(info.blob.blake3, info.blob.size_bytes, 0, sink).await?;
+    let (store, path) = (store.to_path_buf(), info.path.clone());
+    tokio::task::spawn_blocking(move || place(&info, spool, &store)).await?.with_context(|| format!("unpack `{path}`"))
+}
+
+/// Unpacks beside the final place, then renames.
+fn place(info: &PathInfo, spool: Spool, store: &Path) -> anyhow::Result<()> {
+    let staged = store.join(format!(".{}.{}", info.path, std::process::id()));
+    let bytes = spool.into_bytes();
+    let placed = unpack(info, bytes.reader(), &staged).map_err(anyhow::Error::from).and_then(|()| {
+        make_read_only(&staged)?;
+        std::fs::rename(&staged, store.join(info.path.as_str())).context("rename into the store")
+    });
+    if placed.is_err() && staged.symlink_metadata().is_ok() {
+        let removed = if staged.is_dir() { std::fs::remove_dir_all(&staged) } else { std::fs::remove_file(&staged) };
+        removed.with_context(|| format!("remove `{}`", staged.display()))?;
+    }
+    placed
+}
+
+/// Store objects are read-only, with a time of 1: that is what Nix checks and what keeps a stray program from changing them.
+fn make_read_only(path: &Path) -> anyhow::Result<()> {
+    let mut waiting = vec![path.to_path_buf()];
+    let mut dirs = Vec::new();
+    while let Some(path) = waiting.pop() {
+        let meta = path.symlink_metadata()?;
+        if meta.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                waiting.push(entry?.path());
+            }
+            dirs.push(path);
+        } else if meta.is_file() {
+            settle(&path, &meta)?;
+        }
+    }
+    // A directory's time changes with its content, so directories come last, inner before outer.
+    for dir in dirs.iter().rev() {
+        settle(dir, &dir.symlink_metadata()?)?;
+    }
+    Ok(())
+}
+
+fn settle(path: &Path, meta: &std::fs::Metadata) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = if meta.permissions().mode() & 0o100 == 0 { 0o444 } else { 0o555 };
+    let file = std::fs::File::open(path)?;
+    file.set_times(std::fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1)))?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
