@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use kiln_nix::derivation::{self, Derivation};
@@ -16,11 +16,12 @@ use kiln_wire::{Failure, FailureClass, JobLimits, Outcome, Usage};
 use tokio::sync::mpsc;
 
 use crate::attempt_log::AttemptLog;
+use crate::builder;
 use crate::cache::Pin;
+use crate::cgroup;
 use crate::failure::{caused, failure, of_run};
 use crate::fetchurl;
 use crate::outputs::{self, Import, Made};
-use crate::plain_spec;
 use crate::sandbox;
 use crate::scratch::Scratch;
 use crate::shell::AttemptEvent;
@@ -178,15 +179,34 @@ impl Room {
     }
 
     fn spec(&self, root_dir: &Path) -> Result<sandbox::Spec, Failed> {
-        let assignment = &self.order.assignment;
-        let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), self.workshop.cache.host_path(&info.path)));
-        let place = plain_spec::Place {
+        let (assignment, workshop) = (&self.order.assignment, &self.workshop);
+        let build_failure = |err: &dyn std::error::Error| caused(FailureClass::BuildFailure, "", err);
+        let paths = outputs::output_paths(&self.derivation)?;
+        let launch = builder::launch(&self.derivation, assignment, &paths, &workshop.host_env).map_err(|err| build_failure(&err))?;
+        let features = self.derivation.attributes().and_then(|attributes| attributes.required_system_features());
+        let dev_kvm = features.map_err(|err| build_failure(&err))?.contains("kvm");
+        let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), workshop.cache.host_path(&info.path)));
+        Ok(sandbox::Spec {
+            name: format!("attempt-{}", assignment.lease.attempt),
             root_dir: root_dir.to_owned(),
-            host_id: self.slot.host_id(),
-            shell: self.workshop.shell.clone(),
+            store_dir: assignment.store_dir.clone(),
+            system: self.derivation.system.clone(),
+            builder: launch.builder,
+            args: launch.args,
+            env: launch.env,
+            files: launch.files,
             inputs: inputs.collect(),
-        };
-        Ok(plain_spec::spec(assignment, &self.derivation, &self.limits, place))
+            network: launch.network,
+            host_id: self.slot.host_id(),
+            shell: workshop.shell.clone(),
+            dev_kvm,
+            resources: cgroup::Limits::of(assignment.resources),
+            limits: sandbox::Limits {
+                wall: Duration::from_millis(self.limits.wall_ms_max),
+                silence: Duration::from_millis(self.limits.silence_ms_max),
+                log_bytes: self.limits.log_bytes_max,
+            },
+        })
     }
 
     fn about(&self, what: &str) -> String {

@@ -4,7 +4,7 @@
 //! port. [`Worker::start`] runs one inside another process, [`run`] is the daemon.
 //!
 //! The way of an attempt: [`session`] → [`shell`] → [`attempt`] → [`inputs`] (into the [`cache`]) → [`sandbox`] (what to run is
-//! said by `builder`) → [`outputs`] → [`upload`] → the shell's [`journal`] → session.
+//! said by [`builder`]) → [`outputs`] → [`upload`] → the shell's [`journal`] → session.
 
 mod attempt;
 mod attempt_log;
@@ -19,7 +19,6 @@ mod inputs;
 mod journal;
 mod outputs;
 mod pipe;
-mod plain_spec;
 pub mod sandbox;
 mod scratch;
 mod session;

@@ -1,5 +1,6 @@
 //! What the attempts of one worker share.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kiln_store::Packer;
@@ -36,6 +37,8 @@ pub struct Workshop {
     pub shell: PathBuf,
     /// Limits of jobs that name none.
     pub limits: DefaultLimits,
+    /// The worker's own environment, which fixed-output derivations may ask for (`impureEnvVars`: proxies).
+    pub host_env: BTreeMap<String, Vec<u8>>,
 }
 
 /// A workshop that cannot be opened.
@@ -70,6 +73,18 @@ pub enum WorkshopError {
     Cgroup(#[from] crate::cgroup::CgroupError),
 }
 
+fn host_env() -> BTreeMap<String, Vec<u8>> {
+    use std::os::unix::ffi::OsStringExt;
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_vec()))).collect()
+}
+
+/// Names the worker's control groups after its directory: two farms on one machine may both have a worker of the same name, and
+/// each must clean up after itself only.
+fn group_name(config: &Config) -> String {
+    let hash = blake3::hash(config.dir.as_os_str().as_encoded_bytes()).to_hex();
+    format!("{}-{}", config.name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "_"), &hash[..12])
+}
+
 /// zstd's level: 0.39 GB/s on one core, 2.85 to 1 on compilers; level 3 is 40 % slower for 11 % less.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -86,7 +101,7 @@ impl Workshop {
         };
         private_dir(&config.dir).map_err(|err| WorkshopError::Dir { path: config.dir.clone(), err })?;
         std::fs::metadata(&config.busybox).map_err(|err| WorkshopError::Shell { path: config.busybox.clone(), err })?;
-        let cgroups = Cgroups::detect(config.name.as_str())?;
+        let cgroups = Cgroups::detect(&group_name(config))?;
         let trash = Trash::open(&config.dir.join("trash"))?;
         let (build_dir, spool_dir) = (dir("build")?, dir("spool")?);
         trash.discard_all(&build_dir)?;
@@ -103,6 +118,7 @@ impl Workshop {
             build_dir,
             shell: config.busybox.clone(),
             limits: config.limits,
+            host_env: host_env(),
         })
     }
 

@@ -15,8 +15,8 @@ use kiln_store::{BlobBytes, BlobReceiver, Packer, Provenance};
 use kiln_wire::client::{Refusal, RefusalKind, Request, Response};
 use kiln_wire::worker::{Assignment, FromWorker, Hello, ToWorker};
 use kiln_wire::{
-    AttemptId, BuiltOutput, DrvPath, Epoch, JobLimits, Leader, Lease, NodeId, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath,
-    WorkerId,
+    AttemptId, BuiltOutput, DrvPath, Epoch, JobLimits, Leader, Lease, NodeId, Outcome, OutputName, PathInfo, Resources, StoreDir,
+    StorePath, WorkerId,
 };
 use kiln_worker::{Config, Worker};
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
@@ -240,7 +240,7 @@ impl Job {
         Self { derivation, bytes, path }
     }
 
-    /// A shell script, run by the busybox at `busybox`, with outputs that are named after it.
+    /// A shell script, run by the busybox at `busybox` (`$b` in the script), with outputs that are named after it.
     pub fn script(name: &str, busybox: &StorePath, outputs: &[&str], script: &str) -> Self {
         let store_dir = StoreDir::default();
         let paths = outputs.iter().map(|output| (OutputName::parse(output).expect("a name"), store_path(&format!("{name}-{output}"))));
@@ -255,7 +255,7 @@ impl Job {
             sources: [busybox.clone()].into(),
             system: "x86_64-linux".into(),
             builder: format!("{}/bin/busybox", store_dir.join(busybox)),
-            args: ["sh", "-c", script].map(String::from).into(),
+            args: ["sh", "-c", &format!("b=$busybox/bin/busybox; {script}")].map(String::from).into(),
             env,
         })
     }

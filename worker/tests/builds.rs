@@ -1,0 +1,174 @@
+//! Whole attempts in real sandboxes against a scripted coordinator: what builders make, and what hostile ones try.
+
+mod farm;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use farm::{Farm, Job, store_path};
+use kiln_wire::worker::FromWorker;
+use kiln_wire::{FailureClass, JobLimits, Outcome, PathInfo, StorePath};
+
+/// A farm that offers a busybox, and its path.
+async fn farm_with_busybox() -> (Arc<Farm>, PathInfo) {
+    let farm = Farm::start().await;
+    let tree = farm.dir.path().join("busybox");
+    std::fs::create_dir_all(tree.join("bin")).expect("mkdir");
+    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("these tests need busybox-static");
+    let info = farm.add(&store_path("busybox"), &tree);
+    (farm, info)
+}
+
+async fn failure_of(farm: &Farm, job: &Job, attempt: u64, busybox: &PathInfo, limits: JobLimits) -> (FailureClass, String, String) {
+    let mut assignment = farm.assignment(job, attempt, vec![busybox.clone()]);
+    assignment.limits = limits;
+    farm.dispatch(&assignment);
+    let (log, outcome) = farm.finished(&assignment.lease).await;
+    farm.acknowledge(&assignment.lease);
+    match outcome {
+        Outcome::Failed { failure, .. } => (failure.class, failure.message, log),
+        Outcome::Built { outputs, .. } => panic!("`{}` was built: {outputs:?}", job.path),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_are_found_hashed_and_used_by_the_next_build_without_a_fetch() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let script = "$b mkdir $out $dev; echo hello > $out/file; echo $out > $dev/refers; $b ln -s $busybox $out/link; echo done";
+    let lib = Job::script("lib", &busybox.path, &["out", "dev"], script);
+    let outputs = farm.build(&lib, 100, vec![busybox.clone()]).await;
+    let names: Vec<_> = outputs.iter().map(|output| output.name.as_str()).collect();
+    assert_eq!(names, ["out", "dev"], "what is referred to comes first");
+    let [out, dev] = [&outputs[0].info, &outputs[1].info];
+    assert_eq!(out.references, BTreeSet::from([busybox.path.clone()]));
+    assert_eq!(dev.references, BTreeSet::from([out.path.clone()]));
+    for info in [out, dev] {
+        assert_eq!(farm.uploaded(&info.path).as_ref(), Some(info), "the farm verified exactly what is reported");
+    }
+    // The same tree, packed here, has the same hash.
+    let copy = farm.dir.path().join("copy");
+    std::fs::create_dir(&copy).expect("mkdir");
+    std::fs::write(copy.join("file"), "hello\n").expect("write");
+    std::os::unix::fs::symlink(format!("/nix/store/{}", busybox.path), copy.join("link")).expect("symlink");
+    assert_eq!(kiln_nix::nar::hash_path(&copy).expect("hashes").hash, out.nar_hash);
+
+    let fetched = farm.fetches().len();
+    let script = format!("read line < /nix/store/{}/file; echo $line world > $out", out.path);
+    let app = Job::script("app", &busybox.path, &["out"], &script);
+    let outputs = farm.build(&app, 101, vec![busybox.clone(), out.clone()]).await;
+    assert_eq!(farm.fetches().len(), fetched, "both inputs are here already");
+    let text = worker_file(&farm, &outputs[0].info.path);
+    assert_eq!(text, "hello world\n");
+    worker.stop().await;
+    assert_eq!(left_behind(&farm), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_say_what_happened_and_whose_fault_it_was() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let second = JobLimits { wall_ms_max: 1000, ..JobLimits::default() };
+    let small = JobLimits { output_bytes_max: 5000, ..JobLimits::default() };
+    let free = JobLimits::default();
+    let table = [
+        ("exit", "echo oops >&2; exit 3", free, FailureClass::BuildFailure, "failed with exit code 3"),
+        ("missing", "true", free, FailureClass::BuildFailure, "builder failed to produce output `out`"),
+        ("slow", "$b sleep 100", second, FailureClass::LimitExceeded, "timed out: it ran longer than its limit of 1 s"),
+        ("large", "$b dd if=/dev/zero of=$out bs=10000 count=1", small, FailureClass::LimitExceeded, "the job's output size limit"),
+        ("sparse", "$b dd if=/dev/null of=$out bs=1048576 seek=1000000", free, FailureClass::LimitExceeded, "the job's output size limit"),
+        ("fifo", "$b mkdir $out; $b mkfifo $out/pipe", free, FailureClass::BuildFailure, "`{out}/pipe` has unsupported type `fifo`"),
+        ("open", "$b mkdir $out; $b chmod 777 $out", free, FailureClass::BuildFailure, "suspicious ownership or permission"),
+        ("linked", "$b ln $busybox $out", free, FailureClass::BuildFailure, "failed with exit code 1"),
+    ];
+    for (attempt, (name, script, limits, class, words)) in (100..).zip(table) {
+        let job = Job::script(name, &busybox.path, &["out"], script);
+        let (found, message, log) = failure_of(&farm, &job, attempt, &busybox, limits).await;
+        let words = words.replace("{out}", store_path(&format!("{name}-out")).as_str());
+        assert!(found == class && message.contains(&words), "{name}: {found:?} {message}\n{log}");
+        assert_eq!(log.contains("oops"), name == "exit", "{log}");
+    }
+    let cycle = Job::script("cycle", &busybox.path, &["out", "dev"], "echo $dev > $out; echo $out > $dev");
+    let (class, message, _) = failure_of(&farm, &cycle, 200, &busybox, free).await;
+    assert_eq!(class, FailureClass::BuildFailure);
+    assert!(message.contains("cycle detected in the references of outputs `dev` → `out` → `dev`"), "{message}");
+    worker.stop().await;
+    assert_eq!(left_behind(&farm), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_in_the_place_of_an_output_changes_nothing_outside() {
+    use std::os::unix::fs::MetadataExt;
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let canary = farm.dir.path().join("canary");
+    std::fs::write(&canary, "alive").expect("write");
+    let before = std::fs::metadata(&canary).expect("stat");
+    let script = format!("$b ln -s {} $out", canary.display());
+    let outputs = farm.build(&Job::script("swap", &busybox.path, &["out"], &script), 100, vec![busybox.clone()]).await;
+    assert!(outputs[0].info.references.is_empty());
+    let script = "$b mkdir $out; echo x > $out/tool; $b chmod 755 $out/tool; $b chmod 4755 $out/tool || true";
+    let outputs = farm.build(&Job::script("setuid", &busybox.path, &["out"], script), 101, vec![busybox]).await;
+    let tool = std::fs::metadata(cached(&farm, &outputs[0].info.path).join("tool")).expect("stat");
+    assert_eq!((tool.mode() & 0o7777, tool.uid(), tool.mtime()), (0o555, 0, 1));
+    let after = std::fs::metadata(&canary).expect("stat");
+    assert_eq!((before.mode(), before.mtime(), before.uid()), (after.mode(), after.mtime(), after.uid()));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_build_is_killed_and_its_place_is_free() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker_with(|config| config.slots = Some(1));
+    farm.hello().await;
+    let stuck = farm.assignment(&Job::script("stuck", &busybox.path, &["out"], "$b sleep 1000"), 100, vec![busybox.clone()]);
+    farm.dispatch(&stuck);
+    farm.started(&stuck.lease).await;
+    farm.revoke(&stuck.lease);
+    let next = farm.assignment(&Job::script("next", &busybox.path, &["out"], "echo x > $out"), 101, vec![busybox]);
+    farm.dispatch(&next);
+    farm.started(&next.lease).await;
+    match farm.hear().await {
+        FromWorker::Finished { lease, outcome: Outcome::Built { .. } } => assert_eq!(lease, next.lease),
+        other => panic!("want the end of the next build, got {other:?}"),
+    }
+    worker.stop().await;
+    assert_eq!(left_behind(&farm), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_goes_on_through_a_reconnect_and_its_whole_log_arrives() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let script = "echo before; $b sleep 1; i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo x > $out";
+    let assignment = farm.assignment(&Job::script("talks", &busybox.path, &["out"], script), 100, vec![busybox]);
+    farm.dispatch(&assignment);
+    farm.started(&assignment.lease).await;
+    farm.disconnect();
+    assert_eq!(farm.hello().await.attempts, [assignment.lease.clone()]);
+    let (log, outcome) = farm.finished(&assignment.lease).await;
+    assert!(matches!(outcome, Outcome::Built { .. }), "{outcome:?}");
+    let expect: String = std::iter::once("before\n".to_owned()).chain((0..3000).map(|i| format!("line {i}\n"))).collect();
+    assert!(log == expect, "{} bytes of log instead of {}", log.len(), expect.len());
+    worker.stop().await;
+}
+
+fn cached(farm: &Farm, path: &StorePath) -> std::path::PathBuf {
+    farm.dir.path().join("worker/store").join(path.as_str())
+}
+
+fn worker_file(farm: &Farm, path: &StorePath) -> String {
+    std::fs::read_to_string(cached(farm, path)).expect("it is in the worker's cache")
+}
+
+/// Directories of builds that are still there.
+fn left_behind(farm: &Farm) -> Vec<String> {
+    let list =
+        |dir: &Path| std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
+    list(&farm.dir.path().join("worker/build")).chain(list(&farm.dir.path().join("worker/incoming"))).collect()
+}
