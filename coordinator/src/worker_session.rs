@@ -13,13 +13,14 @@ use tokio::sync::mpsc;
 use crate::dispatch::{is_live, reference_candidates};
 use crate::driver::{Chain, propose};
 use crate::parts::Parts;
+use crate::sessions::Outbox;
 
 /// Serves a session until its stream ends. The worker's leases outlive it: it comes back, or its silence ends them.
 pub(crate) async fn serve(parts: Arc<Parts>, worker: WorkerId, sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
     let session = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
     let (outbox, inbox) = mpsc::unbounded_channel();
     let writer = tokio::spawn(write(sender, inbox));
-    let heard = read(&parts, &worker, session, outbox, &mut receiver).await;
+    let heard = read(&parts, &worker, session, Some(outbox), &mut receiver).await;
     parts.sessions.close(&worker, session);
     writer.abort();
     tracing::info!(%worker, "worker session ended");
@@ -40,20 +41,23 @@ async fn read(
     parts: &Arc<Parts>,
     worker: &WorkerId,
     session: u64,
-    outbox: mpsc::UnboundedSender<ToWorker>,
+    // Handed over at the hello: when the leader gives the worker up and drops it, the stream ends and the worker dials again.
+    mut outbox: Option<Outbox>,
     receiver: &mut Receiver,
 ) -> Result<(), LinkError> {
     while let Some(message) = receiver.recv::<FromWorker>().await? {
         parts.sessions.heard(worker, parts.clock.now());
         match message {
-            FromWorker::Hello(hello) if hello.worker == *worker => {
-                parts.sessions.open(worker, session, outbox.clone(), parts.clock.now());
-                register(parts, hello).await;
-            }
-            FromWorker::Hello(hello) => {
-                tracing::warn!(%worker, claimed = %hello.worker, "a worker says another name than its certificate: session closed");
-                return Ok(());
-            }
+            FromWorker::Hello(hello) => match outbox.take() {
+                Some(outbox) if hello.worker == *worker => {
+                    parts.sessions.open(worker, session, outbox, parts.clock.now());
+                    register(parts, hello).await;
+                }
+                Some(_) | None => {
+                    tracing::warn!(%worker, claimed = %hello.worker, "a second hello, or of another name than the certificate's: session closed");
+                    return Ok(());
+                }
+            },
             FromWorker::Heartbeat => {}
             FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
             FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),

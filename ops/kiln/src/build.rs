@@ -59,7 +59,7 @@ pub struct Args {
 /// Builds, shows how it goes, and prints the output paths.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
-        let (client, farm) = match Client::open_if_any(&args.farm).await? {
+        let (client, farm) = match Client::open_if_any(&args.farm, &args.dir.dir()).await? {
             Some(client) => (client, None),
             None => {
                 let farm = embed(&args).await?;

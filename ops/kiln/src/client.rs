@@ -53,17 +53,17 @@ impl Client {
     /// # Errors
     /// Exit code 2 if the arguments do not say enough, 3 if the farm does not answer.
     pub async fn open(args: &FarmArgs) -> anyhow::Result<Self> {
-        match Self::open_if_any(args).await? {
+        let dir = DirArgs { dir: std::env::var_os("KILN_DIR").map(PathBuf::from) }.dir();
+        match Self::open_if_any(args, &dir).await? {
             Some(client) => Ok(client),
-            None => Err(unreachable_farm(format!(
-                "no farm runs in `{}`; start one with `kiln up`, or name one with --farm",
-                DirArgs { dir: None }.dir().display()
-            ))),
+            None => {
+                Err(unreachable_farm(format!("no farm runs in `{}`; start one with `kiln up`, or name one with --farm", dir.display())))
+            }
         }
     }
 
-    /// Connects to the farm that the arguments name, or to the one that runs in this machine's default directory, if one does.
-    pub async fn open_if_any(args: &FarmArgs) -> anyhow::Result<Option<Self>> {
+    /// Connects to the farm that the arguments name, or to the one that runs in `dir`, if one does.
+    pub async fn open_if_any(args: &FarmArgs, dir: &Path) -> anyhow::Result<Option<Self>> {
         match args.farm.as_deref() {
             Some(url) => match url.strip_prefix("kiln://") {
                 Some(host) => Self::open_remote(host, args).await.map(Some),
@@ -72,7 +72,7 @@ impl Client {
                     None => Err(unreachable_farm(format!("no farm runs in `{url}`; start one with `kiln up --dir {url}`"))),
                 },
             },
-            None => match Beacon::read(&DirArgs { dir: std::env::var_os("KILN_DIR").map(PathBuf::from) }.dir()) {
+            None => match Beacon::read(dir) {
                 Some(beacon) => Self::open_local(&beacon).await.map(Some),
                 None => Ok(None),
             },
