@@ -106,7 +106,7 @@ pub enum StoreError {
         key: String,
         /// What differs.
         #[source]
-        lie: Lie,
+        lie: Box<Lie>,
     },
     /// A path must not be published before everything that it refers to.
     #[error("publish `{path}`: it refers to `{reference}`, which is not in the store")]
@@ -158,14 +158,14 @@ pub enum StoreError {
         path: StorePath,
         /// What differs.
         #[source]
-        lie: Lie,
+        lie: Box<Lie>,
     },
 }
 
 impl StoreError {
     /// Returns the failure of an upload of `info`.
     pub(crate) fn refused(info: &PathInfo, lie: impl Into<Lie>) -> Self {
-        Self::Refused { path: info.path.clone(), lie: lie.into() }
+        Self::Refused { path: info.path.clone(), lie: Box::new(lie.into()) }
     }
 
     /// Returns whether the peer's bytes or claims are at fault, and not the store.

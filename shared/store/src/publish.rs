@@ -39,7 +39,7 @@ impl Store {
             return Err(StoreError::MissingBlob { path: info.path.clone(), key: nar.to_string() });
         };
         if stored.size != info.blob.size_bytes {
-            let lie = Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes: stored.size };
+            let lie = Box::new(Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes: stored.size });
             return Err(StoreError::DamagedBlob { path: info.path.clone(), key: nar.to_string(), lie });
         }
         let text =

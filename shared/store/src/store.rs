@@ -252,7 +252,7 @@ impl Store {
             self.open_object(&key).await?.ok_or_else(|| StoreError::MissingBlob { path: info.path.clone(), key: key.to_string() })?;
         let (stated_bytes, found_bytes) = (info.blob.size_bytes, blob.size_bytes());
         if found_bytes != stated_bytes {
-            let lie = crate::Lie::BlobSize { stated_bytes, found_bytes };
+            let lie = Box::new(crate::Lie::BlobSize { stated_bytes, found_bytes });
             return Err(StoreError::DamagedBlob { path: info.path.clone(), key: key.to_string(), lie });
         }
         Ok(blob)

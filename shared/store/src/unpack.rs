@@ -23,7 +23,7 @@ pub enum UnpackError {
         path: StorePath,
         /// What differs.
         #[source]
-        lie: Lie,
+        lie: Box<Lie>,
     },
     /// The NAR is broken, or the destination cannot be written.
     #[error("unpack `{path}` to `{}`", destination.display())]
@@ -79,7 +79,7 @@ impl<R: Read> Read for NarReader<R> {
 /// [`UnpackError::Refused`] if the bytes are not those of `info`; [`UnpackError::Restore`] if the NAR breaks a rule or the disk
 /// refuses. Something may then lie at `destination`.
 pub fn unpack(info: &PathInfo, blob: impl Read, destination: &Path) -> Result<(), UnpackError> {
-    let refuse = |lie: Lie| UnpackError::Refused { path: info.path.clone(), lie };
+    let refuse = |lie: Lie| UnpackError::Refused { path: info.path.clone(), lie: Box::new(lie) };
     let restore = |err| UnpackError::Restore { path: info.path.clone(), destination: destination.to_owned(), err };
     let nar = NarReader::new(blob, info.nar_size_bytes).map_err(|err| refuse(err.into()))?;
     let mut nar = io::BufReader::with_capacity(READ_BYTES, nar);
