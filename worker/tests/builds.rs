@@ -158,6 +158,28 @@ async fn a_build_goes_on_through_a_reconnect_and_its_whole_log_arrives() {
     worker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_was_cut_goes_on_where_it_stopped() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let mut noise = vec![0u8; 40 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let tree = farm.dir.path().join("noise");
+    std::fs::write(&tree, &noise).expect("write");
+    let large = farm.add(&store_path("noise"), &tree);
+    farm.cut_in(&large.path);
+    let script = format!("$b sha256sum < /nix/store/{} > $out", large.path);
+    let job = Job::script("sum", &busybox.path, &["out"], &script);
+    let assignment = farm.assignment(&job, 100, vec![busybox, large.clone()]);
+    farm.dispatch(&assignment);
+    let (log, outcome) = farm.finished(&assignment.lease).await;
+    assert!(matches!(outcome, Outcome::Built { .. }), "{outcome:?}\n{log}");
+    let offsets: Vec<u64> = farm.fetches().into_iter().filter(|(path, _)| *path == large.path).map(|(_, offset)| offset).collect();
+    assert!(offsets.len() == 2 && offsets[0] == 0 && offsets[1] > 0, "want two fetches, the second from further on: {offsets:?}");
+    worker.stop().await;
+}
+
 fn cached(farm: &Farm, path: &StorePath) -> std::path::PathBuf {
     farm.dir.path().join("worker/store").join(path.as_str())
 }

@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiln_link::{Authority, BlobSource, Connection, Identity, Listener, Receiver, Role, Sender};
 use kiln_nix::derivation::{Derivation, Output, path_of_parsed};
 use kiln_nix::scan::Candidates;
-use kiln_store::{BlobBytes, BlobReceiver, Packer, Provenance};
+use kiln_store::{BlobReceiver, Packer, Provenance};
 use kiln_wire::client::{Refusal, RefusalKind, Request, Response};
 use kiln_wire::worker::{Assignment, FromWorker, Hello, ToWorker};
 use kiln_wire::{
@@ -40,8 +40,8 @@ struct State {
     candidates: Mutex<BTreeSet<StorePath>>,
     uploads: Mutex<BTreeMap<StorePath, PathInfo>>,
     fetches: Mutex<Vec<(StorePath, u64)>>,
-    /// Cuts the connection once so many bytes of this path were sent.
-    cut: Mutex<Option<(StorePath, u64)>>,
+    /// Cuts the connection once the worker has a piece of this path in the directory.
+    cut: Mutex<Option<(StorePath, PathBuf)>>,
     connections: Mutex<Vec<Connection>>,
     outbox: Mutex<Option<mpsc::UnboundedSender<ToWorker>>>,
     sender: mpsc::UnboundedSender<FromWorker>,
@@ -106,9 +106,9 @@ impl Farm {
         lock(&self.state.blobs).get_mut(path).expect("offered").1[at] ^= 1;
     }
 
-    /// Cuts the connection after so many bytes of a path, once.
-    pub fn cut_after(&self, path: &StorePath, bytes: u64) {
-        *lock(&self.state.cut) = Some((path.clone(), bytes));
+    /// Cuts the connection in the middle of a path, once.
+    pub fn cut_in(&self, path: &StorePath) {
+        *lock(&self.state.cut) = Some((path.clone(), self.dir.path().join("worker/incoming")));
     }
 
     pub fn fetches(&self) -> Vec<(StorePath, u64)> {
@@ -337,16 +337,27 @@ async fn fetch(state: Arc<State>, connection: Connection, path: StorePath, offse
     };
     sender.send(&Response::Blob(info.clone())).await.ok()?;
     let cut = lock(&state.cut).take_if(|(of, _)| *of == path);
-    if let Some((_, sent)) = cut {
-        // Half a blob under way, then silence, then the end of the connection.
-        let half = bytes.len().min(usize::try_from(sent).expect("small"));
-        let sending = sender.send_blob(BlobSource::from(bytes.clone()), info.blob.size_bytes, offset);
-        let _ = tokio::time::timeout(Duration::from_millis(u64::try_from(half).expect("small") / 10_000), sending).await;
-        connection.close("the test cuts a blob");
+    if let Some((_, incoming)) = cut {
+        let sending = sender.send_blob(BlobSource::from(bytes), info.blob.size_bytes, offset);
+        tokio::select! {
+            _ = sending => panic!("the whole blob was sent before the worker had a piece of it"),
+            () = first_piece(&incoming) => connection.close("the test cuts a blob"),
+        }
         return None;
     }
     sender.send_blob(BlobSource::from(bytes), info.blob.size_bytes, offset).await.ok()?;
     sender.finish().await.ok()
+}
+
+/// Waits until something of what is fetched lies in the worker's directory.
+async fn first_piece(incoming: &Path) {
+    let has_piece = || {
+        let mut entries = std::fs::read_dir(incoming).into_iter().flatten().flatten();
+        entries.any(|entry| entry.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0))
+    };
+    while !has_piece() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 async fn upload(state: &State, output: BuiltOutput, sender: &mut Sender, receiver: &mut Receiver) -> Option<Response> {
@@ -367,11 +378,4 @@ async fn upload(state: &State, output: BuiltOutput, sender: &mut Sender, receive
         }
         Err(err) => Some(refused(format!("{err:?}"))),
     }
-}
-
-/// Reads a blob to its end.
-pub fn read_blob(blob: &BlobBytes) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut blob.reader(), &mut bytes).expect("reads");
-    bytes
 }
