@@ -30,6 +30,9 @@ use crate::stop::{Stop, Stopped};
 use crate::upload::{UploadError, upload};
 use crate::workshop::Workshop;
 
+/// Free bytes below which a disk counts as full.
+const DISK_FREE_BYTES_MIN: u64 = 8 << 20;
+
 /// An attempt to run.
 #[derive(Debug)]
 pub struct Order {
@@ -133,7 +136,7 @@ impl Room {
         let ended = sandbox::run(&spec, &self.workshop.cgroups, self.order.stop.cancel(), &mut |bytes| log.append(bytes));
         let ended = ended.map_err(|err| caused(FailureClass::Infrastructure, &self.about("run the builder"), &err))?;
         if let Some(failure) = of_run(&assignment.store_dir, &assignment.lease.derivation, &ended, &self.limits) {
-            return Err(Failed { failure, usage: ended.usage });
+            return Err(Failed { failure: self.blame_disk(failure), usage: ended.usage });
         }
         let outputs_dir = root_dir.join(assignment.store_dir.as_str().trim_start_matches('/'));
         let uid = self.slot.host_id().uid;
@@ -207,6 +210,22 @@ impl Room {
                 log_bytes: self.limits.log_bytes_max,
             },
         })
+    }
+
+    /// A builder that fails on a full disk is not at fault. Nix looks at the same bound.
+    fn blame_disk(&self, failed: Failure) -> Failure {
+        let free = rustix::fs::statvfs(&self.workshop.build_dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        match failed.class {
+            FailureClass::BuildFailure if free < DISK_FREE_BYTES_MIN => {
+                let text = format!("{}; the worker's disk is full ({free} bytes are left)", failed.message);
+                failure(FailureClass::Infrastructure, &text)
+            }
+            FailureClass::BuildFailure
+            | FailureClass::OutOfMemory
+            | FailureClass::LimitExceeded
+            | FailureClass::Infrastructure
+            | FailureClass::Cancelled => failed,
+        }
     }
 
     fn about(&self, what: &str) -> String {

@@ -24,9 +24,9 @@ impl Route {
         Self { coordinators, next: 0, pause: Duration::ZERO }
     }
 
-    /// Notes that the coordinator dialled last leads: it is tried first, at once, when its connection breaks.
+    /// Notes that the coordinator dialled last leads: it is tried first, soon, when its connection breaks.
     pub fn leads(&mut self) {
-        self.pause = Duration::ZERO;
+        self.pause = PAUSE_MIN;
     }
 
     /// Notes that the coordinator dialled last is of no use: the next one's turn.
@@ -81,7 +81,7 @@ mod tests {
         }
         assert_eq!((pauses, route.next), (vec![50, 100, 200, 400, 800, 1600, 2000, 2000], 0));
         route.leads();
-        assert_eq!(route.pause, Duration::ZERO);
+        assert_eq!(route.pause, PAUSE_MIN);
         for pause in [Duration::ZERO, PAUSE_MAX] {
             assert!((pause / 2..=pause).contains(&jitter(pause)));
         }

@@ -9,6 +9,7 @@ use kiln_wire::WorkerId;
 use kiln_wire::worker::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::config::{Config, ConfigError};
 use crate::dial::Route;
@@ -106,7 +107,7 @@ impl Worker {
         let shell = Shell::new(config.name.clone(), offer, journal, logs_dir.clone(), workshop, events_sender).map_err(logs)?;
         let (orders, told) = watch::channel(Order::Work);
         let route = Route::new(config.coordinators.clone());
-        let task = Life { shell, events, dialer, route, connection, told };
+        let task = Life { shell, events, dialer, route, connection, told, farewell: None };
         Ok(Self { orders, task: tokio::spawn(task.run()) })
     }
 
@@ -158,6 +159,12 @@ fn check_name(config: &Config, identity: &Identity) -> Result<(), WorkerError> {
     }
 }
 
+async fn until(time: Option<Instant>) {
+    if let Some(time) = time {
+        tokio::time::sleep_until(time).await;
+    }
+}
+
 /// The one task that owns a worker.
 struct Life {
     shell: Shell,
@@ -166,6 +173,8 @@ struct Life {
     route: Route,
     connection: watch::Sender<Option<Connection>>,
     told: watch::Receiver<Order>,
+    /// Until when a worker that was told to finish waits for acknowledgements; set once nothing runs.
+    farewell: Option<Instant>,
 }
 
 impl Life {
@@ -203,6 +212,7 @@ impl Life {
                     let _ = self.shell.take(event);
                 }
                 changed = self.told.changed() => if changed.is_err() { return None },
+                () = until(self.farewell), if self.farewell.is_some() => {}
             }
         }
     }
@@ -215,7 +225,11 @@ impl Life {
             Order::Work => false,
             Order::Finish => {
                 self.shell.stop_accepting();
-                !self.shell.is_busy() && !self.shell.owes_results()
+                if self.shell.is_busy() {
+                    return false;
+                }
+                let farewell = *self.farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
+                !self.shell.owes_results() || Instant::now() >= farewell
             }
             Order::Stop => true,
         }
@@ -231,22 +245,17 @@ impl Life {
             }
         };
         session.send(FromWorker::Hello(self.shell.hello()));
-        let mut farewell = None;
         loop {
             if self.is_over() {
                 return None;
             }
-            if *self.told.borrow() == Order::Finish && !self.shell.is_busy() {
-                farewell.get_or_insert_with(|| tokio::time::Instant::now() + FAREWELL);
-            }
-            let deadline = farewell.unwrap_or_else(|| tokio::time::Instant::now() + FAREWELL);
             let happening = tokio::select! {
                 happening = session.next(&mut self.shell, &mut self.events) => happening,
                 changed = self.told.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return None,
                 },
-                () = tokio::time::sleep_until(deadline), if farewell.is_some() => return None,
+                () = until(self.farewell), if self.farewell.is_some() => continue,
             };
             if let Err(end) = happening.and_then(|happening| self.happened(happening, connection, &mut session)) {
                 if self.shell.is_connected() {
