@@ -19,7 +19,7 @@ let
 in
 packages // {
   sets = {
-    small = base // { inherit (reports) closure-info index; };
+    small = base // { inherit (reports) closure-info environment index; };
     all = packages;
   };
 }

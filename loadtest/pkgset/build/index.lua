@@ -1,5 +1,6 @@
 -- Reads .attrs.json and writes one line a package: name, version, outputs, and the NAR sizes of its closure's paths.
-local file = assert(io.open(os.getenv("NIX_ATTRS_JSON_FILE") or ".attrs.json"))
+-- (Nix 2.8 names the file by its path outside of the sandbox, where it is not to be seen.)
+local file = assert(io.open(os.getenv("NIX_ATTRS_JSON_FILE") or "") or io.open(".attrs.json"))
 local text = file:read("a")
 file:close()
 

@@ -145,7 +145,7 @@ in
     pname = "libxml2";
     version = "2.9.14";
     src = source "libxml2";
-    debian = { archive = source "libxml2-debian"; wanted = "^CVE-20(22|23|24|25)-[0-9]+(-[a-zA-Z-]+)?\\.patch$"; };
+    debian = { archive = source "libxml2-debian"; wanted = "^(CVE-|schemas-|Reset-|Also-reset-|00[0-9][0-9]-)"; };
     libs = [ zlib xz ];
     programs = [ pkgconf ];
     configureFlags = [ "--without-python" "--with-zlib" "--with-lzma" "--without-debug" ];
@@ -189,13 +189,13 @@ in
     version = "1.14";
     src = source "libdeflate";
     configure = "";
-    build = ''make -j"$cores" CC="$CC" AR="$AR" CFLAGS="$CFLAGS" PREFIX=$out libdeflate.a libdeflate.pc gzip'';
+    build = ''make -j"$cores" CC="$CC" AR="$AR" CFLAGS="$CFLAGS" PREFIX=$out libdeflate.a gzip'';
     install = ''
       put $out/bin gzip
       mv $out/bin/gzip $out/bin/libdeflate-gzip
       put $out/lib libdeflate.a
-      put $out/lib/pkgconfig libdeflate.pc
       put $out/include libdeflate.h
+      describe $out libdeflate -ldeflate
     '';
   };
 

@@ -1,5 +1,5 @@
 # Programs above the base set.
-{ source, package, packages, ... }:
+{ source, package, packages, toolchain, ... }:
 let
   inherit (packages) zlib bzip2 xz zstd gmp mpfr ncurses readline pcre2 nghttp2 c-ares libarchive libxml2 nettle mbedtls lzo tcl file libevent byacc pkgconf lua;
 in
@@ -15,6 +15,10 @@ in
     pname = "which";
     version = "2.21";
     src = source "gnu-which";
+    # Debian took out the manual.
+    build = "make -C tilde && make which";
+    install = "put $out/bin which";
+    check = "$out/bin/which --version | grep -q 2.21";
   };
 
   less = package {
@@ -47,8 +51,8 @@ in
     version = "5.2.1";
     src = source "gawk";
     libs = [ mpfr gmp readline ];
-    # Debian took out the manual.
-    prepare = "edit Makefile.in 's/^\\(SUBDIRS = .*\\) doc\\(.*\\)$/\\1\\2/; s/^\t *doc .*$//'";
+    # Debian took out the manual, from which the library of examples is cut.
+    prepare = "edit Makefile.in 's/^SUBDIRS = support .*/SUBDIRS = support ./'";
     configureFlags = [ "--disable-extensions" "--disable-nls" ];
     check = ''[ "$($out/bin/gawk -M 'BEGIN { print 2 ^ 100 }')" = 1267650600228229401496703205376 ]'';
   };
@@ -103,6 +107,7 @@ in
     pname = "tcc";
     version = "0.9.27";
     src = source "tcc";
+    inherit (toolchain) sysroot;
     configure = ''
       ./configure --prefix=$out --cc="$CC" --ar="$AR" --extra-cflags="$CFLAGS" --config-musl --sysincludepaths="$sysroot/include" \
         --libpaths="$sysroot/lib" --crtprefix="$sysroot/lib"
@@ -123,11 +128,10 @@ in
     version = "1.0.7";
     src = source "pixz";
     libs = [ libarchive xz ];
-    programs = [ pkgconf ];
-    configure = "";
+    configure = ": >src/config.h";
     build = ''
       compile '-DPACKAGE_NAME="pixz" -DPACKAGE_VERSION="1.0.7" -DHAVE_DECL_HTOLE64=1 -DHAVE_DECL_LE64TOH=1 -DHAVE_ENDIAN_H' src/*.c
-      $CC src/*.o $LDFLAGS $(pkg-config --static --libs libarchive liblzma) -lpthread -o pixz
+      $CC src/*.o $LDFLAGS -larchive -lxml2 -lnettle -llzma -lzstd -llz4 -lbz2 -lz -lpthread -o pixz
     '';
     install = "put $out/bin pixz";
     check = "echo kiln | $out/bin/pixz -t | $out/bin/pixz -d -t | grep -q kiln";
@@ -170,7 +174,6 @@ in
     libs = [ readline zlib ];
     programs = [ tcl ];
     # The archive is the source tree, whose one-file form Tcl scripts write first.
-    configureFlags = [ "--disable-tcl" "--enable-readline" "--with-readline-lib=-lreadline\\ -lncurses" ];
     configure = ''
       ./configure --prefix=$out --disable-shared --disable-tcl --enable-readline --with-readline-lib="$LDFLAGS -lreadline -lncurses" \
         --with-readline-inc="$include"
@@ -183,7 +186,7 @@ in
     version = "0.81";
     src = source "jimtcl";
     libs = [ zlib ];
-    configure = ''./configure --prefix=$out --disable-docs --disable-ssl --static'';
+    configure = ''./configure --prefix=$out --disable-docs --disable-ssl'';
     build = ''make -j"$cores" AR="$AR" RANLIB="$RANLIB"'';
     install = ''make install AR="$AR" RANLIB="$RANLIB"'';
   };

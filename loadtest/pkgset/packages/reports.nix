@@ -2,8 +2,22 @@
 { system, package, packages, toolchain, ... }:
 let
   subjects = { inherit (packages) lua zstd xz libpng; };
+  # The small set's programs in one directory of links: a path whose closure is the set.
+  environment = derivation {
+    name = "environment";
+    inherit system;
+    builder = "${toolchain.tools}/bin/sh";
+    args = [ "-euc" ''
+      mkdir -p $out/bin
+      for package in $programs; do ln -s $package/bin/* $out/bin/; done
+    '' ];
+    PATH = "${toolchain.tools}/bin";
+    programs = with packages; [ bzip2 dash ed expat lua lz4 make mawk pkgconf tree xxhash xz zstd ];
+  };
 in
 {
+  inherit environment;
+
   # exportReferencesGraph: the closures of some packages as text files in the build directory.
   closure-info = derivation {
     name = "closure-info";
@@ -11,11 +25,10 @@ in
     builder = "${packages.dash}/bin/dash";
     args = [ "-euc" ''
       mkdir $out
-      sort -u zstd | grep "^$NIX_STORE/" >$out/zstd
-      grep -c . libpng >$out/libpng-lines
+      for graph in environment compiler; do sort -u $graph | grep "^$NIX_STORE/" >$out/$graph; done
     '' ];
     PATH = "${toolchain.tools}/bin";
-    exportReferencesGraph = [ "zstd" packages.zstd "libpng" packages.libpng ];
+    exportReferencesGraph = [ "environment" environment "compiler" toolchain.cc ];
   };
 
   # __structuredAttrs: the derivation's attributes, and the closure graph, as JSON; read by the set's own Lua.

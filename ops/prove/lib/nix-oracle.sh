@@ -6,7 +6,9 @@
 #   nix_oracle_install                  installs nix-bin and busybox-static when they are absent, makes the build users
 #   nix_oracle_open DIR                 makes or reopens a private Nix below DIR and points every nix command of this shell at it;
 #                                       calls nix_oracle_install. The store's paths are named /nix/store/… and lie in
-#                                       $NIX_ORACLE_STORE_DIR; the machine's own /nix is neither read nor written
+#                                       $NIX_ORACLE_STORE_DIR. Of the machine's own /nix only the locks of build users are used
+#                                       (/nix/var/nix/userpool): Nix kills what else runs under a user that it takes, so every
+#                                       Nix on the machine must see the same locks
 #   nix_oracle_close                    undoes the environment of nix_oracle_open (DIR stays: the caller removes it)
 #   nix_oracle_instantiate FILE ARG…    as nix-instantiate: prints one .drv path a line
 #   nix_oracle_build PATH.drv…          builds in the sandbox without asking any cache; prints one output path a line.
