@@ -18,13 +18,18 @@ let
   source = name:
     let row = rows.${name}; in
     builtins.path {
-      path = cache + "/files/" + row.file;
+      path = present (cache + "/files/" + row.file) "${row.set}";
       name = builtins.replaceStrings [ "~" ] [ "_" ] row.file;
       recursive = false;
       inherit (row) sha256;
     };
 
-  busybox = import ./busybox.nix { path = cache + "/bootstrap/busybox"; };
+  busybox = import ./busybox.nix { path = present (cache + "/bootstrap/busybox") "small"; };
+
+  # Says what to do about an absent source.
+  present = path: set:
+    if builtins.pathExists path then path
+    else throw "the package set's source ${path} is absent: run loadtest/pkgset/fetch ${set}";
 
   toolchain = import ./toolchain.nix { inherit system source busybox; };
 

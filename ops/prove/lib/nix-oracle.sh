@@ -14,7 +14,8 @@
 #   nix_oracle_build PATH.drv…          builds in the sandbox without asking any cache; prints one output path a line.
 #                                       Takes nix-store's options too (--check, -K, -j N, --keep-going)
 #   nix_oracle_build_all FILE ARG…      instantiates, then builds
-#   nix_oracle_info PATH…               prints a JSON array sorted by path: {"path", "narHash" (SRI), "narSize" (bytes), "references" (sorted)}
+#   nix_oracle_info PATH…               prints a JSON array sorted by path: {"path", "narHash" (SRI), "narSize" (bytes), "references" (sorted)};
+#                                       a .drv path stands for its outputs
 #   nix_oracle_real PATH                prints where a store path lies on this machine's disk
 #   nix_oracle_verify                   nix-store --verify --check-contents
 #   nix_oracle_remove DIR               removes a private Nix, read-only store paths included
@@ -108,6 +109,7 @@ CONF
   export NIX_CONF_DIR=$dir/conf NIX_REMOTE="local?root=$dir/root"
   NIX_ORACLE_HOME=$dir/home
   NIX_ORACLE_ROOT=$dir/root
+  # shellcheck disable=SC2034 # for the caller
   NIX_ORACLE_STORE_DIR=$dir/root/nix/store
 }
 
@@ -122,9 +124,11 @@ nix_oracle_run() {
   HOME=$NIX_ORACLE_HOME XDG_CONFIG_HOME=$NIX_ORACLE_HOME/.config XDG_CACHE_HOME=$NIX_ORACLE_HOME/.cache "$@"
 }
 
-# The package set looks for its sources below the caller's cache directory: said once, before HOME changes.
+# The package set looks for its sources below the caller's cache directory: said once, before HOME changes. Nothing here collects garbage,
+# so Nix's hint about roots is left out.
 nix_oracle_instantiate() {
-  KILN_PKGSET_SOURCES=${KILN_PKGSET_SOURCES:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln/pkgset} nix_oracle_run nix-instantiate "$@" | sed 's/!.*//'
+  KILN_PKGSET_SOURCES=${KILN_PKGSET_SOURCES:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln/pkgset} nix_oracle_run nix-instantiate "$@" \
+    2> >(grep -v 'add-root' >&2) | sed 's/!.*//'
 }
 
 nix_oracle_build() {
