@@ -90,9 +90,12 @@ mod tests {
 33 25 0:28 / /with\\040space rw shared:1 - tmpfs tmpfs rw";
     const PURE: &str = "32 25 0:27 /outer /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw";
 
+    /// Text of the two files, v1 directories by controller, unified directory.
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
+
     #[test]
     fn own_groups_are_found_below_their_mounts() {
-        let table: [(&str, &str, &[(&str, &str)], Option<&str>); 5] = [
+        let table: [Row<'_>; 5] = [
             (
                 "4:memory:/a/b\n1:cpu,cpuacct:/\n0::/c\n",
                 HYBRID,

@@ -44,8 +44,8 @@ impl Child {
             arguments.flags |= CLONE_INTO_CGROUP;
             arguments.cgroup = u64::from(group.as_raw_fd().cast_unsigned());
         }
+        let groups = Groups::set_aside()?;
         let unblocked = block_signals();
-        let groups = Groups::set_aside();
         // SAFETY: a clone without shared memory is a fork: the child goes on with a copy of this stack, makes system calls only, and
         // never returns from `enter`.
         let pid = unsafe {
@@ -56,7 +56,8 @@ impl Child {
             pid
         };
         let failed = (pid < 0).then(io::Error::last_os_error);
-        groups.restore();
+        // They were this thread's a moment ago, and the right to set them is unchanged.
+        let _ = groups.restore();
         restore_signals(&unblocked);
         match failed {
             Some(err) => Err(err),
@@ -155,7 +156,7 @@ fn restore_signals(before: &libc::sigset_t) {
 struct Groups(Vec<libc::gid_t>);
 
 impl Groups {
-    fn set_aside() -> Self {
+    fn set_aside() -> io::Result<Self> {
         // SAFETY: the first call writes nothing; the second writes at most as many ids as the list holds.
         let groups = unsafe {
             let count = usize::try_from(libc::getgroups(0, std::ptr::null_mut())).unwrap_or(0);
@@ -164,18 +165,17 @@ impl Groups {
             groups
         };
         let set_aside = Self(groups);
-        set_aside.set(&[]);
-        set_aside
+        set_aside.set(&[])?;
+        Ok(set_aside)
     }
 
-    fn restore(self) {
-        self.set(&self.0);
+    fn restore(self) -> io::Result<()> {
+        self.set(&self.0)
     }
 
-    fn set(&self, groups: &[libc::gid_t]) {
-        if !self.0.is_empty() {
-            // SAFETY: the kernel reads as many ids as the slice has.
-            unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
-        }
+    fn set(&self, groups: &[libc::gid_t]) -> io::Result<()> {
+        // SAFETY: the kernel reads as many ids as the slice has.
+        let refused = !self.0.is_empty() && unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } != 0;
+        if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

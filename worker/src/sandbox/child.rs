@@ -12,6 +12,7 @@ use super::plan::{Bind, Plan};
 use super::steps::{Report, Step};
 
 type Done = Result<(), c_int>;
+type Act = fn(&Plan) -> Done;
 
 /// User of a build, as it sees itself.
 pub(super) const UID: u32 = 1000;
@@ -24,15 +25,13 @@ pub(super) extern "C" fn enter(plan: &Plan) -> ! {
     let failed = steps(plan);
     // Best effort: without the pipe there is nobody to tell.
     let _ = tell(plan, failed);
-    loop {
-        // SAFETY: ends this process without running anything of the parent's.
-        unsafe { libc::_exit(127) };
-    }
+    // SAFETY: ends this process without running anything of the parent's.
+    unsafe { libc::_exit(127) }
 }
 
 /// Goes through the steps and returns the one that failed.
 fn steps(plan: &Plan) -> Report {
-    let table: [(Step, fn(&Plan) -> Done); 23] = [
+    let table: [(Step, Act); 23] = [
         (Step::Await, await_maps),
         (Step::ControlGroupNamespace, |_| call1(libc::SYS_unshare, c_long::from(libc::CLONE_NEWCGROUP))),
         (Step::UserNamespaces, forbid_user_namespaces),
@@ -103,11 +102,14 @@ fn await_maps(plan: &Plan) -> Done {
     }
 }
 
-/// Ignored signals stay ignored over `execve`; the worker ignores SIGPIPE, and a build must not.
+/// Ignored signals stay ignored over `execve`; the worker ignores SIGPIPE, and a build must not. By bare system call, because the C
+/// library does not let its own two signals be reset, which whoever started the worker may have ignored.
 fn default_signals() {
+    // The kernel's `struct sigaction`: handler (0 is the default), flags, restorer, mask.
+    let default = [0_u64; 4];
     for signal in 1..65 {
-        // SAFETY: sets a disposition of this process alone. SIGKILL and SIGSTOP refuse, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SIGKILL and SIGSTOP refuse, which is fine.
+        let _ = call5(libc::SYS_rt_sigaction, [signal, default.as_ptr() as c_long, 0, 8, 0]);
     }
 }
 
