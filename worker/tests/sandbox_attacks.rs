@@ -1,0 +1,82 @@
+//! What a build must not be able to do, tried by a program in the sandbox (`sandbox_probe`).
+
+mod sandbox_support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::Command;
+
+use kiln_wire::StorePath;
+use sandbox_support::{Bench, INPUT};
+
+#[test]
+fn the_kernel_refuses_what_escapes_or_marks_files() {
+    let mut bench = Bench::new("");
+    let program = bench.host("store").join(INPUT).join("probe");
+    compile_probe(&program);
+    bench.spec.builder = format!("/nix/store/{INPUT}/probe").into_bytes();
+    bench.spec.args.clear();
+    let ran = bench.run();
+    let want = [
+        ("chmod 4755", libc::EPERM),
+        ("fchmodat 2755", libc::EPERM),
+        ("fchmodat2 4755", libc::EPERM),
+        ("mknod 4755", libc::EPERM),
+        ("mknod device", libc::EPERM),
+        ("setxattr", libc::ENOTSUP),
+        ("removexattr", libc::ENOTSUP),
+        ("setxattrat", libc::ENOTSUP),
+        ("vsock", libc::EAFNOSUPPORT),
+        ("io_uring_setup", libc::ENOSYS),
+        ("keyctl", libc::ENOSYS),
+        ("unshare user", libc::ENOSPC),
+        ("unshare mounts", libc::EPERM),
+        ("setuid 0", libc::EINVAL),
+        ("setgroups", libc::EPERM),
+        ("x32 chmod 4755", libc::ENOSYS),
+        ("chmod 0755", 0),
+        ("i386 chmod 4755", libc::EPERM),
+    ];
+    let want: String = want.iter().map(|(what, errno)| format!("{what}: {errno}\n")).collect();
+    assert_eq!(ran.log, want, "{:?}", ran.ended);
+    let mode = fs::metadata(bench.host("root/build/victim")).expect("the victim is there").mode();
+    assert_eq!(mode & 0o7777, 0o755);
+}
+
+#[test]
+fn the_hosts_copy_of_an_input_stays_as_it_was() {
+    let bench = Bench::new("chmod 777 /nix/store/*-input/file; ln /nix/store/*-input/file $out; echo x >>/nix/store/*-input/file; true");
+    let file = bench.host("store").join(INPUT).join("file");
+    let before = (fs::read(&file).expect("read the input"), fs::metadata(&file).expect("look at the input").mode());
+    assert!(bench.run().ended.succeeded());
+    assert_eq!((fs::read(&file).expect("read the input"), fs::metadata(&file).expect("look at the input").mode()), before);
+    assert_eq!(fs::metadata(&file).expect("look at the input").nlink(), 1);
+}
+
+#[test]
+fn two_builds_cannot_touch_each_other() {
+    let first = Bench::new("chmod 777 /build; echo secret >/build/secret; chmod 666 /build/secret");
+    assert!(first.run().ended.succeeded());
+    let root = first.host("root");
+    // The parent is closed to all but root, whatever the build did to its own directory.
+    let parent = root.parent().expect("it has a parent").metadata().expect("look at it");
+    assert_eq!((parent.permissions().mode() & 0o777, parent.uid()), (0o700, 0));
+    let mut second = Bench::new(&format!("cat {}/build/secret 2>&1; true", root.display()));
+    second
+        .spec
+        .inputs
+        .push((StorePath::parse("4hm2f1psjpcwg8fijsmr4wwxrx59s092-x").expect("a store path"), second.host("store").join(INPUT)));
+    let log = second.run().log;
+    assert!(log.contains("No such file"), "{log}");
+}
+
+/// Compiles the probe so that it needs nothing of the host at run time.
+fn compile_probe(to: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sandbox_probe/main.rs");
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut command = Command::new(rustc);
+    command.args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-O", "-o"]).arg(to).arg(&source);
+    let compiled = command.output().unwrap_or_else(|err| panic!("run rustc: {err}"));
+    assert!(compiled.status.success(), "compile {}: {}", source.display(), String::from_utf8_lossy(&compiled.stderr));
+}
