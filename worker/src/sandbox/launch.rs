@@ -76,7 +76,7 @@ fn in_group(
         memory_peak_bytes: used.memory_peak_bytes.unwrap_or(reaped.memory_peak_bytes),
         log_bytes: watched.log_bytes,
     };
-    Ok(Ended { status, stopped: watched.stopped, out_of_memory: used.oom_kills > 0, usage })
+    Ok(Ended { status, stopped: watched.stopped, out_of_memory: used.oom_kills > 0 || watched.out_of_memory, usage })
 }
 
 /// Tells a builder that ended from a sandbox that never stood, by what the child reported.

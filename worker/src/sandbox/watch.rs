@@ -24,6 +24,8 @@ pub(super) struct Watch<'a> {
 pub(super) struct Watched {
     pub stopped: Option<Stop>,
     pub log_bytes: u64,
+    /// A v1 group ran out of memory and was killed for it, maybe before the kernel killed, and counted, anything itself.
+    pub out_of_memory: bool,
 }
 
 /// Whether more log may come.
@@ -39,7 +41,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 impl Watch<'_> {
     /// Waits until the main process has ended and the log is read. The process is not reaped.
     pub(super) fn until_end(&self, sink: &mut dyn FnMut(&[u8])) -> io::Result<Watched> {
-        let mut seen = Watched { stopped: None, log_bytes: 0 };
+        let mut seen = Watched { stopped: None, log_bytes: 0, out_of_memory: false };
         let mut last_log = self.start;
         let mut log = Log::Open;
         let mut killed = false;
@@ -57,6 +59,7 @@ impl Watch<'_> {
                 return Ok(seen);
             }
             seen.stopped = seen.stopped.or_else(|| self.stop(&ready, last_log, Instant::now()));
+            seen.out_of_memory |= ready.oom;
             if !killed && (seen.stopped.is_some() || ready.oom) {
                 self.child.kill();
                 killed = true;
