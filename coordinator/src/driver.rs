@@ -132,7 +132,9 @@ impl Driver {
         if !plan.placements.is_empty() {
             self.assigning = true;
             let done = self.assigned.clone();
-            let proposal = propose(self.parts.clone(), vec![Command::Assign { placements: plan.placements, now }]);
+            // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
+            let assign = |placement| Command::Assign { placements: vec![placement], now };
+            let proposal = propose(self.parts.clone(), plan.placements.into_iter().map(assign).collect());
             tokio::spawn(async move {
                 if let Err(error) = proposal.await {
                     tracing::warn!(error = %Chain(&error), "assign");
