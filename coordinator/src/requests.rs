@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
 use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
@@ -120,15 +121,16 @@ async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>,
     Ok(missing)
 }
 
+/// Keeps derivations, many at a time: each waits for the disk, which takes the waits of many together.
 async fn add_derivations(parts: &Parts, files: Vec<DerivationFile>) -> Result<(), Refusal> {
     check_count(files.len())?;
-    for DerivationFile { path, bytes } in files {
+    let puts = futures::stream::iter(files).map(|DerivationFile { path, bytes }| async move {
         parts.store.put_derivation(&path, bytes.into()).await.map_err(|error| match error.is_peers_fault() {
             true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
             false => refuse::unavailable("add derivation", &error),
-        })?;
-    }
-    Ok(())
+        })
+    });
+    puts.buffer_unordered(WRITES_MAX).try_collect().await
 }
 
 async fn path_infos(parts: &Parts, paths: Vec<StorePath>, whole_closure: bool, sender: &mut Sender) -> Result<(), LinkError> {
@@ -157,6 +159,8 @@ async fn path_infos(parts: &Parts, paths: Vec<StorePath>, whole_closure: bool, s
     Ok(())
 }
 
+/// Derivations written at a time.
+const WRITES_MAX: usize = 64;
 /// Jobs in one frame: a view with attempts takes a few hundred bytes.
 const JOBS_PER_FRAME: usize = 1024;
 /// Facts in one frame: one with many references takes some KiB.
