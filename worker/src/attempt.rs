@@ -203,7 +203,7 @@ impl Room {
             host_id: self.slot.host_id(),
             shell: workshop.shell.clone(),
             dev_kvm,
-            resources: cgroup::Limits::of(assignment.resources),
+            resources: cgroup::Limits::of(assignment.resources, workshop.memory_mib),
             limits: sandbox::Limits {
                 wall: Duration::from_millis(self.limits.wall_ms_max),
                 silence: Duration::from_millis(self.limits.silence_ms_max),

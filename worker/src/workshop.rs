@@ -35,6 +35,8 @@ pub struct Workshop {
     pub build_dir: PathBuf,
     /// The static shell.
     pub shell: PathBuf,
+    /// Memory in MiB that jobs may use together.
+    pub memory_mib: u64,
     /// Limits of jobs that name none.
     pub limits: DefaultLimits,
     /// The worker's own environment, which fixed-output derivations may ask for (`impureEnvVars`: proxies).
@@ -117,6 +119,7 @@ impl Workshop {
             trash,
             build_dir,
             shell: config.busybox.clone(),
+            memory_mib: config.memory_mib(),
             limits: config.limits,
             host_env: host_env(),
         })

@@ -65,7 +65,7 @@ pub enum JobKind {
 pub struct Resources {
     /// Processor cores.
     pub cores: u32,
-    /// Memory in MiB.
+    /// Memory in MiB. A job with 0 asks for none in particular: the worker's whole memory is its limit.
     pub memory_mib: u64,
 }
 

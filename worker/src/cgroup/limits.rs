@@ -23,10 +23,12 @@ const WEIGHT_PER_CORE: u32 = 100;
 const WEIGHT_MAX: u32 = 10_000;
 
 impl Limits {
-    /// Returns the limits that follow from what a job was granted: its memory hard, its cores as a share.
-    pub fn of(granted: Resources) -> Self {
+    /// Returns the limits that follow from what a job was granted: its memory hard, its cores as a share. A job that asked for no
+    /// memory, as most do, may have what jobs may have together on this worker.
+    pub fn of(granted: Resources, worker_memory_mib: u64) -> Self {
+        let memory_mib = if granted.memory_mib == 0 { worker_memory_mib } else { granted.memory_mib };
         Self {
-            memory_bytes_max: granted.memory_mib.saturating_mul(1 << 20),
+            memory_bytes_max: memory_mib.saturating_mul(1 << 20),
             pids_max: PIDS_PER_BUILD,
             cpu_weight: granted.cores.max(1).saturating_mul(WEIGHT_PER_CORE).min(WEIGHT_MAX),
             cpu_cores_max: None,
