@@ -22,11 +22,14 @@ prove_open() {
 	need_root
 	need_packages python3 "$@"
 	if [ -z "${KILN:-}" ]; then
-		need_packages build-essential cmake
-		need_rust
+		need_packages gcc libc6-dev
 		say "Building Kiln in release mode"
-		(cd "$PROVE_ROOT" && cargo build --release --locked --quiet -p kiln)
-		KILN=${CARGO_TARGET_DIR:-$PROVE_ROOT/target}/release/kiln
+		local here=$PWD
+		cd "$PROVE_ROOT"
+		need_rust
+		cargo build --release --locked --quiet -p kiln
+		KILN=$(target_dir)/release/kiln
+		cd "$here"
 	fi
 	[ -x "$KILN" ] || die "there is no program '$KILN'"
 	KILN=$(readlink -f "$KILN")
