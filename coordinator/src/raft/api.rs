@@ -60,7 +60,7 @@ pub struct Owed {
     pub index: LogIndex,
     /// Under whose leadership the entry was written: this node's. Stamp it on what goes to workers.
     pub leader: Leader,
-    /// The effects in order, without the answers: those went to the proposer.
+    /// The effects in order, without the answers: those went to the proposer. None, if the entry was only answered.
     pub effects: Vec<Effect>,
 }
 

@@ -100,7 +100,8 @@ impl StateMachine {
             | Effect::Notify { .. }
             | Effect::Archive(_) => true,
         });
-        if self.shared.led.holds(leader) && !effects.is_empty() {
+        // A command that was only answered changed the farm all the same: the driver must plan again.
+        if self.shared.led.holds(leader) && (!effects.is_empty() || !answers.is_empty()) {
             // The driver may have ended before consensus.
             let _ = self.shared.effects.send(Owed { index, leader, effects });
         }
