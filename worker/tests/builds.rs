@@ -150,7 +150,7 @@ async fn a_build_goes_on_through_a_reconnect_and_its_whole_log_arrives() {
     farm.dispatch(&assignment);
     farm.started(&assignment.lease).await;
     farm.disconnect();
-    assert_eq!(farm.hello().await.attempts, [assignment.lease.clone()]);
+    assert_eq!(farm.hello().await.attempts, std::slice::from_ref(&assignment.lease));
     let (log, outcome) = farm.finished(&assignment.lease).await;
     assert!(matches!(outcome, Outcome::Built { .. }), "{outcome:?}");
     let expect: String = std::iter::once("before\n".to_owned()).chain((0..3000).map(|i| format!("line {i}\n"))).collect();

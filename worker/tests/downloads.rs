@@ -127,7 +127,7 @@ async fn an_attempt_outlives_its_session() {
     farm.dispatch(&assignment);
     farm.started(&assignment.lease).await;
     farm.disconnect();
-    assert_eq!(farm.hello().await.attempts, [assignment.lease.clone()]);
+    assert_eq!(farm.hello().await.attempts, std::slice::from_ref(&assignment.lease));
     may_answer.notify_one();
     let (log, outcome) = farm.finished(&assignment.lease).await;
     assert!(matches!(outcome, Outcome::Built { .. }), "{outcome:?}");
@@ -173,7 +173,7 @@ async fn an_unacknowledged_result_is_sent_again_after_a_restart() {
     worker.stop().await;
 
     let worker = farm.worker();
-    assert_eq!(farm.hello().await.attempts, [assignment.lease.clone()]);
+    assert_eq!(farm.hello().await.attempts, std::slice::from_ref(&assignment.lease));
     assert_eq!(farm.finished(&assignment.lease).await.1, first);
     farm.acknowledge(&assignment.lease);
     // Asked to finish, it waits for nothing more than the acknowledgement.

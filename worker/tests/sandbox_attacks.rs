@@ -73,7 +73,7 @@ fn two_builds_cannot_touch_each_other() {
 
 /// Compiles the probe so that it needs nothing of the host at run time.
 fn compile_probe(to: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sandbox_probe/main.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sandbox_probe/probe.rs");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(rustc);
     command.args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-O", "-o"]).arg(to).arg(&source);

@@ -43,10 +43,10 @@ pub fn sources(endings: &[&str]) -> Vec<Source> {
             let name = entry.file_name().to_string_lossy().into_owned();
             if path.is_dir() && name != "target" && !name.starts_with('.') {
                 waiting.push(path);
-            } else if endings.iter().any(|ending| name.ends_with(ending)) {
-                if let (Ok(text), Ok(below)) = (fs::read_to_string(&path), path.strip_prefix(&root)) {
-                    found.push(Source { path: below.to_string_lossy().into_owned(), text });
-                }
+            } else if endings.iter().any(|ending| name.ends_with(ending))
+                && let (Ok(text), Ok(below)) = (fs::read_to_string(&path), path.strip_prefix(&root))
+            {
+                found.push(Source { path: below.to_string_lossy().into_owned(), text });
             }
         }
     }
