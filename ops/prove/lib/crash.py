@@ -122,14 +122,21 @@ def wrong_nar(blob, fields):
     return None
 
 
-def seed_farm(work, pkgset):
-    """Builds the toolchain and nothing else, and returns the stopped farm's directory."""
+def sets(pkgset, micro):
+    """Returns what every round builds and what is built beforehand, as .drv paths, and the latter's name."""
+    if micro:
+        layered = [f"{pkgset}/micro.nix", "--argstr", "shape", "layered", "--arg", "refs", "true", "--arg", "n"]
+        return nix.instantiate(*layered, str(micro)), nix.instantiate(*layered, "4", "--argstr", "seed", "warm"), "four derivations"
     # `tools` needs every other part of the toolchain.
-    drvs = nix.instantiate(pkgset, "-A", "toolchain.tools")
+    return nix.instantiate(pkgset, "-A", "small"), nix.instantiate(pkgset, "-A", "toolchain.tools"), "the toolchain"
+
+
+def seed_farm(work, drvs, name):
+    """Builds what is built beforehand and nothing else, and returns the run of the stopped farm."""
     run = Run(work, "seed", None, drvs, nix.derivations(drvs))
     with run.farm:
         ran = run.build()
-    print(f"       built beforehand: the toolchain, {len(run.recipes)} derivations, in {ran.wall:.0f} s")
+    print(f"       built beforehand: {name} ({len(run.recipes)} derivations), in {ran.wall:.0f} s")
     return run
 
 
@@ -142,7 +149,7 @@ def reference(work, seed, drvs, recipes):
     run.remove()
     if broken:
         raise kiln.Failed("the undisturbed run left broken objects: " + "; ".join(broken))
-    print(f"       undisturbed: {len(recipes) - len(seed.recipes)} derivations in {wall:.1f} s")
+    print(f"       undisturbed: {len(set(recipes) - set(seed.recipes))} derivations in {wall:.1f} s")
     return hashes, wall
 
 
@@ -226,12 +233,13 @@ def prove():
     parser.add_argument("pkgset", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="chooses the moments")
+    parser.add_argument("--micro", type=int, default=0, metavar="N", help="build N trivial derivations in rows, not the small set")
     args = parser.parse_args()
     work, claims, tally = pathlib.Path(os.environ["PROVE_DIR"]), kiln.Claims(), Tally()
     print(f"crash: {kiln.machine()}; {args.rounds} rounds, --seed {args.seed}")
-    drvs = nix.instantiate(args.pkgset, "-A", "small")
+    drvs, before, name = sets(args.pkgset, args.micro)
     recipes = nix.derivations(drvs)
-    seed = seed_farm(work, args.pkgset)
+    seed = seed_farm(work, before, name)
     expected, wall = reference(work, seed, drvs, recipes)
     moments = random.Random(args.seed)
     for number in range(1, args.rounds + 1):
