@@ -17,7 +17,7 @@ PROGRAMS = (
     ("sqlite", ["bin/sqlite3", "--version"], "3."),
     ("curl", ["bin/curl", "--version"], "curl"),
     ("gawk", ["bin/gawk", "--version"], "GNU Awk"),
-    ("bzip2", ["bin/bzip2", "--version"], "bzip2"),
+    ("bzip2", ["bin/bzip2", "--help"], "bzip2"),
     ("dash", ["bin/dash", "-c", "echo dash runs"], "dash runs"),
 )
 
