@@ -56,6 +56,9 @@ async fn a_proposal_is_answered_to_its_proposer_and_its_effects_are_owed_to_the_
     let refused = consensus.propose(vec![cancel(77)]).await.expect("commits");
     assert_eq!(refused.answers, [Answer::Refused(Refused::NoSuchBuild(BuildId(77)))]);
 
+    let told = effects.recv().await.expect("the driver is told of every entry, for it may have to plan again");
+    assert_eq!((told.index, told.effects.len()), (refused.index, 0), "the answer went to its proposer only");
+
     let applied = consensus.propose(vec![register(1), register(2)]).await.expect("commits");
     assert_eq!(applied.index.0, refused.index.0 + 2, "one entry for each command");
     for index in [applied.index.0 - 1, applied.index.0] {
