@@ -77,7 +77,7 @@ impl Derivations {
         }
         let read = store.derivation(path).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
         let bytes = read.ok_or_else(|| DerivationError::Missing(path.clone()))?;
-        let parsed = Derivation::parse(&self.store_dir, path.name(), &bytes)
+        let parsed = Derivation::parse_canonical(&self.store_dir, path.name(), &bytes)
             .map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
         let parsed = Arc::new(parsed);
         self.keep(path.clone(), bytes.clone(), parsed.clone());
