@@ -1,3 +1,5 @@
+//! What a builder is given, as tables: environment, files, placeholders, graphs.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_wire::worker::Assignment;
