@@ -195,7 +195,7 @@ fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Places
     for path in &args.paths {
         let (root, dir) = parse_root(path)?;
         roots.push(root);
-        places.extend(dir);
+        places.extend(dir.filter(|dir| !places.contains(dir)));
     }
     let here = Path::new("default.nix").exists().then(|| PathBuf::from("."));
     let file = args.file.clone().or_else(|| here.filter(|_| args.paths.is_empty()));

@@ -5,22 +5,24 @@ use std::path::Path;
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobView, Request, Response};
 
 use crate::client::{Client, unexpected};
+use crate::words;
 
 /// Prints the failures of a build on standard error. `dir` is where an embedded farm keeps its logs.
 pub async fn explain(client: &Client, view: &BuildView, dir: Option<&Path>) -> anyhow::Result<()> {
     if view.state == BuildState::Cancelled {
         eprintln!("build {} was cancelled", view.build);
     }
-    let failed: Vec<&JobView> = view.failures.iter().filter(|job| !job.attempts.is_empty() || job.state == "failed").collect();
+    let failed = &view.failures;
     for job in failed.iter().take(SHOWN_MAX) {
         explain_job(client, job, dir).await?;
     }
     if failed.len() > SHOWN_MAX {
-        eprintln!("\n… and {} more jobs failed", failed.len() - SHOWN_MAX);
+        eprintln!("\nfailed too: {}", words::count((failed.len() - SHOWN_MAX) as u64, "more job"));
     }
-    let dependents = view.failures.len() - failed.len();
+    // The build counts both as failed, and lists only those that failed by themselves.
+    let dependents = view.counts.failed.saturating_sub(failed.len() as u64);
     if dependents > 0 {
-        eprintln!("\n{dependents} jobs were not built because something that they need failed");
+        eprintln!("\nnot built because something that they need failed: {}", words::count(dependents, "job"));
     }
     Ok(())
 }
@@ -38,7 +40,7 @@ async fn explain_job(client: &Client, job: &JobView, dir: Option<&Path>) -> anyh
         return Ok(());
     }
     let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-    eprintln!("  last {} of {} lines of its log:", tail.len(), lines.len());
+    eprintln!("  last {} of {} of its log:", tail.len(), words::count(lines.len() as u64, "line"));
     for line in tail {
         eprintln!("  | {}", printable(line));
     }

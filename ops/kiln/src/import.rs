@@ -1,12 +1,12 @@
 //! Hands a closure of derivations to the farm: finds the files, asks what the farm lacks, uploads only that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use anyhow::Context;
 use kiln_link::BlobSource;
-use kiln_nix::closure::Closure;
+use kiln_nix::closure::{Closure, ClosureError};
 use kiln_nix::content::{ContentAddress, Method};
 use kiln_nix::hash::{Algorithm, Hash, Hasher};
 use kiln_nix::scan::Candidates;
@@ -42,8 +42,12 @@ pub async fn upload(client: &Client, store_dir: &StoreDir, places: &Places, root
     // The farm may have a source of a derivation whose outputs it has too; both are asked for, nothing is sent twice.
     let lacking_sources = missing(client, sources.iter().cloned().collect()).await?;
     let lacking = missing(client, derivations.into_iter().collect()).await?;
+    let absent: Vec<&StorePath> = lacking_sources.iter().filter(|path| places.find(path.as_str()).is_none()).collect();
+    if !absent.is_empty() {
+        return Err(missing_files(places, "input source", &absent));
+    }
     if !lacking.is_empty() {
-        progress.say(&format!("uploading {} derivations", lacking.len()));
+        progress.say(&format!("uploading {}", words::count(lacking.len() as u64, "derivation")));
     }
     upload_derivations(client, places, &lacking).await?;
     let mut waiting: BTreeSet<StorePath> = lacking_sources.into_iter().collect();
@@ -56,9 +60,23 @@ pub async fn upload(client: &Client, store_dir: &StoreDir, places: &Places, root
 fn load(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result<Closure> {
     let read = |path: &DrvPath| places.find(path.as_str()).map(fs::read).transpose();
     let loaded = Closure::load(store_dir, roots.iter().map(|root| root.derivation.clone()), read);
-    loaded.map_err(|error| {
-        let looked: Vec<String> = places.0.iter().map(|dir| format!("`{}`", dir.display())).collect();
-        bad_input(format!("{:#} (looked in {})", anyhow::Error::from(error), looked.join(", ")))
+    loaded.map_err(|error| match error {
+        ClosureError::Missing { paths } => missing_files(places, "derivation", &paths),
+        ClosureError::Read { .. }
+        | ClosureError::Parse { .. }
+        | ClosureError::WrongPath { .. }
+        | ClosureError::Cycle { .. }
+        | ClosureError::TooMany => bad_input(format!("{:#}", anyhow::Error::from(error))),
+    })
+}
+
+/// Names every file that would have to be there, and where it was looked for.
+fn missing_files<T: fmt::Display>(places: &Places, noun: &str, paths: &[T]) -> anyhow::Error {
+    let looked: Vec<String> = places.0.iter().map(|dir| format!("`{}`", dir.display())).collect();
+    let looked = looked.join(", ");
+    bad_input(match paths {
+        [path] => format!("{noun} `{path}` is missing; looked in {looked}"),
+        paths => format!("{} are missing; looked in {looked}:\n{}", words::count(paths.len() as u64, noun), words::listed(paths)),
     })
 }
 
@@ -102,8 +120,7 @@ async fn upload_source(
     waiting: &mut BTreeSet<StorePath>,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let looked = || places.0.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ");
-    let file = places.find(path.as_str()).ok_or_else(|| bad_input(format!("input source `{path}` is missing; looked in {}", looked())))?;
+    let file = places.find(path.as_str()).ok_or_else(|| missing_files(places, "input source", &[path]))?;
     let packer = Packer { level: UPLOAD_LEVEL, spool_dir: std::env::temp_dir() };
     let (candidates, packed_file) = (Candidates::new(sources.iter().cloned()), file.clone());
     let packed = tokio::task::spawn_blocking(move || packer.pack(&packed_file, &candidates)).await??;

@@ -77,7 +77,7 @@ pub fn status(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn print_status(view: &FarmView) {
     let counts = view.counts;
-    println!("Kiln {}, store {}, {} workers connected", view.version, view.store_dir, view.workers_connected);
+    println!("Kiln {}, store {}, {} connected", view.version, view.store_dir, words::count(view.workers_connected, "worker"));
     println!("cache {}  key {}", view.cache_url.as_deref().unwrap_or("not served"), view.public_key);
     println!(
         "jobs: {} running, {} ready, {} blocked, {} built, {} failed",

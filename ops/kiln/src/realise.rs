@@ -27,7 +27,7 @@ pub async fn realise(client: &Client, paths: Vec<StorePath>, root: &Path, store_
     let lacking: Vec<PathInfo> = infos.into_iter().filter(|info| store.join(info.path.as_str()).symlink_metadata().is_err()).collect();
     let bytes: u64 = lacking.iter().map(|info| info.nar_size_bytes).sum();
     if !lacking.is_empty() {
-        progress.say(&format!("fetching {} paths ({}) to `{}`", lacking.len(), words::size(bytes), store.display()));
+        progress.say(&format!("fetching {} ({}) to `{}`", words::count(lacking.len() as u64, "path"), words::size(bytes), store.display()));
     }
     for info in lacking {
         let path = info.path.clone();

@@ -36,6 +36,20 @@ pub fn exit_code_of(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(error.downcast_ref::<Exit>().map_or(FAILED, |exit| exit.code))
 }
 
+/// Returns how many there are of something: `1 job`, `2 jobs`.
+pub fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// Returns names as lines of their own; of many only the first.
+pub fn listed<T: fmt::Display>(names: &[T]) -> String {
+    let mut lines: Vec<String> = names.iter().take(LISTED_MAX).map(|name| format!("  {name}")).collect();
+    if names.len() > LISTED_MAX {
+        lines.push(format!("  … and {} more", names.len() - LISTED_MAX));
+    }
+    lines.join("\n")
+}
+
 /// Returns a size for people: `1.5 MiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -59,9 +73,26 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
+/// Names in one error: a screen is about twice as high.
+const LISTED_MAX: usize = 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_told_from_many() {
+        for (number, text) in [(0, "0 jobs"), (1, "1 job"), (2, "2 jobs")] {
+            assert_eq!(count(number, "job"), text);
+        }
+    }
+
+    #[test]
+    fn a_list_names_each_up_to_a_screen_and_counts_the_rest() {
+        assert_eq!(listed(&["a", "b"]), "  a\n  b");
+        let many = listed(&(0..23).collect::<Vec<_>>());
+        assert!(many.contains("  19\n") && many.ends_with("  … and 3 more"), "{many}");
+    }
 
     #[test]
     fn sizes_and_durations_read_as_people_write_them() {
