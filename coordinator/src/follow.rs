@@ -6,22 +6,28 @@ use std::time::Duration;
 use kiln_link::{LinkError, Sender};
 use kiln_wire::client::{BuildState, Response};
 use kiln_wire::{AttemptId, BuildId, DrvPath};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::parts::Parts;
 use crate::watch::Notice;
 use crate::{refuse, views};
 
-/// Sends a build as it stands, then what happens to its jobs, then the build as it ended.
+/// Sends what happened to a build's jobs since it was submitted, then the build as it stands, then what happens, then the build as it ended.
 pub(crate) async fn build(parts: &Arc<Parts>, build: BuildId, sender: &mut Sender) -> Result<(), LinkError> {
     // Subscribed before the first look, so that nothing falls between.
-    let mut notices = parts.watchers.subscribe();
+    let (early, mut notices) = parts.watchers.subscribe(build);
+    for event in early {
+        sender.send(&Response::Event(event)).await?;
+    }
     let mut view_due = true;
     loop {
         if view_due {
             match views::build(parts, build) {
                 Ok(view) => {
                     let ended = view.state != BuildState::Active && parts.archive.holds(build);
+                    if ended {
+                        send_rest(&mut notices, build, sender).await?;
+                    }
                     sender.send(&Response::Build(view)).await?;
                     if ended {
                         return Ok(());
@@ -60,6 +66,17 @@ async fn next_change(
             Err(RecvError::Lagged(_)) => return Ok(true),
             // The coordinator stops; the connection is about to end too.
             Err(RecvError::Closed) => return Ok(false),
+        }
+    }
+}
+
+/// Sends the events that came while the last view was made: the view of an ended build is the last thing that is sent.
+async fn send_rest(notices: &mut tokio::sync::broadcast::Receiver<Notice>, build: BuildId, sender: &mut Sender) -> Result<(), LinkError> {
+    loop {
+        match notices.try_recv() {
+            Ok(Notice::Event(told)) if told.0.contains(&build) => sender.send(&Response::Event(told.1.clone())).await?,
+            Ok(Notice::Event(_) | Notice::Ended(_)) | Err(TryRecvError::Lagged(_)) => {}
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return Ok(()),
         }
     }
 }
