@@ -22,10 +22,10 @@ pub struct DirArgs {
 }
 
 impl DirArgs {
-    /// Returns the directory.
+    /// Returns the directory, as an absolute path: workers and Nix are told of places below it.
     pub fn dir(&self) -> PathBuf {
         if let Some(dir) = &self.dir {
-            return dir.clone();
+            return std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
         }
         let home = std::env::var_os("XDG_STATE_HOME")
             .map(PathBuf::from)
