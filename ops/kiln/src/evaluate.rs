@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use kiln_wire::{DrvPath, OutputName, Root, StoreDir};
 
+use crate::realise::store_below;
 use crate::words::bad_input;
 
 /// What to evaluate.
@@ -28,7 +29,9 @@ pub struct Expression {
 pub fn evaluate(expression: &Expression, root: &Path, store_dir: &StoreDir) -> anyhow::Result<Vec<Root>> {
     std::fs::create_dir_all(root).with_context(|| format!("create evaluation store `{}`", root.display()))?;
     let mut command = Command::new("nix-instantiate");
-    command.arg("--store").arg(format!("local?root={}", root.display()));
+    // Unless told, Nix keeps every store of its own below `root/nix/store`, whatever its paths are called.
+    let real = store_below(root, store_dir);
+    command.arg("--store").arg(format!("local?root={}&real={}", root.display(), real.display()));
     command.arg(&expression.file);
     for attribute in &expression.attributes {
         command.args(["-A", attribute]);
