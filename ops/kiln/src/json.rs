@@ -96,7 +96,7 @@ pub fn worker(view: &WorkerView) -> Value {
 pub fn path_info(info: &PathInfo, store_dir: &StoreDir) -> Value {
     json!({
         "path": store_dir.join(&info.path),
-        "narHash": kiln_nix::hash::sha256_nix32(&info.nar_hash),
+        "narHash": kiln_nix::hash::Hash::from(info.nar_hash).to_sri(),
         "narSize": info.nar_size_bytes,
         "references": info.references.iter().map(|path| store_dir.join(path)).collect::<Vec<_>>(),
         "deriver": info.deriver.as_ref().map(|path| full(path, store_dir)),
