@@ -204,7 +204,12 @@ fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Places
             let root = args.dir.dir().join("evaluation");
             let expression =
                 Expression { file, attributes: args.attributes.clone(), args: pairs(&args.args), strings: pairs(&args.strings) };
-            roots.extend(evaluate(&expression, &root, store_dir)?);
+            let found = evaluate(&expression, &root, store_dir)?;
+            if found.is_empty() {
+                let file = expression.file.display();
+                return Err(bad_input(format!("`{file}` evaluates to no derivation; name an attribute that holds some with -A ATTR")));
+            }
+            roots.extend(found);
             places.push(realise::store_below(&root, store_dir));
         }
         None if roots.is_empty() => return Err(bad_input("nothing to build: name a .drv file, or a Nix file with -f FILE [-A ATTR]")),
