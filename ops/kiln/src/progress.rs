@@ -86,7 +86,10 @@ impl Progress {
 
     /// Clears the live lines and says how it ended.
     pub fn finish(&mut self, view: &BuildView) {
-        let line = summary(view, self.started.elapsed(), self.built_nar_bytes);
+        let line = match total(view.counts) {
+            0 => "nothing to build: the farm has it all".to_owned(),
+            _ => summary(view, self.started.elapsed(), self.built_nar_bytes),
+        };
         match &mut self.face {
             Face::Terminal(terminal) => {
                 terminal.clear();
