@@ -1,6 +1,6 @@
 //! Shows a build as it goes: live lines on a terminal, one line per event elsewhere, one JSON object per event on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,11 @@ pub struct Progress {
 enum Face {
     /// Live lines.
     Terminal(Box<Terminal>),
-    /// One line per event.
-    Plain,
+    /// One line per event, and one when nothing runs and jobs wait.
+    Plain {
+        /// Why jobs waited when it was last said.
+        waiting: BTreeSet<String>,
+    },
     /// One JSON object per event, on standard output.
     Json,
 }
@@ -40,7 +43,7 @@ impl Progress {
         let face = match (json, std::io::stderr().is_terminal()) {
             (true, _) => Face::Json,
             (false, true) => Face::Terminal(Box::new(Terminal::new())),
-            (false, false) => Face::Plain,
+            (false, false) => Face::Plain { waiting: BTreeSet::new() },
         };
         Self { store_dir, started: Instant::now(), built_nar_bytes: 0, face }
     }
@@ -49,7 +52,7 @@ impl Progress {
     pub fn say(&self, line: &str) {
         match &self.face {
             Face::Terminal(terminal) => terminal.say(line),
-            Face::Plain => eprintln!("{line}"),
+            Face::Plain { .. } => eprintln!("{line}"),
             Face::Json => {}
         }
     }
@@ -57,14 +60,24 @@ impl Progress {
     /// Shows the build as it stands.
     pub fn view(&mut self, view: &BuildView) {
         let elapsed = self.started.elapsed();
-        if let Face::Terminal(terminal) = &mut self.face {
-            terminal.summary.set_message(summary(view, elapsed, self.built_nar_bytes));
-            terminal.summary.set_length(total(view.counts).max(1));
-            terminal.summary.set_position(view.counts.built + view.counts.failed);
-            for job in &view.running {
-                let place = job.attempts.last().map_or_else(String::new, |attempt| attempt.worker.to_string());
-                terminal.start(&job.derivation, &place);
+        match &mut self.face {
+            Face::Terminal(terminal) => {
+                terminal.summary.set_message(summary(view, elapsed, self.built_nar_bytes));
+                terminal.summary.set_length(total(view.counts).max(1));
+                terminal.summary.set_position(view.counts.built + view.counts.failed);
+                for job in &view.running {
+                    let place = job.attempts.last().map_or_else(String::new, |attempt| attempt.worker.to_string());
+                    terminal.start(&job.derivation, &place);
+                }
             }
+            Face::Plain { waiting } => {
+                let now: BTreeSet<String> = view.waiting.keys().cloned().collect();
+                if view.counts.running == 0 && view.counts.ready > 0 && now != *waiting {
+                    eprintln!("{}", summary(view, elapsed, self.built_nar_bytes));
+                    *waiting = now;
+                }
+            }
+            Face::Json => {}
         }
     }
 
@@ -75,7 +88,7 @@ impl Progress {
         }
         match &mut self.face {
             Face::Json => println!("{}", event_json(event, &self.store_dir)),
-            Face::Plain => {
+            Face::Plain { .. } => {
                 if let Some(line) = event_line(event) {
                     eprintln!("[{:>7}] {line}", words::duration(self.started.elapsed()));
                 }
@@ -95,7 +108,7 @@ impl Progress {
                 terminal.clear();
                 eprintln!("{line}");
             }
-            Face::Plain => eprintln!("{line}"),
+            Face::Plain { .. } => eprintln!("{line}"),
             Face::Json => {}
         }
     }
