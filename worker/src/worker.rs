@@ -104,10 +104,10 @@ impl Worker {
         crate::trash::private_dir(&logs_dir).map_err(logs)?;
         let journal = Journal::open(&config.dir.join("journal"))?;
         let (events_sender, events) = mpsc::unbounded_channel();
-        let shell = Shell::new(config.name.clone(), offer, journal, logs_dir.clone(), workshop, events_sender).map_err(logs)?;
+        let shell = Shell::new(config.name.clone(), offer, journal, logs_dir.clone(), workshop.clone(), events_sender).map_err(logs)?;
         let (orders, told) = watch::channel(Order::Work);
         let route = Route::new(config.coordinators.clone());
-        let task = Life { shell, events, dialer, route, connection, told, farewell: None };
+        let task = Life { shell, workshop, events, dialer, route, connection, told, farewell: None };
         Ok(Self { orders, task: tokio::spawn(task.run()) })
     }
 
@@ -168,6 +168,7 @@ async fn until(time: Option<Instant>) {
 /// The one task that owns a worker.
 struct Life {
     shell: Shell,
+    workshop: Arc<Workshop>,
     events: mpsc::UnboundedReceiver<AttemptEvent>,
     dialer: Dialer,
     route: Route,
@@ -195,6 +196,9 @@ impl Life {
             let Some(event) = self.events.recv().await else { break };
             // There is no session: whatever is to be said waits in the journal.
             let _ = self.shell.take(event);
+        }
+        if let Err(err) = self.workshop.cgroups.remove_home() {
+            tracing::warn!(err = %chain(&err), "control groups stay behind");
         }
         self.dialer.close("the worker stops").await;
     }
