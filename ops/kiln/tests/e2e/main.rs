@@ -1,0 +1,16 @@
+//! The real binary, driven as people drive it: whole farms, daemons, crashes, and a real Nix that reads their cache.
+//!
+//! Needs root, Debian's `nix-bin` and `busybox-static`, which `ops/test` installs.
+
+mod bad_input;
+mod builds;
+mod crashes;
+mod documented;
+mod farm;
+mod first_use;
+mod once;
+mod package_set;
+mod parity;
+mod roles;
+mod served;
+mod stops;

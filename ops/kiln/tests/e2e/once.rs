@@ -1,0 +1,111 @@
+//! Nothing that was committed is built again, and nothing that runs is begun again, whoever of the farm dies in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
+
+use crate::crashes::Daemons;
+use crate::farm::{Place, Process, wait_for};
+
+/// Ten jobs in two chains; each writes a line, so that each attempt leaves a log.
+const CHAINS: &str = r#"
+let chain = side: builtins.foldl' (below: i: drv "${side}-${i}" "echo at work; ${boot}/busybox usleep 300000; echo ${i} > $out" [ below ])
+  (drv "${side}" "echo at work; echo ${side} > $out" [ ]) (range 4);
+in { left = chain "left"; right = chain "right"; }
+"#;
+
+/// Follows a build until so many jobs are committed, and returns which.
+fn build_until(mut build: Process, committed: usize) -> (Process, BTreeSet<String>) {
+    let derivation = |line: String| {
+        let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        event["derivation"].as_str().expect("it names it").rsplit('/').next().expect("a name").to_owned()
+    };
+    let done = (0..committed).map(|_| derivation(build.wait_for_line("\"event\":\"built\""))).collect();
+    (build, done)
+}
+
+/// How many attempts each committed job had when it was committed. A kill before that may have cost it one.
+type Committed = BTreeMap<String, usize>;
+
+/// Notes jobs that were just committed.
+fn note(committed: &mut Committed, place: &Place, logs: &str, done: BTreeSet<String>) {
+    committed.extend(place.attempts(logs).into_iter().filter(|(name, _)| done.contains(name)));
+}
+
+/// Fails if one of these jobs was tried again after it was committed.
+fn expect_no_more_attempts(place: &Place, logs: &str, committed: &Committed) {
+    let attempts: Committed = place.attempts(logs).into_iter().filter(|(name, _)| committed.contains_key(name)).collect();
+    assert_eq!(attempts, *committed, "attempts now, and when they were committed");
+}
+
+#[test]
+fn jobs_that_were_committed_before_a_daemon_died_are_not_tried_again() {
+    let daemons = Daemons::with(CHAINS);
+    let start =
+        || Process::start(daemons.place.kiln(&[&["build", "-f", "set.nix", "--json"], &daemons.farm()[..]].concat()).stderr(Stdio::null()));
+    let coordinator = daemons.start("coordinator");
+    let worker = daemons.start("worker");
+    daemons.wait_until_up();
+    let mut committed = Committed::new();
+    let (build, done) = build_until(start(), 3);
+    note(&mut committed, &daemons.place, "coordinator/logs", done);
+    worker.kill_9();
+    let _worker = daemons.start("worker");
+    // The same client goes on: it watches the coordinator, which lost nothing.
+    let (build, more) = build_until(build, 3);
+    note(&mut committed, &daemons.place, "coordinator/logs", more);
+    coordinator.kill_9();
+    assert_eq!(build.finish().0, 3, "its client says that the farm cannot be reached");
+    let _coordinator = daemons.start("coordinator");
+    daemons.wait_until_up();
+    let rest = start().finish();
+    assert_eq!(rest.0, 0, "{}", rest.1);
+    assert_eq!(committed.len(), 6);
+    expect_no_more_attempts(&daemons.place, "coordinator/logs", &committed);
+}
+
+#[test]
+fn jobs_that_were_committed_before_the_whole_farm_died_are_not_tried_again() {
+    let place = Place::new(CHAINS);
+    let mut committed = Committed::new();
+    for count in [1, 2, 3] {
+        let farm = place.up();
+        let (build, done) = build_until(Process::start(place.kiln(&["build", "-f", "set.nix", "--json"]).stderr(Stdio::null())), count);
+        note(&mut committed, &place, "farm/logs", done);
+        farm.kill_9();
+        build.kill_9();
+    }
+    let _farm = place.up();
+    place.run(&["build", "-f", "set.nix"]).expect_success();
+    assert!(committed.len() >= 3, "{committed:?}");
+    expect_no_more_attempts(&place, "farm/logs", &committed);
+}
+
+#[test]
+fn an_attempt_goes_on_while_its_coordinator_is_dead_and_is_committed_by_the_next() {
+    // Longer than a coordinator takes to come back; if it is not, the result waits in the worker's journal, and the test holds too.
+    let daemons = Daemons::with(r#"{ long = drv "long" "echo begun; ${boot}/busybox sleep 6; echo ended; echo long > $out" [ ]; }"#);
+    let farm = daemons.farm();
+    let coordinator = daemons.start("coordinator");
+    let _worker = daemons.start("worker");
+    daemons.wait_until_up();
+    let mut build = Process::start(daemons.place.kiln(&[&["build", "-f", "set.nix", "--json"], &farm[..]].concat()).stderr(Stdio::null()));
+    let started: serde_json::Value = serde_json::from_str(&build.wait_for_line("\"event\":\"started\"")).expect("JSON");
+    coordinator.kill_9();
+    build.kill_9();
+    let _coordinator = daemons.start("coordinator");
+    daemons.wait_until_up();
+    let again = daemons.place.run(&[&["build", "-f", "set.nix", "--json"], &farm[..]].concat()).expect_success();
+    let derivation = started["derivation"].as_str().expect("text").rsplit('/').next().expect("a name").to_owned();
+    let attempt = started["attempt"].as_u64().expect("a number");
+    let logs = daemons.place.path("coordinator/logs").join(&derivation);
+    let kept: Vec<String> = std::fs::read_dir(&logs)
+        .expect("it has a log")
+        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(kept, [format!("{attempt}.log")], "one attempt, the first: {}", again.out());
+    let log = wait_for("the whole log", || {
+        let log = daemons.place.run(&[&["log", &derivation], &farm[..]].concat()).expect_success().out();
+        log.contains("ended").then_some(log)
+    });
+    assert_eq!(log, "begun\nended\n");
+}
