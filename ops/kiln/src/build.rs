@@ -109,17 +109,26 @@ async fn build(args: &Args, client: &Client, embedded: bool) -> anyhow::Result<E
     Ok(ExitCode::from(words::FAILED))
 }
 
-/// Follows a build to its end. An interrupt cancels it, so that nothing goes on that nobody waits for.
+/// Follows a build to its end. An interrupt cancels it, so that nothing goes on that nobody waits for; another leaves at once.
 async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyhow::Result<BuildView> {
     let (_sender, mut answers) = client.ask(&Request::Watch(build)).await?;
     let mut last = None;
+    let mut cancelled = false;
     loop {
         let next = tokio::select! {
             next = answers.next_view(|event| progress.event(&event)) => next?,
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted.context("wait for an interrupt")?;
-                client.one(&Request::Cancel(build)).await?;
-                progress.say("interrupted: the build is cancelled");
+                if cancelled {
+                    return Err(left(build));
+                }
+                cancelled = true;
+                progress.say("interrupted: the build is being cancelled; interrupt again to leave at once");
+                let cancel = Request::Cancel(build);
+                tokio::select! {
+                    answer = client.one(&cancel) => drop(answer?),
+                    _ = tokio::signal::ctrl_c() => return Err(left(build)),
+                }
                 continue;
             }
         };
@@ -131,6 +140,10 @@ async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyh
             None => return last.ok_or_else(|| unexpected("nothing")),
         }
     }
+}
+
+fn left(build: BuildId) -> anyhow::Error {
+    anyhow::anyhow!("interrupted again: build {build} may not be cancelled yet; look with `kiln status`")
 }
 
 async fn finish(
