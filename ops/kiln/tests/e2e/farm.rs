@@ -46,22 +46,28 @@ impl Place {
 
     /// Returns the same command with standard error in standard output, where a process is listened to.
     pub fn kiln_aloud(&self, args: &[&str]) -> Command {
-        let mut command = self.kiln(&["-c", r#"exec "$0" "$@" 2>&1"#, env!("CARGO_BIN_EXE_kiln")]);
-        command.args(args);
-        let mut shell = Command::new("sh");
-        shell.args(command.get_args()).current_dir(self.dir.path()).stdin(Stdio::null());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        shell
+        self.kiln_under(&["sh", "-c", r#"exec "$0" "$@" 2>&1"#], args)
     }
 
-    /// Runs a command to its end.
+    /// Runs a command to its end; one that hangs is killed, so that the test fails and not the whole run.
     pub fn run(&self, args: &[&str]) -> Ran {
-        Ran(self.kiln(args).output().expect("the binary runs"))
+        let seconds = DEADLINE.as_secs().to_string();
+        Ran(self.kiln_under(&["timeout", "--signal=KILL", &seconds], args).output().expect("the binary runs"))
+    }
+
+    /// Returns a command of the binary that another program starts.
+    fn kiln_under(&self, program: &[&str], args: &[&str]) -> Command {
+        let kiln = self.kiln(args);
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(kiln.get_program()).args(kiln.get_args());
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        for (name, value) in kiln.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
     }
 
     /// Starts `kiln up`.
