@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_wire::client::{BuildState, BuildView, Request, Response, Submission};
 use kiln_wire::{BuildId, DrvPath, OutputName, RequestId, Root, StoreDir, StorePath};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{DirArgs, FarmArgs};
 use crate::client::{Client, unexpected};
@@ -111,14 +112,15 @@ async fn build(args: &Args, client: &Client, embedded: bool) -> anyhow::Result<E
 
 /// Follows a build to its end. An interrupt cancels it, so that nothing goes on that nobody waits for; another leaves at once.
 async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyhow::Result<BuildView> {
+    // One listener for the whole time: an interrupt between two looks must not be lost.
+    let mut interrupts = signal(SignalKind::interrupt()).context("listen for interrupts")?;
     let (_sender, mut answers) = client.ask(&Request::Watch(build)).await?;
     let mut last = None;
     let mut cancelled = false;
     loop {
         let next = tokio::select! {
             next = answers.next_view(|event| progress.event(&event)) => next?,
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted.context("wait for an interrupt")?;
+            Some(()) = interrupts.recv() => {
                 if cancelled {
                     return Err(left(build));
                 }
@@ -127,7 +129,7 @@ async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyh
                 let cancel = Request::Cancel(build);
                 tokio::select! {
                     answer = client.one(&cancel) => drop(answer?),
-                    _ = tokio::signal::ctrl_c() => return Err(left(build)),
+                    Some(()) = interrupts.recv() => return Err(left(build)),
                 }
                 continue;
             }
