@@ -7,7 +7,7 @@ use kiln_core::{Answer, Command, Refused};
 use kiln_nix::derivation::Derivation;
 use kiln_nix::job;
 use kiln_wire::client::{Refusal, Submission};
-use kiln_wire::limits::{JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
+use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, OutputName, Root, StorePath};
 
 use crate::derivations::DerivationError;
@@ -20,6 +20,7 @@ use crate::refuse;
 /// # Errors
 /// A [`Refusal`] that says what is missing, wrong or over a limit; nothing has changed then.
 pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
+    check_name(&submission.name)?;
     let closure = load_closure(&parts, &submission.roots).await?;
     // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
     tokio::task::block_in_place(|| check_output_paths(&parts, &closure))?;
@@ -39,6 +40,16 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
         answers.extend(applied.map_err(|error| refuse::unavailable("submit", &error))?.answers);
     }
     answers.into_iter().find_map(build_of).unwrap_or_else(|| Err(refuse::invalid("submit: the farm gave no answer; submit again")))
+}
+
+/// A name is a client's text that every coordinator keeps.
+fn check_name(name: &str) -> Result<(), Refusal> {
+    match name.len() {
+        0..=BUILD_NAME_BYTES_MAX => Ok(()),
+        bytes => Err(refuse::invalid(format!(
+            "submit: the build's name has {bytes} bytes, over the limit of {BUILD_NAME_BYTES_MAX}; give it a shorter one"
+        ))),
+    }
 }
 
 fn build_of(answer: Answer) -> Option<Result<BuildId, Refusal>> {
@@ -157,4 +168,16 @@ async fn check_sources(parts: &Parts, closure: &Closure, jobs: &[JobSpec]) -> Re
     let wanted: Vec<StorePath> = wanted.into_iter().collect();
     let missing = parts.store.missing(&wanted).await.map_err(|error| refuse::unavailable("submit", &error))?;
     if missing.is_empty() { Ok(()) } else { Err(refuse::missing("submit", "input sources", missing)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_over_the_limit_is_refused_before_it_reaches_the_log() {
+        assert!(check_name(&"n".repeat(BUILD_NAME_BYTES_MAX)).is_ok());
+        let refusal = check_name(&"n".repeat(BUILD_NAME_BYTES_MAX + 1)).expect_err("over the limit");
+        assert!(refusal.message.contains("257 bytes"), "{}", refusal.message);
+    }
 }

@@ -16,6 +16,9 @@ pub const PATHS_PER_REQUEST_MAX: usize = 16_384;
 /// Derivations in one submission. A million jobs are about 300 MiB of state. Passing it: the submission is refused.
 pub const JOBS_PER_SUBMISSION_MAX: usize = 1_000_000;
 
+/// Bytes of a build's name. It lives in replicated state and in every view. Passing it: the submission is refused.
+pub const BUILD_NAME_BYTES_MAX: usize = 256;
+
 /// Job specifications in one log entry, so that no entry holds up the log: about 256 KiB of real ones.
 pub const JOBS_PER_ENTRY_MAX: usize = 512;
 
