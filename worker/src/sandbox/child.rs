@@ -31,7 +31,8 @@ pub(super) extern "C" fn enter(plan: &Plan) -> ! {
 
 /// Goes through the steps and returns the one that failed.
 fn steps(plan: &Plan) -> Report {
-    let table: [(Step, Act); 23] = [
+    let table: [(Step, Act); 24] = [
+        (Step::ControlGroup, enter_groups),
         (Step::Await, await_maps),
         (Step::ControlGroupNamespace, |_| call1(libc::SYS_unshare, c_long::from(libc::CLONE_NEWCGROUP))),
         (Step::UserNamespaces, forbid_user_namespaces),
@@ -89,9 +90,14 @@ fn tell(plan: &Plan, report: Report) -> Done {
     call3(libc::SYS_write, [c_long::from(plan.descriptors.report), bytes.as_ptr() as c_long, bytes.len() as c_long])
 }
 
-fn await_maps(plan: &Plan) -> Done {
+/// First of all, so that everything else counts against the build's limits.
+fn enter_groups(plan: &Plan) -> Done {
     default_signals();
     die_with_parent()?;
+    plan.entrances.iter().try_for_each(|entrance| call3(libc::SYS_write, [c_long::from(*entrance), pointer(c"0"), 1]))
+}
+
+fn await_maps(plan: &Plan) -> Done {
     let mut byte = 0_u8;
     // SAFETY: reads at most one byte into a byte of ours.
     match unsafe { libc::read(plan.descriptors.go, (&raw mut byte).cast(), 1) } {

@@ -45,14 +45,14 @@ fn in_group(
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io::Error::from)
         .map_err(failed("open /dev/null for"))?;
+    let entrances = group.entrances()?;
     let descriptors = Descriptors::new(go_read.as_fd(), report_write.as_fd(), log_write.as_fd(), null.as_fd());
     let processes_max = (!group.limits_pids()).then(|| u64::from(spec.resources.pids_max));
-    let plan = Plan::new(spec, mountables, descriptors, processes_max)?;
+    let plan = Plan::new(spec, mountables, descriptors, &entrances, processes_max)?;
 
     let start = Instant::now();
     let mut child = Child::new(&plan, birthplace.as_ref().map(OwnedFd::as_fd)).map_err(failed("start a process for"))?;
     drop((go_read, report_write, log_write, null));
-    group.enter_v1(child.pid())?;
     map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
     rustix::io::write(&go_write, b"1").map_err(io::Error::from).map_err(failed("release the process of"))?;
 

@@ -1,7 +1,7 @@
 //! Everything that the child needs, laid out before it is born: after the clone it may neither allocate nor lock.
 
 use std::ffi::{CString, c_char};
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -45,6 +45,8 @@ pub(super) struct Plan {
     pub filter: Vec<sock_filter>,
     pub builder: CString,
     pub descriptors: Descriptors,
+    /// What the child writes to in order to enter its control groups.
+    pub entrances: Vec<RawFd>,
     argv: Pointers,
     envp: Pointers,
 }
@@ -68,6 +70,7 @@ impl Plan {
         spec: &Spec,
         mountables: &[Mountable<'_>],
         descriptors: Descriptors,
+        entrances: &[OwnedFd],
         processes_max: Option<u64>,
     ) -> Result<Self, SandboxError> {
         let root = spec.root_dir.as_path();
@@ -99,6 +102,7 @@ impl Plan {
             filter: filter::program(&spec.system),
             builder: text(spec.builder.clone(), "builder")?,
             descriptors,
+            entrances: entrances.iter().map(AsRawFd::as_raw_fd).collect(),
             argv: Pointers::new(argv.collect::<Result<_, _>>()?),
             envp: Pointers::new(envp.collect::<Result<_, _>>()?),
         })

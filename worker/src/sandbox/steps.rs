@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Step {
+    ControlGroup,
     Await,
     ControlGroupNamespace,
     UserNamespaces,
@@ -38,7 +39,8 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 29] = [
+    const ALL: [(Self, &'static str); 30] = [
+        (Self::ControlGroup, "enter control group"),
         (Self::Await, "wait for the id maps"),
         (Self::ControlGroupNamespace, "enter a control group namespace"),
         (Self::UserNamespaces, "switch nested user namespaces off"),
@@ -111,7 +113,7 @@ mod tests {
         for (number, (step, words)) in Step::ALL.iter().enumerate() {
             assert_eq!(*step as usize, number, "{words}");
         }
-        assert_eq!(Step::numbered(29), None);
+        assert_eq!(Step::numbered(30), None);
     }
 
     #[test]
