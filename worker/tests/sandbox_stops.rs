@@ -5,6 +5,8 @@ mod sandbox_support;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use kiln_wire::StorePath;
+use kiln_worker::cgroup::MEMORY_BYTES_MIN;
 use kiln_worker::sandbox::{Status, Stop};
 use sandbox_support::{Bench, chain};
 
@@ -44,6 +46,24 @@ fn a_root_directory_that_others_can_reach_is_refused() {
     bench.spec.root_dir = PathBuf::from("/tmp/kiln-test-root");
     let text = chain(&bench.try_run(&mut |_| {}).expect_err("the parent is open to all"));
     assert!(text.contains("mode 0700"), "{text}");
+}
+
+/// Until it runs its builder, a build's process shares the worker's memory: a limit that was reached by then would end the worker.
+#[test]
+fn the_largest_start_within_the_least_memory_leaves_the_worker_alive() {
+    let mut bench = Bench::new("echo started");
+    bench.spec.resources.memory_bytes_max = MEMORY_BYTES_MIN;
+    bench.spec.env.extend((0..16).map(|number| (format!("big{number}").into_bytes(), vec![b'x'; 120_000])));
+    let (_, source) = bench.spec.inputs[0].clone();
+    let name = |number: u64| format!("{number:032}-input");
+    bench.spec.inputs.extend((0..3000).map(|number| (StorePath::parse(&name(number)).expect("a store path"), source.clone())));
+    let ran = bench.run();
+    assert!(ran.ended.succeeded() && ran.log == "started\n", "{:?}: {}", ran.ended, ran.log);
+
+    bench = Bench::new("");
+    bench.spec.resources.memory_bytes_max = MEMORY_BYTES_MIN - 1;
+    let text = chain(&bench.try_run(&mut |_| {}).expect_err("too little to start"));
+    assert!(text.contains("must be at least 64 MiB"), "{text}");
 }
 
 #[test]

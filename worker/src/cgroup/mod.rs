@@ -15,4 +15,4 @@ mod procfs;
 pub use error::CgroupError;
 pub use group::{Group, Used};
 pub use host::{Cgroups, Mode};
-pub use limits::Limits;
+pub use limits::{Limits, MEMORY_BYTES_MIN};

@@ -2,18 +2,24 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
-use super::Status;
-use super::child;
 use super::plan::Plan;
+use super::{Status, child, raw};
 
 /// A child that was not reaped yet. Dropping it kills and reaps it, and with it its whole process id namespace.
-pub(super) struct Child {
+///
+/// It shares the worker's memory until it executes the builder: copying hundreds of mebibytes' page tables, and the page faults of
+/// every thread afterwards, cost more than the whole sandbox. Until then it reads the plan, hence the borrow.
+pub(super) struct Child<'plan> {
     pid: libc::pid_t,
     pidfd: OwnedFd,
     reaped: bool,
+    // Given back after the child is reaped.
+    _stack: Stack,
+    _plan: PhantomData<&'plan Plan>,
 }
 
 /// What the kernel told when a child was reaped.
@@ -25,49 +31,44 @@ pub(super) struct Reaped {
     pub memory_peak_bytes: u64,
 }
 
-impl Child {
-    /// Makes the child, which waits for its id maps before it does anything.
+impl<'plan> Child<'plan> {
+    /// Makes the child, which waits for its id maps before it does much.
     ///
     /// The calling thread must outlive the child: its end is the child's death.
-    pub(super) fn new(plan: &Plan, birthplace: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+    pub(super) fn new(plan: &'plan Plan, birthplace: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let stack = Stack::new()?;
         let mut pidfd: libc::c_int = -1;
-        let mut flags =
-            libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_PIDFD;
+        let mut flags = libc::CLONE_VM
+            | libc::CLONE_NEWUSER
+            | libc::CLONE_NEWPID
+            | libc::CLONE_NEWNS
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_PIDFD;
         if !plan.network {
             flags |= libc::CLONE_NEWNET;
         }
-        // SAFETY: all-zero is a valid set of arguments: no stack of its own, no thread-local storage, no signal at its end.
+        // SAFETY: all-zero is a valid set of arguments: no thread-local storage, no signal at its end.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
         arguments.flags = u64::from(flags.cast_unsigned());
         arguments.pidfd = (&raw mut pidfd) as u64;
+        arguments.stack = stack.start as u64;
+        arguments.stack_size = STACK_BYTES as u64;
         if let Some(group) = birthplace {
             arguments.flags |= CLONE_INTO_CGROUP;
             arguments.cgroup = u64::from(group.as_raw_fd().cast_unsigned());
         }
         let groups = Groups::set_aside()?;
         let unblocked = block_signals();
-        // SAFETY: a clone without shared memory is a fork: the child goes on with a copy of this stack, makes system calls only, and
-        // never returns from `enter`.
-        let pid = unsafe {
-            let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
-            if pid == 0 {
-                child::enter(plan);
-            }
-            pid
-        };
-        let failed = (pid < 0).then(io::Error::last_os_error);
+        // SAFETY: memory is shared; the stack lives in the child's handle and the plan is borrowed by it, and the handle outlives the
+        // child; `enter` makes bare system calls only.
+        let pid = unsafe { raw::clone3(&mut arguments, child::enter, plan) };
         // They were this thread's a moment ago, and the right to set them is unchanged.
         let _ = groups.restore();
         restore_signals(&unblocked);
-        match failed {
-            Some(err) => Err(err),
-            // SAFETY: the kernel has just put this descriptor there, and nobody else knows it.
-            None => Ok(Self {
-                pid: libc::pid_t::try_from(pid).expect("a process id fits"),
-                pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-                reaped: false,
-            }),
-        }
+        // SAFETY: the kernel has just put this descriptor there, and nobody else knows it.
+        let adopt = |pid| Self { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, reaped: false, _stack: stack, _plan: PhantomData };
+        pid.map(adopt)
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -109,12 +110,48 @@ impl Child {
     }
 }
 
-impl Drop for Child {
+impl Drop for Child<'_> {
     fn drop(&mut self) {
         if !self.reaped {
             self.kill();
             let _ = self.reap();
         }
+    }
+}
+
+/// The stack of a child between its birth and `execve`. Below it lies a page that faults.
+struct Stack {
+    start: *mut libc::c_void,
+}
+
+/// The steps use a few kibibytes, most of it in a build without optimisation.
+const STACK_BYTES: usize = 128 << 10;
+/// At least a page of every processor that we run on.
+const GUARD_BYTES: usize = 64 << 10;
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: a fresh mapping, of which the part above the guard becomes accessible.
+        unsafe {
+            let mapping = libc::mmap(std::ptr::null_mut(), GUARD_BYTES + STACK_BYTES, libc::PROT_NONE, flags, -1, 0);
+            if mapping == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            let stack = Self { start: mapping.byte_add(GUARD_BYTES) };
+            if libc::mprotect(stack.start, STACK_BYTES, libc::PROT_READ | libc::PROT_WRITE) == 0 {
+                Ok(stack)
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, which nobody uses any more. It can only fail for a mapping that is none.
+        unsafe { libc::munmap(self.start.byte_sub(GUARD_BYTES), GUARD_BYTES + STACK_BYTES) };
     }
 }
 

@@ -1,7 +1,8 @@
 //! The child between its birth and `execve`: enters the sandbox step by step.
 //!
-//! The worker has many threads, so a child of it may only make system calls: no allocation, no lock, no panic. All it needs lies
-//! in the [`Plan`]. Each failure is reported by number over the report pipe, never on the log.
+//! Until then it runs in the worker's memory, beside the worker's threads: it only makes system calls, past the C library, and writes to
+//! nothing but its own stack. No allocation, no lock, no panic, no `errno`. All it needs lies in the [`Plan`]. Each failure is reported
+//! by number over the report pipe, never on the log.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -9,6 +10,7 @@ use std::ffi::CStr;
 use libc::{c_int, c_long, c_uint, c_ulong};
 
 use super::plan::{Bind, Plan};
+use super::raw;
 use super::steps::{Report, Step};
 
 type Done = Result<(), c_int>;
@@ -25,8 +27,10 @@ pub(super) extern "C" fn enter(plan: &Plan) -> ! {
     let failed = steps(plan);
     // Best effort: without the pipe there is nobody to tell.
     let _ = tell(plan, failed);
-    // SAFETY: ends this process without running anything of the parent's.
-    unsafe { libc::_exit(127) }
+    loop {
+        // Ends this process without running anything of the parent's; does not return.
+        let _ = call1(libc::SYS_exit_group, 127);
+    }
 }
 
 /// Goes through the steps and returns the one that failed.
@@ -80,9 +84,11 @@ fn execute(plan: &Plan) -> Report {
         return fail(Step::Ready, errno);
     }
     unblock_signals();
-    // SAFETY: the plan holds the strings and the null-terminated arrays that the pointers lead to.
-    unsafe { libc::execve(plan.builder.as_ptr(), plan.argv(), plan.envp()) };
-    fail(Step::Execute, errno())
+    match call3(libc::SYS_execve, [pointer(&plan.builder), plan.argv() as c_long, plan.envp() as c_long]) {
+        // It does not come back from success.
+        Ok(()) => fail(Step::Execute, 0),
+        Err(errno) => fail(Step::Execute, errno),
+    }
 }
 
 fn tell(plan: &Plan, report: Report) -> Done {
@@ -99,12 +105,10 @@ fn enter_groups(plan: &Plan) -> Done {
 
 fn await_maps(plan: &Plan) -> Done {
     let mut byte = 0_u8;
-    // SAFETY: reads at most one byte into a byte of ours.
-    match unsafe { libc::read(plan.descriptors.go, (&raw mut byte).cast(), 1) } {
-        1 => Ok(()),
+    match value3(libc::SYS_read, [c_long::from(plan.descriptors.go), (&raw mut byte) as c_long, 1])? {
         // The parent ended, or gave up, before it wrote the maps.
         0 => Err(libc::EPIPE),
-        _ => Err(errno()),
+        _ => Ok(()),
     }
 }
 
@@ -120,12 +124,8 @@ fn default_signals() {
 }
 
 fn unblock_signals() {
-    // SAFETY: an all-zero set is the empty set; the call reads it.
-    unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-    }
+    let none = 0_u64;
+    let _ = call5(libc::SYS_rt_sigprocmask, [c_long::from(libc::SIG_SETMASK), (&raw const none) as c_long, 0, 8, 0]);
 }
 
 /// Writes 0 to the limit of the user namespace that the build lives in; the build cannot raise it again.
@@ -244,17 +244,11 @@ fn arrange_descriptors(plan: &Plan) -> Done {
 }
 
 fn soft_limit(resource: libc::__rlimit_resource_t, soft: u64) -> Done {
+    let resource = c_long::from(resource);
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls get a limit of ours, to write and to read.
-    let done = unsafe {
-        if libc::getrlimit(resource, &raw mut limit) == 0 {
-            limit.rlim_cur = soft.min(limit.rlim_max);
-            libc::setrlimit(resource, &raw const limit)
-        } else {
-            -1
-        }
-    };
-    if done == 0 { Ok(()) } else { Err(errno()) }
+    call5(libc::SYS_prlimit64, [0, resource, 0, (&raw mut limit) as c_long, 0])?;
+    limit.rlim_cur = soft.min(limit.rlim_max);
+    call5(libc::SYS_prlimit64, [0, resource, (&raw const limit) as c_long, 0, 0])
 }
 
 fn become_build_user() -> Done {
@@ -331,15 +325,7 @@ fn value3(number: c_long, [a, b, c]: [c_long; 3]) -> Result<c_long, c_int> {
 }
 
 /// One system call. The callers above pass pointers only to things that live through the call.
-fn value(number: c_long, [a, b, c, d, e]: [c_long; 5]) -> Result<c_long, c_int> {
+fn value(number: c_long, arguments: [c_long; 5]) -> Result<c_long, c_int> {
     // SAFETY: every caller in this module passes the arguments that the call of this number takes, and buffers of the length given.
-    match unsafe { libc::syscall(number, a, b, c, d, e) } {
-        -1 => Err(errno()),
-        value => Ok(value),
-    }
-}
-
-fn errno() -> c_int {
-    // SAFETY: the location is this thread's own.
-    unsafe { *libc::__errno_location() }
+    unsafe { raw::call(number, arguments) }
 }

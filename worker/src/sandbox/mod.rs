@@ -12,6 +12,7 @@ mod error;
 mod filter;
 mod launch;
 mod plan;
+mod raw;
 mod spec;
 mod steps;
 mod tree;

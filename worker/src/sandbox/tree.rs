@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, mkdirat, openat, symlinkat};
 
 use super::{SandboxError, Spec};
+use crate::cgroup::MEMORY_BYTES_MIN;
 
 /// Device nodes of the host that every build has.
 pub(super) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -195,6 +196,9 @@ fn check(spec: &Spec) -> Result<(), SandboxError> {
     let store = spec.store_dir.as_str();
     if ["/proc", "/dev", "/build", "/etc", "/bin"].iter().any(|dir| Path::new(store).starts_with(dir)) {
         return Err(refused("store directory", store, "must not lie in /proc, /dev, /build, /etc or /bin"));
+    }
+    if spec.resources.memory_bytes_max < MEMORY_BYTES_MIN {
+        return Err(refused("memory limit", spec.resources.memory_bytes_max, "must be at least 64 MiB, which a start may take"));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::{Limits, Stop};
 
 /// What is watched.
 pub(super) struct Watch<'a> {
-    pub child: &'a Child,
+    pub child: &'a Child<'a>,
     pub log: BorrowedFd<'a>,
     pub cancel: BorrowedFd<'a>,
     /// Readable when a v1 group is out of memory.
