@@ -138,9 +138,8 @@ impl Room {
         if let Some(failure) = of_run(&assignment.store_dir, &assignment.lease.derivation, &ended, &self.limits) {
             return Err(Failed { failure: self.blame_disk(failure), usage: ended.usage });
         }
-        let outputs_dir = root_dir.join(assignment.store_dir.as_str().trim_start_matches('/'));
         let uid = self.slot.host_id().uid;
-        self.import(outputs_dir, uid..=uid, spec.network, ended.usage)
+        self.import(spec.outputs_dir(), uid..=uid, spec.network, ended.usage)
     }
 
     /// Downloads a file, the one builtin, then imports it.

@@ -4,7 +4,9 @@ mod sandbox_support;
 
 use std::os::unix::fs::MetadataExt as _;
 
-use sandbox_support::{Bench, OTHER, OUTPUT, output};
+use kiln_wire::StoreDir;
+use kiln_worker::sandbox::env_pairs;
+use sandbox_support::{Bench, INPUT, OTHER, OUTPUT, chain, output};
 
 #[test]
 fn a_builder_sees_what_nix_shows() {
@@ -56,13 +58,32 @@ fn a_32_bit_build_is_told_so() {
 }
 
 #[test]
-fn outputs_lie_below_the_root_directory_and_belong_to_the_slot() {
-    let bench = Bench::new("mkdir $out && echo made >$out/file");
-    assert!(bench.run().ended.succeeded());
-    let made = bench.host("root/nix/store").join(OUTPUT);
-    assert_eq!(std::fs::read_to_string(made.join("file")).expect("read the output"), "made\n");
-    let found = made.metadata().expect("look at the output");
-    assert_eq!((found.uid(), found.gid()), (bench.spec.host_id.uid, bench.spec.host_id.gid));
+fn outputs_belong_to_the_slot_wherever_the_store_lies() {
+    for store in ["/nix/store", "/store", "/a/b/c/store", "/tmp/store", "/tmp/a/b/store"] {
+        let mut bench = Bench::new("cat $in/file; mkdir $out && echo made >$out/file; touch /tmp/mine; ls -1 /tmp");
+        bench.spec.store_dir = StoreDir::parse(store).expect("a store directory");
+        bench.spec.env = env_pairs([("out", &*format!("{store}/{OUTPUT}")), ("in", &format!("{store}/{INPUT}"))]);
+        let ran = bench.run();
+        assert!(ran.ended.succeeded(), "{store}: {:?}", ran.ended);
+        let below_tmp = store.strip_prefix("/tmp/").map(|rest| format!("{}\n", rest.split('/').next().unwrap_or(rest)));
+        let mut seen: Vec<_> = ["mine\n".to_owned()].into_iter().chain(below_tmp).collect();
+        seen.sort();
+        assert_eq!(ran.log, format!("of the input{}", seen.concat()), "{store}");
+        let made = bench.spec.outputs_dir().join(OUTPUT);
+        assert_eq!(std::fs::read_to_string(made.join("file")).expect("read the output"), "made\n");
+        let found = made.metadata().expect("look at the output");
+        assert_eq!((found.uid(), found.gid()), (bench.spec.host_id.uid, bench.spec.host_id.gid), "{store}");
+    }
+}
+
+#[test]
+fn a_store_directory_that_is_something_else_in_the_sandbox_is_refused() {
+    for store in ["/tmp", "/build", "/build/store", "/dev/shm", "/etc/store", "/bin", "/proc/store"] {
+        let mut bench = Bench::new("");
+        bench.spec.store_dir = StoreDir::parse(store).expect("a store directory");
+        let text = chain(&bench.try_run(&mut |_| {}).expect_err(store));
+        assert!(text.contains(&format!("store directory `{store}`: must not")), "{text}");
+    }
 }
 
 #[test]

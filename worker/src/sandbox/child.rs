@@ -163,19 +163,32 @@ fn make_private(_: &Plan) -> Done {
     call5(libc::SYS_mount, [0, pointer(c"/"), 0, (libc::MS_REC | libc::MS_PRIVATE).cast_signed(), 0])
 }
 
-/// Mounts the root directory on itself, then the inputs and the shell in it, makes all of that read-only, nosuid and nodev in one
-/// call, gives the root its writability back, and binds the devices.
+/// Most directories that a build may write: `/build`, `/tmp` and the store.
+const WRITABLE_MAX: usize = 3;
+
+/// Mounts the root file system, in it what the build may write, the inputs and the shell; makes all of that read-only, nosuid and
+/// nodev in one call, gives the writable ones their writability back, and binds the devices.
 fn mount_tree(plan: &Plan) -> Result<(), (Step, u32, c_int)> {
     let at = |step: Step, index: usize| move |errno| (step, u32::try_from(index).unwrap_or(u32::MAX), errno);
-    let root = clone_tree(&plan.root, 0).map_err(at(Step::Root, 0))?;
-    move_tree(root, c_long::from(libc::AT_FDCWD), &plan.root).map_err(at(Step::Root, 0))?;
+    let root = c_long::from(plan.root.mount);
+    // Taken before the root hides them. Zero is no descriptor of ours.
+    let mut writable = [0; WRITABLE_MAX];
+    for (index, (tree, bind)) in writable.iter_mut().zip(&plan.root.writable).enumerate() {
+        *tree = clone_tree(&bind.source, c_long::from(libc::AT_SYMLINK_NOFOLLOW)).map_err(at(Step::BindWritable, index))?;
+    }
+    move_tree(root, c_long::from(libc::AT_FDCWD), &plan.root.point).map_err(at(Step::Root, 0))?;
+    for (index, (tree, bind)) in writable.iter().zip(&plan.root.writable).enumerate() {
+        move_tree(*tree, root, &bind.target).map_err(at(Step::BindWritable, index))?;
+    }
     for (index, bind) in plan.inputs.iter().enumerate() {
         mount_bind(root, bind).map_err(at(Step::BindInput, index))?;
     }
     let all = MountAttr { set: ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, clear: 0, propagation: 0, userns_fd: 0 };
     set_attributes(root, AT_RECURSIVE, &all).map_err(at(Step::ReadOnly, 0))?;
-    let writable = MountAttr { set: 0, clear: ATTR_RDONLY, propagation: 0, userns_fd: 0 };
-    set_attributes(root, 0, &writable).map_err(at(Step::ReadOnly, 1))?;
+    let open = MountAttr { set: 0, clear: ATTR_RDONLY, propagation: 0, userns_fd: 0 };
+    for tree in writable.iter().take(plan.root.writable.len()).chain([&root]) {
+        set_attributes(*tree, 0, &open).map_err(at(Step::ReadOnly, 0))?;
+    }
     for (index, bind) in plan.devices.iter().enumerate() {
         mount_bind(root, bind).map_err(at(Step::BindDevice, index))?;
     }

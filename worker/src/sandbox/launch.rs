@@ -14,27 +14,22 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use super::birth::{Child, Reaped};
 use super::plan::{Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
+use super::tree::Tree;
 use super::watch::{Watch, Watched};
 use super::{Cancel, Ended, HostId, SandboxError, Spec, Status, child, tree};
 use crate::cgroup::{Cgroups, Group};
 
 pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
-    let mountables = tree::fill(spec)?;
+    let tree = tree::make(spec)?;
     let group = cgroups.create(&spec.name, &spec.resources)?;
-    let ended = in_group(spec, &mountables, &group, cancel, log);
+    let ended = in_group(spec, &tree, &group, cancel, log);
     let removed = group.remove();
     let ended = ended?;
     removed?;
     Ok(ended)
 }
 
-fn in_group(
-    spec: &Spec,
-    mountables: &[tree::Mountable<'_>],
-    group: &Group,
-    cancel: &Cancel,
-    log: &mut dyn FnMut(&[u8]),
-) -> Result<Ended, SandboxError> {
+fn in_group(spec: &Spec, tree: &Tree<'_>, group: &Group, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
     let failed = |step| SandboxError::host(step, &spec.root_dir);
     let oom_event = group.oom_event()?;
     let birthplace = group.birthplace()?;
@@ -48,7 +43,7 @@ fn in_group(
     let entrances = group.entrances()?;
     let descriptors = Descriptors::new(go_read.as_fd(), report_write.as_fd(), log_write.as_fd(), null.as_fd());
     let processes_max = (!group.limits_pids()).then(|| u64::from(spec.resources.pids_max));
-    let plan = Plan::new(spec, mountables, descriptors, &entrances, processes_max)?;
+    let plan = Plan::new(spec, tree, descriptors, &entrances, processes_max)?;
 
     let start = Instant::now();
     let mut child = Child::new(&plan, birthplace.as_ref().map(OwnedFd::as_fd)).map_err(failed("start a process for"))?;

@@ -2,7 +2,7 @@
 //! filter. Nothing is executed per build but the builder itself.
 //!
 //! Absences: knows nothing of derivations (`crate::builder` makes the [`Spec`]), of leases, or of outputs, which are imported
-//! from [`Spec::root_dir`] after the run. Blocking: call it on a thread that may wait.
+//! from [`Spec::outputs_dir`] after the run. Blocking: call it on a thread that may wait.
 //! Invariant: when [`run`] returns, no process of the build exists.
 
 mod birth;
@@ -13,6 +13,7 @@ mod filter;
 mod launch;
 mod plan;
 mod raw;
+mod skeleton;
 mod spec;
 mod steps;
 mod tree;

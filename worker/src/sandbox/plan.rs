@@ -7,14 +7,25 @@ use std::path::Path;
 
 use libc::sock_filter;
 
+use super::skeleton::DEVICES;
 use super::steps::Step;
-use super::tree::{DEVICES, Mountable};
+use super::tree::Tree;
 use super::{SandboxError, Spec, filter};
 
 /// A bind mount: a host path, and where it goes below the root directory.
 pub(super) struct Bind {
     pub source: CString,
     pub target: CString,
+}
+
+/// Where a build's root file system goes, and what lies on disk in it.
+pub(super) struct Root {
+    /// The file system, mounted nowhere.
+    pub mount: RawFd,
+    /// The directory that it is mounted on.
+    pub point: CString,
+    /// Directories below that one which the build may write.
+    pub writable: Vec<Bind>,
 }
 
 /// Mount points as absolute host paths, for file systems that are mounted new.
@@ -34,7 +45,7 @@ pub(super) struct Descriptors {
 
 /// What the child does, in a form that needs no allocation.
 pub(super) struct Plan {
-    pub root: CString,
+    pub root: Root,
     /// Mounted first, then made read-only: inputs and shell.
     pub inputs: Vec<Bind>,
     pub devices: Vec<Bind>,
@@ -68,15 +79,15 @@ impl Pointers {
 impl Plan {
     pub(super) fn new(
         spec: &Spec,
-        mountables: &[Mountable<'_>],
+        tree: &Tree<'_>,
         descriptors: Descriptors,
         entrances: &[OwnedFd],
         processes_max: Option<u64>,
     ) -> Result<Self, SandboxError> {
         let root = spec.root_dir.as_path();
         let store = spec.store_dir.as_str().trim_start_matches('/');
-        let mut inputs = Vec::with_capacity(mountables.len() + 1);
-        for mountable in mountables {
+        let mut inputs = Vec::with_capacity(tree.inputs.len() + 1);
+        for mountable in &tree.inputs {
             inputs
                 .push(Bind { source: path(mountable.source)?, target: text(format!("{store}/{}", mountable.name).into_bytes(), "input")? });
         }
@@ -92,7 +103,7 @@ impl Plan {
         let argv = std::iter::once(base_name).chain(spec.args.iter().cloned()).map(|arg| text(arg, "argument"));
         let envp = spec.env.iter().map(|(name, value)| text([name.as_slice(), b"=", value.as_slice()].concat(), "environment variable"));
         Ok(Self {
-            root: path(root)?,
+            root: Root { mount: tree.root.as_raw_fd(), point: path(root)?, writable: writable(spec)? },
             inputs,
             devices,
             new_mounts: NewMounts { proc: path(&root.join("proc"))?, shm: path(&root.join("dev/shm"))?, pts: path(&root.join("dev/pts"))? },
@@ -116,16 +127,19 @@ impl Plan {
         self.envp.pointers.as_ptr()
     }
 
-    /// Says which of several things a step was about, with a leading space, or nothing.
+    /// Says what a step was about, with a leading space, or nothing.
     pub(super) fn subject(&self, step: Step, index: u32) -> String {
-        let binds: &[Bind] = if step == Step::BindInput {
+        let binds: &[Bind] = if step == Step::BindWritable {
+            &self.root.writable
+        } else if step == Step::BindInput {
             &self.inputs
         } else if step == Step::BindDevice {
             &self.devices
         } else {
             &[]
         };
-        binds.get(index as usize).map_or_else(String::new, |bind| format!(" `{}`", bind.source.to_string_lossy()))
+        let source = binds.get(index as usize).map(|bind| &bind.source).or((step == Step::Root).then_some(&self.root.point));
+        source.map_or_else(String::new, |path| format!(" `{}`", path.to_string_lossy()))
     }
 }
 
@@ -133,6 +147,18 @@ impl Descriptors {
     pub(super) fn new(go: BorrowedFd<'_>, report: BorrowedFd<'_>, log: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Self {
         Self { go: go.as_raw_fd(), report: report.as_raw_fd(), log: log.as_raw_fd(), null: null.as_raw_fd() }
     }
+}
+
+/// The store last: it may lie in a directory that is mounted before it.
+fn writable(spec: &Spec) -> Result<Vec<Bind>, SandboxError> {
+    let bind =
+        |at: &str| Ok::<_, SandboxError>(Bind { source: path(&spec.root_dir.join(at))?, target: text(at.as_bytes().to_vec(), "path")? });
+    let mut all = vec![bind("build")?, bind("tmp")?];
+    if spec.store_below_tmp().is_none() {
+        let target = text(spec.store_dir.as_str().trim_start_matches('/').as_bytes().to_vec(), "store directory")?;
+        all.push(Bind { source: path(&spec.outputs_dir())?, target });
+    }
+    Ok(all)
 }
 
 fn personality(system: &str) -> libc::c_ulong {

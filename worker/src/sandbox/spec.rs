@@ -10,8 +10,8 @@ use kiln_wire::{StoreDir, StorePath, Usage};
 pub struct Spec {
     /// Name of the build's control group and of its thread: letters, digits, `-`, `_` and `.`; unique among running builds.
     pub name: String,
-    /// An empty directory that belongs to this build alone, below a directory of mode 0700 that root owns. It becomes the
-    /// builder's `/`; after the run its outputs lie at `<root_dir>/<store_dir>/<output>`.
+    /// An empty directory that belongs to this build alone, below a directory of mode 0700 that root owns. It holds what the
+    /// builder writes, and the builder's `/` is mounted over it; after the run its outputs lie in [`Spec::outputs_dir`].
     pub root_dir: PathBuf,
     /// The store directory that the builder sees.
     pub store_dir: StoreDir,
@@ -39,6 +39,23 @@ pub struct Spec {
     pub resources: crate::cgroup::Limits,
     /// When the run is stopped.
     pub limits: Limits,
+}
+
+impl Spec {
+    /// Returns the directory of the host in which the builder's outputs lie after the run.
+    pub fn outputs_dir(&self) -> PathBuf {
+        self.root_dir.join(self.store_on_disk())
+    }
+
+    /// Returns where the builder's store directory lies below `root_dir`.
+    pub(super) fn store_on_disk(&self) -> String {
+        self.store_below_tmp().map_or_else(|| "store".to_owned(), |rest| format!("tmp/{rest}"))
+    }
+
+    /// Returns the store directory's path below `/tmp`, if it lies there: such a one is part of the build's `/tmp`.
+    pub(super) fn store_below_tmp(&self) -> Option<&str> {
+        self.store_dir.as_str().strip_prefix("/tmp/")
+    }
 }
 
 /// A user and group id of the host, from the pool of a worker's slots.

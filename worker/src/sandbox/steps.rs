@@ -11,6 +11,7 @@ pub(super) enum Step {
     HostName,
     Loopback,
     Private,
+    BindWritable,
     Root,
     BindInput,
     ReadOnly,
@@ -39,7 +40,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 30] = [
+    const ALL: [(Self, &'static str); 31] = [
         (Self::ControlGroup, "enter control group"),
         (Self::Await, "wait for the id maps"),
         (Self::ControlGroupNamespace, "enter a control group namespace"),
@@ -47,7 +48,8 @@ impl Step {
         (Self::HostName, "set the host name"),
         (Self::Loopback, "bring the loopback device up"),
         (Self::Private, "make the mounts private"),
-        (Self::Root, "mount the root directory"),
+        (Self::BindWritable, "bind directory"),
+        (Self::Root, "mount the root file system on"),
         (Self::BindInput, "bind"),
         (Self::ReadOnly, "make the inputs read-only"),
         (Self::BindDevice, "bind device"),
@@ -113,7 +115,7 @@ mod tests {
         for (number, (step, words)) in Step::ALL.iter().enumerate() {
             assert_eq!(*step as usize, number, "{words}");
         }
-        assert_eq!(Step::numbered(30), None);
+        assert_eq!(Step::numbered(31), None);
     }
 
     #[test]
