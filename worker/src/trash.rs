@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 /// The trash of one worker. Cheap to clone.
@@ -151,15 +151,15 @@ pub fn c_name(path: &Path) -> io::Result<CString> {
 fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
     let mut moved = 0u64;
     loop {
-        let found = names(dir, BATCH)?;
+        let found = entries(dir, BATCH)?;
         if found.is_empty() {
             return Ok(());
         }
         let mut removed = 0usize;
-        for name in &found {
-            match remove_shallow(dir, name, &mut moved) {
+        for entry in &found {
+            match remove_shallow(dir, entry, &mut moved) {
                 Ok(()) => removed += 1,
-                Err(err) => tracing::warn!(name = %name.to_string_lossy(), %err, "remove from the trash"),
+                Err(err) => tracing::warn!(name = %entry.name.to_string_lossy(), %err, "remove from the trash"),
             }
         }
         if removed == 0 {
@@ -169,36 +169,49 @@ fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Removes one entry of the trash; the subdirectories of a directory are moved beside it.
-fn remove_shallow(dir: BorrowedFd<'_>, name: &CStr, moved: &mut u64) -> rustix::io::Result<()> {
-    match unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(err) => return Err(err),
+fn remove_shallow(dir: BorrowedFd<'_>, entry: &Entry, moved: &mut u64) -> rustix::io::Result<()> {
+    if remove(dir, entry)? == Removal::Done {
+        return Ok(());
     }
-    let inside = open_dir(dir, name)?;
+    let inside = open_dir(dir, &entry.name)?;
     loop {
-        let children = names(inside.as_fd(), BATCH)?;
+        let children = entries(inside.as_fd(), BATCH)?;
         if children.is_empty() {
-            return unlinkat(dir, name, AtFlags::REMOVEDIR);
+            return unlinkat(dir, &entry.name, AtFlags::REMOVEDIR);
         }
         for child in children {
-            remove_or_lift(inside.as_fd(), &child, dir, moved)?;
+            if remove(inside.as_fd(), &child)? == Removal::NotEmpty {
+                lift(inside.as_fd(), &child.name, dir, moved)?;
+            }
         }
     }
 }
 
-/// Removes a file or an empty directory; moves any other directory up into the trash.
-fn remove_or_lift(inside: BorrowedFd<'_>, child: &CStr, trash: BorrowedFd<'_>, moved: &mut u64) -> rustix::io::Result<()> {
-    match unlinkat(inside, child, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(err) => return Err(err),
+#[derive(PartialEq, Eq)]
+enum Removal {
+    Done,
+    /// It is a directory with something in it.
+    NotEmpty,
+}
+
+/// Removes a file or an empty directory. What the directory said of its kind only decides what is tried first.
+fn remove(dir: BorrowedFd<'_>, entry: &Entry) -> rustix::io::Result<Removal> {
+    if entry.kind != FileType::Directory {
+        match unlinkat(dir, &entry.name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(Removal::Done),
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(err) => return Err(err),
+        }
     }
-    match unlinkat(inside, child, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-        Err(err) => return Err(err),
+    match unlinkat(dir, &entry.name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(Removal::Done),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Removal::NotEmpty),
+        Err(err) => Err(err),
     }
+}
+
+/// Moves a directory up into the trash.
+fn lift(inside: BorrowedFd<'_>, child: &CStr, trash: BorrowedFd<'_>, moved: &mut u64) -> rustix::io::Result<()> {
     loop {
         *moved += 1;
         match renameat(inside, child, trash, numbered(*moved, "m").as_c_str()) {
@@ -213,8 +226,19 @@ fn remove_or_lift(inside: BorrowedFd<'_>, child: &CStr, trash: BorrowedFd<'_>, m
 /// Names read from a directory at a time, so that one with ten million entries does not fill the memory.
 const BATCH: usize = 4096;
 
+/// Something in a directory.
+struct Entry {
+    name: CString,
+    /// What the file system says that it is; some do not say.
+    kind: FileType,
+}
+
 /// Up to `max` names in a directory, without `.` and `..`.
 pub(crate) fn names(dir: BorrowedFd<'_>, max: usize) -> rustix::io::Result<Vec<CString>> {
+    Ok(entries(dir, max)?.into_iter().map(|entry| entry.name).collect())
+}
+
+fn entries(dir: BorrowedFd<'_>, max: usize) -> rustix::io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -222,7 +246,7 @@ pub(crate) fn names(dir: BorrowedFd<'_>, max: usize) -> rustix::io::Result<Vec<C
             break;
         }
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            found.push(entry.file_name().to_owned());
+            found.push(Entry { name: entry.file_name().to_owned(), kind: entry.file_type() });
         }
     }
     Ok(found)
