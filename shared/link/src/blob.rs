@@ -23,6 +23,8 @@ use crate::{BlobError, LinkError, Receiver, Sender};
 pub const GROUP_BYTES: u64 = 16 << 10;
 /// Pieces between the thread that reads and the task that sends.
 const PIECES_AHEAD: usize = 2;
+/// Work on this many bytes in memory takes a few microseconds, less than to find another thread for it.
+const INLINE_BYTES_MAX: usize = 32 << 10;
 /// Largest blob. zstd adds at most a 256th (and a few bytes) to what it cannot compress.
 const BLOB_BYTES_MAX: u64 = NAR_BYTES_MAX + NAR_BYTES_MAX / 128;
 
@@ -80,7 +82,7 @@ pub fn blob_root(mut source: impl Read) -> io::Result<Blake3Hash> {
 impl Sender {
     /// Sends the blob's bytes from `offset` on, after the messages that wait, and ends this direction of the stream. Returns the
     /// root of what was sent, for the caller to compare. The source is read once to hash it and once to send it, on a thread of
-    /// its own; the tree's hashes (0.4 % of the blob) are held in memory, the data is not.
+    /// its own unless it is small and in memory; the tree's hashes (0.4 % of the blob) are held in memory, the data is not.
     ///
     /// Call [`Sender::finish`] to wait until the peer has it all. Not cancel safe: dropped early, the stream is given up.
     ///
@@ -110,6 +112,13 @@ impl Sender {
     async fn send_pieces(&mut self, source: BlobSource, size: u64, offset: u64) -> Result<Blake3Hash, LinkError> {
         // Messages, which are short and often urgent, go before blobs on the same connection.
         let _closed = self.quinn.set_priority(-1);
+        if matches!(&source, BlobSource::Bytes(bytes) if bytes.len() <= INLINE_BYTES_MAX) {
+            let mut encoded = Vec::new();
+            let root = encode(&source, size, offset, &mut encoded)?;
+            let stalled = BlobError::Stalled { offset_bytes: offset, seconds: BLOB_STALL_MAX.as_secs() };
+            progress(self.quinn.write_chunk(encoded.into()), stalled).await??;
+            return Ok(root);
+        }
         let (pieces, mut ready) = mpsc::channel(PIECES_AHEAD);
         let reader = tokio::task::spawn_blocking(move || encode(&source, size, offset, PieceWriter::new(pieces)));
         let mut sent_bytes = offset;
