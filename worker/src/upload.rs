@@ -1,6 +1,6 @@
 //! Uploads outputs to the farm: verified while they flow, resumed where a broken connection left them.
 
-use kiln_link::{BlobSource, Connection, LinkError};
+use kiln_link::{BlobSource, Connection, LinkError, Sender};
 use kiln_store::BlobBytes;
 use kiln_wire::client::{RefusalKind, Request, Response};
 use kiln_wire::{BuiltOutput, Lease, StorePath};
@@ -64,21 +64,36 @@ async fn one(uplink: &Uplink, lease: &Lease, made: &Made) -> Result<(), UploadEr
     }
 }
 
+/// Blobs up to this size follow their request at once. Asking first whether the farm wants them would take longer than they do, and
+/// they always start at 0: a transfer is resumed in steps of no less.
+const EAGER_BYTES_MAX: u64 = kiln_link::GROUP_BYTES;
+
 async fn send(connection: &Connection, lease: &Lease, output: &BuiltOutput, source: BlobSource) -> Result<(), RequestError> {
     let (mut sender, mut receiver) = connection.open().await?;
+    let size = output.info.blob.size_bytes;
     sender.send(&Request::Upload { lease: lease.clone(), output: output.clone() }).await?;
-    if let Response::UploadAt(Some(offset)) = answer(receiver.recv().await?)? {
-        match sender.send_blob(source, output.info.blob.size_bytes, offset).await {
-            // A coordinator that stops reading says why on its own half of the stream.
-            Ok(_) | Err(LinkError::Stopped) => {}
-            Err(err) => return Err(err.into()),
+    if size <= EAGER_BYTES_MAX {
+        send_blob(&mut sender, source, size, 0).await?;
+        match answer(receiver.recv().await?)? {
+            Response::UploadAt(None | Some(0)) => {}
+            _ => return Err(RequestError::Answer),
         }
+    } else if let Response::UploadAt(Some(offset)) = answer(receiver.recv().await?)? {
+        send_blob(&mut sender, source, size, offset).await?;
     } else {
         sender.finish().await?;
     }
     match answer(receiver.recv().await?)? {
         Response::Stored => Ok(()),
         _ => Err(RequestError::Answer),
+    }
+}
+
+/// A coordinator that stops reading says why on its own half of the stream.
+async fn send_blob(sender: &mut Sender, source: BlobSource, size: u64, offset: u64) -> Result<(), RequestError> {
+    match sender.send_blob(source, size, offset).await {
+        Ok(_) | Err(LinkError::Stopped) => Ok(()),
+        Err(err) => Err(err.into()),
     }
 }
 
