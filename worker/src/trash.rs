@@ -1,8 +1,8 @@
 //! The trash: trees that nobody needs any more, removed in the background.
 //!
 //! A tree is renamed into one directory (at once, whatever its size) and taken apart there by one thread, through directory
-//! descriptors only: no path is ever resolved below a name that a builder chose, no link is followed, and every subdirectory is
-//! first moved up beside its parent, so that a tree of any depth needs two descriptors. Does not know what it removes.
+//! descriptors only: no path is ever resolved below a name that a builder chose, no link is followed, and what lies deep is first
+//! moved up, so that a tree of any depth needs a few descriptors. Does not know what it removes.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -147,7 +147,10 @@ pub fn c_name(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))
 }
 
-/// Removes everything in `dir`, depth by moving subdirectories up.
+/// Levels that are taken apart where they are; the directories below are moved up. Each holds a descriptor.
+const LEVELS_MAX: u32 = 32;
+
+/// Removes everything in `dir`.
 fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
     let mut moved = 0u64;
     loop {
@@ -157,7 +160,7 @@ fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
         }
         let mut removed = 0usize;
         for entry in &found {
-            match remove_shallow(dir, entry, &mut moved) {
+            match remove_tree(dir, entry, dir, LEVELS_MAX, &mut moved) {
                 Ok(()) => removed += 1,
                 Err(err) => tracing::warn!(name = %entry.name.to_string_lossy(), %err, "remove from the trash"),
             }
@@ -168,21 +171,22 @@ fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Removes one entry of the trash; the subdirectories of a directory are moved beside it.
-fn remove_shallow(dir: BorrowedFd<'_>, entry: &Entry, moved: &mut u64) -> rustix::io::Result<()> {
-    if remove(dir, entry)? == Removal::Done {
+/// Removes one entry of `parent` with all that is in it; what lies more than `levels` deeper is moved into the trash.
+fn remove_tree(parent: BorrowedFd<'_>, entry: &Entry, trash: BorrowedFd<'_>, levels: u32, moved: &mut u64) -> rustix::io::Result<()> {
+    if remove(parent, entry)? == Removal::Done {
         return Ok(());
     }
-    let inside = open_dir(dir, &entry.name)?;
+    if levels == 0 {
+        return lift(parent, &entry.name, trash, moved);
+    }
+    let inside = open_dir(parent, &entry.name)?;
     loop {
         let children = entries(inside.as_fd(), BATCH)?;
         if children.is_empty() {
-            return unlinkat(dir, &entry.name, AtFlags::REMOVEDIR);
+            return unlinkat(parent, &entry.name, AtFlags::REMOVEDIR);
         }
         for child in children {
-            if remove(inside.as_fd(), &child)? == Removal::NotEmpty {
-                lift(inside.as_fd(), &child.name, dir, moved)?;
-            }
+            remove_tree(inside.as_fd(), &child, trash, levels - 1, moved)?;
         }
     }
 }
