@@ -3,9 +3,8 @@
 //! Every way out names whose fault it was. A task of its own; what blocks runs on a thread that may. Does not report: the events it
 //! sends go through the [`crate::shell::Shell`].
 
-use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,10 +127,7 @@ impl Room {
 
     fn run_and_import(self) -> Result<Built, Failed> {
         let assignment = &self.order.assignment;
-        let root_dir = self.scratch.dir().join("root");
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&root_dir);
-        made.map_err(|err| caused(FailureClass::Infrastructure, "make the build's directory", &err))?;
-        let spec = self.spec(&root_dir)?;
+        let spec = self.spec()?;
         let log = &self.order.log;
         let ended = sandbox::run(&spec, &self.workshop.cgroups, self.order.stop.cancel(), &mut |bytes| log.append(bytes));
         let ended = ended.map_err(|err| caused(FailureClass::Infrastructure, &self.about("run the builder"), &err))?;
@@ -180,7 +176,7 @@ impl Room {
         }
     }
 
-    fn spec(&self, root_dir: &Path) -> Result<sandbox::Spec, Failed> {
+    fn spec(&self) -> Result<sandbox::Spec, Failed> {
         let (assignment, workshop) = (&self.order.assignment, &self.workshop);
         let build_failure = |err: &dyn std::error::Error| caused(FailureClass::BuildFailure, "", err);
         let paths = outputs::output_paths(&self.derivation)?;
@@ -190,7 +186,7 @@ impl Room {
         let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), workshop.cache.host_path(&info.path)));
         Ok(sandbox::Spec {
             name: format!("attempt-{}", assignment.lease.attempt),
-            root_dir: root_dir.to_owned(),
+            root_dir: self.scratch.dir().to_owned(),
             store_dir: assignment.store_dir.clone(),
             system: self.derivation.system.clone(),
             builder: launch.builder,

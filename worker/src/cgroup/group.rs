@@ -149,14 +149,6 @@ impl Group {
         Ok(Some(event))
     }
 
-    /// Kills every process of the group and waits until none is left.
-    ///
-    /// # Errors
-    /// [`CgroupError::NotEmpty`] if that does not succeed.
-    pub fn kill(&self) -> Result<(), CgroupError> {
-        self.dirs.iter().try_for_each(|dir| kill_directory(dir))
-    }
-
     /// Returns what the group used so far. What the kernel does not tell is absent.
     pub fn used(&self) -> Used {
         let unified = self.unified.as_ref().and_then(|dir| field(&dir.join("cpu.stat"), "usage_usec")).map(|us| us / 1000);

@@ -62,7 +62,6 @@ fn in_group(spec: &Spec, tree: &Tree<'_>, group: &Group, cancel: &Cancel, log: &
     let watched = watch.until_end(log).map_err(failed("watch the build in"))?;
     let reaped = child.reap().map_err(failed("reap the build in"))?;
     let wall = start.elapsed();
-    group.kill()?;
     let status = judge(&plan, &report_read, &reaped, &watched)?;
     let used = group.used();
     let usage = Usage {
