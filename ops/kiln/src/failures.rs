@@ -30,7 +30,7 @@ pub async fn explain(client: &Client, view: &BuildView, dir: Option<&Path>) -> a
 async fn explain_job(client: &Client, job: &JobView, dir: Option<&Path>) -> anyhow::Result<()> {
     eprintln!("\n{} failed: {}", job.derivation, job.reason);
     for attempt in &job.attempts {
-        eprintln!("  attempt {} on {}: {}", attempt.attempt, attempt.worker, outcome(attempt));
+        eprintln!("  attempt {} on {}: {}", attempt.attempt, attempt.worker, outcome(attempt, &job.reason));
     }
     let log = log_of(client, job).await.unwrap_or_default();
     let lines: Vec<&[u8]> = log.split(|byte| *byte == b'\n').collect();
@@ -54,8 +54,11 @@ async fn explain_job(client: &Client, job: &JobView, dir: Option<&Path>) -> anyh
     Ok(())
 }
 
-fn outcome(attempt: &AttemptView) -> String {
-    attempt.failure.as_ref().map_or_else(|| "ended".to_owned(), |(class, message)| format!("{class}: {message}"))
+/// Returns how an attempt ended; what the job's own reason says already is not said twice.
+fn outcome(attempt: &AttemptView, reason: &str) -> String {
+    let Some((class, message)) = &attempt.failure else { return "ended".to_owned() };
+    let whole = format!("{class}: {message}");
+    if whole == reason { class.to_string() } else { whole }
 }
 
 async fn log_of(client: &Client, job: &JobView) -> anyhow::Result<Vec<u8>> {

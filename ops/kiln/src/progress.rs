@@ -33,6 +33,8 @@ enum Face {
 struct Terminal {
     lines: MultiProgress,
     summary: ProgressBar,
+    /// Why jobs wait; there only while some do.
+    waiting: Option<ProgressBar>,
     running: BTreeMap<DrvPath, ProgressBar>,
     hidden: u64,
 }
@@ -63,6 +65,7 @@ impl Progress {
         match &mut self.face {
             Face::Terminal(terminal) => {
                 terminal.summary.set_message(summary(view, elapsed, self.built_nar_bytes));
+                terminal.wait(&reasons(view));
                 terminal.summary.set_length(total(view.counts).max(1));
                 terminal.summary.set_position(view.counts.built + view.counts.failed);
                 for job in &view.running {
@@ -73,7 +76,7 @@ impl Progress {
             Face::Plain { waiting } => {
                 let now: BTreeSet<String> = view.waiting.keys().cloned().collect();
                 if view.counts.running == 0 && view.counts.ready > 0 && now != *waiting {
-                    eprintln!("{}", summary(view, elapsed, self.built_nar_bytes));
+                    eprintln!("{} · {}", summary(view, elapsed, self.built_nar_bytes), reasons(view));
                     *waiting = now;
                 }
             }
@@ -118,8 +121,8 @@ impl Terminal {
     fn new() -> Self {
         let lines = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         let summary = lines.add(ProgressBar::new(1));
-        summary.set_style(style("{bar:24.green/black} {pos}/{len} {msg}"));
-        Self { lines, summary, running: BTreeMap::new(), hidden: 0 }
+        summary.set_style(style("{bar:16.green/black} {wide_msg}"));
+        Self { lines, summary, waiting: None, running: BTreeMap::new(), hidden: 0 }
     }
 
     fn say(&self, line: &str) {
@@ -142,6 +145,22 @@ impl Terminal {
         }
     }
 
+    fn wait(&mut self, reasons: &str) {
+        if reasons.is_empty() {
+            if let Some(line) = self.waiting.take() {
+                line.finish_and_clear();
+                self.lines.remove(&line);
+            }
+            return;
+        }
+        let line = self.waiting.get_or_insert_with(|| {
+            let line = self.lines.insert_after(&self.summary, ProgressBar::new_spinner());
+            line.set_style(style("  {wide_msg}"));
+            line
+        });
+        line.set_message(reasons.to_owned());
+    }
+
     fn start(&mut self, derivation: &DrvPath, place: &str) {
         if self.running.contains_key(derivation) {
             return;
@@ -151,7 +170,7 @@ impl Terminal {
             return;
         }
         let line = self.lines.add(ProgressBar::new_spinner());
-        line.set_style(style("  {spinner} {msg} {elapsed}"));
+        line.set_style(style("  {spinner} {elapsed:>5} {wide_msg}"));
         line.set_message(format!("{} on {place}", derivation.name()));
         line.enable_steady_tick(TICK);
         self.running.insert(derivation.clone(), line);
@@ -171,6 +190,7 @@ impl Terminal {
         for line in std::mem::take(&mut self.running).into_values() {
             line.finish_and_clear();
         }
+        self.wait("");
         self.summary.finish_and_clear();
     }
 }
@@ -183,24 +203,27 @@ fn total(counts: JobCounts) -> u64 {
     counts.blocked + counts.ready + counts.running + counts.built + counts.failed
 }
 
-/// Returns the line that sums a build up: `3 of 12 built, 2 running, 4 ready, 3 blocked · 4.1 MiB · 12 s · about 40 s left`.
+/// Returns the line that sums a build up: `3 of 12 built, 2 running, 4 ready, 3 blocked · about 40 s left · 12 s · 4.1 MiB`.
 fn summary(view: &BuildView, elapsed: Duration, built_nar_bytes: u64) -> String {
     let counts = view.counts;
     let mut parts = vec![format!("{} of {} built", counts.built, total(counts))];
     let named = [(counts.running, "running"), (counts.ready, "ready"), (counts.blocked, "blocked"), (counts.failed, "failed")];
     parts.extend(named.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")));
     let mut line = parts.join(", ");
-    if built_nar_bytes > 0 {
-        line.push_str(&format!(" · {}", words::size(built_nar_bytes)));
-    }
-    line.push_str(&format!(" · {}", words::duration(elapsed)));
     if let Some(remaining_ms) = view.remaining_ms.filter(|ms| *ms > 0) {
         line.push_str(&format!(" · about {} left", words::duration(Duration::from_millis(remaining_ms))));
     }
-    for (reason, count) in &view.waiting {
-        line.push_str(&format!(" · {count} wait: {reason}"));
+    line.push_str(&format!(" · {}", words::duration(elapsed)));
+    if built_nar_bytes > 0 {
+        line.push_str(&format!(" · {}", words::size(built_nar_bytes)));
     }
     line
+}
+
+/// Returns why jobs wait: `36 wait: every worker that could run it is full`.
+fn reasons(view: &BuildView) -> String {
+    let waiting = view.waiting.iter().map(|(reason, count)| format!("{count} wait: {reason}"));
+    waiting.collect::<Vec<_>>().join(" · ")
 }
 
 /// Returns an event as one line; none for what nobody wants to read.
