@@ -110,6 +110,25 @@ fn only_declared_inputs_are_there_and_none_can_be_written() {
 }
 
 #[test]
+fn every_mount_is_nosuid_and_nodev_and_inputs_cannot_be_written() {
+    let log = output("cut -d' ' -f2,4 /proc/mounts");
+    let mut writable = Vec::new();
+    for line in log.lines() {
+        let (point, options) = line.split_once(' ').expect("a mount point and its options");
+        let has = |option: &str| options.split(',').any(|found| found == option);
+        let is_device = point.starts_with("/dev/") && point != "/dev/shm";
+        assert!(has("nosuid") || (is_device && point != "/dev/pts"), "{line}");
+        assert!(has("nodev") || is_device, "{line}");
+        if has("rw") && !is_device {
+            writable.push(point);
+        }
+    }
+    writable.sort_unstable();
+    // The root has nothing in it that a build may write, and neither has /proc.
+    assert_eq!(writable, ["/", "/build", "/dev/shm", "/nix/store", "/proc", "/tmp"], "{log}");
+}
+
+#[test]
 fn a_symbolic_link_among_the_inputs_is_copied() {
     let mut bench = Bench::new("readlink /nix/store/3*-link; cat /nix/store/3*-link");
     let link = bench.host("link");

@@ -27,9 +27,8 @@ const WEIGHT_PER_CORE: u32 = 100;
 const WEIGHT_MAX: u32 = 10_000;
 
 impl Limits {
-    /// Returns the limits that follow from what a job was granted: its memory hard (but not below
-    /// [`MEMORY_BYTES_MIN`]), its cores as a share. A job that asked for no
-    /// memory, as most do, may have what jobs may have together on this worker.
+    /// Returns the limits that follow from what a job was granted: its memory hard (but not below [`MEMORY_BYTES_MIN`]), its cores as
+    /// a share. A job that asked for no memory, as most do, may have what jobs may have together on this worker.
     pub fn of(granted: Resources, worker_memory_mib: u64) -> Self {
         let memory_mib = if granted.memory_mib == 0 { worker_memory_mib } else { granted.memory_mib };
         Self {

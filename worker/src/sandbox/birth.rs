@@ -3,6 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -17,8 +18,7 @@ pub(super) struct Child<'plan> {
     pid: libc::pid_t,
     pidfd: OwnedFd,
     reaped: bool,
-    // Given back after the child is reaped.
-    _stack: Stack,
+    stack: ManuallyDrop<Stack>,
     _plan: PhantomData<&'plan Plan>,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Reaped {
 }
 
 impl<'plan> Child<'plan> {
-    /// Makes the child, which waits for its id maps before it does much.
+    /// Makes the child, which enters its control groups and then waits for its id maps.
     ///
     /// The calling thread must outlive the child: its end is the child's death.
     pub(super) fn new(plan: &'plan Plan, birthplace: Option<BorrowedFd<'_>>) -> io::Result<Self> {
@@ -65,9 +65,15 @@ impl<'plan> Child<'plan> {
         let pid = unsafe { raw::clone3(&mut arguments, child::enter, plan) };
         // They were this thread's a moment ago, and the right to set them is unchanged.
         let _ = groups.restore();
-        restore_signals(&unblocked);
+        restore_signals(unblocked);
         // SAFETY: the kernel has just put this descriptor there, and nobody else knows it.
-        let adopt = |pid| Self { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, reaped: false, _stack: stack, _plan: PhantomData };
+        let adopt = |pid| Self {
+            pid,
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+            reaped: false,
+            stack: ManuallyDrop::new(stack),
+            _plan: PhantomData,
+        };
         pid.map(adopt)
     }
 
@@ -114,12 +120,17 @@ impl Drop for Child<'_> {
     fn drop(&mut self) {
         if !self.reaped {
             self.kill();
-            let _ = self.reap();
+            if self.reap().is_err() {
+                // It may still run, on a stack that nobody else must get.
+                return;
+            }
         }
+        // SAFETY: nobody else drops it, and its user is gone.
+        unsafe { ManuallyDrop::drop(&mut self.stack) };
     }
 }
 
-/// The stack of a child between its birth and `execve`. Below it lies a page that faults.
+/// The stack of a child between its birth and `execve`. What lies below it faults.
 struct Stack {
     start: *mut libc::c_void,
 }
@@ -171,21 +182,27 @@ fn wait(pid: libc::pid_t, status: &mut libc::c_int, usage: &mut libc::rusage) ->
     }
 }
 
-/// No handler of the worker may run in the child.
-fn block_signals() -> libc::sigset_t {
-    // SAFETY: both sets are ours; the mask is this thread's own.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        before
-    }
+/// No handler of the worker may run in the child, the C library's own two included, hence the bare call. Returns what was blocked.
+fn block_signals() -> u64 {
+    let mut before = 0;
+    change_signals(u64::MAX, &mut before);
+    before
 }
 
-fn restore_signals(before: &libc::sigset_t) {
-    // SAFETY: reads a set that `block_signals` filled.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::from_ref(before), std::ptr::null_mut()) };
+fn restore_signals(before: u64) {
+    change_signals(before, &mut 0);
+}
+
+fn change_signals(blocked: u64, before: &mut u64) {
+    let arguments = [
+        libc::c_long::from(libc::SIG_SETMASK),
+        (&raw const blocked) as libc::c_long,
+        std::ptr::from_mut(before) as libc::c_long,
+        size_of::<u64>() as libc::c_long,
+        0,
+    ];
+    // SAFETY: reads and writes the two sets, whose size is told. With valid arguments it cannot fail.
+    let _ = unsafe { raw::call(libc::SYS_rt_sigprocmask, arguments) };
 }
 
 /// The supplementary groups of this thread. A build must not inherit the worker's, and cannot drop them itself in a user namespace

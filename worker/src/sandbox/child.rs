@@ -96,10 +96,11 @@ fn tell(plan: &Plan, report: Report) -> Done {
     call3(libc::SYS_write, [c_long::from(plan.descriptors.report), bytes.as_ptr() as c_long, bytes.len() as c_long])
 }
 
-/// First of all, so that everything else counts against the build's limits.
+/// First of all, so that everything else counts against the build's limits, and the parent's end of the pipes is the only one.
 fn enter_groups(plan: &Plan) -> Done {
     default_signals();
     die_with_parent()?;
+    plan.descriptors.parents.iter().try_for_each(|end| call1(libc::SYS_close, c_long::from(*end)))?;
     plan.entrances.iter().try_for_each(|entrance| call3(libc::SYS_write, [c_long::from(*entrance), pointer(c"0"), 1]))
 }
 
@@ -166,8 +167,11 @@ fn make_private(_: &Plan) -> Done {
 /// Most directories that a build may write: `/build`, `/tmp` and the store.
 const WRITABLE_MAX: usize = 3;
 
-/// Mounts the root file system, in it what the build may write, the inputs and the shell; makes all of that read-only, nosuid and
-/// nodev in one call, gives the writable ones their writability back, and binds the devices.
+/// Mounts the root file system, in it what the build may write, the inputs and the shell, then the devices. All of it is nosuid
+/// and nodev but the devices; inputs and shell are read-only.
+///
+/// The root itself, of which the build can write nothing, is never asked to be read-only, not even for a moment: the kernel refuses
+/// that while a child of another thread still has a copy of a descriptor that the skeleton was filled through.
 fn mount_tree(plan: &Plan) -> Result<(), (Step, u32, c_int)> {
     let at = |step: Step, index: usize| move |errno| (step, u32::try_from(index).unwrap_or(u32::MAX), errno);
     let root = c_long::from(plan.root.mount);
@@ -180,23 +184,26 @@ fn mount_tree(plan: &Plan) -> Result<(), (Step, u32, c_int)> {
     for (index, (tree, bind)) in writable.iter().zip(&plan.root.writable).enumerate() {
         move_tree(*tree, root, &bind.target).map_err(at(Step::BindWritable, index))?;
     }
+    mount_bind(root, &plan.shell, Some(&SEALED)).map_err(at(Step::BindShell, 0))?;
     for (index, bind) in plan.inputs.iter().enumerate() {
-        mount_bind(root, bind).map_err(at(Step::BindInput, index))?;
+        mount_bind(root, bind, None).map_err(at(Step::BindInput, index))?;
     }
-    let all = MountAttr { set: ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, clear: 0, propagation: 0, userns_fd: 0 };
-    set_attributes(root, AT_RECURSIVE, &all).map_err(at(Step::ReadOnly, 0))?;
-    let open = MountAttr { set: 0, clear: ATTR_RDONLY, propagation: 0, userns_fd: 0 };
-    for tree in writable.iter().take(plan.root.writable.len()).chain([&root]) {
-        set_attributes(*tree, 0, &open).map_err(at(Step::ReadOnly, 0))?;
+    for (index, (tree, _)) in writable.iter().zip(&plan.root.writable).enumerate() {
+        // The inputs lie below the store, or below `/tmp` with it.
+        set_attributes(*tree, AT_RECURSIVE, &SEALED).map_err(at(Step::ReadOnly, index))?;
+        set_attributes(*tree, 0, &WRITABLE).map_err(at(Step::ReadOnly, index))?;
     }
     for (index, bind) in plan.devices.iter().enumerate() {
-        mount_bind(root, bind).map_err(at(Step::BindDevice, index))?;
+        mount_bind(root, bind, None).map_err(at(Step::BindDevice, index))?;
     }
     call1(libc::SYS_fchdir, root).map_err(at(Step::Pivot, 0))
 }
 
-fn mount_bind(root: c_long, bind: &Bind) -> Done {
+fn mount_bind(root: c_long, bind: &Bind, attributes: Option<&MountAttr>) -> Done {
     let tree = clone_tree(&bind.source, c_long::from(libc::AT_SYMLINK_NOFOLLOW))?;
+    if let Some(attributes) = attributes {
+        set_attributes(tree, 0, attributes)?;
+    }
     move_tree(tree, root, &bind.target)?;
     call1(libc::SYS_close, tree)
 }
@@ -224,6 +231,8 @@ const ATTR_RDONLY: u64 = 1;
 const ATTR_NOSUID: u64 = 2;
 const ATTR_NODEV: u64 = 4;
 const AT_RECURSIVE: c_long = 0x8000;
+const SEALED: MountAttr = MountAttr { set: ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, clear: 0, propagation: 0, userns_fd: 0 };
+const WRITABLE: MountAttr = MountAttr { set: 0, clear: ATTR_RDONLY, propagation: 0, userns_fd: 0 };
 
 fn set_attributes(tree: c_long, flags: c_long, attributes: &MountAttr) -> Done {
     let flags = flags | c_long::from(libc::AT_EMPTY_PATH);

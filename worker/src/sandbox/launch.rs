@@ -34,19 +34,19 @@ fn in_group(spec: &Spec, tree: &Tree<'_>, group: &Group, cancel: &Cancel, log: &
     let oom_event = group.oom_event()?;
     let birthplace = group.birthplace()?;
     let (log_read, log_write) = terminal(spec.host_id).map_err(failed("open a terminal for"))?;
-    let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
-    let (report_read, report_write) =
-        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
+    let go = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
+    let report = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io::Error::from)
         .map_err(failed("open /dev/null for"))?;
     let entrances = group.entrances()?;
-    let descriptors = Descriptors::new(go_read.as_fd(), report_write.as_fd(), log_write.as_fd(), null.as_fd());
+    let descriptors = Descriptors::new(&go, &report, log_write.as_fd(), null.as_fd());
     let processes_max = (!group.limits_pids()).then(|| u64::from(spec.resources.pids_max));
     let plan = Plan::new(spec, tree, descriptors, &entrances, processes_max)?;
 
     let start = Instant::now();
     let mut child = Child::new(&plan, birthplace.as_ref().map(OwnedFd::as_fd)).map_err(failed("start a process for"))?;
+    let ((go_read, go_write), (report_read, report_write)) = (go, report);
     drop((go_read, report_write, log_write, null));
     map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
     rustix::io::write(&go_write, b"1").map_err(io::Error::from).map_err(failed("release the process of"))?;
@@ -118,4 +118,50 @@ fn map_ids(pid: u32, id: HostId) -> io::Result<()> {
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
+
+    use kiln_wire::StoreDir;
+    use rustix::fs::openat;
+
+    use super::*;
+    use crate::cgroup;
+
+    /// A child that another thread starts meanwhile holds copies of this thread's descriptors until it executes its builder.
+    #[test]
+    fn a_descriptor_that_somebody_still_holds_does_not_hinder_the_mounts() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("close the temporary directory");
+        let root_dir = dir.path().join("root");
+        fs::create_dir(&root_dir).expect("mkdir");
+        let spec = Spec {
+            name: format!("held-{}", std::process::id()),
+            root_dir,
+            store_dir: StoreDir::default(),
+            system: "x86_64-linux".to_owned(),
+            builder: b"/bin/sh".to_vec(),
+            args: vec![b"-c".to_vec(), b"echo it stands".to_vec()],
+            env: Vec::new(),
+            files: Vec::new(),
+            inputs: Vec::new(),
+            network: false,
+            host_id: HostId::of_slot(1000),
+            shell: "/bin/busybox".into(),
+            dev_kvm: false,
+            resources: cgroup::Limits { memory_bytes_max: 256 << 20, pids_max: 64, cpu_weight: 100, cpu_cores_max: None },
+            limits: crate::sandbox::Limits { wall: Duration::from_secs(60), silence: Duration::from_secs(60), log_bytes: 1 << 20 },
+        };
+        let tree = tree::make(&spec).expect("these tests run as root");
+        let held = openat(&tree.root, "etc/passwd", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).expect("open for writing");
+        let group = Cgroups::none().create(&spec.name, &spec.resources).expect("no group");
+        let mut log = Vec::new();
+        let ended = in_group(&spec, &tree, &group, &Cancel::new().expect("eventfd"), &mut |bytes| log.extend_from_slice(bytes));
+        assert!(ended.expect("the sandbox stands").succeeded());
+        assert_eq!(log, b"it stands\n");
+        drop(held);
+    }
 }

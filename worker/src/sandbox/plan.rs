@@ -39,6 +39,8 @@ pub(super) struct NewMounts {
 pub(super) struct Descriptors {
     pub go: RawFd,
     pub report: RawFd,
+    /// The parent's ends of both. Closed first, so that the parent's death is noticed.
+    pub parents: [RawFd; 2],
     pub log: RawFd,
     pub null: RawFd,
 }
@@ -46,8 +48,10 @@ pub(super) struct Descriptors {
 /// What the child does, in a form that needs no allocation.
 pub(super) struct Plan {
     pub root: Root,
-    /// Mounted first, then made read-only: inputs and shell.
+    /// Inputs, read-only.
     pub inputs: Vec<Bind>,
+    /// The shell, read-only.
+    pub shell: Bind,
     pub devices: Vec<Bind>,
     pub new_mounts: NewMounts,
     pub network: bool,
@@ -86,12 +90,11 @@ impl Plan {
     ) -> Result<Self, SandboxError> {
         let root = spec.root_dir.as_path();
         let store = spec.store_dir.as_str().trim_start_matches('/');
-        let mut inputs = Vec::with_capacity(tree.inputs.len() + 1);
+        let mut inputs = Vec::with_capacity(tree.inputs.len());
         for mountable in &tree.inputs {
             inputs
                 .push(Bind { source: path(mountable.source)?, target: text(format!("{store}/{}", mountable.name).into_bytes(), "input")? });
         }
-        inputs.push(Bind { source: path(&spec.shell)?, target: c"bin/sh".to_owned() });
         let mut devices = Vec::with_capacity(DEVICES.len() + 1);
         for name in DEVICES.into_iter().chain(spec.dev_kvm.then_some("kvm")) {
             devices.push(Bind {
@@ -105,6 +108,7 @@ impl Plan {
         Ok(Self {
             root: Root { mount: tree.root.as_raw_fd(), point: path(root)?, writable: writable(spec)? },
             inputs,
+            shell: Bind { source: path(&spec.shell)?, target: c"bin/sh".to_owned() },
             devices,
             new_mounts: NewMounts { proc: path(&root.join("proc"))?, shm: path(&root.join("dev/shm"))?, pts: path(&root.join("dev/pts"))? },
             network: spec.network,
@@ -129,7 +133,7 @@ impl Plan {
 
     /// Says what a step was about, with a leading space, or nothing.
     pub(super) fn subject(&self, step: Step, index: u32) -> String {
-        let binds: &[Bind] = if step == Step::BindWritable {
+        let binds: &[Bind] = if step == Step::BindWritable || step == Step::ReadOnly {
             &self.root.writable
         } else if step == Step::BindInput {
             &self.inputs
@@ -138,14 +142,23 @@ impl Plan {
         } else {
             &[]
         };
-        let source = binds.get(index as usize).map(|bind| &bind.source).or((step == Step::Root).then_some(&self.root.point));
+        let source = binds.get(index as usize).map(|bind| &bind.source);
+        let source =
+            source.or((step == Step::Root).then_some(&self.root.point)).or((step == Step::BindShell).then_some(&self.shell.source));
         source.map_or_else(String::new, |path| format!(" `{}`", path.to_string_lossy()))
     }
 }
 
 impl Descriptors {
-    pub(super) fn new(go: BorrowedFd<'_>, report: BorrowedFd<'_>, log: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Self {
-        Self { go: go.as_raw_fd(), report: report.as_raw_fd(), log: log.as_raw_fd(), null: null.as_raw_fd() }
+    /// `go` and `report` are pipes, the end that is read first.
+    pub(super) fn new(go: &(OwnedFd, OwnedFd), report: &(OwnedFd, OwnedFd), log: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Self {
+        Self {
+            go: go.0.as_raw_fd(),
+            report: report.1.as_raw_fd(),
+            parents: [go.1.as_raw_fd(), report.0.as_raw_fd()],
+            log: log.as_raw_fd(),
+            null: null.as_raw_fd(),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) enum Step {
     Private,
     BindWritable,
     Root,
+    BindShell,
     BindInput,
     ReadOnly,
     BindDevice,
@@ -40,7 +41,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 31] = [
+    const ALL: [(Self, &'static str); 32] = [
         (Self::ControlGroup, "enter control group"),
         (Self::Await, "wait for the id maps"),
         (Self::ControlGroupNamespace, "enter a control group namespace"),
@@ -50,8 +51,9 @@ impl Step {
         (Self::Private, "make the mounts private"),
         (Self::BindWritable, "bind directory"),
         (Self::Root, "mount the root file system on"),
+        (Self::BindShell, "bind"),
         (Self::BindInput, "bind"),
-        (Self::ReadOnly, "make the inputs read-only"),
+        (Self::ReadOnly, "set what may be written and what not, below"),
         (Self::BindDevice, "bind device"),
         (Self::MountProc, "mount /proc"),
         (Self::MountShm, "mount /dev/shm"),
@@ -115,7 +117,7 @@ mod tests {
         for (number, (step, words)) in Step::ALL.iter().enumerate() {
             assert_eq!(*step as usize, number, "{words}");
         }
-        assert_eq!(Step::numbered(31), None);
+        assert_eq!(Step::numbered(32), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a build may write, on disk: `/build` with its files, `/tmp`, and the store directory with the mount points of its inputs. Made
-//! from the host's side before any process of the build exists; by directory descriptor, nothing followed.
+//! from the host's side before any process of the build exists; by directory descriptor, nothing followed. Each is a mount of its own: a
+//! link from one to another is EXDEV, and `mv` copies.
 
 use std::fs;
 use std::io::{self, Write as _};
