@@ -2,7 +2,7 @@
 //!
 //! A tree is renamed into one directory (at once, whatever its size) and taken apart there by one thread, through directory
 //! descriptors only: no path is ever resolved below a name that a builder chose, no link is followed, and what lies deep is first
-//! moved up, so that a tree of any depth needs a few descriptors. Does not know what it removes.
+//! moved up, so that a tree of any depth needs some thirty descriptors. Does not know what it removes.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -171,7 +171,8 @@ fn empty(dir: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Removes one entry of `parent` with all that is in it; what lies more than `levels` deeper is moved into the trash.
+/// Removes one entry of `parent` with all that is in it; what lies more than `levels` deeper is moved into the trash. What cannot be
+/// removed does not keep its neighbours; the first error is returned in the end.
 fn remove_tree(parent: BorrowedFd<'_>, entry: &Entry, trash: BorrowedFd<'_>, levels: u32, moved: &mut u64) -> rustix::io::Result<()> {
     if remove(parent, entry)? == Removal::Done {
         return Ok(());
@@ -185,8 +186,16 @@ fn remove_tree(parent: BorrowedFd<'_>, entry: &Entry, trash: BorrowedFd<'_>, lev
         if children.is_empty() {
             return unlinkat(parent, &entry.name, AtFlags::REMOVEDIR);
         }
+        let mut failed = None;
+        let mut removed = 0usize;
         for child in children {
-            remove_tree(inside.as_fd(), &child, trash, levels - 1, moved)?;
+            match remove_tree(inside.as_fd(), &child, trash, levels - 1, moved) {
+                Ok(()) => removed += 1,
+                Err(err) => failed = failed.or(Some(err)),
+            }
+        }
+        if let Some(err) = failed.filter(|_| removed == 0) {
+            return Err(err);
         }
     }
 }
@@ -198,19 +207,21 @@ enum Removal {
     NotEmpty,
 }
 
-/// Removes a file or an empty directory. What the directory said of its kind only decides what is tried first.
+/// Removes a file or an empty directory.
 fn remove(dir: BorrowedFd<'_>, entry: &Entry) -> rustix::io::Result<Removal> {
+    let mut refused = None;
+    // Not asked of a directory; where the file system does not tell the kind, it is found out.
     if entry.kind != FileType::Directory {
         match unlinkat(dir, &entry.name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(Removal::Done),
-            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(err @ (Errno::ISDIR | Errno::PERM)) => refused = Some(err),
             Err(err) => return Err(err),
         }
     }
     match unlinkat(dir, &entry.name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(Removal::Done),
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Removal::NotEmpty),
-        Err(err) => Err(err),
+        Err(err) => Err(refused.unwrap_or(err)),
     }
 }
 
@@ -227,7 +238,8 @@ fn lift(inside: BorrowedFd<'_>, child: &CStr, trash: BorrowedFd<'_>, moved: &mut
     }
 }
 
-/// Names read from a directory at a time, so that one with ten million entries does not fill the memory.
+/// Names read from a directory at a time, so that one with ten million entries does not fill the memory. Each level of a tree may
+/// hold so many.
 const BATCH: usize = 4096;
 
 /// Something in a directory.
@@ -286,6 +298,30 @@ mod tests {
         empty(fd.as_fd()).expect("emptied");
         assert_eq!(names(fd.as_fd(), usize::MAX).expect("list"), Vec::<CString>::new());
         assert_eq!(std::fs::read_to_string(&canary).expect("read"), "alive");
+    }
+
+    #[test]
+    fn what_cannot_be_removed_does_not_keep_its_neighbours() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let mut inside = root.path().to_owned();
+        for level in ["t0", "a", "b"] {
+            inside.push(level);
+            std::fs::create_dir(&inside).expect("mkdir");
+            (0..5000).for_each(|number| std::fs::write(inside.join(format!("file{number}")), "").expect("write"));
+        }
+        // A mount point cannot be removed, whoever asks.
+        std::fs::create_dir(inside.join("busy")).expect("mkdir");
+        let mount = rustix::mount::mount("tmpfs", inside.join("busy"), "tmpfs", rustix::mount::MountFlags::empty(), None);
+        mount.expect("these tests run as root");
+        let fd = open_dir(rustix::fs::CWD, &c_name(root.path()).expect("no NUL")).expect("open");
+        let emptied = empty(fd.as_fd());
+        rustix::mount::unmount(inside.join("busy"), rustix::mount::UnmountFlags::DETACH).expect("unmount");
+        emptied.expect_err("a mount point is left");
+        assert_eq!(
+            names(open_dir(rustix::fs::CWD, &c_name(&inside).expect("no NUL")).expect("open").as_fd(), 10).expect("list"),
+            [c"busy".to_owned()]
+        );
+        empty(fd.as_fd()).expect("emptied");
     }
 
     #[test]
