@@ -162,12 +162,13 @@ impl Group {
         }
     }
 
-    /// Removes the group, killing what is still in it.
+    /// Removes the group, killing what is still in it. One hierarchy that refuses does not keep the others.
     ///
     /// # Errors
-    /// [`CgroupError`] if something in it cannot be killed.
+    /// The first [`CgroupError`], if something in it cannot be killed.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.dirs.iter().filter(|dir| dir.exists()).try_for_each(|dir| remove_directory(dir))
+        let removed = self.dirs.iter().filter(|dir| dir.exists()).map(|dir| remove_directory(dir));
+        removed.fold(Ok(()), Result::and)
     }
 }
 
