@@ -20,7 +20,7 @@ pub enum Request {
     /// Worker: turns this stream into a session; frames of [`crate::worker`] follow in both directions.
     Session,
     /// Worker: offers one output of a leased attempt. Answered by [`Response::UploadAt`]; the verified stream of the blob follows,
-    /// then [`Response::Stored`].
+    /// then [`Response::Stored`]. A blob of a single chunk group always starts at 0, so its stream may follow the request at once.
     Upload {
         /// The right to upload.
         lease: Lease,
@@ -100,7 +100,7 @@ pub enum Response {
     Done,
     /// It was refused, for a reason that the asker can act on.
     Refused(Refusal),
-    /// Send the verified stream from this offset; `None`: the farm has the blob already, send nothing.
+    /// Send the verified stream from this offset; `None`: the farm has the blob already; what is under way is not read.
     UploadAt(Option<u64>),
     /// The upload is verified and stored.
     Stored,
