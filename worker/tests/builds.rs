@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use farm::{Farm, Job, store_path};
+use kiln_wire::client::{Refusal, RefusalKind, Response};
 use kiln_wire::worker::FromWorker;
 use kiln_wire::{FailureClass, JobLimits, Outcome, PathInfo, StorePath};
 
@@ -97,6 +98,40 @@ async fn failures_say_what_happened_and_whose_fault_it_was() {
     assert!(message.contains("cycle detected in the references of outputs `dev` → `out` → `dev`"), "{message}");
     worker.stop().await;
     assert_eq!(left_behind(&farm), Vec::<String>::new());
+}
+
+/// A small output is under way before the farm has said anything; a large one waits for the word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_ends_as_the_farm_says_whatever_is_under_way() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let refused = |kind, message: &str| vec![Response::Refused(Refusal { kind, message: message.into(), paths: vec![] })];
+    let table = [
+        (vec![Response::UploadAt(None), Response::Stored], None),
+        (refused(RefusalKind::StaleLease, "gone"), Some((FailureClass::Cancelled, "the lease has ended"))),
+        (refused(RefusalKind::Invalid, "it is not an output of that"), Some((FailureClass::Infrastructure, "it is not an output of that"))),
+    ];
+    let scripts = [("small", "echo small > $out"), ("large", "$b dd if=/dev/urandom of=$out bs=1M count=1")];
+    let mut attempt = 100;
+    for ((answers, want), (size, script)) in table.iter().flat_map(|row| scripts.iter().map(move |script| (row, script))) {
+        farm.answer_uploads(answers);
+        attempt += 1;
+        let job = Job::script(&format!("{size}-{attempt}"), &busybox.path, &["out"], script);
+        let assignment = farm.assignment(&job, attempt, vec![busybox.clone()]);
+        farm.dispatch(&assignment);
+        let (_, outcome) = farm.finished(&assignment.lease).await;
+        farm.acknowledge(&assignment.lease);
+        match (outcome, want) {
+            (Outcome::Built { outputs, .. }, None) => assert_eq!(outputs.len(), 1, "{size}"),
+            (Outcome::Failed { failure, .. }, Some((class, message))) => {
+                assert_eq!(failure.class, *class, "{size}: {}", failure.message);
+                assert!(failure.message.contains(message), "{size}: {}", failure.message);
+            }
+            (outcome, want) => panic!("{size}: wanted {want:?}, got {outcome:?}"),
+        }
+    }
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
