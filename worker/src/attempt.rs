@@ -16,10 +16,11 @@ use tokio::sync::mpsc;
 
 use crate::attempt_log::AttemptLog;
 use crate::builder;
+use crate::builtin::fetchurl;
 use crate::cache::Pin;
 use crate::cgroup;
 use crate::failure::{caused, failure, of_run};
-use crate::fetchurl;
+
 use crate::outputs::{self, Import, Made};
 use crate::sandbox;
 use crate::scratch::Scratch;

@@ -9,12 +9,12 @@
 mod attempt;
 mod attempt_log;
 pub mod builder;
+mod builtin;
 mod cache;
 pub mod cgroup;
 pub mod config;
 mod dial;
 mod failure;
-mod fetchurl;
 mod inputs;
 mod journal;
 mod outputs;

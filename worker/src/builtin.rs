@@ -1,0 +1,3 @@
+//! Builders that the worker itself brings.
+
+pub mod fetchurl;
