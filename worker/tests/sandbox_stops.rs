@@ -139,10 +139,12 @@ fn a_fork_bomb_stays_in_its_group() {
 fn a_memory_bomb_is_killed_as_out_of_memory() {
     for script in ["head -c 600000000 /dev/zero >/dev/shm/x; echo survived", "x=$(head -c 600000000 /dev/zero | tr '\\0' x); echo survived"]
     {
-        let ran = Bench::new(script).run();
+        let mut bench = Bench::new(script);
+        bench.spec.resources.memory_bytes_max = MEMORY_BYTES_MIN;
+        let ran = bench.run();
         assert!(ran.ended.out_of_memory && !ran.ended.succeeded(), "{script}: {:?} {}", ran.ended, ran.log);
         assert!(!ran.log.contains("survived"), "{script}");
-        assert!(ran.ended.usage.memory_peak_bytes > 200 << 20, "{:?}", ran.ended.usage);
+        assert!(ran.ended.usage.memory_peak_bytes > MEMORY_BYTES_MIN * 3 / 4, "{:?}", ran.ended.usage);
     }
 }
 
