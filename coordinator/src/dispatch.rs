@@ -14,7 +14,7 @@ use crate::parts::Parts;
 
 /// An assignment that cannot be made.
 #[derive(Debug, thiserror::Error)]
-enum DispatchError {
+pub(crate) enum DispatchError {
     #[error("read derivation")]
     Derivation(#[from] DerivationError),
     #[error("find the input closure")]
@@ -26,9 +26,11 @@ pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, re
     match assignment(&parts, leader, &lease, resources, limits).await {
         Ok(assignment) => {
             let worker = lease.worker.clone();
+            parts.granted.note(&lease, assignment.inputs.iter().map(|info| &info.path));
             parts.sessions.send(&worker, ToWorker::Dispatch(assignment));
             if !is_live(&parts, &lease) {
                 // The lease ended while the assignment was made: the worker must not run it on.
+                parts.granted.forget(&worker, &lease.derivation, lease.attempt);
                 parts.sessions.send(&worker, ToWorker::Revoke { leader, lease });
             }
         }
@@ -70,10 +72,10 @@ async fn assignment(
     })
 }
 
-type InputOutputs = BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>;
+pub(crate) type InputOutputs = BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>;
 
 /// Returns the closure of a derivation's inputs, and where the outputs of its input derivations are.
-async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result<(Vec<PathInfo>, InputOutputs), DispatchError> {
+pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result<(Vec<PathInfo>, InputOutputs), DispatchError> {
     let parsed = parts.derivations.get(&parts.store, derivation).await?;
     let mut input_outputs = InputOutputs::new();
     let mut paths: Vec<StorePath> = parsed.sources.iter().cloned().collect();

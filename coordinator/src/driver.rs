@@ -89,10 +89,12 @@ impl Driver {
             }
             Effect::Revoke(lease) => {
                 let worker = lease.worker.clone();
+                parts.granted.forget(&worker, &lease.derivation, lease.attempt);
                 self.send(&worker, ToWorker::Revoke { leader, lease });
             }
             Effect::Acknowledge { worker, derivation, attempt } => {
                 parts.verified.forget(&derivation, attempt);
+                parts.granted.forget(&worker, &derivation, attempt);
                 parts.logs.close(&derivation, attempt);
                 self.send(&worker, ToWorker::Acknowledge { derivation, attempt });
             }
@@ -150,6 +152,7 @@ impl Driver {
         let mut commands = self.parts.farm(|farm| farm.due(now));
         for (worker, epoch) in self.parts.sessions.take_silent(now) {
             tracing::warn!(%worker, %epoch, "worker is silent: its leases are lost");
+            self.parts.granted.forget_worker(&worker);
             commands.push(Command::Lose { worker, epoch, now });
         }
         if !commands.is_empty() {

@@ -14,6 +14,7 @@ mod derivations;
 mod dispatch;
 mod driver;
 mod follow;
+mod granted;
 pub mod http;
 mod logs;
 mod meter;

@@ -11,6 +11,7 @@ use crate::archive::Archive;
 use crate::checked::Checked;
 use crate::clock::Clock;
 use crate::derivations::Derivations;
+use crate::granted::Granted;
 use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::raft::Consensus;
@@ -31,6 +32,7 @@ pub(crate) struct Parts {
     /// Uploads whose connection broke, and those that ended well.
     pub(crate) uploads: Uploads,
     pub(crate) verified: Verified,
+    pub(crate) granted: Granted,
     pub(crate) watchers: Watchers,
     pub(crate) logs: Arc<Logs>,
     pub(crate) archive: Archive,

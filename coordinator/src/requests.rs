@@ -53,8 +53,8 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
             transfer::upload(parts, lease, output, &mut sender, &mut receiver).await?;
             return sender.finish().await;
         }
-        (Request::FetchBlob { path, offset_bytes }, _) => {
-            transfer::fetch(parts, path, offset_bytes, &mut sender).await?;
+        (Request::FetchBlob { path, offset_bytes }, asker) => {
+            transfer::fetch(parts, asker, path, offset_bytes, &mut sender).await?;
             return sender.finish().await;
         }
         (Request::Session | Request::Upload { .. }, _) | (_, Some(_)) => {

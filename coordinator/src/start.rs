@@ -15,6 +15,7 @@ use crate::archive::{Archive, ArchiveError};
 use crate::checked::Checked;
 use crate::config::Config;
 use crate::derivations::Derivations;
+use crate::granted::Granted;
 use crate::http::Http;
 use crate::logs::Logs;
 use crate::parts::Parts;
@@ -161,6 +162,7 @@ async fn parts(config: &Config, consensus: Consensus, http_addr: SocketAddr) -> 
         sessions: Default::default(),
         uploads: Uploads::default(),
         verified: Verified::default(),
+        granted: Granted::default(),
         watchers: Watchers::new(),
         logs: Arc::new(logs),
         archive: Archive::open(&dir.join("builds"))?,

@@ -5,10 +5,11 @@ use std::time::Instant;
 use kiln_link::{BlobSource, LinkError, Receiver, Sender};
 use kiln_store::{BlobBytes, Provenance, StoreError};
 use kiln_wire::client::{Refusal, Response};
-use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath};
+use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
 
 use crate::dispatch::{is_live, reference_candidates};
 use crate::driver::Chain;
+use crate::granted::may_fetch;
 use crate::parts::Parts;
 use crate::refuse;
 
@@ -115,8 +116,22 @@ async fn refused(error: &StoreError, sender: &mut Sender) -> Result<Option<PathI
     Ok(None)
 }
 
-/// Sends the blob of a path from an offset on.
-pub(crate) async fn fetch(parts: &Parts, path: StorePath, offset_bytes: u64, sender: &mut Sender) -> Result<(), LinkError> {
+/// Sends the blob of a path from an offset on. A worker gets the inputs of its leased jobs, and of other paths no word: a path that
+/// is not there and one that is not for it have one answer.
+pub(crate) async fn fetch(
+    parts: &Parts,
+    worker: Option<&WorkerId>,
+    path: StorePath,
+    offset_bytes: u64,
+    sender: &mut Sender,
+) -> Result<(), LinkError> {
+    if let Some(worker) = worker
+        && !may_fetch(parts, worker, &path).await
+    {
+        tracing::warn!(%worker, %path, "a worker asked for a path that is no input of its live leases");
+        let message = format!("fetch `{path}`: it is not among the inputs of a job that worker `{worker}` holds a live lease on");
+        return sender.send(&Response::Refused(refuse::not_found(message))).await;
+    }
     let info = match parts.path_info(&path).await {
         Ok(Some(info)) => info,
         Ok(None) => return sender.send(&Response::Refused(refuse::not_found(format!("fetch `{path}`: the farm does not have it")))).await,

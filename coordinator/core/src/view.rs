@@ -98,6 +98,12 @@ impl Farm {
         self.find(derivation)?.1.lease()
     }
 
+    /// Returns the live leases of a worker.
+    pub fn leases_of(&self, worker: &WorkerId) -> Vec<Lease> {
+        let jobs = self.index.loads.get(worker).into_iter().flat_map(|load| &load.jobs);
+        jobs.filter_map(|key| self.job(*key).lease()).collect()
+    }
+
     /// Returns the derivations that a live job needs and that the farm has as jobs.
     pub fn inputs_of(&self, derivation: &DrvPath) -> Option<Vec<&DrvPath>> {
         Some(self.find(derivation)?.1.inputs.iter().map(|input| &*self.job(*input).derivation).collect())

@@ -29,7 +29,8 @@ pub enum Request {
     },
     /// Client: offers a content-addressed path (an input source). Answered as `Upload` is.
     Import(PathInfo),
-    /// Worker or client: asks for the blob of a path, from an offset. Answered by [`Response::Blob`], then the verified stream.
+    /// Worker (of the inputs of its leased jobs) or client (of any path): asks for the blob of a path, from an offset. Answered by
+    /// [`Response::Blob`], then the verified stream.
     FetchBlob {
         /// Whose NAR.
         path: StorePath,
