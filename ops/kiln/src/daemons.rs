@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_coordinator::Coordinator;
 use kiln_link::Identity;
-use kiln_worker::Worker;
+use kiln_worker::WorkerError;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,16 +41,36 @@ pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Runs a worker until SIGINT or SIGTERM.
+/// Runs a worker until it is told to stop and has finished what runs.
 pub fn worker(args: &Args) -> anyhow::Result<ExitCode> {
     let config = kiln_worker::Config::load(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
-    let identity = Identity::load(&config.identity_dir).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
     runtime()?.block_on(async {
-        let worker = Worker::start(&config, &identity).context("start worker")?;
-        told_to_stop().await?;
-        worker.stop().await;
-        Ok(ExitCode::from(words::SUCCESS))
+        tokio::select! {
+            ended = kiln_worker::run(config) => match ended {
+                Ok(()) => Ok(ExitCode::from(words::SUCCESS)),
+                Err(error @ WorkerError::Identity { .. }) => Err(bad_input(format!("{:#}", anyhow::Error::from(error)))),
+                Err(error) => Err(anyhow::Error::from(error).context("start worker")),
+            },
+            failed = say_what_signals_do() => Err(failed.context("listen for signals")),
+        }
     })
+}
+
+/// Tells whoever sent the worker a signal what follows; the worker hears the same signals and acts on them. Returns only an error.
+async fn say_what_signals_do() -> anyhow::Error {
+    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+        (Err(error), _) | (_, Err(error)) => return error.into(),
+    };
+    let mut finishing = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => finishing = true,
+        }
+        eprintln!("{}", if finishing { STOPPING } else { FINISHING });
+        finishing = true;
+    }
 }
 
 async fn told_to_stop() -> anyhow::Result<()> {
@@ -61,3 +81,6 @@ async fn told_to_stop() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+const FINISHING: &str = "finishing: what is being built here is built and reported, nothing new is taken; terminate again to stop at once";
+const STOPPING: &str = "stopping at once: what was being built here is built again elsewhere";

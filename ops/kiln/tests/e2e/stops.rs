@@ -95,6 +95,54 @@ fn a_worker_that_stops_in_order_leaves_no_control_group_behind() {
     assert_eq!(groups_of(&name), Vec::<PathBuf>::new());
 }
 
+const LONG: &str = r#"
+rec {
+  long = drv "long" "echo at work; ${boot}/busybox sleep 3; echo long > $out" [ ];
+  next = drv "next" "cat $deps > $out" [ long ];
+  endless = drv "endless" "while :; do ${boot}/busybox sleep 1; done" [ ];
+}
+"#;
+
+/// Starts the daemons and a build on them, and returns these and the worker once the build's first job runs.
+fn running(attribute: &str) -> (Daemons, [Process; 2], Process) {
+    let daemons = Daemons::with(LONG);
+    let coordinator = daemons.start("coordinator");
+    let worker = Process::start(&mut daemons.place.kiln_aloud(&["worker", "--config", "worker.toml"]));
+    daemons.wait_until_up();
+    let words = [&["build", "-f", "set.nix", "-A", attribute, "--json"], &daemons.farm()[..]].concat();
+    let mut build = Process::start(&mut daemons.place.kiln(&words));
+    build.wait_for_line("\"event\":\"started\"");
+    (daemons, [coordinator, build], worker)
+}
+
+#[test]
+fn a_worker_that_is_terminated_finishes_and_reports_what_it_builds_and_takes_nothing_new() {
+    let (daemons, [_coordinator, mut build], mut worker) = running("next");
+    worker.signal("TERM");
+    worker.wait_for_line("finishing: ");
+    let built = build.wait_for_line("\"event\":\"built\"");
+    assert!(built.contains("-long.drv"), "{built}");
+    let (code, rest) = worker.finish();
+    assert_eq!(code, 0, "{rest}");
+    let _worker = daemons.start("worker");
+    let (code, rest) = build.finish();
+    assert_eq!(code, 0, "the next worker builds what is left: {rest}");
+    let logs = daemons.place.attempts("coordinator/logs");
+    assert!(logs.iter().any(|(job, attempts)| job.ends_with("-long.drv") && *attempts == 1), "built once: {logs:?}");
+}
+
+#[test]
+fn a_worker_that_is_terminated_twice_stops_at_once() {
+    let (_daemons, [_coordinator, build], mut worker) = running("endless");
+    worker.signal("TERM");
+    worker.wait_for_line("finishing: ");
+    worker.signal("TERM");
+    worker.wait_for_line("stopping at once: ");
+    let (code, rest) = worker.finish();
+    assert_eq!(code, 0, "{rest}");
+    build.kill_9();
+}
+
 /// Finds the control groups whose names hold this, in every hierarchy.
 fn groups_of(name: &str) -> Vec<PathBuf> {
     let (mut found, mut waiting) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
