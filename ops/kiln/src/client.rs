@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use kiln_link::{Connection, Dialer, Identity, Receiver, Sender};
 use kiln_wire::client::{BuildView, FarmView, Refusal, RefusalKind, Request, Response};
-use serde::{Deserialize, Serialize};
 
 use crate::args::{DirArgs, FarmArgs};
+use crate::beacon::Beacon;
 use crate::words::{bad_input, unreachable_farm};
 
 /// A connection to a farm.
@@ -16,35 +16,6 @@ pub struct Client {
     // Owns the socket of the connection.
     _dialer: Dialer,
     connection: Connection,
-}
-
-/// How a running `kiln up` can be reached, as it writes it into its directory.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Beacon {
-    /// Its process, so that a file that a crash left behind is known as such.
-    pub pid: u32,
-    /// UDP address of the coordinator.
-    pub link: SocketAddr,
-    /// Where the binary cache is served.
-    pub cache: String,
-    /// The key that signs it, as Nix writes it.
-    pub public_key: String,
-    /// Directory with a client's certificate.
-    pub identity: PathBuf,
-}
-
-impl Beacon {
-    /// Reads the beacon of a farm that runs in `dir`; none if none does.
-    pub fn read(dir: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(Self::path(dir)).ok()?;
-        let beacon: Self = serde_json::from_str(&text).ok()?;
-        Path::new("/proc").join(beacon.pid.to_string()).exists().then_some(beacon)
-    }
-
-    /// Returns where the beacon of `dir` lies.
-    pub fn path(dir: &Path) -> PathBuf {
-        dir.join("farm.json")
-    }
 }
 
 impl Client {

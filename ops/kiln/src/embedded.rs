@@ -11,7 +11,8 @@ use kiln_wire::{NodeId, StoreDir, WorkerId};
 use kiln_worker::Worker;
 
 use crate::args;
-use crate::client::{Beacon, Client};
+use crate::beacon::{Beacon, Lit};
+use crate::client::Client;
 use crate::words::bad_input;
 
 /// What the farm should be like.
@@ -35,7 +36,7 @@ pub struct Farm {
     pub coordinator: Coordinator,
     workers: Vec<Worker>,
     client: Identity,
-    beacon: PathBuf,
+    beacon: Lit,
 }
 
 impl Farm {
@@ -74,8 +75,7 @@ impl Farm {
         let credentials = authority.issue(&role, CERTIFICATE_TTL)?;
         let client = Identity::from_credentials(&credentials)?;
         credentials.write(&shape.dir.join("client"))?;
-        let beacon = Beacon::path(&shape.dir);
-        write_beacon(&beacon, &shape.dir, &coordinator)?;
+        let beacon = light_beacon(&shape.dir, &coordinator)?;
         Ok(Self { coordinator, workers, client, beacon })
     }
 
@@ -86,7 +86,7 @@ impl Farm {
 
     /// Stops everything. What runs is stopped too, and tried again at the next start.
     pub async fn stop(self) -> anyhow::Result<()> {
-        std::fs::remove_file(&self.beacon).with_context(|| format!("remove `{}`", self.beacon.display()))?;
+        self.beacon.put_out()?;
         for worker in self.workers {
             worker.stop().await;
         }
@@ -119,7 +119,7 @@ fn memory_mib() -> Option<u64> {
     kib.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
-fn write_beacon(path: &Path, dir: &Path, coordinator: &Coordinator) -> anyhow::Result<()> {
+fn light_beacon(dir: &Path, coordinator: &Coordinator) -> anyhow::Result<Lit> {
     let dir = dir.canonicalize().with_context(|| format!("find `{}`", dir.display()))?;
     let beacon = Beacon {
         pid: std::process::id(),
@@ -128,10 +128,7 @@ fn write_beacon(path: &Path, dir: &Path, coordinator: &Coordinator) -> anyhow::R
         public_key: coordinator.public_key(),
         identity: dir.join("client"),
     };
-    let staged = path.with_extension("new");
-    std::fs::write(&staged, serde_json::to_vec_pretty(&beacon)?)
-        .and_then(|()| std::fs::rename(&staged, path))
-        .with_context(|| format!("write `{}`", path.display()))
+    beacon.light(&dir)
 }
 
 /// The authority dies with the process; a farm that runs longer than this is restarted for other reasons before.

@@ -1,4 +1,4 @@
-//! What people type first: a relative directory, a set that holds no derivation by itself, a second build at once.
+//! What people type first: a relative directory, a set that holds no derivation by itself, a second build at once, a farm that is gone.
 
 use crate::farm::Place;
 
@@ -22,4 +22,19 @@ fn a_set_without_derivations_is_no_success() {
     place.run(&["build", "-f", "set.nix", "-A", "list"]).expect_success();
     let again = place.run(&["build", "-f", "set.nix", "-A", "list"]).expect_success();
     assert!(again.err().contains("nothing to build"), "{}", again.err());
+}
+
+#[test]
+fn a_farm_that_died_is_known_as_gone_even_if_its_process_id_lives_again() {
+    let place = Place::new(r#"{ one = drv "one" "echo one > $out" [ ]; }"#);
+    let farm = place.up();
+    let mut beacon = place.beacon();
+    farm.kill_9();
+    // As after a reboot: some other process, here this one, has the id.
+    beacon["pid"] = std::process::id().into();
+    std::fs::write(place.path("farm/farm.json"), beacon.to_string()).expect("write");
+    let status = place.run(&["status"]);
+    assert_eq!(status.code(), 3, "{}", status.err());
+    assert!(status.err().contains("no farm runs in") && status.err().contains("kiln up"), "{}", status.err());
+    place.run(&["build", "-f", "set.nix", "-A", "one"]).expect_success();
 }
