@@ -43,10 +43,10 @@ enum Command {
     /// Run a coordinator
     Coordinator(daemons::Args),
     /// Run a worker
-    Worker(daemons::Args),
     ///
     /// SIGTERM: takes nothing new, finishes and reports what it builds, then ends with exit code 0. A second SIGTERM, or SIGINT
     /// (Ctrl-C), kills what it builds and ends at once; that is built again, here or elsewhere.
+    Worker(daemons::Args),
     /// Show the farm at a glance
     Status(operate::Args),
     /// List the jobs of live builds

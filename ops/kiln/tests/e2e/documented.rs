@@ -92,3 +92,9 @@ fn json_about_a_live_farm_is_as_the_readme_says() {
                   memoryUsedMiB:number guarantees:object running:list";
     check(&place.run(&["workers", "--json"]).expect_success().json()[0], worker);
 }
+
+#[test]
+fn the_help_of_a_worker_says_what_signals_do() {
+    let help = Place::new("{ }").run(&["worker", "--help"]).expect_success().out();
+    assert!(help.contains("SIGTERM: takes nothing new") && help.contains("A second SIGTERM, or SIGINT (Ctrl-C)"), "{help}");
+}
