@@ -4,12 +4,14 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::fmt;
 
 use kiln_wire::{Timestamp, WorkerId};
 
 use crate::farm::Farm;
-use crate::fleet::{self, Worker};
+use crate::fleet::{self, Free, Worker};
+use crate::index::ReadyEntry;
 use crate::job::{Job, Needs};
 use crate::wake::WakeReason;
 
@@ -46,6 +48,8 @@ pub enum WaitReason {
     Reserved,
     /// The plan holds as many placements as one plan may.
     PlanFull,
+    /// There is room, and the next plan is about to fill it.
+    Placing,
     /// No worker is registered.
     NoWorker,
     /// No registered worker runs this system.
@@ -67,7 +71,7 @@ impl WaitReason {
     /// Returns whether no registered worker could ever run the job. Such jobs must not count for scaling existing pools.
     pub fn is_unplaceable(&self) -> bool {
         match self {
-            Self::Busy | Self::BackOff | Self::FailedThere | Self::Reserved | Self::PlanFull => false,
+            Self::Busy | Self::BackOff | Self::FailedThere | Self::Reserved | Self::PlanFull | Self::Placing => false,
             Self::NoWorker | Self::LacksSystem(_) | Self::LacksFeatures(_) | Self::LacksMemory { .. } | Self::NoSlots => true,
         }
     }
@@ -77,20 +81,21 @@ impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("every worker that could run it is full"),
-            Self::BackOff => f.write_str("is tried again after an infrastructure failure"),
-            Self::FailedThere => f.write_str("waits for a worker on which it has not failed"),
+            Self::BackOff => f.write_str("waits a while before it is tried again, after an infrastructure failure"),
+            Self::FailedThere => f.write_str("the only room is on workers on which it failed before; another could run it"),
             Self::Reserved => f.write_str("the only room is kept for a more urgent job that needs more of it"),
-            Self::PlanFull => f.write_str("has room, unless it is kept for a more urgent job: see the next plan"),
-            Self::NoWorker => f.write_str("no worker is registered"),
+            Self::PlanFull => f.write_str("more jobs are ready than are placed at once; its turn comes next"),
+            Self::Placing => f.write_str("about to be placed, as far as there is room"),
+            Self::NoWorker => f.write_str("the farm has no worker"),
             Self::LacksSystem(system) => write!(f, "no worker runs system {system}"),
             Self::LacksFeatures(features) => {
-                f.write_str("no worker has feature ")?;
+                f.write_str("no worker has all features that it needs, the nearest one lacks ")?;
                 features.iter().enumerate().try_for_each(|(i, feature)| write!(f, "{}{feature}", if i == 0 { "" } else { ", " }))
             }
             Self::LacksMemory { asked_mib, largest_mib } => {
                 write!(f, "needs {asked_mib} MiB of memory, the largest worker has {largest_mib} MiB")
             }
-            Self::NoSlots => f.write_str("the workers that could run it offer no slots"),
+            Self::NoSlots => f.write_str("the workers that could run it have 0 slots for builds"),
         }
     }
 }
@@ -120,18 +125,49 @@ impl Farm {
     }
 
     /// Returns why jobs with these needs, ready and without a back-off, do not run at this moment.
-    pub(crate) fn class_reason(&self, needs: &Needs) -> WaitReason {
-        let has_room = |(id, worker): (&WorkerId, &Worker)| {
-            let granted = fleet::grant(&worker.offer, needs);
-            fleet::could_run(&worker.offer, needs) && self.free_on(id).and_then(|free| free.take(granted)).is_some()
-        };
-        let lacking = self.unplaceable(needs);
-        lacking.unwrap_or_else(|| if self.facts.workers.iter().any(has_room) { WaitReason::PlanFull } else { WaitReason::Busy })
+    fn class_reason(&self, needs: &Needs, kept: Option<Kept<'_>>) -> WaitReason {
+        if let Some(lacking) = self.unplaceable(needs) {
+            return lacking;
+        }
+        let overtakes = |kept: &Kept<'_>| self.index.ready.get(needs).and_then(BTreeSet::first).is_some_and(|first| first < kept.first);
+        let closed = kept.filter(|kept| !overtakes(kept)).map(|kept| kept.on);
+        let mut with_room = self.with_room(needs).peekable();
+        if with_room.peek().is_none() {
+            WaitReason::Busy
+        } else if with_room.all(|worker| Some(worker) == closed) {
+            WaitReason::Reserved
+        } else {
+            WaitReason::Placing
+        }
+    }
+
+    /// Returns the workers that have room for a job with these needs at this moment.
+    fn with_room(&self, needs: &Needs) -> impl Iterator<Item = &WorkerId> {
+        let fits = |worker: &Worker, free: Free| free.take(fleet::grant(&worker.offer, needs)).is_some();
+        self.able(needs).filter(move |(_, worker, free)| fits(worker, *free)).map(|(id, ..)| id)
+    }
+
+    /// Returns the workers that could run a job with these needs, with what each has free.
+    fn able(&self, needs: &Needs) -> impl Iterator<Item = (&WorkerId, &Worker, Free)> {
+        let could = self.facts.workers.iter().filter(move |(_, worker)| fleet::could_run(&worker.offer, needs));
+        could.filter_map(|(id, worker)| Some((id, worker, self.free_on(id)?)))
+    }
+
+    /// Returns what the next plan keeps for the most urgent class that fits nowhere: as the plan chooses, before it places anything.
+    fn kept(&self) -> Option<Kept<'_>> {
+        let waiting = self.index.ready.iter().filter(|(needs, _)| self.with_room(needs).next().is_none());
+        let kept = waiting.filter_map(|(needs, ready)| {
+            let open = self.able(needs).filter(|(.., free)| free.slots > 0);
+            let (_, Reverse(on)) = open.map(|(id, _, free)| (free, Reverse(id))).max()?;
+            Some(Kept { first: ready.first()?, on })
+        });
+        kept.min_by_key(|kept| kept.first)
     }
 
     /// Returns why each class of ready jobs does not run at this moment.
     pub(crate) fn class_reasons(&self) -> BTreeMap<Arc<Needs>, WaitReason> {
-        self.index.ready.keys().map(|needs| (Arc::clone(needs), self.class_reason(needs))).collect()
+        let kept = self.kept();
+        self.index.ready.keys().map(|needs| (Arc::clone(needs), self.class_reason(needs, kept))).collect()
     }
 
     /// Returns why a ready job does not run at this moment. `known` saves looking at its class again.
@@ -140,6 +176,14 @@ impl Farm {
         if job.tries.retry_at.is_some() {
             return self.unplaceable(&needs).unwrap_or(WaitReason::BackOff);
         }
-        known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs))
+        known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs, self.kept()))
     }
+}
+
+/// A worker that is kept for a class without room, so that smaller jobs do not overtake it for ever.
+#[derive(Clone, Copy)]
+struct Kept<'a> {
+    /// The class's most urgent job.
+    first: &'a ReadyEntry,
+    on: &'a WorkerId,
 }
