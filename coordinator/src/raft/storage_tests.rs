@@ -192,7 +192,7 @@ async fn the_purge_point_keeps_entries_and_bytes_within_bounds() {
     assert_eq!(log.try_get_log_entries(98..200).await.expect("reads").len(), 2);
 }
 
-/// Version 1 for ever: `KILN_UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
+/// Version 1 for ever: `UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
 #[test]
 fn the_payloads_of_version_1_stay_readable() {
     let alone = Membership::new_with_defaults(vec![[1].into()], [1]);
@@ -217,7 +217,7 @@ fn the_payloads_of_version_1_stay_readable() {
         assert!(Record::decode(Stored { index: new.index + 1, ..stored }).is_err());
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raft/payloads-v1.hex");
-    if std::env::var_os("KILN_UPDATE_GOLDEN").is_some() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(path, &text).expect("writes");
     }
     assert_eq!(text, std::fs::read_to_string(path).expect("the golden file"));

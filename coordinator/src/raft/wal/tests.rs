@@ -290,7 +290,7 @@ fn purging_deletes_whole_segments_and_keeps_the_vote() {
     assert!(entries(&read).ends_with(&(101..=120).collect::<Vec<_>>()));
 }
 
-/// Version 1 for ever: `KILN_UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
+/// Version 1 for ever: `UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
 #[test]
 fn the_bytes_of_version_1_stay_as_they_are() {
     let header = Header { log_id: 0x0123_4567_89ab_cdef, number: 7, first_seq: 41, head_end: 41, size_bytes: 4096 };
@@ -303,7 +303,7 @@ fn the_bytes_of_version_1_stay_as_they_are() {
     }
     let text: String = bytes.chunks(16).map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n").collect();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raft/segment-v1.hex");
-    if std::env::var_os("KILN_UPDATE_GOLDEN").is_some() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(path, &text).expect("writes");
     }
     assert_eq!(text, fs::read_to_string(path).expect("the golden file"));
