@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::attempt_log::AttemptLog;
 use crate::builder;
-use crate::builtin::fetchurl;
+use crate::builtin::{Builtin, Closure, Site};
 use crate::cache::Pin;
 use crate::cgroup;
 use crate::failure::{caused, failure, of_run};
@@ -104,7 +104,7 @@ async fn build(workshop: Arc<Workshop>, order: Order) -> Result<Built, Failed> {
     // Nobody listens any more only when the whole worker ends.
     let _ = order.events.send(AttemptEvent::Started(assignment.lease.clone()));
     let room = Room { workshop, order, derivation, limits, scratch, slot, _inputs: inputs };
-    if room.derivation.is_builtin() { room.download().await } else { room.sandboxed().await }
+    if room.derivation.is_builtin() { room.built_in().await } else { room.sandboxed().await }
 }
 
 /// Everything that one build holds while it runs. Dropped as a whole on a thread that may wait.
@@ -139,26 +139,33 @@ impl Room {
         self.import(spec.outputs_dir(), uid..=uid, spec.network, ended.usage)
     }
 
-    /// Downloads a file, the one builtin, then imports it.
-    async fn download(self) -> Result<Built, Failed> {
+    /// Runs one of the worker's own builders, then imports what it made.
+    async fn built_in(self) -> Result<Built, Failed> {
         let started = Instant::now();
-        let request = fetchurl::Request::of(&self.derivation).map_err(|err| caused(FailureClass::BuildFailure, "", &err))?;
-        let path = self.derivation.outputs.values().find_map(derivation::Output::path);
-        let path = path.expect("a download has one output of known path").as_str();
-        let log = &self.order.log;
-        let destination = self.scratch.dir().join(path);
-        let fetched = fetchurl::fetch(&request, &destination, &self.limits, |note| log.append(note.as_bytes()));
-        let fetched = self.order.stop.unless(fetched).await;
+        let (assignment, cache) = (&self.order.assignment, &self.workshop.cache);
+        let paths = outputs::output_paths(&self.derivation)?;
+        let variables = builder::variables(&self.derivation, assignment, &paths);
+        let builtin = Builtin::of(&self.derivation, &variables).map_err(|err| caused(FailureClass::BuildFailure, "", &err))?;
+        let out = paths.iter().find(|(name, _)| name.as_str() == "out").map(|(_, path)| path).expect("a builtin has an output `out`");
+        let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), cache.host_path(&info.path)));
+        let site = Site {
+            out: self.scratch.dir().join(out.as_str()),
+            closure: Closure::new(&assignment.store_dir, inputs),
+            limits: self.limits,
+            stop: self.order.stop.clone(),
+            log: self.order.log.clone(),
+        };
+        let made = builtin.make(site).await;
         let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let usage = Usage { wall_ms, log_bytes: log.len(), ..Usage::default() };
-        let failed = |failure| Failed { failure, usage };
-        fetched.map_err(|Stopped| failed(stopped()))?.map_err(|err| failed(caused(err.class(), &self.about("download"), &err)))?;
+        let usage = Usage { wall_ms, log_bytes: self.order.log.len(), ..Usage::default() };
+        let what = self.about(&format!("run `{}`", self.derivation.builder));
+        made.map_err(|err| Failed { failure: caused(err.class(), &what, &err), usage })?;
         let own = rustix::process::geteuid().as_raw();
         let work = tokio::task::spawn_blocking(move || {
             let dir = self.scratch.dir().to_owned();
             self.import(dir, own..=own, false, usage)
         });
-        work.await.unwrap_or_else(|err| Err(caused(FailureClass::Infrastructure, "import a download", &err).into()))
+        work.await.unwrap_or_else(|err| Err(caused(FailureClass::Infrastructure, "import what a builtin made", &err).into()))
     }
 
     fn import(&self, dir: PathBuf, uids: std::ops::RangeInclusive<u32>, shared_network: bool, usage: Usage) -> Result<Built, Failed> {

@@ -33,6 +33,11 @@ impl Stop {
         &self.cancel
     }
 
+    /// Returns whether the attempt was told to stop: for work on a thread, which asks now and then.
+    pub fn is_stopped(&self) -> bool {
+        *self.told.borrow()
+    }
+
     /// Does `work` unless the attempt is stopped before it ends.
     ///
     /// # Errors

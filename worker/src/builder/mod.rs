@@ -119,6 +119,13 @@ pub fn launch(
     })
 }
 
+/// Returns the variables of a recipe with real paths in the place of placeholders, for builders that run in no sandbox. Neither files
+/// nor structured attributes are made of them.
+pub fn variables(derivation: &Derivation, assignment: &Assignment, outputs: &BTreeMap<OutputName, StorePath>) -> BTreeMap<String, Vec<u8>> {
+    let placeholders = Placeholders::new(assignment, outputs);
+    derivation.env.iter().map(|(name, value)| (name.clone(), placeholders.replace(value))).collect()
+}
+
 /// The directory in which a builder starts, as it sees it.
 const BUILD_DIR: &str = "/build";
 

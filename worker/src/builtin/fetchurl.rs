@@ -1,4 +1,4 @@
-//! `builtin:fetchurl`: downloads one file, the builder that the worker itself brings.
+//! `builtin:fetchurl`: downloads one file.
 //!
 //! Runs in the worker's process and writes only to the path it is given; what it wrote is imported and checked as any output is
 //! (its hash is known, so that a lying server is found out). Bounded in size, time, tries and redirects. Local files (`file://`)
@@ -14,9 +14,12 @@ use futures::StreamExt;
 use kiln_wire::{FailureClass, JobLimits};
 use reqwest::{Client, StatusCode, Url};
 
-pub use request::Request;
+pub use request::{Request, RequestError};
 
 use crate::pipe::{self, Writer};
+
+/// How recipes call it.
+pub const NAME: &str = "builtin:fetchurl";
 
 /// Tries of one address, with a pause before each but the first: servers have bad moments.
 const TRIES: u32 = 3;

@@ -34,12 +34,6 @@ pub enum RequestError {
     /// It makes something else than the one file whose hash it states.
     #[error("builtin:fetchurl: the derivation must have exactly one output, `out`, of known hash")]
     Outputs,
-    /// No such builtin.
-    #[error("there is no builder `{builder}`; this worker brings `builtin:fetchurl`")]
-    Unknown {
-        /// What was asked for.
-        builder: String,
-    },
 }
 
 /// Addresses of one recipe: more would be abuse.
@@ -51,9 +45,6 @@ impl Request {
     /// # Errors
     /// [`RequestError`] if it is no download.
     pub fn of(derivation: &Derivation) -> Result<Self, RequestError> {
-        if derivation.builder != "builtin:fetchurl" {
-            return Err(RequestError::Unknown { builder: derivation.builder.chars().take(100).collect() });
-        }
         let only_out = derivation.outputs.len() == 1 && derivation.outputs.keys().all(|name| name.as_str() == "out");
         if !only_out || !derivation.is_fixed_output() {
             return Err(RequestError::Outputs);

@@ -161,7 +161,7 @@ async fn a_local_file_is_read_only_if_everyone_may() {
 
 #[test]
 fn a_recipe_is_read_or_refused_with_its_rule() {
-    let derivation = |builder: &str, env: &[(&str, &str)]| {
+    let derivation = |env: &[(&str, &str)]| {
         let hash = "0".repeat(64);
         let address = kiln_nix::content::ContentAddress {
             method: kiln_nix::content::Method::Flat,
@@ -174,40 +174,27 @@ fn a_recipe_is_read_or_refused_with_its_rule() {
             inputs: BTreeMap::new(),
             sources: BTreeSet::new(),
             system: "builtin".into(),
-            builder: builder.into(),
+            builder: NAME.into(),
             args: Vec::new(),
             env: env.iter().map(|(name, value)| ((*name).into(), value.as_bytes().to_vec())).collect(),
         }
     };
     let table = [
-        ("builtin:fetchurl", vec![("url", "http://a/b")], "http://a/b unpack=false executable=false"),
-        (
-            "builtin:fetchurl",
-            vec![("urls", "http://a/b https://c/d"), ("unpack", "1")],
-            "http://a/b https://c/d unpack=true executable=false",
-        ),
-        (
-            "builtin:fetchurl",
-            vec![("url", "http://a/b"), ("urls", "http://a/b"), ("executable", "1")],
-            "http://a/b unpack=false executable=true",
-        ),
-        ("builtin:fetchurl", vec![], "builtin:fetchurl: the derivation has neither `url` nor `urls`"),
-        (
-            "builtin:fetchurl",
-            vec![("url", "ftp://a/b")],
-            "builtin:fetchurl: read address `ftp://a/b`: `ftp` is not supported; use https, http or file",
-        ),
-        ("builtin:fetchurl", vec![("url", "nothing")], "builtin:fetchurl: read address `nothing`: relative URL without a base"),
-        ("builtin:buildenv", vec![], "there is no builder `builtin:buildenv`; this worker brings `builtin:fetchurl`"),
+        (vec![("url", "http://a/b")], "http://a/b unpack=false executable=false"),
+        (vec![("urls", "http://a/b https://c/d"), ("unpack", "1")], "http://a/b https://c/d unpack=true executable=false"),
+        (vec![("url", "http://a/b"), ("urls", "http://a/b"), ("executable", "1")], "http://a/b unpack=false executable=true"),
+        (vec![], "builtin:fetchurl: the derivation has neither `url` nor `urls`"),
+        (vec![("url", "ftp://a/b")], "builtin:fetchurl: read address `ftp://a/b`: `ftp` is not supported; use https, http or file"),
+        (vec![("url", "nothing")], "builtin:fetchurl: read address `nothing`: relative URL without a base"),
     ];
-    for (builder, env, expect) in table {
-        let found = match Request::of(&derivation(builder, &env)) {
+    for (env, expect) in table {
+        let found = match Request::of(&derivation(&env)) {
             Ok(request) => {
                 let urls: Vec<_> = request.urls.iter().map(Url::as_str).collect();
                 format!("{} unpack={} executable={}", urls.join(" "), request.unpack, request.executable)
             }
             Err(error) => error.to_string(),
         };
-        assert_eq!(found, expect, "{builder} {env:?}");
+        assert_eq!(found, expect, "{env:?}");
     }
 }
