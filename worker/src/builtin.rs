@@ -1,4 +1,4 @@
-//! Builders that the worker itself brings, as Nix does: `builtin:buildenv` and `builtin:fetchurl`.
+//! Builders that the worker itself brings, as Nix does: `builtin:buildenv`, `builtin:fetchurl`, `builtin:unpack-channel`.
 //!
 //! [`Builtin::of`] is the one place that knows their names, [`Builtin::make`] the one that runs them. They run in the worker's
 //! process with the worker's rights, and so follow no path that a recipe, an input or an archive chose: inputs are read through the
@@ -8,6 +8,7 @@ mod bounds;
 mod buildenv;
 mod closure;
 mod fetchurl;
+mod unpack_channel;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,13 +30,15 @@ pub enum Builtin {
     Buildenv(buildenv::Request),
     /// `builtin:fetchurl`: a download.
     Fetchurl(fetchurl::Request),
+    /// `builtin:unpack-channel`: the directory that a tarball holds.
+    UnpackChannel(unpack_channel::Request),
 }
 
 /// A recipe that asks for nothing that can be made. Always its own fault.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// No such builtin.
-    #[error("there is no builder `{builder}`; this worker brings `builtin:buildenv` and `builtin:fetchurl`")]
+    #[error("there is no builder `{builder}`; this worker brings `builtin:buildenv`, `builtin:fetchurl` and `builtin:unpack-channel`")]
     Unknown {
         /// What was asked for, cut.
         builder: String,
@@ -81,6 +84,9 @@ pub enum BuiltinError {
     /// The packages do not fit together.
     #[error(transparent)]
     Buildenv(#[from] buildenv::BuildenvError),
+    /// The tarball is not taken.
+    #[error(transparent)]
+    UnpackChannel(#[from] unpack_channel::UnpackError),
     /// It was stopped, or took too long.
     #[error(transparent)]
     Ended(#[from] Ended),
@@ -95,6 +101,7 @@ impl BuiltinError {
         match self {
             Self::Fetchurl(err) => err.class(),
             Self::Buildenv(err) => err.class(),
+            Self::UnpackChannel(err) => err.class(),
             Self::Ended(err) => err.class(),
             Self::Thread(_) => FailureClass::Infrastructure,
         }
@@ -126,6 +133,7 @@ impl Builtin {
         let builtin = match derivation.builder.as_str() {
             buildenv::NAME => Self::Buildenv(buildenv::Request::of(variables)?),
             fetchurl::NAME => Self::Fetchurl(fetchurl::Request::of(derivation)?),
+            unpack_channel::NAME => Self::UnpackChannel(unpack_channel::Request::of(variables)?),
             _ => return Err(RecipeError::Unknown { builder: builder() }),
         };
         match derivation.outputs.keys().any(|name| name.as_str() == "out") {
@@ -151,6 +159,9 @@ impl Builtin {
                     Ok(buildenv::make(&request, &site.closure, &bounds, &site.out, &mut note)?)
                 })
                 .await
+            }
+            Self::UnpackChannel(request) => {
+                on_a_thread(move || Ok(unpack_channel::make(&request, &site.closure, &bounds, &site.out)?)).await
             }
         }
     }

@@ -9,12 +9,14 @@ use super::*;
 
 #[test]
 fn a_builder_is_found_by_its_name_or_refused_with_those_there_are() {
-    let brings = "this worker brings `builtin:buildenv` and `builtin:fetchurl`";
+    let brings = "this worker brings `builtin:buildenv`, `builtin:fetchurl` and `builtin:unpack-channel`";
     let env = "derivations= manifest=/m";
     let table = [
         ("builtin:buildenv", "out", env, "Buildenv".to_owned()),
+        ("builtin:unpack-channel", "out", "src=/s channelName=c", "UnpackChannel".into()),
         ("builtin:buildenv", "dev", env, "builtin:buildenv: the derivation has no output `out`".into()),
         ("builtin:buildenv", "out", "derivations=", "builtin:buildenv: attribute `manifest` missing".into()),
+        ("builtin:unpack-channel", "out", "src=/s", "builtin:unpack-channel: attribute `channelName` missing".into()),
         ("builtin:fetchurl", "out", env, "builtin:fetchurl: the derivation must have exactly one output, `out`, of known hash".into()),
         ("builtin:mirror", "out", env, format!("there is no builder `builtin:mirror`; {brings}")),
         ("builtin:Buildenv", "out", env, format!("there is no builder `builtin:Buildenv`; {brings}")),
@@ -35,6 +37,7 @@ fn a_builder_is_found_by_its_name_or_refused_with_those_there_are() {
         let found = match Builtin::of(&derivation, &derivation.env) {
             Ok(Builtin::Buildenv(_)) => "Buildenv".into(),
             Ok(Builtin::Fetchurl(_)) => "Fetchurl".into(),
+            Ok(Builtin::UnpackChannel(_)) => "UnpackChannel".into(),
             Err(error) => error.to_string(),
         };
         assert_eq!(found, expect, "{builder} {output}");
