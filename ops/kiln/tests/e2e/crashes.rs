@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use kiln_store::{Location, Store, StoreConfig, VerifyReport};
+use kiln_wire::StoreDir;
+
 use crate::farm::{Place, Process, free_port};
 
 /// Twelve jobs of a third of a second, in two chains and a row.
@@ -76,14 +79,40 @@ fn a_whole_farm_that_is_killed_in_mid_build_goes_on_where_it_was() {
 }
 
 fn every_published_nar_is_whole(place: &Place) {
-    let stored = std::fs::read_dir(place.path("farm/store")).expect("a store").filter_map(Result::ok).map(|entry| entry.path());
-    for narinfo in stored.filter(|path| path.extension().is_some_and(|ending| ending == "narinfo")) {
-        let text = std::fs::read_to_string(&narinfo).expect("readable");
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).expect("it names its NAR").trim().to_owned();
-        let nar = place.path("farm/store").join(field("URL:"));
-        let size = std::fs::metadata(&nar).unwrap_or_else(|error| panic!("{}: {error}", nar.display())).len();
-        assert_eq!(size.to_string(), field("FileSize:"), "{}", nar.display());
-    }
+    let report = verify_store(place);
+    assert!(report.damages.is_empty(), "{:?}", report.damages);
+    let stored = std::fs::read_dir(place.path("farm/store")).expect("a store").filter_map(Result::ok);
+    let published = stored.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "narinfo")).count();
+    assert_eq!(report.path_count, published as u64, "every path is checked");
+}
+
+/// Reads the store of a farm that does not run: every narinfo and NAR, sizes, hashes and grammar.
+fn verify_store(place: &Place) -> VerifyReport {
+    let config = StoreConfig {
+        location: Location::Local { dir: place.path("farm/store"), durable: false },
+        store_dir: StoreDir::default(),
+        spool_dir: place.path("spool"),
+        cached_paths_max: 10,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { Store::open(config).await.expect("opens").verify_all().await.expect("the store can be listed") })
+}
+
+#[test]
+fn a_published_nar_that_changed_in_place_is_not_whole() {
+    let place = Place::new(r#"{ one = drv "one" "echo one > $out" [ ]; }"#);
+    let path = place.run(&["build", "-f", "set.nix", "-A", "one"]).expect_success().out().trim().to_owned();
+    every_published_nar_is_whole(&place);
+    flip(nar_of(&place, &path), 0.5);
+    let damages: Vec<String> = verify_store(&place).damages.iter().map(|damage| format!("{damage:?}")).collect();
+    assert!(matches!(&damages[..], [damage] if damage.contains(&path.trim_start_matches("/nix/store/")[..32])), "{damages:?}");
+}
+
+/// Returns the file in the farm's store that a path's narinfo names.
+pub fn nar_of(place: &Place, path: &str) -> PathBuf {
+    let hash = &path.trim_start_matches("/nix/store/")[..32];
+    let narinfo = std::fs::read_to_string(place.path(&format!("farm/store/{hash}.narinfo"))).expect("it is published");
+    place.path("farm/store").join(narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("it names its NAR"))
 }
 
 /// Three daemons' worth of configuration, with certificates of a real authority.
@@ -200,9 +229,7 @@ fn a_byte_that_flips_on_disk_is_found_and_named() {
     let farm = place.up();
     let path = place.run(&["build", "-f", "set.nix", "-A", "one"]).expect_success().out().trim().to_owned();
     let hash = path.trim_start_matches("/nix/store/")[..32].to_owned();
-    let narinfo = std::fs::read_to_string(place.path(&format!("farm/store/{hash}.narinfo"))).expect("it is published");
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("it names its NAR").to_owned();
-    flip(place.path("farm/store").join(&url), 0.5);
+    flip(nar_of(&place, &path), 0.5);
     let fetched = place.run(&["build", "-f", "set.nix", "-A", "one", "--to", "root"]);
     assert_ne!(fetched.code(), 0);
     assert!(fetched.err().contains(&hash), "the path is named: {}", fetched.err());

@@ -8,7 +8,7 @@ use kiln_nix::{NarInfo, PublicKey};
 use kiln_store::NarReader;
 use kiln_wire::StoreDir;
 
-use crate::crashes::flip;
+use crate::crashes::{flip, nar_of};
 use crate::farm::{Place, Process};
 
 /// Outputs of a megabyte, so that a kill has something to cut. Each round has a seed of its own.
@@ -88,9 +88,7 @@ fn a_worker_names_the_input_whose_bytes_changed_on_the_farms_disk() {
     // The worker that built it has it; a fresh one must fetch it.
     std::fs::remove_dir_all(place.path("farm/workers")).expect("a worker was here");
     let hash = path.trim_start_matches("/nix/store/")[..32].to_owned();
-    let narinfo = std::fs::read_to_string(place.path(&format!("farm/store/{hash}.narinfo"))).expect("it is published");
-    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("it names its NAR");
-    flip(place.path("farm/store").join(url), 0.5);
+    flip(nar_of(&place, &path), 0.5);
     let _farm = place.up();
     let mut build = Process::start(&mut place.kiln(&["build", "-f", "set.nix", "-A", "two", "--json"]));
     let told = build.wait_for_line("\"class\":");
