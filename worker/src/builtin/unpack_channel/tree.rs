@@ -35,7 +35,7 @@ impl Tree {
         Ok(Self { root })
     }
 
-    /// Puts a member where it says. A later file or link takes the place of an earlier one; `fill` writes what a file holds.
+    /// Puts a member where it says. It takes the place of an earlier file or link; `fill` writes what a file holds.
     ///
     /// # Errors
     /// [`UnpackError::Member`] if something in its way is not a directory or not to be replaced, [`UnpackError::Write`] if the disk
@@ -45,7 +45,13 @@ impl Tree {
         let (dir, name) = (self.enter(member, above)?, c_part(last));
         let failed = |operation| move |err: Errno| write_failed(operation, member, err.into());
         match &member.kind {
-            Kind::Directory => self.descend(member, &dir, &name).map(drop),
+            Kind::Directory => {
+                match kind_of(&dir, &name).map_err(failed("look at"))? {
+                    Some(FileType::Directory) | None => {}
+                    Some(_) => clear(member, &dir, &name)?,
+                }
+                self.descend(member, &dir, &name).map(drop)
+            }
             Kind::File { executable } => {
                 let mode = Mode::from_raw_mode(if *executable { 0o755 } else { 0o644 });
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -61,8 +67,8 @@ impl Tree {
                 let (last, above) = target.split_last().expect("a hard link leads somewhere");
                 let (from_dir, from) = (self.find(member, above)?, c_part(last));
                 match kind_of(&from_dir, &from) {
-                    Ok(Some(FileType::RegularFile)) => {}
-                    Ok(_) => return Err(refuse(&member.name, "it is a hard link to something that is no file of the archive")),
+                    Ok(Some(FileType::RegularFile | FileType::Symlink)) => {}
+                    Ok(_) => return Err(refuse(&member.name, "it is a hard link to something that is no file or link of the archive")),
                     Err(err) => return Err(failed("look at the target of")(err)),
                 }
                 clear(member, &dir, &name)?;
@@ -113,7 +119,9 @@ impl Tree {
             let name = c_part(part);
             dir = match open_dir(&dir, &name) {
                 Ok(dir) => dir,
-                Err(Errno::NOENT) => return Err(refuse(&member.name, "it is a hard link to something that is no file of the archive")),
+                Err(Errno::NOENT) => {
+                    return Err(refuse(&member.name, "it is a hard link to something that is no file or link of the archive"));
+                }
                 Err(err) => return Err(in_the_way(member, &name, err)),
             };
         }
