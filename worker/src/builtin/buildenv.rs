@@ -57,9 +57,9 @@ pub enum BuildenvError {
          as with `nix-env --set-flag priority NUMBER PACKAGE`"
     )]
     SamePriority {
-        /// The file that would come.
-        one: String,
         /// The file that is there.
+        one: String,
+        /// The file that would come.
         other: String,
         /// The priority of both.
         priority: i32,

@@ -94,13 +94,13 @@ fn what_does_not_fit_together_is_refused_with_names_class_and_reason() {
     let doubles: String = (0..30).map(|level| format!(" l{level}/p→../l{0} l{level}/q→../l{0}", level + 1)).collect();
     let (doubles_a, doubles_b) = (format!("a:{doubles} l30/"), format!("b:{doubles} l30/"));
     let table = [
-        (["a: bin/x", "b: bin/x"], both, 1 << 20, BuildFailure, "files `{b}/bin/x` and `{a}/bin/x` have the same priority 5;"),
+        (["a: bin/x", "b: bin/x"], both, 1 << 20, BuildFailure, "files `{a}/bin/x` and `{b}/bin/x` have the same priority 5;"),
         (
             ["a: bin/x", "b: bin"],
             "true 5 1 {a} true 5 1 {b}",
             1 << 20,
             BuildFailure,
-            "files `{b}/bin` and `{a}/bin` have the same priority 5;",
+            "files `{a}/bin` and `{b}/bin` have the same priority 5;",
         ),
         (["a: bin", "b: bin/x"], both, 1 << 20, BuildFailure, "collision between directory `{b}/bin` and non-directory `{a}/bin`"),
         (["a: x", "b: x"], "true 5 1 {c}", 1 << 20, BuildFailure, "package `{c}` is not among the job's inputs"),

@@ -163,7 +163,7 @@ impl<'a> Union<'a> {
                 Err(BuildenvError::Kinds { directory: shown(&at), file: shown(&path) })
             }
             Some(Node::Link { target, priority: earlier }) if earlier == priority => {
-                Err(BuildenvError::SamePriority { one: shown(&path), other: shown(&target), priority })
+                Err(BuildenvError::SamePriority { one: shown(&target), other: shown(&path), priority })
             }
             Some(link @ Node::Link { priority: earlier, .. }) if earlier < priority => Ok(link),
             Some(Node::Link { .. }) | None => self.link(path, name, priority),
