@@ -59,6 +59,11 @@ impl Bounds {
         Ok(())
     }
 
+    /// Returns the most bytes that the log may hold.
+    pub fn log_bytes_max(&self) -> u64 {
+        self.limits.log_bytes_max
+    }
+
     /// Returns the most bytes that the output may hold.
     pub fn output_bytes_max(&self) -> u64 {
         self.limits.output_bytes_max

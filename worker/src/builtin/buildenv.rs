@@ -91,6 +91,12 @@ pub enum BuildenvError {
         /// Of what.
         unit: &'static str,
     },
+    /// Too much is left out with a line in the log for each.
+    #[error("wrote more than {limit_bytes} bytes of log, its limit")]
+    LogBytes {
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// It was stopped, or took too long.
     #[error(transparent)]
     Ended(#[from] Ended),
@@ -113,7 +119,7 @@ impl BuildenvError {
             Self::Absent { .. } | Self::SamePriority { .. } | Self::Kinds { .. } | Self::Closure(_) | Self::TooDeep { .. } => {
                 FailureClass::BuildFailure
             }
-            Self::TooLarge { .. } => FailureClass::LimitExceeded,
+            Self::TooLarge { .. } | Self::LogBytes { .. } => FailureClass::LimitExceeded,
             Self::Ended(err) => err.class(),
             Self::Write { .. } => FailureClass::Infrastructure,
         }

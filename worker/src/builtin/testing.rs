@@ -94,7 +94,10 @@ pub fn listed(root: &Path) -> String {
     short(&lines.join(" "))
 }
 
-/// Bounds that nothing here comes near, but for the size of the output.
+/// Bounds that nothing here comes near, but for the size of the output and a log of a few lines.
 pub fn bounds(output_bytes_max: u64) -> Bounds {
-    Bounds::new(Stop::new().expect("a handle"), JobLimits { wall_ms_max: 600_000, output_bytes_max, ..JobLimits::default() })
+    Bounds::new(
+        Stop::new().expect("a handle"),
+        JobLimits { wall_ms_max: 600_000, log_bytes_max: 1000, output_bytes_max, ..JobLimits::default() },
+    )
 }

@@ -93,7 +93,10 @@ fn what_does_not_fit_together_is_refused_with_names_class_and_reason() {
     // Each level doubles what is merged below.
     let doubles: String = (0..30).map(|level| format!(" l{level}/p→../l{0} l{level}/q→../l{0}", level + 1)).collect();
     let (doubles_a, doubles_b) = (format!("a:{doubles} l30/"), format!("b:{doubles} l30/"));
+    let gone: String = (0..30).map(|number| format!(" gone{number}→x")).collect();
+    let gone = format!("a:{gone}");
     let table = [
+        ([&gone, "b: x"], both, 1 << 20, LimitExceeded, "wrote more than 1000 bytes of log, its limit"),
         (["a: bin/x", "b: bin/x"], both, 1 << 20, BuildFailure, "files `{a}/bin/x` and `{b}/bin/x` have the same priority 5;"),
         (
             ["a: bin/x", "b: bin"],

@@ -54,13 +54,14 @@ pub struct Union<'a> {
     postponed: BTreeSet<Vec<u8>>,
     nodes: u64,
     bytes: u64,
+    said_bytes: u64,
 }
 
 impl<'a> Union<'a> {
     /// Starts with an empty tree.
     pub fn new(closure: &'a Closure, bounds: &'a Bounds, note: &'a mut dyn FnMut(&str)) -> Self {
         let (done, postponed) = (BTreeSet::new(), BTreeSet::new());
-        Self { closure, bounds, note, root: Directory::new(), at: Vec::new(), done, postponed, nodes: 0, bytes: 0 }
+        Self { closure, bounds, note, root: Directory::new(), at: Vec::new(), done, postponed, nodes: 0, bytes: 0, said_bytes: 0 }
     }
 
     /// Adds a package, once.
@@ -101,8 +102,7 @@ impl<'a> Union<'a> {
         let place = self.closure.resolve(source)?.ok_or_else(|| BuildenvError::Absent { path: shown(source) })?;
         if place.kind == Kind::File {
             let text = format!("warning: not including `{}` in the user environment because it's not a directory\n", shown(source));
-            (self.note)(&text);
-            return Ok(());
+            return self.say(&text);
         }
         if self.at.len() > DEPTH_MAX {
             return Err(BuildenvError::TooDeep { path: shown(source), depth_max: DEPTH_MAX });
@@ -114,7 +114,7 @@ impl<'a> Union<'a> {
             }
             let path = join(source, &name);
             let Some(found) = self.closure.resolve(&path)? else {
-                (self.note)(&format!("warning: skipping dangling symlink `{}`\n", shown(&path)));
+                self.say(&format!("warning: skipping dangling symlink `{}`\n", shown(&path)))?;
                 continue;
             };
             if LEFT_OUT.iter().any(|end| path.ends_with(end)) {
@@ -173,6 +173,17 @@ impl<'a> Union<'a> {
     fn link(&mut self, target: Vec<u8>, name: &[u8], priority: i32) -> Result<Node, BuildenvError> {
         self.count(name, &target)?;
         Ok(Node::Link { target, priority })
+    }
+
+    /// Inputs decide how much there is to say.
+    fn say(&mut self, text: &str) -> Result<(), BuildenvError> {
+        self.said_bytes += text.len() as u64;
+        let limit_bytes = self.bounds.log_bytes_max();
+        if self.said_bytes > limit_bytes {
+            return Err(BuildenvError::LogBytes { limit_bytes });
+        }
+        (self.note)(text);
+        Ok(())
     }
 
     /// Counts all that was ever made, so that the work is bounded too.
