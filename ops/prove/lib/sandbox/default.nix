@@ -7,7 +7,7 @@
 # An aspect is { items, drv } and perhaps:
 #   facts     "log": the builder's log is lines of `name<TAB>value`, for want of an output that may differ
 #   refused   both must refuse it; { nix, kiln } are regular expressions that each one's message must match
-#   exit      the exit code of its builder, which both must tell
+#   needs     a file of the host without which it is left out
 # An output's file `facts` holds lines `name<TAB>value`. Every other file is compared with its kind, mode, time and content.
 { busybox, system ? "x86_64-linux" }:
 let
@@ -47,8 +47,8 @@ let
   parts = { inherit shell make sees system; };
   all = builtins.foldl' (found: file: found // import file parts) { } [ ./sees.nix ./files.nix ./made.nix ./fixed.nix ./refused.nix ];
 
-  describe = name: { items, drv, facts ? "", refused ? null, exit ? null }: {
-    inherit items facts refused exit;
+  describe = name: { items, drv, facts ? "", refused ? null, needs ? "" }: {
+    inherit items facts refused needs;
     drv = builtins.unsafeDiscardStringContext drv.drvPath;
     outputs = builtins.listToAttrs
       (map (output: { name = output; value = builtins.unsafeDiscardStringContext drv.${output}.outPath; }) (drv.outputs or [ "out" ]));

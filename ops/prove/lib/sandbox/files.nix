@@ -7,7 +7,11 @@ let
   # A shell without associative arrays cannot read .attrs.sh: its output's path comes from the JSON.
   keep = ''
     out=$(sed 's/.*"outputs":{[^}]*"out":"\([^"]*\)".*/\1/' .attrs.json)
-    mkdir $out; cp .attrs.json $out/attrs.json; cp .attrs.sh $out/attrs.sh; cat /proc/$$/environ >$out/environ
+    mkdir $out; cp .attrs.json $out/attrs.json
+    # A fact for each variable of the shell's file, and of the environment. Nix 2.8 names a directory outside of the sandbox.
+    sed 's/^declare \(-[aA] \)\?\([^=]*\)=/\2\t\1/' .attrs.sh >$out/facts
+    tr '\0' '\n' </proc/$$/environ | sed -e 's/=/\t/' -e 's/nix-build-.*drv-[0-9]*/nix-build-NAME.drv-N/' >>$out/facts
+    sed 's/=.*//' .attrs.sh >$out/names
     modes >$out/modes
   '';
 in

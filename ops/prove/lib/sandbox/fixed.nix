@@ -22,7 +22,11 @@ in
     tr '\0' '\n' </proc/$$/environ | while IFS='=' read -r name value; do say "$name" "$value"; done
   '' // { items = [ 19 20 ]; };
   fixed-files = sees-fixed "fixed-files" { } ''
-    find /etc /dev /build /tmp /bin | sort | while read -r path; do say "$path" "$(stat -c '%F %a %u:%g' "$path")"; done
+    find /etc /dev /build /tmp /bin | sort | while read -r path; do
+      # These are the host's own or copies of them; their modes there are the host's.
+      case $path in /etc/hosts | /etc/resolv.conf | /etc/services) format=%F ;; *) format='%F %a %u:%g' ;; esac
+      say "$path" "$(stat -c "$format" "$path")"
+    done
     for file in /etc/passwd /etc/group /etc/hosts /etc/resolv.conf /etc/services /etc/nsswitch.conf; do
       say "content of $file" "$(sha256sum <$file 2>&1)"
     done

@@ -18,6 +18,8 @@ let
     done
   '';
 
+  devices = "say devices \"$(ls /dev | tr '\\n' ' ')\"";
+
   process = ''
     say pid $$
     for field in Uid Gid Groups CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp SigBlk SigIgn Umask; do
@@ -94,7 +96,8 @@ in
     '';
   };
   root = { items = [ 3 6 7 9 10 11 13 39 ]; drv = sees "root" { inherit dep; } tree; };
-  root-with-kvm = { items = [ 9 29 ]; drv = sees "root-with-kvm" { requiredSystemFeatures = [ "kvm" ]; } "ls /dev | while read -r name; do say /dev/$name there; done"; };
+  kvm-asked-for = { items = [ 9 29 ]; needs = "/dev/kvm"; drv = sees "kvm-asked-for" { requiredSystemFeatures = [ "kvm" ]; } devices; };
+  kvm-not-asked-for = { items = [ 9 29 ]; needs = "/dev/kvm"; drv = sees "kvm-not-asked-for" { } devices; };
   etc = { items = [ 11 ]; drv = make "etc" { } "mkdir $out; cp /etc/* $out"; };
   mounts = {
     items = [ 6 8 9 10 ];
@@ -117,7 +120,7 @@ in
             super=$(echo "''${rest##* }" | tr , '\n' | grep -vE '^(uid|gid|inode)' | tr '\n' ,) ;;
           *) kind=host ;;
         esac
-        say "$point" "$kind$kept;$super$shared"
+        say "$(echo "$point" | sed 's|/[0-9a-z]\{32\}-|/HASH-|')" "$kind$kept;$super$shared"
       done </proc/$$/mountinfo
     '';
   };
@@ -140,7 +143,7 @@ in
       try "move out of /build into the store" sh -c "echo moved >/build/file; mv /build/file /nix/store/moved; cat /nix/store/moved"
       try "link out of /build into the store" sh -c "echo linked >/build/file; ln /build/file /nix/store/linked"
       try "link out of /build into /tmp" ln /build/file /tmp/linked
-      try "list the store" sh -c "ls -a /nix/store | grep -v -e busybox | sed 's/^[0-9a-z]*-//' | sort"
+      try "list the store" sh -c "ls /nix/store | grep -v -e busybox | sed 's/^[0-9a-z]*-//' | sort"
       try "make a file in /" sh -c "echo >/new"
       try "make a file in /nix" sh -c "echo >/nix/new"
       try "make a file in /etc" sh -c "echo >/etc/new"
