@@ -2,14 +2,14 @@
 # writes what it sees, or makes what is to be judged. Values that differ from run to run by their nature (process ids, host user ids)
 # are left out here, by the builders, so that everything that is written can be compared byte for byte.
 #
-#   nix-instantiate --eval --strict --json ops/prove/lib/sandbox --argstr busybox PATH
+#   nix-instantiate --eval --strict --json ops/prove/lib/sandbox --argstr busybox PATH --argstr probe PATH
 #
 # An aspect is { items, drv } and perhaps:
 #   facts     "log": the builder's log is lines of `name<TAB>value`, for want of an output that may differ
 #   refused   both must refuse it; { nix, kiln } are regular expressions that each one's message must match
-#   needs     a file of the host without which it is left out
+#   needs     a file of the host, "kernel X.Y" or "family N" of sockets, without which it is left out
 # An output's file `facts` holds lines `name<TAB>value`. Every other file is compared with its kind, mode, time and content.
-{ busybox, system ? "x86_64-linux" }:
+{ busybox, probe, system ? "x86_64-linux" }:
 let
   shell = import ../../../../loadtest/pkgset/busybox.nix { path = busybox; };
 
@@ -44,8 +44,11 @@ let
   # A script that says facts into its one output.
   sees = name: attrs: script: make name attrs ("mkdir $out; facts=$out/facts; : >$facts\n" + script);
 
-  parts = { inherit shell make sees system; };
-  all = builtins.foldl' (found: file: found // import file parts) { } [ ./sees.nix ./files.nix ./made.nix ./fixed.nix ./refused.nix ];
+  # The program of syscall.c, alone in a directory.
+  probeDir = builtins.path { name = "probe"; path = builtins.dirOf probe; };
+
+  parts = { inherit shell make sees system; probe = probeDir; };
+  all = builtins.foldl' (found: file: found // import file parts) { } [ ./sees.nix ./calls.nix ./files.nix ./made.nix ./fixed.nix ./refused.nix ];
 
   describe = name: { items, drv, facts ? "", refused ? null, needs ? "" }: {
     inherit items facts refused needs;

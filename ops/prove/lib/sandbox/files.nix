@@ -1,5 +1,5 @@
 # What a builder gets in files, from its recipe's attributes: items 20–25 and 30 of the checklist.
-{ shell, make, sees, system }:
+{ shell, make, sees, system, ... }:
 let
   leaf = make "leaf" { } "mkdir $out; echo leaf >$out/file";
   branch = make "branch" { outputs = [ "out" "dev" ]; } "mkdir $out $dev; echo ${leaf} $out >$out/file; echo $out >$dev/file";

@@ -1,5 +1,5 @@
 # Fixed-output derivations: what their builders see, and what of theirs is kept. Items 12, 19, 20, 32 and 38 of the checklist.
-{ shell, make, sees, system }:
+{ shell, make, sees, system, ... }:
 let
   leaf = make "leaf" { } "mkdir $out; echo leaf >$out/file";
   fixed = name: mode: algo: hash: attrs: make name ({ outputHashMode = mode; outputHashAlgo = algo; outputHash = hash; } // attrs);

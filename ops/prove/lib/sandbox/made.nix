@@ -1,5 +1,5 @@
 # What a builder makes, and what becomes of it: items 26, 27 and 31–36 of the checklist.
-{ shell, make, sees, system }:
+{ shell, make, sees, system, ... }:
 let
   leaf = make "leaf" { } "mkdir $out; echo leaf >$out/file";
   branch = make "branch" { } "mkdir $out; echo ${leaf} >$out/file";

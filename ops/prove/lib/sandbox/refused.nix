@@ -1,5 +1,5 @@
 # What is refused: items 24, 26, 28, 29 and 32–36 of the checklist. Each side's own words say that it was refused for this reason.
-{ shell, make, sees, system }:
+{ shell, make, sees, system, ... }:
 let
   leaf = make "leaf" { } "mkdir $out; echo leaf >$out/file";
   branch = make "branch" { } "mkdir $out; echo ${leaf} >$out/file";

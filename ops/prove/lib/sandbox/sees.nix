@@ -1,5 +1,5 @@
 # What a builder sees of itself and of the machine: items 1–21 of the checklist.
-{ shell, make, sees, system }:
+{ shell, make, sees, system, ... }:
 let
   dep = make "dep" { } "mkdir $out; echo of the input >$out/file";
   depFile = make "dep-file" { } "echo of the input >$out";
@@ -204,7 +204,7 @@ in
       try "reach a host" nc -w 1 192.0.2.1 80
       try "resolve localhost" ping -c 1 -W 1 localhost
       try "resolve a name" nslookup example.org
-      say "loopback" "$( (nc -l -p 5555 >/build/got & until echo through | nc -w 1 127.0.0.1 5555; do :; done; wait; cat /build/got) 2>/dev/null)"
+      say "loopback" "$( (nc -l -p 5555 >/build/got & until echo through | nc 127.0.0.1 5555; do :; done; wait; cat /build/got) 2>/dev/null)"
       say "message queues" "$(ls /proc/sys/fs/mqueue 2>&1 | tr '\n' ' ')"
       say "shared memory segments" "$(tail -n +2 /proc/sysvipc/shm | wc -l)"
     '';
