@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
-use kiln_worker::sandbox::{Cancel, HostId, Limits, Spec, run};
+use kiln_worker::sandbox::{Cancel, HostId, Limits, Network, Spec, run};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -83,7 +83,7 @@ fn spec(root_dir: PathBuf, inputs: Vec<(StorePath, PathBuf)>) -> Spec {
         env: Vec::new(),
         files: Vec::new(),
         inputs,
-        network: false,
+        network: Network::Loopback,
         host_id: HostId::of_slot(1023),
         shell: PathBuf::from("/bin/busybox"),
         dev_kvm: false,

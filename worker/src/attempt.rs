@@ -136,7 +136,7 @@ impl Room {
             return Err(Failed { failure: self.blame_disk(failure), usage: ended.usage });
         }
         let uid = self.slot.host_id().uid;
-        self.import(spec.outputs_dir(), uid..=uid, spec.network, ended.usage)
+        self.import(spec.outputs_dir(), uid..=uid, spec.network != sandbox::Network::Loopback, ended.usage)
     }
 
     /// Runs one of the worker's own builders, then imports what it made.
@@ -202,7 +202,7 @@ impl Room {
             env: launch.env,
             files: launch.files,
             inputs: inputs.collect(),
-            network: launch.network,
+            network: if launch.network { workshop.fixed_network.of_build() } else { sandbox::Network::Loopback },
             host_id: self.slot.host_id(),
             shell: workshop.shell.clone(),
             dev_kvm,

@@ -6,8 +6,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
 use kiln_wire::{JobLimits, WorkerId, limits};
 use serde::Deserialize;
+
+use crate::sandbox::LINK_LOCAL;
 
 /// A worker's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -53,9 +56,46 @@ pub struct Config {
     /// Paths fetched at a time, 1 to 256. Default 8: enough to hide a round trip, few enough to leave memory bounded.
     #[serde(default = "default_fetches_max")]
     pub fetches_max: u32,
+    /// What fixed-output builds, which download, may reach.
+    #[serde(default)]
+    pub fixed_output_network: FixedOutputNetwork,
     /// What holds where a job names no limit of its own.
     #[serde(default)]
     pub limits: DefaultLimits,
+}
+
+/// What fixed-output builds may reach. The host itself, its coordinators and link-local addresses (169.254.0.0/16, where clouds have
+/// their metadata) are never reached from a namespace of a build's own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FixedOutputNetwork {
+    /// Whose network they have. Default `auto`.
+    pub mode: NetworkMode,
+    /// The user-mode network stack: a path, or a name that is looked for in `PATH`. Default `slirp4netns`.
+    pub slirp4netns: PathBuf,
+    /// IPv4 networks that may be reached although they lie within a denied one. Default none.
+    pub allow: Vec<Ipv4Net>,
+    /// IPv4 networks that must not be reached. Default none.
+    pub deny: Vec<Ipv4Net>,
+}
+
+/// Whose network fixed-output builds have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkMode {
+    /// A namespace of their own where `slirp4netns` is there, else the host's; the worker tells the farm which.
+    #[default]
+    Auto,
+    /// A namespace of their own, or the worker does not start.
+    Isolated,
+    /// The host's. They may talk to its local services and to each other.
+    Host,
+}
+
+impl Default for FixedOutputNetwork {
+    fn default() -> Self {
+        Self { mode: NetworkMode::Auto, slirp4netns: "slirp4netns".into(), allow: Vec::new(), deny: Vec::new() }
+    }
 }
 
 /// Limits of a job that names none.
@@ -144,6 +184,7 @@ impl Config {
             cache_bytes_max: default_cache_bytes_max(),
             slot_first: 0,
             fetches_max: default_fetches_max(),
+            fixed_output_network: FixedOutputNetwork::default(),
             limits: DefaultLimits::default(),
         }
     }
@@ -175,6 +216,11 @@ impl Config {
             ("busybox", self.busybox.is_absolute(), "must be an absolute path"),
             ("slot_first", self.slot_first.saturating_add(slots) <= SLOTS_MAX, "plus `slots` must be at most 1024"),
             ("fetches_max", (1..=256).contains(&self.fetches_max), "must be 1 to 256"),
+            (
+                "fixed_output_network.allow",
+                self.fixed_output_network.allow.iter().all(|net| !LINK_LOCAL.contains(&net.network())),
+                "must not open link-local addresses (169.254.0.0/16)",
+            ),
             ("limits.wall_ms_max", self.limits.wall_ms_max > 0, "must be above 0"),
             ("limits.silence_ms_max", self.limits.silence_ms_max > 0, "must be above 0"),
             ("limits.log_bytes_max", (1..=limits::LOG_BYTES_MAX).contains(&self.limits.log_bytes_max), "must be 1 to 67108864"),
@@ -271,6 +317,9 @@ mod tests {
             ("[limits]\nwall_ms_max = 0", "wall_ms_max"),
             ("[limits]\nlog_bytes_max = 99999999999", "log_bytes_max"),
             ("[limits]\nwall = 1", "wall"),
+            ("[fixed_output_network]\nmode = 'open'", "mode"),
+            ("[fixed_output_network]\ndeny = ['10.0.0.0/40']", "deny"),
+            ("[fixed_output_network]\nallow = ['169.254.169.254/32']", "fixed_output_network.allow"),
         ];
         for (line, knob) in table {
             let error = load(&format!("{SMALL}{line}\n")).expect_err(line);

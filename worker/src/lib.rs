@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod config;
 mod dial;
 mod failure;
+mod fixed_network;
 mod inputs;
 mod journal;
 mod outputs;
@@ -31,6 +32,6 @@ mod upload;
 mod worker;
 mod workshop;
 
-pub use config::{Config, ConfigError, DefaultLimits};
+pub use config::{Config, ConfigError, DefaultLimits, FixedOutputNetwork, NetworkMode};
 pub use worker::{Worker, WorkerError, run};
 pub use workshop::WorkshopError;

@@ -9,6 +9,7 @@ use kiln_wire::worker::Offer;
 use crate::cache::Cache;
 use crate::cgroup::Cgroups;
 use crate::config::{Config, DefaultLimits};
+use crate::fixed_network::FixedNetwork;
 use crate::inputs::Inputs;
 use crate::slots::Slots;
 use crate::trash::{Trash, private_dir};
@@ -39,6 +40,8 @@ pub struct Workshop {
     pub memory_mib: u64,
     /// Limits of jobs that name none.
     pub limits: DefaultLimits,
+    /// What fixed-output builds may reach.
+    pub fixed_network: FixedNetwork,
     /// The worker's own environment, which fixed-output derivations may ask for (`impureEnvVars`: proxies).
     pub host_env: BTreeMap<String, Vec<u8>>,
 }
@@ -64,6 +67,9 @@ pub enum WorkshopError {
         #[source]
         err: std::io::Error,
     },
+    /// The network of fixed-output builds cannot be had.
+    #[error(transparent)]
+    Network(#[from] crate::fixed_network::NoStack),
     /// The trash cannot be used.
     #[error(transparent)]
     Trash(#[from] crate::trash::TrashError),
@@ -121,13 +127,15 @@ impl Workshop {
             shell: config.busybox.clone(),
             memory_mib: config.memory_mib(),
             limits: config.limits,
+            fixed_network: FixedNetwork::open(config)?,
             host_env: host_env(),
         })
     }
 
     /// Returns what the worker offers to the farm.
     pub fn offer(&self, config: &Config) -> Offer {
-        let guarantees = [("cgroup".to_owned(), self.cgroups.describe())];
+        let guarantees =
+            [("cgroup".to_owned(), self.cgroups.describe()), ("fixed-output network".to_owned(), self.fixed_network.describe())];
         Offer {
             systems: config.systems(),
             features: config.features.clone(),

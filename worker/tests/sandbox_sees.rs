@@ -5,7 +5,7 @@ mod sandbox_support;
 use std::os::unix::fs::MetadataExt as _;
 
 use kiln_wire::StoreDir;
-use kiln_worker::sandbox::env_pairs;
+use kiln_worker::sandbox::{Network, env_pairs};
 use sandbox_support::{Bench, INPUT, OTHER, OUTPUT, chain, output};
 
 #[test]
@@ -151,7 +151,7 @@ fn there_is_no_network_but_loopback() {
 #[test]
 fn a_fixed_output_build_has_the_hosts_network_and_name_service() {
     let mut bench = Bench::new("readlink /proc/self/ns/net; cat /etc/nsswitch.conf");
-    bench.spec.network = true;
+    bench.spec.network = Network::Host;
     let host = std::fs::read_link("/proc/self/ns/net").expect("read our network namespace");
     assert_eq!(bench.run().log, format!("{}\nhosts: files dns\nservices: files\n", host.display()));
 }

@@ -45,7 +45,7 @@ impl<'plan> Child<'plan> {
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWUTS
             | libc::CLONE_PIDFD;
-        if !plan.network {
+        if plan.own_network {
             flags |= libc::CLONE_NEWNET;
         }
         // SAFETY: all-zero is a valid set of arguments: no thread-local storage, no signal at its end.

@@ -35,13 +35,14 @@ pub(super) extern "C" fn enter(plan: &Plan) -> ! {
 
 /// Goes through the steps and returns the one that failed.
 fn steps(plan: &Plan) -> Report {
-    let table: [(Step, Act); 24] = [
+    let table: [(Step, Act); 25] = [
         (Step::ControlGroup, enter_groups),
         (Step::Await, await_maps),
         (Step::ControlGroupNamespace, |_| call1(libc::SYS_unshare, c_long::from(libc::CLONE_NEWCGROUP))),
         (Step::UserNamespaces, forbid_user_namespaces),
         (Step::HostName, set_names),
         (Step::Loopback, raise_loopback),
+        (Step::Routes, set_routes),
         (Step::Private, make_private),
         (Step::BindInput, |_| Ok(())),
         (Step::MountProc, |plan| mount(c"proc", &plan.new_mounts.proc, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, c"")),
@@ -144,7 +145,7 @@ fn set_names(_: &Plan) -> Done {
 }
 
 fn raise_loopback(plan: &Plan) -> Done {
-    if plan.network {
+    if !plan.own_network {
         return Ok(());
     }
     let socket = value3(libc::SYS_socket, [c_long::from(libc::AF_INET), c_long::from(libc::SOCK_DGRAM | libc::SOCK_CLOEXEC), 0])?;
@@ -157,6 +158,26 @@ fn raise_loopback(plan: &Plan) -> Done {
         request
     };
     call3(libc::SYS_ioctl, [socket, libc::SIOCSIFFLAGS.cast_signed(), (&raw const request) as c_long])?;
+    call1(libc::SYS_close, socket)
+}
+
+/// Sends each request and waits for its answer. The build can change none of them: it has no right over its namespaces.
+fn set_routes(plan: &Plan) -> Done {
+    if plan.routes.is_empty() {
+        return Ok(());
+    }
+    let kind = c_long::from(libc::SOCK_RAW | libc::SOCK_CLOEXEC);
+    let socket = value3(libc::SYS_socket, [c_long::from(libc::AF_NETLINK), kind, c_long::from(libc::NETLINK_ROUTE)])?;
+    for route in &plan.routes {
+        call3(libc::SYS_write, [socket, route.as_ptr() as c_long, route.len() as c_long])?;
+        let mut answer = [0_u32; 64];
+        value3(libc::SYS_read, [socket, answer.as_mut_ptr() as c_long, size_of_val(&answer) as c_long])?;
+        // Behind the header of four words stands the error number, negated, or zero.
+        match answer[4].cast_signed() {
+            0 => {}
+            error => return Err(-error),
+        }
+    }
     call1(libc::SYS_close, socket)
 }
 

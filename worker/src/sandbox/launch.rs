@@ -16,7 +16,7 @@ use super::plan::{Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
 use super::tree::Tree;
 use super::watch::{Watch, Watched};
-use super::{Cancel, Ended, HostId, SandboxError, Spec, Status, child, tree};
+use super::{Cancel, Ended, HostId, Network, SandboxError, Spec, Status, child, tree};
 use crate::cgroup::{Cgroups, Group};
 
 pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
@@ -49,6 +49,12 @@ fn in_group(spec: &Spec, tree: &Tree<'_>, group: &Group, cancel: &Cancel, log: &
     let ((go_read, go_write), (report_read, report_write)) = (go, report);
     drop((go_read, report_write, log_write, null));
     map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
+    let _egress = match &spec.network {
+        Network::Loopback | Network::Host => None,
+        Network::Egress(egress) => {
+            Some(egress.start(child.pid()).map_err(SandboxError::host("start the network through", &egress.program))?)
+        }
+    };
     rustix::io::write(&go_write, b"1").map_err(io::Error::from).map_err(failed("release the process of"))?;
 
     let watch = Watch {
@@ -148,7 +154,7 @@ mod tests {
             env: Vec::new(),
             files: Vec::new(),
             inputs: Vec::new(),
-            network: false,
+            network: Network::Loopback,
             host_id: HostId::of_slot(1000),
             shell: "/bin/busybox".into(),
             dev_kvm: false,

@@ -8,6 +8,7 @@
 mod birth;
 mod cancel;
 mod child;
+mod egress;
 mod error;
 mod filter;
 mod launch;
@@ -20,8 +21,9 @@ mod tree;
 mod watch;
 
 pub use cancel::Cancel;
+pub use egress::{Egress, LINK_LOCAL};
 pub use error::SandboxError;
-pub use spec::{Ended, HostId, Limits, Spec, Status, Stop, env_pairs};
+pub use spec::{Ended, HostId, Limits, Network, Spec, Status, Stop, env_pairs};
 
 use crate::cgroup::Cgroups;
 

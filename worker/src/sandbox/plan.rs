@@ -10,7 +10,7 @@ use libc::sock_filter;
 use super::skeleton::DEVICES;
 use super::steps::Step;
 use super::tree::Tree;
-use super::{SandboxError, Spec, filter};
+use super::{Network, SandboxError, Spec, filter};
 
 /// A bind mount: a host path, and where it goes below the root directory.
 pub(super) struct Bind {
@@ -54,7 +54,10 @@ pub(super) struct Plan {
     pub shell: Bind,
     pub devices: Vec<Bind>,
     pub new_mounts: NewMounts,
-    pub network: bool,
+    /// Whether the child gets a network namespace of its own.
+    pub own_network: bool,
+    /// Netlink requests for routes in it.
+    pub routes: Vec<Vec<u8>>,
     pub personality: libc::c_ulong,
     pub processes_max: Option<u64>,
     pub filter: Vec<sock_filter>,
@@ -111,7 +114,11 @@ impl Plan {
             shell: Bind { source: path(&spec.shell)?, target: c"bin/sh".to_owned() },
             devices,
             new_mounts: NewMounts { proc: path(&root.join("proc"))?, shm: path(&root.join("dev/shm"))?, pts: path(&root.join("dev/pts"))? },
-            network: spec.network,
+            own_network: spec.network != Network::Host,
+            routes: match &spec.network {
+                Network::Loopback | Network::Host => Vec::new(),
+                Network::Egress(egress) => egress.routes(),
+            },
             personality: personality(&spec.system),
             processes_max,
             filter: filter::program(&spec.system),

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, chmodat, chownat, fchmod, mkdirat, openat, symlinkat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::{SandboxError, Spec};
+use super::egress::RESOLV_CONF;
+use super::{Network, SandboxError, Spec};
 
 /// Device nodes of the host that every build has.
 pub(super) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -61,23 +62,33 @@ impl Skeleton<'_> {
     fn etc(&self) -> Result<(), SandboxError> {
         self.file("etc/passwd", PASSWD, 0o644)?;
         self.file("etc/group", GROUP, 0o644)?;
-        if self.spec.network {
-            self.file("etc/nsswitch.conf", b"hosts: files dns\nservices: files\n", 0o644)?;
-            for name in ["hosts", "resolv.conf", "services"] {
-                // A host may lack any of them; the build then sees what it would see on that host.
-                if let Ok(bytes) = fs::read(format!("/etc/{name}")) {
-                    self.file(&format!("etc/{name}"), &bytes, 0o644)?;
-                }
+        match &self.spec.network {
+            Network::Loopback => self.file("etc/hosts", HOSTS, 0o644)?,
+            Network::Host => self.name_service(&["hosts", "resolv.conf", "services"])?,
+            Network::Egress(_) => {
+                self.file("etc/hosts", HOSTS, 0o644)?;
+                self.file("etc/resolv.conf", RESOLV_CONF, 0o644)?;
+                self.name_service(&["services"])?;
             }
-            if let Some(bundle) = CA_BUNDLES.iter().find_map(|path| fs::read(path).ok()) {
-                self.dir("etc/ssl")?;
-                self.dir("etc/ssl/certs")?;
-                self.file("etc/ssl/certs/ca-certificates.crt", &bundle, 0o644)?;
-            }
-        } else {
-            self.file("etc/hosts", HOSTS, 0o644)?;
         }
         self.mode("etc", 0o555)
+    }
+
+    /// What a build with a network needs to use it; `copied` are files of the host.
+    fn name_service(&self, copied: &[&str]) -> Result<(), SandboxError> {
+        self.file("etc/nsswitch.conf", b"hosts: files dns\nservices: files\n", 0o644)?;
+        for name in copied {
+            // A host may lack any of them; the build then sees what it would see on that host.
+            if let Ok(bytes) = fs::read(format!("/etc/{name}")) {
+                self.file(&format!("etc/{name}"), &bytes, 0o644)?;
+            }
+        }
+        if let Some(bundle) = CA_BUNDLES.iter().find_map(|path| fs::read(path).ok()) {
+            self.dir("etc/ssl")?;
+            self.dir("etc/ssl/certs")?;
+            self.file("etc/ssl/certs/ca-certificates.crt", &bundle, 0o644)?;
+        }
+        Ok(())
     }
 
     /// The mount point of the store and the directories above it. One below `/tmp` is made there, on disk.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use kiln_wire::{StoreDir, StorePath, Usage};
 
+use super::Egress;
+
 /// Everything that a sandbox needs to run one builder.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -27,8 +29,8 @@ pub struct Spec {
     pub files: Vec<(Vec<u8>, Vec<u8>)>,
     /// The closure of the inputs: each store object and where it lies on this host. Nothing else of the host is visible.
     pub inputs: Vec<(StorePath, PathBuf)>,
-    /// Whether the builder has the host's network (fixed-output derivations) or none.
-    pub network: bool,
+    /// What the builder may reach.
+    pub network: Network,
     /// Host user and group that the build's one user (1000, group 100) stands for. No other running build may have it.
     pub host_id: HostId,
     /// The statically linked shell that is bound at `/bin/sh`.
@@ -56,6 +58,17 @@ impl Spec {
     pub(super) fn store_below_tmp(&self) -> Option<&str> {
         self.store_dir.as_str().strip_prefix("/tmp/")
     }
+}
+
+/// What a builder may reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Itself.
+    Loopback,
+    /// What the host reaches, from the host's own namespace.
+    Host,
+    /// What the host reaches, from a namespace of its own, but what is denied.
+    Egress(Egress),
 }
 
 /// A user and group id of the host, from the pool of a worker's slots.

@@ -10,6 +10,7 @@ pub(super) enum Step {
     UserNamespaces,
     HostName,
     Loopback,
+    Routes,
     Private,
     BindWritable,
     Root,
@@ -41,13 +42,14 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 32] = [
+    const ALL: [(Self, &'static str); 33] = [
         (Self::ControlGroup, "enter control group"),
         (Self::Await, "wait for the id maps"),
         (Self::ControlGroupNamespace, "enter a control group namespace"),
         (Self::UserNamespaces, "switch nested user namespaces off"),
         (Self::HostName, "set the host name"),
         (Self::Loopback, "bring the loopback device up"),
+        (Self::Routes, "set the routes"),
         (Self::Private, "make the mounts private"),
         (Self::BindWritable, "bind directory"),
         (Self::Root, "mount the root file system on"),
@@ -117,7 +119,7 @@ mod tests {
         for (number, (step, words)) in Step::ALL.iter().enumerate() {
             assert_eq!(*step as usize, number, "{words}");
         }
-        assert_eq!(Step::numbered(32), None);
+        assert_eq!(Step::numbered(33), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
-use kiln_worker::sandbox::{Cancel, Ended, HostId, Limits, SandboxError, Spec, env_pairs, run};
+use kiln_worker::sandbox::{Cancel, Ended, HostId, Limits, Network, SandboxError, Spec, env_pairs, run};
 
 /// A directory for one sandbox, and the specification of a harmless build in it.
 pub struct Bench {
@@ -64,7 +64,7 @@ impl Bench {
             env: env_pairs([("out", "/nix/store/2hm2f1psjpcwg8fijsmr4wwxrx59s092-output"), ("HOME", "/homeless-shelter")]),
             files: vec![(b"note".to_vec(), b"for the builder".to_vec())],
             inputs: vec![(StorePath::parse(INPUT).expect("a store path"), store.join(INPUT))],
-            network: false,
+            network: Network::Loopback,
             host_id: HostId::of_slot(slot),
             shell: PathBuf::from("/bin/busybox"),
             dev_kvm: false,
