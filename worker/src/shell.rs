@@ -94,9 +94,10 @@ impl Shell {
     /// # Errors
     /// [`StaleLeader`] if the coordinator was deposed: the session is of no use.
     pub fn receive(&mut self, message: ToWorker) -> Result<Vec<FromWorker>, StaleLeader> {
-        // A worker that is about to stop leaves new work to others; the lease ends with the session.
-        if !self.accepting && matches!(message, ToWorker::Dispatch(_)) {
-            return Ok(Vec::new());
+        // A worker that is about to stop gives new work back at once. Nothing is kept: after a break its next hello says the same.
+        if let (false, ToWorker::Dispatch(Assignment { lease, .. })) = (self.accepting, &message) {
+            let failure = failure(FailureClass::Cancelled, "the worker finishes what it has and takes nothing new");
+            return Ok(vec![FromWorker::Finished { lease: lease.clone(), outcome: Outcome::Failed { failure, usage: Usage::default() } }]);
         }
         let actions = self.agent.receive(message);
         self.act(actions)

@@ -22,6 +22,9 @@ pub(crate) struct Worker {
     pub epoch: Epoch,
     pub offer: Offer,
     pub registered_at: Timestamp,
+    /// It gave a job back and gets no more until it registers anew: it finishes what it has, and ends.
+    #[serde(default)]
+    pub is_finishing: bool,
 }
 
 /// What is free on a worker.

@@ -109,7 +109,10 @@ impl Lane<'_> {
     }
 
     fn waiting(&self, farm: &Farm) -> impl Iterator<Item = Waiting> {
-        let full = self.closed.clone().unwrap_or(WaitReason::PlanFull);
+        let full = match self.closed.clone().unwrap_or(WaitReason::PlanFull) {
+            WaitReason::Busy => farm.without_room(&self.needs),
+            other => other,
+        };
         let entry = |reason: WaitReason, count: usize| Waiting {
             needs: (*self.needs).clone(),
             reason,
@@ -232,9 +235,13 @@ impl<'a> Fleet<'a> {
 }
 
 impl Farm {
-    /// Returns what a registered worker's live leases leave free.
+    /// Returns what a registered worker's live leases leave free. A worker that finishes has nothing free.
     pub(crate) fn free_on(&self, worker: &WorkerId) -> Option<Free> {
-        let whole = Free::whole(&self.facts.workers.get(worker)?.offer);
+        let known = self.facts.workers.get(worker)?;
+        if known.is_finishing {
+            return Some(Free { cores: 0, slots: 0, memory_mib: 0 });
+        }
+        let whole = Free::whole(&known.offer);
         let Some(load) = self.index.loads.get(worker) else { return Some(whole) };
         let held = u32::try_from(load.jobs.len()).unwrap_or(u32::MAX);
         Some(Free {
@@ -245,6 +252,9 @@ impl Farm {
     }
 
     fn could_run_elsewhere(&self, needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> bool {
-        self.facts.workers.iter().any(|(id, worker)| !failed_on.contains(id) && fleet::could_run(&worker.offer, needs))
+        self.facts
+            .workers
+            .iter()
+            .any(|(id, worker)| !worker.is_finishing && !failed_on.contains(id) && fleet::could_run(&worker.offer, needs))
     }
 }

@@ -40,6 +40,8 @@ pub struct Waiting {
 pub enum WaitReason {
     /// Every worker that could run it is full.
     Busy,
+    /// Every worker that could run it finishes what it has and takes nothing new.
+    Finishing,
     /// It failed for infrastructure reasons and its back-off is not over.
     BackOff,
     /// There is room only on workers on which it failed before, and another worker could run it.
@@ -71,7 +73,7 @@ impl WaitReason {
     /// Returns whether no registered worker could ever run the job. Such jobs must not count for scaling existing pools.
     pub fn is_unplaceable(&self) -> bool {
         match self {
-            Self::Busy | Self::BackOff | Self::FailedThere | Self::Reserved | Self::PlanFull | Self::Placing => false,
+            Self::Busy | Self::Finishing | Self::BackOff | Self::FailedThere | Self::Reserved | Self::PlanFull | Self::Placing => false,
             Self::NoWorker | Self::LacksSystem(_) | Self::LacksFeatures(_) | Self::LacksMemory { .. } | Self::NoSlots => true,
         }
     }
@@ -81,6 +83,7 @@ impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("every worker that could run it is full"),
+            Self::Finishing => f.write_str("every worker that could run it finishes what it has and takes nothing new"),
             Self::BackOff => f.write_str("waits a while before it is tried again, after an infrastructure failure"),
             Self::FailedThere => f.write_str("the only room is on workers on which it failed before; another could run it"),
             Self::Reserved => f.write_str("the only room is kept for a more urgent job that needs more of it"),
@@ -133,12 +136,18 @@ impl Farm {
         let closed = kept.filter(|kept| !overtakes(kept)).map(|kept| kept.on);
         let mut with_room = self.with_room(needs).peekable();
         if with_room.peek().is_none() {
-            WaitReason::Busy
+            self.without_room(needs)
         } else if with_room.all(|worker| Some(worker) == closed) {
             WaitReason::Reserved
         } else {
             WaitReason::Placing
         }
+    }
+
+    /// Returns why jobs wait that could run and for which no worker has room.
+    pub(crate) fn without_room(&self, needs: &Needs) -> WaitReason {
+        let all_finish = self.able(needs).all(|(_, worker, _)| worker.is_finishing);
+        if all_finish { WaitReason::Finishing } else { WaitReason::Busy }
     }
 
     /// Returns the workers that have room for a job with these needs at this moment.

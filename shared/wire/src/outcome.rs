@@ -100,7 +100,8 @@ pub enum FailureClass {
     LimitExceeded,
     /// Not the job's fault: worker lost, disk full, fetch or upload failed, sandbox did not start. Tried again elsewhere.
     Infrastructure,
-    /// Nobody wants it any more.
+    /// Nobody wants it any more. Of an attempt that is wanted: its worker gives it back, for it finishes what it has and takes nothing
+    /// new; tried again elsewhere at once, and the worker gets no more until it registers anew.
     Cancelled,
 }
 

@@ -8,7 +8,7 @@ use kiln_wire::client::EventKind;
 use kiln_wire::limits::{
     ATTEMPTS_KEPT_MAX, FAILURE_MESSAGE_BYTES_MAX, INFRASTRUCTURE_WORKERS_MAX, RETRY_BACKOFF_MS_MAX, RETRY_BACKOFF_MS_MIN,
 };
-use kiln_wire::{BuildId, Failure, FailureClass, Timestamp, Usage, WorkerId};
+use kiln_wire::{BuildId, Epoch, Failure, FailureClass, Timestamp, Usage, WorkerId};
 
 use crate::build::Phase;
 use crate::farm::{Effects, Farm, cut};
@@ -22,13 +22,21 @@ impl Farm {
     pub(super) fn end_failed_attempt(&mut self, key: JobKey, failure: Failure, usage: Usage, now: Timestamp, fx: &mut Effects) {
         let Failure { class, message } = failure;
         let message = cut(&message, FAILURE_MESSAGE_BYTES_MAX);
+        let epoch = self.job(key).running().map(|running| running.epoch);
         let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, now) else { return };
         match class {
             FailureClass::BuildFailure | FailureClass::LimitExceeded => self.fail_for_good(key, class, message, now, fx),
             FailureClass::OutOfMemory => self.retry_with_memory(key, usage, message, now, fx),
-            // A worker that gives up an attempt which is still wanted (it shuts down, say) is no fault of the job's either.
+            FailureClass::Cancelled if self.finishes(&worker, epoch) => self.retried(key, class, message, now, fx),
+            // What a worker gave up in an earlier life is no fault of the job's either.
             FailureClass::Infrastructure | FailureClass::Cancelled => self.retry_elsewhere(key, worker, message, now, fx),
         }
+    }
+
+    /// Notes that a worker gives jobs back which are still wanted; returns false if it has registered anew since.
+    fn finishes(&mut self, worker: &WorkerId, epoch: Option<Epoch>) -> bool {
+        let known = self.facts.workers.get_mut(worker).filter(|known| Some(known.epoch) == epoch);
+        known.map(|known| known.is_finishing = true).is_some()
     }
 
     /// The lease of `key` ended without a report.

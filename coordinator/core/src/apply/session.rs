@@ -28,7 +28,7 @@ impl Farm {
         let (keep, kept_jobs) = self.kept_leases(&worker, &offer, attempts);
         let lost: Vec<JobKey> = self.jobs_on(&worker).into_iter().filter(|key| !kept_jobs.contains(key)).collect();
         let epoch = Epoch(index.0);
-        self.facts.workers.insert(worker.clone(), Worker { epoch, offer, registered_at: now });
+        self.facts.workers.insert(worker.clone(), Worker { epoch, offer, registered_at: now, is_finishing: false });
         fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
         for key in lost {
             self.lose_lease(key, format!("worker {worker} came back without the attempt"), now, fx);

@@ -100,6 +100,7 @@ rec {
   long = drv "long" "echo at work; ${boot}/busybox sleep 3; echo long > $out" [ ];
   next = drv "next" "cat $deps > $out" [ long ];
   endless = drv "endless" "while :; do ${boot}/busybox sleep 1; done" [ ];
+  quick = map (i: drv "quick-${i}" "echo ${i} > $out" [ ]) (range 4);
 }
 "#;
 
@@ -129,6 +130,26 @@ fn a_worker_that_is_terminated_finishes_and_reports_what_it_builds_and_takes_not
     assert_eq!(code, 0, "the next worker builds what is left: {rest}");
     let logs = daemons.place.attempts("coordinator/logs");
     assert!(logs.iter().any(|(job, attempts)| job.ends_with("-long.drv") && *attempts == 1), "built once: {logs:?}");
+}
+
+#[test]
+fn what_is_sent_to_a_worker_that_finishes_is_built_elsewhere_at_once() {
+    let (daemons, [_coordinator, build], mut worker) = running("endless");
+    worker.signal("TERM");
+    worker.wait_for_line("finishing: ");
+    let place = &daemons.place;
+    place.run(&["ca", "issue", "--dir", "ca", "--role", "worker/w2", "--out", "id/worker/w2"]).expect_success();
+    let config = std::fs::read_to_string(place.path("worker.toml")).expect("it was written");
+    let config = config.replace("w1'", "w2'").replace("/worker'", "/worker-2'").replace("slot_first = 100", "slot_first = 110");
+    std::fs::write(place.path("worker.toml"), config).expect("write");
+    let _other = daemons.start("worker");
+    let ran = place.run(&[&["build", "-f", "set.nix", "-A", "quick", "--json"], &daemons.farm()[..]].concat()).expect_success();
+    assert_eq!(ran.events("built"), 4, "while the first worker finishes, which takes for ever: {}", ran.out());
+    let given_back = ran.out().lines().filter(|line| line.contains("takes nothing new")).count();
+    assert_eq!(given_back, ran.events("retried"), "nothing else went wrong: {}", ran.out());
+    worker.signal("TERM");
+    assert_eq!(worker.finish().0, 0);
+    build.kill_9();
 }
 
 #[test]
