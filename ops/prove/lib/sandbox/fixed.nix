@@ -31,9 +31,9 @@ in
       say "content of $file" "$(sha256sum <$file 2>&1)"
     done
   '' // { items = [ 11 12 ]; };
-  fixed-network = sees-fixed "fixed-network" { } ''
-    say "devices" "$(cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' ' | sort | tr '\n' ' ')"
-    say "routes" "$(md5sum </proc/net/route)"
+  fixed-network = sees-fixed "fixed-network" { impureEnvVars = [ "PROVE_NETWORK" "PROVE_PORT" ]; } ''
+    say "network namespace" "$([ "$(readlink /proc/$$/ns/net)" = "$PROVE_NETWORK" ] && echo "the host's" || echo "its own")"
+    say "the host's loopback" "$(echo | nc -w 3 127.0.0.1 "$PROVE_PORT" >/dev/null 2>&1 && echo reached || echo "not reached")"
     say "host name" "$(hostname)"
     say "domain name" "$(cat /proc/sys/kernel/domainname)"
     try "resolve localhost" ping -c 1 -W 1 localhost
