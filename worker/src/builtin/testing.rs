@@ -76,12 +76,12 @@ pub fn listed(root: &Path) -> String {
     let mut left = vec![root.to_owned()];
     while let Some(path) = left.pop() {
         let meta = std::fs::symlink_metadata(&path).expect("stat");
-        let name = path.strip_prefix(root).expect("below").to_str().expect("text").to_owned();
+        let name = path.strip_prefix(root).expect("below").to_string_lossy().into_owned();
         if meta.is_symlink() {
             lines.push(format!("{name}→{}", std::fs::read_link(&path).expect("link").display()));
         } else if meta.is_file() {
             let star = if meta.permissions().mode() & 0o7777 == 0o755 { "*" } else { "" };
-            lines.push(format!("{name}{star}={}", std::fs::read_to_string(&path).expect("reads")));
+            lines.push(format!("{name}{star}={}", String::from_utf8_lossy(&std::fs::read(&path).expect("reads"))));
         } else {
             let inside: Vec<_> = std::fs::read_dir(&path).expect("lists").map(|entry| entry.expect("an entry").path()).collect();
             if inside.is_empty() && path != root {

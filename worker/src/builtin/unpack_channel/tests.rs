@@ -292,3 +292,50 @@ fn an_unpacking_is_stopped_within_the_archive() {
     let error = make(&request, &store.closure, &bounds, &store.dir.path().join("out")).expect_err("stopped");
     assert_eq!((error.class(), error.to_string()), (FailureClass::Cancelled, Ended::Stopped.to_string()));
 }
+
+/// Members that are hostile together.
+const POOL: [Raw<'static>; 10] = [
+    ("top/l", SYM, "../.."),
+    ("top/l/host", FILE, "dead"),
+    ("top/m", SYM, "l"),
+    ("top/m/host", SYM, "dead"),
+    ("top/l", DIR, ""),
+    ("top/h", HARD, "top/l/host"),
+    ("top/h", HARD, "top/x"),
+    ("top/x", FILE, "../host"),
+    ("x", PAX, "16 path=../host\n"),
+    ("top/", DIR, ""),
+];
+
+type Edits = Vec<(usize, u8)>;
+
+/// Members in any order, with bytes of their headers that an attacker sets.
+fn hostile() -> impl proptest::strategy::Strategy<Value = Vec<(usize, Edits)>> {
+    use proptest::prelude::*;
+    let known = prop_oneof![Just(0u8), Just(b'/'), Just(b'.'), Just(0x80), Just(0xff), b'0'..b'8', Just(PAX), Just(LONG_NAME)];
+    // Names, sizes, types and link names matter more than the rest.
+    let at = prop_oneof![0usize..12, 124usize..136, Just(156usize), 157usize..170, 0usize..512];
+    let edits = prop::collection::vec((at, prop_oneof![known, any::<u8>()]), 0..2);
+    prop::collection::vec((0..POOL.len(), edits), 1..8)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn no_archive_leads_out_or_makes_a_panic(members in hostile()) {
+        let mut bytes = Vec::new();
+        for (member, edits) in members {
+            let mut one = archive(&[POOL[member]]);
+            one.truncate(one.len() - 1024);
+            let mut header = tar::Header::new_old();
+            header.as_mut_bytes().copy_from_slice(&one[..512]);
+            edits.into_iter().for_each(|(at, byte)| header.as_mut_bytes()[at] = byte);
+            header.set_cksum();
+            bytes.extend(header.as_bytes());
+            bytes.extend(&one[512..]);
+        }
+        // What lies beside the output is checked there, whatever becomes of the archive.
+        let _ = unpack(&bytes, 1 << 20);
+    }
+}
