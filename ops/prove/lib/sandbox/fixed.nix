@@ -21,15 +21,15 @@ in
   fixed-environment = sees-fixed "fixed-environment" { impureEnvVars = [ "PROVE_SET" "PROVE_UNSET" "plain" ]; plain = "the recipe's"; } ''
     tr '\0' '\n' </proc/$$/environ | while IFS='=' read -r name value; do say "$name" "$value"; done
   '' // { items = [ 19 20 ]; };
-  fixed-files = sees-fixed "fixed-files" { } ''
+  fixed-files = sees-fixed "fixed-files" { impureEnvVars = [ "PROVE_HOSTS" "PROVE_RESOLV" "PROVE_SERVICES" ]; } ''
     find /etc /dev /build /tmp /bin | sort | while read -r path; do
       # These are the host's own or copies of them; their modes there are the host's.
       case $path in /etc/hosts | /etc/resolv.conf | /etc/services) format=%F ;; *) format='%F %a %u:%g' ;; esac
       say "$path" "$(stat -c "$format" "$path")"
     done
-    for file in /etc/passwd /etc/group /etc/hosts /etc/resolv.conf /etc/services /etc/nsswitch.conf; do
-      say "content of $file" "$(sha256sum <$file 2>&1)"
-    done
+    for file in /etc/passwd /etc/group /etc/nsswitch.conf; do say "content of $file" "$(sha256sum <$file 2>&1)"; done
+    whose() { say "content of $1" "$([ "$(sha256sum <$1 | cut -c1-64)" = "$2" ] && echo "the host's" || tr '\n' ' ' <$1)"; }
+    whose /etc/hosts "$PROVE_HOSTS"; whose /etc/resolv.conf "$PROVE_RESOLV"; whose /etc/services "$PROVE_SERVICES"
   '' // { items = [ 11 12 ]; };
   fixed-network = sees-fixed "fixed-network" { impureEnvVars = [ "PROVE_NETWORK" "PROVE_PORT" ]; } ''
     say "network namespace" "$([ "$(readlink /proc/$$/ns/net)" = "$PROVE_NETWORK" ] && echo "the host's" || echo "its own")"
