@@ -19,11 +19,15 @@ use rustix::io::Errno;
 use super::shown;
 
 /// Files that every sandbox shows outside of the store.
-const SEEN: [&[u8]; 10] = [
+const SEEN: [&[u8]; 14] = [
     b"/bin/sh",
     b"/dev/full",
     b"/dev/null",
+    b"/dev/ptmx",
     b"/dev/random",
+    b"/dev/stderr",
+    b"/dev/stdin",
+    b"/dev/stdout",
     b"/dev/tty",
     b"/dev/urandom",
     b"/dev/zero",
@@ -32,7 +36,8 @@ const SEEN: [&[u8]; 10] = [
     b"/etc/passwd",
 ];
 /// Directories that it shows, beside those on the way to the store.
-const SEEN_DIRS: [&[u8]; 8] = [b"/bin", b"/build", b"/dev", b"/dev/pts", b"/dev/shm", b"/etc", b"/proc", b"/tmp"];
+const SEEN_DIRS: [&[u8]; 10] =
+    [b"/bin", b"/build", b"/dev", b"/dev/fd", b"/dev/pts", b"/dev/shm", b"/etc", b"/proc", b"/proc/self", b"/tmp"];
 
 /// Links that one name may lead through. The kernel has the same bound.
 const LINKS_MAX: u32 = 40;

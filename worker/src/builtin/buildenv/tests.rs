@@ -87,6 +87,21 @@ fn links_in_packages_are_followed_within_the_inputs_only() {
 }
 
 #[test]
+fn what_a_sandbox_shows_beside_the_store_can_be_linked_to() {
+    // Nix 2.8 links and leaves out the same, but for `/dev/kvm`, which it shows every build.
+    let seen = "bin bin/sh build dev/fd dev/full dev/null dev/ptmx dev/pts dev/random dev/shm dev/stderr dev/stdin dev/stdout dev/tty \
+                dev/urandom dev/zero etc etc/group etc/hosts etc/passwd nix nix/store proc proc/self tmp";
+    let unseen = "dev/console etc/nsswitch.conf etc/resolv.conf etc/services etc/shadow home nix/var root sys usr var";
+    for (names, linked) in [(seen, true), (unseen, false)] {
+        for name in names.split(' ') {
+            let (links, notes) = environment(&[&format!("a: link→/{name}")], "true 5 1 {a}", 1 << 30);
+            let expect = if linked { ("link→{a}/link", false) } else { ("", true) };
+            assert_eq!((links.expect("made").as_str(), !notes.is_empty()), expect, "{name}");
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_together_is_refused_with_names_class_and_reason() {
     use FailureClass::{BuildFailure, LimitExceeded};
     let both = "true 5 1 {a} true 5 1 {b}";
