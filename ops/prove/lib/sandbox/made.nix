@@ -30,7 +30,10 @@ in
     items = [ 34 ];
     drv = make "moved-into-place" { } "mkdir -p /build/tree/dir; echo >/build/tree/dir/file; mv /build/tree $out";
   };
-  linked-within = { items = [ 34 ]; drv = make "linked-within" { outputs = [ "out" "dev" ]; } "mkdir $out $dev; echo shared >$out/file; ln $out/file $dev/file"; };
+  linked-within = {
+    items = [ 34 ];
+    drv = make "linked-within" { outputs = [ "out" "dev" ]; } "mkdir $out $dev; echo shared >$out/file; ln $out/file $dev/file";
+  };
   references = {
     items = [ 35 ];
     drv = make "references" { inherit leaf branch; unused = make "unused" { } "echo >$out"; } ''

@@ -47,23 +47,28 @@ let
     illegal-specifier = refused [ 26 ] "illegal reference specifier" "illegal reference specifier"
       "illegal-specifier" { allowedReferences = [ "elsewhere" ]; } "echo >$out";
     checks-allowed-references = reference "checks-allowed-references" (structured { allowedReferences = [ ]; }) (place + "echo ${leaf} >$out");
-    checks-disallowed-references = reference "checks-disallowed-references" (structured { disallowedReferences = [ leaf ]; }) (place + "echo ${leaf} >$out");
+    checks-disallowed-references = reference "checks-disallowed-references"
+      (structured { disallowedReferences = [ leaf ]; }) (place + "echo ${leaf} >$out");
     checks-allowed-requisites = reference "checks-allowed-requisites" (structured { allowedRequisites = [ branch ]; }) (place + "echo ${branch} >$out");
-    checks-disallowed-requisites = reference "checks-disallowed-requisites" (structured { disallowedRequisites = [ leaf ]; }) (place + "echo ${branch} >$out");
+    checks-disallowed-requisites = reference "checks-disallowed-requisites"
+      (structured { disallowedRequisites = [ leaf ]; }) (place + "echo ${branch} >$out");
     checks-requisites-self = reference "checks-requisites-self" (structured { allowedRequisites = [ ]; }) (place + "echo $out >$out");
     checks-size = refused [ 26 ] "too large at" "is too large at" "checks-size" (structured { maxSize = 200; }) (place + "head -c 500 /dev/zero >$out");
     checks-closure-size = refused [ 26 ] "is too large at" "closure of output `out` is too large at"
       "checks-closure-size" (structured { maxClosureSize = 600; }) (place + "echo ${branch} >$out");
 
     graph-file-name = refused [ 24 ] "invalid file name" "is no file name" "graph-file-name" { exportReferencesGraph = [ "../name" leaf ]; } "echo >$out";
-    graph-of-a-stranger = refused [ 24 ] "because it is not in the input closure|not in the store|does not exist|not valid" "is not in the closure of the inputs"
+    graph-of-a-stranger = refused [ 24 ] "because it is not in the input closure" "is not in the closure of the inputs"
       "graph-of-a-stranger" { exportReferencesGraph = [ "name" "/nix/store/00000000000000000000000000000000-stranger" ]; } "echo >$out";
-    graph-odd = refused [ 24 ] "odd number of tokens" "pairs of a file name and a store path" "graph-odd" { exportReferencesGraph = [ "name" ]; } "echo >$out";
+    graph-odd = refused [ 24 ] "odd number of tokens" "pairs of a file name and a store path"
+      "graph-odd" { exportReferencesGraph = [ "name" ]; } "echo >$out";
 
     no-chroot = refused [ 28 ] "has '__noChroot' set" "__noChroot" "no-chroot" { __noChroot = true; } "echo >$out";
     impure-host-deps = refused [ 28 ] "requested impure path" "__impureHostDeps" "impure-host-deps" { __impureHostDeps = "/etc/shadow"; } "echo >$out";
-    unknown-feature = refused [ 29 ] "required (system|to build).*features|features \\{" "lacks|feature" "unknown-feature" { requiredSystemFeatures = [ "teleport" ]; } "echo >$out";
-    unknown-system = refused [ 29 ] "a '.*' with features|required to build|is required" "system" "unknown-system" { system = "vax-netbsd"; } "echo >$out";
+    unknown-feature = refused [ 29 ] "is required to build" "lacks teleport|has feature teleport"
+      "unknown-feature" { requiredSystemFeatures = [ "teleport" ]; } "echo >$out";
+    unknown-system = refused [ 29 ] "is required to build" "system"
+      "unknown-system" { system = "vax-netbsd"; } "echo >$out";
   };
 in
 table

@@ -73,7 +73,8 @@ in
       name = "arguments";
       inherit system;
       builder = "${shell}/busybox";
-      args = [ "sh" "-c" "mkdir $out $dev; cat /proc/$$/cmdline >$out/cmdline; printf '%s\\n' \"$both\" >$out/both" "" "two words" "\n" "--" "é" (placeholder "out") "<${placeholder "dev"}>" ];
+      args = [ "sh" "-c" "mkdir $out $dev; cat /proc/$$/cmdline >$out/cmdline; printf '%s\\n' \"$both\" >$out/both" ]
+        ++ [ "" "two words" "\n" "--" "é" (placeholder "out") "<${placeholder "dev"}>" ];
       outputs = [ "out" "dev" ];
       both = "${placeholder "dev"}:${placeholder "out"}:${placeholder "unknown"}";
     };
