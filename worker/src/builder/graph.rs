@@ -53,7 +53,7 @@ impl<'a> Graphs<'a> {
             let references: Vec<String> = info.references.iter().map(|path| self.store_dir.join(path)).collect();
             let mut entry = json!({
                 "path": self.store_dir.join(path),
-                "narHash": format!("sha256:{}", sha256_nix32(&info.nar_hash)),
+                "narHash": sha256_nix32(&info.nar_hash),
                 "narSize": info.nar_size_bytes,
                 "closureSize": closure_size,
                 "references": references,
