@@ -87,11 +87,17 @@ pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result
     Ok((closure(parts, paths).await?, input_outputs))
 }
 
-/// Returns the paths that the outputs of a derivation may refer to: the closure of its inputs, and its own outputs.
-pub(crate) async fn reference_candidates(parts: &Parts, derivation: &DrvPath) -> Result<BTreeSet<StorePath>, String> {
+/// Returns the paths that an output of a derivation may refer to: the closure of its inputs, and its own outputs; none where the
+/// recipe wants the output's references forgotten.
+pub(crate) async fn reference_candidates(parts: &Parts, derivation: &DrvPath, output: &OutputName) -> Result<BTreeSet<StorePath>, String> {
     let found = async {
+        let parsed = parts.derivations.get(&parts.store, derivation).await?;
+        // Attributes that cannot be read are the worker's to refuse.
+        if parsed.attributes().and_then(|attributes| attributes.discards_references(output.as_str())).unwrap_or(false) {
+            return Ok(BTreeSet::new());
+        }
         let (inputs, _) = input_closure(parts, derivation).await?;
-        let own = output_paths(parts.derivations.get(&parts.store, derivation).await?.as_ref());
+        let own = output_paths(parsed.as_ref());
         Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).collect())
     };
     found.await.map_err(|error: DispatchError| Chain(&error).to_string())

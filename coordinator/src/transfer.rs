@@ -47,8 +47,9 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
             output.info.path, output.name, lease.derivation
         )));
     }
-    let candidates =
-        reference_candidates(parts, &lease.derivation).await.map_err(|message| refuse::invalid(format!("upload: {message}")))?;
+    let candidates = reference_candidates(parts, &lease.derivation, &output.name)
+        .await
+        .map_err(|message| refuse::invalid(format!("upload: {message}")))?;
     Ok(Provenance::Built { candidates })
 }
 

@@ -115,7 +115,7 @@ async fn check_outputs(parts: &Parts, lease: &Lease, outputs: Vec<BuiltOutput>) 
         let info = match parts.verified.find(lease, &output.info) {
             Some(info) => info,
             None => {
-                let provenance = Provenance::Built { candidates: reference_candidates(parts, &lease.derivation).await? };
+                let provenance = Provenance::Built { candidates: reference_candidates(parts, &lease.derivation, &output.name).await? };
                 let adopted = parts.store.adopt(&output.info, &provenance).await.map_err(|error| Chain(&error).to_string())?;
                 adopted.ok_or_else(|| format!("commit output `{}`: it was reported, but its NAR is not in the store", output.info.path))?
             }

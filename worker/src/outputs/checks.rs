@@ -95,20 +95,6 @@ pub fn check(
     Ok(())
 }
 
-/// Returns the outputs whose references the recipe wants forgotten.
-///
-/// # Errors
-/// [`CheckError`] if `unsafeDiscardReferences` is not an object of booleans.
-pub fn discards_references(derivation: &Derivation, output: &OutputName) -> Result<bool, CheckError> {
-    let attributes = derivation.attributes()?;
-    let wrong = || CheckError::Attribute(AttributeError { name: "unsafeDiscardReferences".into(), want: "an object of booleans" });
-    let Some(value) = attributes.json().and_then(|json| json.get("unsafeDiscardReferences")) else { return Ok(false) };
-    match value.as_object().ok_or_else(wrong)?.get(output.as_str()) {
-        None => Ok(false),
-        Some(flag) => flag.as_bool().ok_or_else(wrong),
-    }
-}
-
 struct Subject<'a> {
     store_dir: &'a StoreDir,
     outputs: &'a BTreeMap<OutputName, PathInfo>,
@@ -324,21 +310,6 @@ mod tests {
         ];
         for (name, value, expect) in table {
             assert_eq!(run(&[(name, &value)]), expect, "{name} = {value}");
-        }
-    }
-
-    #[test]
-    fn references_are_discarded_only_where_the_recipe_says_so() {
-        let table = [
-            ("{}", "Ok(false)"),
-            (r#"{"unsafeDiscardReferences": {"out": true}}"#, "Ok(true)"),
-            (r#"{"unsafeDiscardReferences": {"dev": true}}"#, "Ok(false)"),
-            (r#"{"unsafeDiscardReferences": {"out": 1}}"#, "Err"),
-            (r#"{"unsafeDiscardReferences": true}"#, "Err"),
-        ];
-        for (json, expect) in table {
-            let found = discards_references(&derivation(&[("__json", json)]), &OutputName::parse("out").expect("a name"));
-            assert!(format!("{found:?}").starts_with(expect), "{json}: {found:?}");
         }
     }
 }

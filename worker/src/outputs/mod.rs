@@ -142,7 +142,7 @@ fn pack_all(import: &Import<'_>, paths: &BTreeMap<OutputName, StorePath>) -> Res
 }
 
 fn describe(import: &Import<'_>, name: &OutputName, path: &StorePath, packed: Packed) -> Result<(PathInfo, BlobBytes), Failure> {
-    let discards = checks::discards_references(import.derivation, name);
+    let discards = import.derivation.attributes().and_then(|attributes| attributes.discards_references(name.as_str()));
     let discards = discards.map_err(|err| caused(FailureClass::BuildFailure, &about(import), &err))?;
     let content_address = match &import.derivation.outputs[name] {
         Output::Fixed { address, .. } => Some(address.to_string()),

@@ -141,6 +141,20 @@ impl<'a> Attributes<'a> {
         self.json.as_ref().and_then(|json| json.get("outputChecks"))
     }
 
+    /// Says whether the references of `output` are to be forgotten (`unsafeDiscardReferences`; structured attributes only, as in Nix).
+    ///
+    /// # Errors
+    /// [`AttributeError`] if it is not an object of booleans.
+    pub fn discards_references(&self, output: &str) -> Result<bool, AttributeError> {
+        const NAME: &str = "unsafeDiscardReferences";
+        let wrong = || wrong(NAME, "an object of booleans");
+        let Some(value) = self.json.as_ref().and_then(|json| json.get(NAME)) else { return Ok(false) };
+        match value.as_object().ok_or_else(wrong)?.get(output) {
+            None => Ok(false),
+            Some(flag) => flag.as_bool().ok_or_else(wrong),
+        }
+    }
+
     /// Returns `impureEnvVars`: variables that a fixed-output builder takes from the worker's own environment.
     ///
     /// # Errors
@@ -179,4 +193,27 @@ fn flat_strings(value: &Value) -> Result<Vec<String>, AttributeError> {
 
 fn wrong(name: &str, want: &'static str) -> AttributeError {
     AttributeError { name: name.to_owned(), want }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_discarded_only_where_the_recipe_says_so() {
+        let table = [
+            ("{}", "Ok(false)"),
+            (r#"{"unsafeDiscardReferences": {"out": true}}"#, "Ok(true)"),
+            (r#"{"unsafeDiscardReferences": {"dev": true}}"#, "Ok(false)"),
+            (r#"{"unsafeDiscardReferences": {"out": 1}}"#, "Err"),
+            (r#"{"unsafeDiscardReferences": true}"#, "Err"),
+        ];
+        for (json, expect) in table {
+            let env = BTreeMap::from([("__json".to_owned(), json.as_bytes().to_vec())]);
+            let found = Attributes::new(&env).and_then(|attributes| attributes.discards_references("out"));
+            assert!(format!("{found:?}").starts_with(expect), "{json}: {found:?}");
+        }
+        let plain = BTreeMap::from([("unsafeDiscardReferences".to_owned(), b"1".to_vec())]);
+        assert_eq!(Attributes::new(&plain).and_then(|attributes| attributes.discards_references("out")), Ok(false));
+    }
 }
