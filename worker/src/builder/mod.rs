@@ -9,7 +9,7 @@ mod placeholders;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_nix::derivation::{AttributeError, Derivation, DerivationError, Output};
+use kiln_nix::derivation::{AttributeError, Attributes, Derivation, DerivationError, Output};
 use kiln_nix::hash::{Algorithm, Hasher, nix32};
 use kiln_wire::worker::Assignment;
 use kiln_wire::{OutputName, StorePath};
@@ -43,6 +43,14 @@ pub enum BuilderError {
         /// Which attribute.
         #[source]
         err: AttributeError,
+    },
+    /// It asks for a way out of the sandbox.
+    #[error("prepare the builder of `{name}`: it asks for `{attribute}`, and every build of this farm is sandboxed")]
+    Unsandboxed {
+        /// The derivation's name.
+        name: String,
+        /// The attribute that asks.
+        attribute: &'static str,
     },
     /// The structured attributes cannot be written.
     #[error("prepare the builder of `{name}`: write its structured attributes")]
@@ -79,6 +87,7 @@ pub fn launch(
     let attribute = |err| BuilderError::Attribute { name: derivation.name.clone(), err };
     let placeholders = Placeholders::new(assignment, outputs);
     let attributes = derivation.attributes().map_err(attribute)?;
+    refuse_unsandboxed(derivation, &attributes)?;
     let impure = derivation.outputs.values().any(|output| matches!(output, Output::Impure { .. }));
     let network = impure || derivation.is_fixed_output();
 
@@ -124,6 +133,17 @@ pub fn launch(
 pub fn variables(derivation: &Derivation, assignment: &Assignment, outputs: &BTreeMap<OutputName, StorePath>) -> BTreeMap<String, Vec<u8>> {
     let placeholders = Placeholders::new(assignment, outputs);
     derivation.env.iter().map(|(name, value)| (name.clone(), placeholders.replace(value))).collect()
+}
+
+/// Nix refuses both too, unless its administrator has allowed them.
+fn refuse_unsandboxed(derivation: &Derivation, attributes: &Attributes<'_>) -> Result<(), BuilderError> {
+    let attribute = |err| BuilderError::Attribute { name: derivation.name.clone(), err };
+    let no_chroot = attributes.flag("__noChroot", false).map_err(attribute)?;
+    let host_paths = attributes.texts("__impureHostDeps").map_err(attribute)?.is_some_and(|paths| !paths.is_empty());
+    match [("__noChroot", no_chroot), ("__impureHostDeps", host_paths)].into_iter().find(|(_, asks)| *asks) {
+        Some((attribute, _)) => Err(BuilderError::Unsandboxed { name: derivation.name.clone(), attribute }),
+        None => Ok(()),
+    }
 }
 
 /// The directory in which a builder starts, as it sees it.

@@ -148,3 +148,20 @@ fn a_references_graph_of_anything_else_is_refused() {
         assert!(launched(&output, "", &format!(r#"("exportReferencesGraph","{value}")"#)).is_err(), "{value}");
     }
 }
+
+#[test]
+fn a_way_out_of_the_sandbox_is_refused_by_its_name() {
+    let output = format!(r#""/nix/store/{OUT}","","""#);
+    let table = [
+        (r#"("__noChroot","1")"#, "`__noChroot`"),
+        (r#"("__impureHostDeps","/usr/lib")"#, "`__impureHostDeps`"),
+        (r#"("__json","{\"__noChroot\":true}")"#, "`__noChroot`"),
+    ];
+    for (env, attribute) in table {
+        let error = launched(&output, "", env).expect_err(env).to_string();
+        assert!(error.contains(attribute), "{env}: {error}");
+    }
+    for env in [r#"("__noChroot","")"#, r#"("__impureHostDeps","")"#, r#"("__json","{\"__noChroot\":false}")"#] {
+        launched(&output, "", env).expect(env);
+    }
+}
