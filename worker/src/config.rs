@@ -39,7 +39,8 @@ pub struct Config {
     /// Platforms that it runs. Default: the machine's own, and `i686-linux` on `x86_64`.
     #[serde(default)]
     pub systems: Option<BTreeSet<String>>,
-    /// Features that it offers to jobs which require them. Default: those that Nix has by default.
+    /// Features that it offers to jobs which require them. Default: those that Nix has by default, `kvm` among them where `/dev/kvm` can
+    /// be used.
     #[serde(default = "default_features")]
     pub features: BTreeSet<String>,
     /// A static busybox, shown to builds as `/bin/sh`. Default `/bin/busybox`.
@@ -263,7 +264,8 @@ impl Config {
 const SLOTS_MAX: u32 = 1024;
 
 fn default_features() -> BTreeSet<String> {
-    ["nixos-test", "benchmark", "big-parallel"].map(String::from).into()
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    ["nixos-test", "benchmark", "big-parallel"].into_iter().chain(kvm.then_some("kvm")).map(String::from).collect()
 }
 
 fn default_busybox() -> PathBuf {
