@@ -14,12 +14,20 @@ pub(super) struct Graphs<'a> {
     derivation: &'a str,
     store_dir: &'a StoreDir,
     infos: BTreeMap<&'a StorePath, &'a PathInfo>,
+    /// What each derivation among the inputs makes, as far as it is among them too.
+    outputs: BTreeMap<&'a StorePath, BTreeSet<&'a StorePath>>,
 }
 
 impl<'a> Graphs<'a> {
     pub(super) fn new(derivation: &'a str, assignment: &'a Assignment) -> Self {
-        let infos = assignment.inputs.iter().map(|info| (&info.path, info)).collect();
-        Self { derivation, store_dir: &assignment.store_dir, infos }
+        let infos: BTreeMap<_, _> = assignment.inputs.iter().map(|info| (&info.path, info)).collect();
+        let mut outputs: BTreeMap<&StorePath, BTreeSet<&StorePath>> = BTreeMap::new();
+        let derived = infos.values().filter_map(|info| Some((info.deriver.as_ref()?, &info.path)));
+        let listed = assignment.input_outputs.iter().flat_map(|(drv, outputs)| outputs.values().map(move |path| (drv, path)));
+        for (drv, path) in derived.chain(listed.filter(|(_, path)| infos.contains_key(path))) {
+            outputs.entry(drv.as_path()).or_default().insert(path);
+        }
+        Self { derivation, store_dir: &assignment.store_dir, infos, outputs }
     }
 
     /// Nix's rule for the file names of plain graphs.
@@ -36,7 +44,7 @@ impl<'a> Graphs<'a> {
     /// Returns the closure in the form that `nix-store --load-db` reads, without hashes and derivers.
     pub(super) fn registration(&self, roots: &[String]) -> Result<Vec<u8>, BuilderError> {
         let mut text = String::new();
-        for path in self.closure(&self.parse(roots)?)? {
+        for path in self.exported(roots)? {
             let references = &self.infos[path].references;
             text.push_str(&format!("{}\n\n{}\n", self.store_dir.join(path), references.len()));
             references.iter().for_each(|reference| text.push_str(&format!("{}\n", self.store_dir.join(reference))));
@@ -47,7 +55,7 @@ impl<'a> Graphs<'a> {
     /// Returns the closure as a list of what is known of each path.
     pub(super) fn infos(&self, roots: &[String]) -> Result<Value, BuilderError> {
         let mut list = Vec::new();
-        for path in self.closure(&self.parse(roots)?)? {
+        for path in self.exported(roots)? {
             let info = self.infos[path];
             let closure_size: u64 = self.closure(&BTreeSet::from([path]))?.into_iter().map(|path| self.infos[path].nar_size_bytes).sum();
             let references: Vec<String> = info.references.iter().map(|path| self.store_dir.join(path)).collect();
@@ -64,6 +72,14 @@ impl<'a> Graphs<'a> {
             list.push(entry);
         }
         Ok(Value::Array(list))
+    }
+
+    /// The closure of the roots, and with each derivation in it the closure of what that makes.
+    fn exported(&self, roots: &[String]) -> Result<BTreeSet<&'a StorePath>, BuilderError> {
+        let mut paths = self.closure(&self.parse(roots)?)?;
+        let made: BTreeSet<&StorePath> = paths.iter().filter_map(|path| self.outputs.get(path)).flatten().copied().collect();
+        paths.extend(self.closure(&made)?);
+        Ok(paths)
     }
 
     /// A root may be a path in the store or a file below one.

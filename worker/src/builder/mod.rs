@@ -2,7 +2,8 @@
 //!
 //! Pure: all that depends on the host comes in as values. Does not run anything.
 //! Source: Nix's `derivation-builder.cc` (`initEnv`, `startBuild`) and `derivation-env-desugar.cc`.
-//! Absence: `exportReferencesGraph` of a `.drv` lists its closure without the outputs of the derivations in it.
+//! Absence: `exportReferencesGraph` of a `.drv` finds the outputs of the derivations in its closure by what the farm says made them: a fixed
+//! output that several derivations make counts for one of them.
 
 mod graph;
 mod placeholders;

@@ -165,3 +165,22 @@ fn a_way_out_of_the_sandbox_is_refused_by_its_name() {
         launched(&output, "", env).expect(env);
     }
 }
+
+#[test]
+fn the_graph_of_a_derivation_has_what_it_makes_but_not_what_its_inputs_make_elsewhere() {
+    let drv = |name: &str| DrvPath::parse(name).expect("a derivation path");
+    let elsewhere = "4hm2f1psjpcwg8fijsmr4wwxrx59s092-elsewhere";
+    let mut assignment = assignment();
+    assignment.inputs.push(info(INPUT, &[]));
+    assignment.inputs[1].deriver = Some(drv(INPUT));
+    let mut other = info(elsewhere, &[]);
+    other.deriver = Some(drv("5hm2f1psjpcwg8fijsmr4wwxrx59s092-other.drv"));
+    assignment.inputs.push(other);
+    let graph = |root: &str| {
+        let graphs = super::Graphs::new("x", &assignment);
+        String::from_utf8(graphs.registration(&[format!("/nix/store/{root}")]).expect("a graph")).expect("UTF-8")
+    };
+    let listed = |text: &str| [INPUT, LIB, APP, elsewhere].map(|name| text.contains(&format!("/nix/store/{name}\n\n")));
+    assert_eq!(listed(&graph(INPUT)), [true, true, true, false], "its outputs, by the assignment and by their deriver, and their closures");
+    assert_eq!(listed(&graph(APP)), [false, true, true, false], "an output alone");
+}
