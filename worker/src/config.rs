@@ -219,8 +219,8 @@ impl Config {
             ("fetches_max", (1..=256).contains(&self.fetches_max), "must be 1 to 256"),
             (
                 "fixed_output_network.allow",
-                self.fixed_output_network.allow.iter().all(|net| !LINK_LOCAL.contains(&net.network())),
-                "must not open link-local addresses (169.254.0.0/16)",
+                self.fixed_output_network.allow.iter().all(|net| !LINK_LOCAL.contains(&net.network()) && !net.network().is_loopback()),
+                "must not open link-local or loopback addresses (169.254.0.0/16, 127.0.0.0/8)",
             ),
             ("limits.wall_ms_max", self.limits.wall_ms_max > 0, "must be above 0"),
             ("limits.silence_ms_max", self.limits.silence_ms_max > 0, "must be above 0"),
@@ -322,6 +322,7 @@ mod tests {
             ("[fixed_output_network]\nmode = 'open'", "mode"),
             ("[fixed_output_network]\ndeny = ['10.0.0.0/40']", "deny"),
             ("[fixed_output_network]\nallow = ['169.254.169.254/32']", "fixed_output_network.allow"),
+            ("[fixed_output_network]\nallow = ['127.0.0.1/32']", "fixed_output_network.allow"),
         ];
         for (line, knob) in table {
             let error = load(&format!("{SMALL}{line}\n")).expect_err(line);

@@ -9,12 +9,14 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 /// How a build reaches out.
@@ -34,6 +36,13 @@ pub const LINK_LOCAL: Ipv4Net = match Ipv4Net::new(Ipv4Addr::new(169, 254, 0, 0)
     Err(_) => panic!("16 is a prefix length"),
 };
 
+/// Never reached either. A socket that is bound to the device passes by the build's own loopback, and the stack would carry what it
+/// sends to the host's.
+const LOOPBACK: Ipv4Net = match Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8) {
+    Ok(net) => net,
+    Err(_) => panic!("8 is a prefix length"),
+};
+
 /// The name server that the stack offers, which asks the host's.
 pub(super) const RESOLV_CONF: &[u8] = b"nameserver 10.0.2.3\n";
 
@@ -47,6 +56,8 @@ const MTU: &str = "65520";
 /// A running user-mode stack. Dropping it ends it.
 pub(super) struct Stack {
     child: Child,
+    /// What it writes about itself: memory, which nobody has to read while it runs.
+    words: File,
     /// The stack ends when this is closed, also by the worker's own death.
     _alive: OwnedFd,
 }
@@ -59,17 +70,18 @@ impl Egress {
     pub(super) fn start(&self, pid: u32) -> io::Result<Stack> {
         let (alive_read, alive) = pipe_with(PipeFlags::CLOEXEC)?;
         let (ready, ready_write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let words = File::from(memfd_create("kiln-egress", MemfdFlags::CLOEXEC)?);
         let child = Command::new(&self.program)
-            .args(["--configure", "--disable-host-loopback", "--enable-sandbox", "--mtu", MTU])
+            .args(["--configure", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp", "--mtu", MTU])
             // Standard input and output carry these two, because only those three descriptors are handed on.
             .args(["--ready-fd", "0", "--exit-fd", "1", &pid.to_string(), "tap0"])
             .env_clear()
             .current_dir("/")
             .stdin(ready_write)
             .stdout(alive_read)
-            .stderr(Stdio::piped())
+            .stderr(words.try_clone()?)
             .spawn()?;
-        let mut stack = Stack { child, _alive: alive };
+        let mut stack = Stack { child, words, _alive: alive };
         match wait_for_byte(&ready) {
             Ok(true) => Ok(stack),
             Ok(false) => {
@@ -82,19 +94,17 @@ impl Egress {
     /// Returns the netlink requests that shut what is denied, in order. A later one replaces an earlier one of the same prefix.
     pub(super) fn routes(&self) -> Vec<Vec<u8>> {
         let open = self.allowed.iter().map(|net| route(*net, Some(GATEWAY)));
-        open.chain(self.denied.iter().chain([&LINK_LOCAL]).map(|net| route(*net, None))).collect()
+        open.chain(self.denied.iter().chain([&LINK_LOCAL, &LOOPBACK]).map(|net| route(*net, None))).collect()
     }
 }
 
 impl Stack {
     fn last_words(&mut self) -> String {
         let _ = self.child.kill();
-        let mut words = Vec::new();
-        if let Some(errors) = self.child.stderr.take() {
-            // It is dead and has left a few lines in the pipe.
-            let _ = errors.take(4096).read_to_end(&mut words);
-        }
-        String::from_utf8_lossy(&words).trim().replace('\n', "; ")
+        let _ = self.child.wait();
+        let mut words = vec![0; 4096];
+        let length = self.words.read_at(&mut words, 0).unwrap_or(0);
+        String::from_utf8_lossy(&words[..length]).trim().replace('\n', "; ")
     }
 }
 
@@ -169,13 +179,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_denied_comes_after_what_is_allowed_and_the_metadata_block_last() {
+    fn what_is_denied_comes_after_what_is_allowed_and_what_always_is_last() {
         let net = |text: &str| text.parse::<Ipv4Net>().expect("a prefix");
         let egress = Egress { program: "slirp4netns".into(), allowed: vec![net("10.1.0.0/16")], denied: vec![net("10.0.0.0/8")] };
         let routes = egress.routes();
         // Kind of route, prefix length, address.
         let seen: Vec<_> = routes.iter().map(|route| (route[23], route[17], route[32..36].to_vec())).collect();
-        assert_eq!(seen, [(1, 16, vec![10, 1, 0, 0]), (7, 8, vec![10, 0, 0, 0]), (7, 16, vec![169, 254, 0, 0])]);
+        let [allowed, denied] = [(1, 16, vec![10, 1, 0, 0]), (7, 8, vec![10, 0, 0, 0])];
+        assert_eq!(seen, [allowed, denied, (7, 16, vec![169, 254, 0, 0]), (7, 8, vec![127, 0, 0, 0])]);
         for route in routes {
             assert_eq!(route[..4], u32::try_from(route.len()).expect("short").to_ne_bytes());
         }
