@@ -1,5 +1,6 @@
 //! Answers to `exportReferencesGraph`: the closure of some inputs, as a registration file or as JSON.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_nix::hash::sha256_nix32;
@@ -16,7 +17,15 @@ pub(super) struct Graphs<'a> {
     infos: BTreeMap<&'a StorePath, &'a PathInfo>,
     /// What each derivation among the inputs makes, as far as it is among them too.
     outputs: BTreeMap<&'a StorePath, BTreeSet<&'a StorePath>>,
+    /// Bytes that answers may still take.
+    left_bytes: Cell<usize>,
 }
+
+/// Bytes of all answers of one derivation: a hundred times what the closure of a system takes.
+const ANSWERS_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes that a path takes in an answer, about.
+const PATH_BYTES: usize = 100;
 
 impl<'a> Graphs<'a> {
     pub(super) fn new(derivation: &'a str, assignment: &'a Assignment) -> Self {
@@ -27,7 +36,7 @@ impl<'a> Graphs<'a> {
         for (drv, path) in derived.chain(listed.filter(|(_, path)| infos.contains_key(path))) {
             outputs.entry(drv.as_path()).or_default().insert(path);
         }
-        Self { derivation, store_dir: &assignment.store_dir, infos, outputs }
+        Self { derivation, store_dir: &assignment.store_dir, infos, outputs, left_bytes: Cell::new(ANSWERS_BYTES_MAX) }
     }
 
     /// Nix's rule for the file names of plain graphs.
@@ -48,6 +57,7 @@ impl<'a> Graphs<'a> {
             let references = &self.infos[path].references;
             text.push_str(&format!("{}\n\n{}\n", self.store_dir.join(path), references.len()));
             references.iter().for_each(|reference| text.push_str(&format!("{}\n", self.store_dir.join(reference))));
+            self.take(path, 1 + references.len())?;
         }
         Ok(text.into_bytes())
     }
@@ -57,6 +67,7 @@ impl<'a> Graphs<'a> {
         let mut list = Vec::new();
         for path in self.exported(roots)? {
             let info = self.infos[path];
+            self.take(path, 2 + info.references.len())?;
             let closure_size: u64 = self.closure(&BTreeSet::from([path]))?.into_iter().map(|path| self.infos[path].nar_size_bytes).sum();
             let references: Vec<String> = info.references.iter().map(|path| self.store_dir.join(path)).collect();
             let mut entry = json!({
@@ -103,6 +114,14 @@ impl<'a> Graphs<'a> {
             }
         }
         Ok(found)
+    }
+
+    /// Takes the bytes of so many paths from what is left.
+    fn take(&self, path: &StorePath, paths: usize) -> Result<(), BuilderError> {
+        let bytes = paths.saturating_mul(self.store_dir.as_str().len() + PATH_BYTES);
+        let left = self.left_bytes.get().checked_sub(bytes);
+        self.left_bytes.set(left.ok_or_else(|| self.refuse(path.as_str(), "makes all graphs of the derivation larger than 64 MiB"))?);
+        Ok(())
     }
 
     fn refuse(&self, subject: &str, rule: &'static str) -> BuilderError {

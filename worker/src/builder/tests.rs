@@ -184,3 +184,18 @@ fn the_graph_of_a_derivation_has_what_it_makes_but_not_what_its_inputs_make_else
     assert_eq!(listed(&graph(INPUT)), [true, true, true, false], "its outputs, by the assignment and by their deriver, and their closures");
     assert_eq!(listed(&graph(APP)), [false, true, true, false], "an output alone");
 }
+
+#[test]
+fn graphs_that_would_fill_the_workers_memory_are_refused() {
+    let assignment = assignment();
+    let root = [format!("/nix/store/{APP}")];
+    let most = |answer: &dyn Fn(&super::Graphs<'_>) -> Option<BuilderError>| {
+        let graphs = super::Graphs::new("x", &assignment);
+        (0..1_000_000).find_map(|number| answer(&graphs).map(|error| (number, error.to_string())))
+    };
+    let answers = [most(&|graphs| graphs.registration(&root).err()), most(&|graphs| graphs.infos(&root).err())];
+    for answer in answers {
+        let (number, error) = answer.expect("there is an end to it");
+        assert!(number > 50_000 && error.contains("larger than 64 MiB"), "{number}: {error}");
+    }
+}
