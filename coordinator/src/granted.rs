@@ -83,15 +83,17 @@ pub(crate) async fn may_fetch(parts: &Parts, worker: &WorkerId, path: &StorePath
     if granted() {
         return true;
     }
-    find_again(parts, worker).await && granted()
+    // Looked at once more whatever was found: somebody else may have noted it meanwhile.
+    find_again(parts, worker).await;
+    granted()
 }
 
-/// Notes the inputs of live leases whose assignments an earlier leader sent; returns whether there were any.
-async fn find_again(parts: &Parts, worker: &WorkerId) -> bool {
+/// Notes the inputs of live leases whose assignments an earlier leader sent.
+async fn find_again(parts: &Parts, worker: &WorkerId) {
     let unknown =
         || -> Vec<Lease> { parts.farm(|farm| farm.leases_of(worker)).into_iter().filter(|lease| !parts.granted.knows(lease)).collect() };
     if unknown().is_empty() {
-        return false;
+        return;
     }
     let _finding = parts.granted.finding.lock().await;
     for lease in unknown() {
@@ -104,7 +106,6 @@ async fn find_again(parts: &Parts, worker: &WorkerId) -> bool {
             parts.granted.forget(&lease.worker, &lease.derivation, lease.attempt);
         }
     }
-    true
 }
 
 fn key(lease: &Lease) -> (DrvPath, AttemptId) {
