@@ -81,6 +81,7 @@ impl Driver {
         let parts = &self.parts;
         match effect {
             Effect::Welcome { worker, epoch, keep } => {
+                parts.granted.keep_only(&worker, &keep);
                 parts.sessions.registered(&worker, epoch);
                 self.send(&worker, ToWorker::Welcome { leader, epoch, keep });
             }

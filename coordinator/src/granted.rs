@@ -52,6 +52,17 @@ impl Granted {
         }
     }
 
+    /// Forgets all but what a worker that registers anew may keep.
+    pub(crate) fn keep_only(&self, worker: &WorkerId, keep: &[Lease]) {
+        let mut workers = self.lock();
+        if let Some(grants) = workers.get_mut(worker) {
+            grants.retain(|held, _| keep.iter().any(|lease| key(lease) == *held));
+            if grants.is_empty() {
+                workers.remove(worker);
+            }
+        }
+    }
+
     /// Forgets a worker that has lost its leases.
     pub(crate) fn forget_worker(&self, worker: &WorkerId) {
         self.lock().remove(worker);
@@ -159,6 +170,9 @@ mod tests {
         let first = lease("w1", 1);
         granted.forget(&first.worker, &first.derivation, first.attempt);
         assert_eq!((attempts("w1", "gcc"), attempts("w1", "libc")), (vec![], vec![2]), "the other attempt still needs its input");
+        granted.note(&lease("w1", 4), [&path("zlib")]);
+        granted.keep_only(&worker("w1"), &[lease("w1", 2)]);
+        assert_eq!((attempts("w1", "libc"), attempts("w1", "zlib")), (vec![2], vec![]), "registered anew, it has lost the fourth");
         granted.forget_worker(&worker("w2"));
         assert_eq!(attempts("w2", "zlib"), [] as [u64; 0]);
         assert!(granted.knows(&lease("w1", 2)) && !granted.knows(&lease("w1", 1)) && !granted.knows(&lease("w2", 3)));
