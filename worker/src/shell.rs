@@ -94,8 +94,10 @@ impl Shell {
     /// # Errors
     /// [`StaleLeader`] if the coordinator was deposed: the session is of no use.
     pub fn receive(&mut self, message: ToWorker) -> Result<Vec<FromWorker>, StaleLeader> {
-        // A worker that is about to stop gives new work back at once. Nothing is kept: after a break its next hello says the same.
-        if let (false, ToWorker::Dispatch(Assignment { lease, .. })) = (self.accepting, &message) {
+        // A worker that is about to stop gives new work back at once. Nothing is kept: after a break its next hello does not name it.
+        if let (false, ToWorker::Dispatch(Assignment { lease, .. })) = (self.accepting, &message)
+            && self.agent.holding().all(|held| held != lease)
+        {
             let failure = failure(FailureClass::Cancelled, "the worker finishes what it has and takes nothing new");
             return Ok(vec![FromWorker::Finished { lease: lease.clone(), outcome: Outcome::Failed { failure, usage: Usage::default() } }]);
         }
