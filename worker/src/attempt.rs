@@ -20,7 +20,7 @@ use crate::builtin::{Builtin, Closure, Site};
 use crate::cache::Pin;
 use crate::cgroup;
 use crate::failure::{caused, failure, of_run};
-
+use crate::launcher::{Claim, Owner, Reach, Task};
 use crate::outputs::{self, Import, Made};
 use crate::sandbox;
 use crate::scratch::Scratch;
@@ -97,13 +97,10 @@ async fn build(workshop: Arc<Workshop>, order: Order) -> Result<Built, Failed> {
     let inputs = order.stop.unless(workshop.inputs.ensure(&assignment.inputs)).await?;
     let inputs = inputs.map_err(|err| caused(FailureClass::Infrastructure, "", &*err))?;
     let slot = order.stop.unless(workshop.slots.take()).await?;
-    let label = assignment.lease.attempt.to_string();
-    let scratch = Scratch::new(&workshop.build_dir, &label, &workshop.trash);
-    let scratch = scratch.map_err(|err| caused(FailureClass::Infrastructure, "make the build's directory", &err))?;
     let limits = workshop.limits.of(&assignment.limits);
     // Nobody listens any more only when the whole worker ends.
     let _ = order.events.send(AttemptEvent::Started(assignment.lease.clone()));
-    let room = Room { workshop, order, derivation, limits, scratch, slot, _inputs: inputs };
+    let room = Room { workshop, order, derivation, limits, slot, _inputs: inputs };
     if room.derivation.is_builtin() { room.built_in().await } else { room.sandboxed().await }
 }
 
@@ -113,8 +110,6 @@ struct Room {
     order: Order,
     derivation: Derivation,
     limits: JobLimits,
-    // Before the slot: the user is free only when its files are out of the way.
-    scratch: Scratch,
     slot: Slot,
     _inputs: Pin,
 }
@@ -128,20 +123,31 @@ impl Room {
 
     fn run_and_import(self) -> Result<Built, Failed> {
         let assignment = &self.order.assignment;
-        let spec = self.spec()?;
+        let task = self.task()?;
+        let shared_network = task.reach != Reach::Itself;
         let log = &self.order.log;
-        let ended = sandbox::run(&spec, &self.workshop.cgroups, self.order.stop.cancel(), &mut |bytes| log.append(bytes));
-        let ended = ended.map_err(|err| caused(FailureClass::Infrastructure, &self.about("run the builder"), &err))?;
+        let infrastructure = |err| caused(FailureClass::Infrastructure, &self.about("run the builder"), &err);
+        let mut run = self.workshop.launcher.start(task).map_err(infrastructure)?;
+        let ended = run.until_end(self.order.stop.cancel(), &mut |bytes| log.append(bytes)).map_err(infrastructure)?;
         if let Some(failure) = of_run(&assignment.store_dir, &assignment.lease.derivation, &ended, &self.limits) {
             return Err(Failed { failure: self.blame_disk(failure), usage: ended.usage });
         }
-        let uid = self.slot.host_id().uid;
-        self.import(spec.outputs_dir(), uid..=uid, spec.network != sandbox::Network::Loopback, ended.usage)
+        let usage = ended.usage;
+        let claim = Claim { outputs: outputs::output_paths(&self.derivation)?, bytes_max: self.limits.output_bytes_max };
+        let dir = run.claim(claim).map_err(|failure| self.unclaimed(&failure, usage))?;
+        self.import(dir, shared_network, usage)
+    }
+
+    fn unclaimed(&self, why: &Failure, usage: Usage) -> Failed {
+        let text = format!("{}: {}", outputs::importing(&self.order.assignment.lease.derivation), why.message);
+        Failed { failure: failure(why.class, &text), usage }
     }
 
     /// Runs one of the worker's own builders, then imports what it made.
     async fn built_in(self) -> Result<Built, Failed> {
         let started = Instant::now();
+        let scratch = Scratch::new(&self.workshop.builtin_dir, &self.order.assignment.lease.attempt.to_string(), &self.workshop.trash);
+        let scratch = scratch.map_err(|err| caused(FailureClass::Infrastructure, "make the build's directory", &err))?;
         let (assignment, cache) = (&self.order.assignment, &self.workshop.cache);
         let paths = outputs::output_paths(&self.derivation)?;
         let variables = builder::variables(&self.derivation, assignment, &paths);
@@ -149,7 +155,7 @@ impl Room {
         let out = paths.iter().find(|(name, _)| name.as_str() == "out").map(|(_, path)| path).expect("a builtin has an output `out`");
         let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), cache.host_path(&info.path)));
         let site = Site {
-            out: self.scratch.dir().join(out.as_str()),
+            out: scratch.dir().join(out.as_str()),
             closure: Closure::new(&assignment.store_dir, inputs),
             limits: self.limits,
             stop: self.order.stop.clone(),
@@ -160,20 +166,20 @@ impl Room {
         let usage = Usage { wall_ms, log_bytes: self.order.log.len(), ..Usage::default() };
         let what = self.about(&format!("run `{}`", self.derivation.builder));
         made.map_err(|err| Failed { failure: caused(err.class(), &what, &err), usage })?;
-        let own = rustix::process::geteuid().as_raw();
         let work = tokio::task::spawn_blocking(move || {
-            let dir = self.scratch.dir().to_owned();
-            self.import(dir, own..=own, false, usage)
+            let (dir, own) = (scratch.dir().to_owned(), Owner::own());
+            let canonical = outputs::make_canonical(&dir, &paths, own.uid..=own.uid, own, self.limits.output_bytes_max);
+            canonical.map_err(|failure| self.unclaimed(&failure, usage))?;
+            self.import(dir, false, usage)
         });
         work.await.unwrap_or_else(|err| Err(caused(FailureClass::Infrastructure, "import what a builtin made", &err).into()))
     }
 
-    fn import(&self, dir: PathBuf, uids: std::ops::RangeInclusive<u32>, shared_network: bool, usage: Usage) -> Result<Built, Failed> {
+    fn import(&self, dir: PathBuf, shared_network: bool, usage: Usage) -> Result<Built, Failed> {
         let import = Import {
             assignment: &self.order.assignment,
             derivation: &self.derivation,
             dir,
-            uids,
             bytes_max: self.limits.output_bytes_max,
             packer: &self.workshop.packer,
             shared_network,
@@ -184,27 +190,25 @@ impl Room {
         }
     }
 
-    fn spec(&self) -> Result<sandbox::Spec, Failed> {
+    fn task(&self) -> Result<Task, Failed> {
         let (assignment, workshop) = (&self.order.assignment, &self.workshop);
         let build_failure = |err: &dyn std::error::Error| caused(FailureClass::BuildFailure, "", err);
         let paths = outputs::output_paths(&self.derivation)?;
         let launch = builder::launch(&self.derivation, assignment, &paths, &workshop.host_env).map_err(|err| build_failure(&err))?;
         let features = self.derivation.attributes().and_then(|attributes| attributes.required_system_features());
         let dev_kvm = features.map_err(|err| build_failure(&err))?.contains("kvm");
-        let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), workshop.cache.host_path(&info.path)));
-        Ok(sandbox::Spec {
+        let pairs = |list: Vec<(Vec<u8>, Vec<u8>)>| list.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Ok(Task {
             name: format!("attempt-{}", assignment.lease.attempt),
-            root_dir: self.scratch.dir().to_owned(),
+            slot: self.slot.number(),
             store_dir: assignment.store_dir.clone(),
             system: self.derivation.system.clone(),
-            builder: launch.builder,
-            args: launch.args,
-            env: launch.env,
-            files: launch.files,
-            inputs: inputs.collect(),
-            network: if launch.network { workshop.fixed_network.of_build() } else { sandbox::Network::Loopback },
-            host_id: self.slot.host_id(),
-            shell: workshop.shell.clone(),
+            builder: launch.builder.into(),
+            args: launch.args.into_iter().map(Into::into).collect(),
+            env: pairs(launch.env),
+            files: pairs(launch.files),
+            inputs: assignment.inputs.iter().map(|info| info.path.clone()).collect(),
+            reach: if launch.network { workshop.reach_outside() } else { Reach::Itself },
             dev_kvm,
             resources: cgroup::Limits::of(assignment.resources, workshop.memory_mib),
             limits: sandbox::Limits {
@@ -217,7 +221,7 @@ impl Room {
 
     /// A builder that fails on a full disk is not at fault. Nix looks at the same bound.
     fn blame_disk(&self, failed: Failure) -> Failure {
-        let free = rustix::fs::statvfs(&self.workshop.build_dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        let free = rustix::fs::statvfs(&self.workshop.dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
         match failed.class {
             FailureClass::BuildFailure if free < DISK_FREE_BYTES_MIN => {
                 let text = format!("{}; the worker's disk is full ({free} bytes are left)", failed.message);

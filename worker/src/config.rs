@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use kiln_wire::{JobLimits, WorkerId, limits};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::sandbox::LINK_LOCAL;
+use crate::launcher::Owner;
+use crate::sandbox::{HostId, LINK_LOCAL};
 
 /// A worker's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,6 +27,10 @@ pub struct Config {
     /// Directory with the certificate and key that `kiln ca issue` wrote. Not used where the identity is handed over in memory.
     #[serde(default)]
     pub identity_dir: PathBuf,
+    /// Who the worker is once it has started its launcher, which stays root. Default `auto`. Without effect where it is not started as root,
+    /// and inside another process.
+    #[serde(default)]
+    pub user: WorkerUser,
     /// Most attempts at a time, 1 to 1024. Default: the number of cores. More than cores hides input fetches and waits for disks.
     #[serde(default)]
     pub slots: Option<u32>,
@@ -65,9 +70,31 @@ pub struct Config {
     pub limits: DefaultLimits,
 }
 
+/// Who a worker runs as, when it was started as root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkerUser {
+    /// A user and group of Kiln's pool that has no name, no home and no other process; each worker of a machine has its own, by
+    /// `slot_first`.
+    #[default]
+    Auto,
+    /// Whoever started it. Root stays root: what takes over the worker has the machine.
+    Own,
+    /// This user of the machine, and its main group.
+    #[serde(untagged)]
+    Named(String),
+}
+
+/// A user that the machine does not know.
+#[derive(Debug, thiserror::Error)]
+#[error("run the worker as user `{name}`: there is no such user on this machine")]
+pub struct UnknownUser {
+    name: String,
+}
+
 /// What fixed-output builds may reach. The host itself, its coordinators and link-local addresses (169.254.0.0/16, where clouds have
 /// their metadata) are never reached from a namespace of a build's own.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FixedOutputNetwork {
     /// Whose network they have. Default `auto`.
@@ -81,7 +108,7 @@ pub struct FixedOutputNetwork {
 }
 
 /// Whose network fixed-output builds have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
     /// A namespace of their own where `slirp4netns` is there, else the host's; the worker tells the farm which.
@@ -176,6 +203,7 @@ impl Config {
             dir,
             coordinators,
             identity_dir: PathBuf::new(),
+            user: WorkerUser::Auto,
             slots: None,
             cores: None,
             memory_mib: None,
@@ -244,6 +272,27 @@ impl Config {
             let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
             u32::try_from(available).unwrap_or(4096).min(4096)
         })
+    }
+
+    /// Returns the user that the worker is to run as.
+    ///
+    /// # Errors
+    /// [`UnknownUser`].
+    pub fn owner(&self) -> Result<Owner, UnknownUser> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Owner::own());
+        }
+        match &self.user {
+            WorkerUser::Own => Ok(Owner::own()),
+            WorkerUser::Auto => {
+                let HostId { uid, gid } = HostId::of_worker(self.slot_first);
+                Ok(Owner { uid, gid })
+            }
+            WorkerUser::Named(name) => match nix::unistd::User::from_name(name) {
+                Ok(Some(user)) => Ok(Owner { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
+                Ok(None) | Err(_) => Err(UnknownUser { name: name.clone() }),
+            },
+        }
     }
 
     /// Returns the memory in MiB that jobs may use together.

@@ -1,10 +1,10 @@
 //! A Kiln worker: fetches the inputs of an attempt, runs its builder in a sandbox, imports and uploads what it made.
 //!
 //! A thin shell: which attempt runs and what is reported is decided by `kiln-agent`. Does not schedule, does not sign, listens on no
-//! port. [`Worker::start`] runs one inside another process, [`run`] is the daemon.
+//! port. [`Worker::start`] runs one inside another process, [`run`] is the daemon, after [`settle`] has split its process in two.
 //!
-//! The way of an attempt: [`session`] → [`shell`] → [`attempt`] → [`inputs`] (into the [`cache`]) → [`sandbox`] (what to run is
-//! said by [`builder`]) → [`outputs`] → [`upload`] → the shell's [`journal`] → session.
+//! The way of an attempt: [`session`] → [`shell`] → [`attempt`] → [`inputs`] (into the [`cache`]) → [`launcher`] (what to run is
+//! said by [`builder`]) → [`sandbox`], in the launcher's process → [`outputs`] → [`upload`] → the shell's [`journal`] → session.
 
 mod attempt;
 mod attempt_log;
@@ -13,11 +13,12 @@ mod builtin;
 mod cache;
 pub mod cgroup;
 pub mod config;
+mod confine;
 mod dial;
 mod failure;
-mod fixed_network;
 mod inputs;
 mod journal;
+pub mod launcher;
 mod outputs;
 mod pipe;
 pub mod sandbox;
@@ -32,6 +33,7 @@ mod upload;
 mod worker;
 mod workshop;
 
-pub use config::{Config, ConfigError, DefaultLimits, FixedOutputNetwork, NetworkMode};
+pub use config::{Config, ConfigError, DefaultLimits, FixedOutputNetwork, NetworkMode, WorkerUser};
+pub use confine::{SettleError, settle};
 pub use worker::{Worker, WorkerError, run};
 pub use workshop::WorkshopError;

@@ -5,8 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::sandbox::HostId;
-
 /// The build users of one worker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Slots {
@@ -38,9 +36,9 @@ impl Slots {
 }
 
 impl Slot {
-    /// Returns the user's ids on this machine.
-    pub fn host_id(&self) -> HostId {
-        HostId::of_slot(self.number)
+    /// Returns the user's number in the machine's pool.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 }
 
@@ -59,12 +57,12 @@ mod tests {
     async fn no_two_builds_have_the_same_user() {
         let slots = Slots::new(5, 2);
         let (a, b) = (slots.take().await, slots.take().await);
-        assert_ne!(a.host_id(), b.host_id());
+        assert_ne!(a.number(), b.number());
         let waiting = tokio::spawn({
             let slots = slots.clone();
-            async move { slots.take().await.host_id() }
+            async move { slots.take().await.number() }
         });
-        let freed = b.host_id();
+        let freed = b.number();
         drop(b);
         assert_eq!(waiting.await.expect("no panic"), freed);
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fchmod, fstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 /// The trash of one worker. Cheap to clone.
@@ -76,7 +76,7 @@ impl Trash {
     /// [`TrashError`] if the rename fails, as between file systems.
     pub fn discard(&self, parent: impl AsFd, name: &CStr) -> Result<(), TrashError> {
         let target = self.fresh();
-        match renameat(parent, name, &self.shared.dir, &target) {
+        match move_tree(parent.as_fd(), name, self.shared.dir.as_fd(), &target) {
             Ok(()) => self.sweep(),
             Err(Errno::NOENT) => {}
             Err(err) => {
@@ -110,13 +110,26 @@ impl Trash {
     }
 }
 
-/// Makes a directory that only root may enter, with its parents; one that is there must be a directory of root's that nobody else
-/// can write.
+/// Makes a directory that only its owner, who we are, may enter, with its parents; one that is there must be ours, and nobody else may be
+/// able to write it.
 ///
 /// # Errors
 /// The kernel's, or `PermissionDenied` if someone else owns or may write it.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
+    let mode = owned_dir(dir)?;
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Makes a directory, with its parents, and returns its mode; one that is there must be ours, and nobody else may be able to write it.
+///
+/// # Errors
+/// As [`private_dir`].
+pub fn owned_dir(dir: &Path) -> io::Result<u32> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let meta = std::fs::symlink_metadata(dir)?;
     let own = rustix::process::geteuid().as_raw();
@@ -124,10 +137,24 @@ pub fn private_dir(dir: &Path) -> io::Result<()> {
         let text = format!("`{}` must be a directory of user {own} that nobody else can write", dir.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
-    if meta.mode() & 0o077 != 0 {
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    Ok(meta.mode())
+}
+
+/// Renames a tree into another directory. Its top may be read-only, as store objects are: root does not mind, others must be able to
+/// write what they move, because its `..` changes; it gets its mode back.
+///
+/// # Errors
+/// The kernel's.
+pub fn move_tree(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, target: &CStr) -> rustix::io::Result<()> {
+    match renameat(from, name, to, target) {
+        Err(Errno::ACCESS) => {}
+        other => return other,
     }
-    Ok(())
+    let top = open_dir(from, name)?;
+    let mode = Mode::from_raw_mode(fstat(&top)?.st_mode);
+    fchmod(&top, mode | Mode::WUSR)?;
+    renameat(from, name, to, target)?;
+    fchmod(&top, mode)
 }
 
 /// Opens a directory below `parent` without following a link.
@@ -181,6 +208,10 @@ fn remove_tree(parent: BorrowedFd<'_>, entry: &Entry, trash: BorrowedFd<'_>, lev
         return lift(parent, &entry.name, trash, moved);
     }
     let inside = open_dir(parent, &entry.name)?;
+    if !rustix::process::geteuid().is_root() {
+        // Store objects are read-only to their owner too.
+        fchmod(&inside, Mode::RWXU)?;
+    }
     loop {
         let children = entries(inside.as_fd(), BATCH)?;
         if children.is_empty() {
@@ -229,7 +260,7 @@ fn remove(dir: BorrowedFd<'_>, entry: &Entry) -> rustix::io::Result<Removal> {
 fn lift(inside: BorrowedFd<'_>, child: &CStr, trash: BorrowedFd<'_>, moved: &mut u64) -> rustix::io::Result<()> {
     loop {
         *moved += 1;
-        match renameat(inside, child, trash, numbered(*moved, "m").as_c_str()) {
+        match move_tree(inside, child, trash, numbered(*moved, "m").as_c_str()) {
             Ok(()) => return Ok(()),
             // The name is taken by a directory that an earlier sweep could not remove.
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}

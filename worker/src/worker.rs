@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_link::{Connection, Dialer, Identity, IdentityError, LinkError, Role};
+use kiln_link::{Connection, Dialer, Identity, LinkError, Role};
 use kiln_wire::WorkerId;
 use kiln_wire::worker::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, watch};
@@ -15,6 +15,7 @@ use crate::config::{Config, ConfigError};
 use crate::dial::Route;
 use crate::failure::chain;
 use crate::journal::{Journal, JournalError};
+use crate::launcher::Launcher;
 use crate::session::{Happening, Session, SessionEnd};
 use crate::shell::{AttemptEvent, Shell};
 use crate::uplink::Uplink;
@@ -29,15 +30,6 @@ pub enum WorkerError {
     /// The configuration is no good.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The identity cannot be read.
-    #[error("read the worker's identity in `{path}`")]
-    Identity {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        err: IdentityError,
-    },
     /// The certificate is of another role or name.
     #[error("start worker `{name}`: its certificate is that of {found}")]
     OtherName {
@@ -67,13 +59,19 @@ pub enum WorkerError {
     /// No signal handlers can be set.
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
+    /// The launcher cannot be watched.
+    #[error("watch the worker's launcher")]
+    Watch(#[source] std::io::Error),
+    /// The launcher ended, and a worker without privileges cannot start another.
+    #[error("the worker's launcher ended, and with it every build; what was being built is built again. Start the worker again")]
+    LauncherGone,
 }
 
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker {
     orders: watch::Sender<Order>,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), WorkerError>>,
 }
 
 /// What a worker was told.
@@ -87,27 +85,28 @@ enum Order {
 }
 
 impl Worker {
-    /// Starts a worker in this process. Needs a multi-threaded runtime, root, and a file system of its own choosing below
-    /// `config.dir`. Returns once its directories are open; it finds the farm by itself.
+    /// Starts a worker in this process, whose builders `launcher` runs. Needs a multi-threaded runtime, and a file system of its own
+    /// choosing below `config.dir`. Returns once its directories are open; it finds the farm by itself.
     ///
     /// # Errors
     /// [`WorkerError`] says what is wrong with the configuration, the identity or the machine.
-    pub fn start(config: &Config, identity: &Identity) -> Result<Self, WorkerError> {
+    pub fn start(config: &Config, identity: &Identity, launcher: Launcher) -> Result<Self, WorkerError> {
         config.check()?;
         check_name(config, identity)?;
         let dialer = Dialer::new(identity)?;
         let (connection, uplink) = Uplink::new();
-        let workshop = Arc::new(Workshop::open(config, uplink)?);
+        let launcher_end = launcher.end().map_err(WorkerError::Watch)?;
+        let workshop = Arc::new(Workshop::open(config, uplink, launcher)?);
         let offer = workshop.offer(config);
         let logs_dir = config.dir.join("logs");
         let logs = |err| WorkerError::Logs { path: logs_dir.clone(), err };
         crate::trash::private_dir(&logs_dir).map_err(logs)?;
-        let journal = Journal::open(&config.dir.join("journal"))?;
+        let journal = Journal::open(&config.dir.join("state/journal"))?;
         let (events_sender, events) = mpsc::unbounded_channel();
         let shell = Shell::new(config.name.clone(), offer, journal, logs_dir.clone(), workshop.clone(), events_sender).map_err(logs)?;
         let (orders, told) = watch::channel(Order::Work);
         let route = Route::new(config.coordinators.clone());
-        let task = Life { shell, workshop, events, dialer, route, connection, told, farewell: None };
+        let task = Life { shell, workshop, launcher_end, events, dialer, route, connection, told, launcher_gone: false, farewell: None };
         Ok(Self { orders, task: tokio::spawn(task.run()) })
     }
 
@@ -123,8 +122,10 @@ impl Worker {
 
     async fn order(self, order: Order) {
         self.orders.send_if_modified(|told| std::mem::replace(told, order.max(*told)) != order);
-        if let Err(err) = self.task.await {
-            tracing::error!(%err, "the worker died");
+        match self.task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => tracing::error!(err = %chain(&err), "the worker ended"),
+            Err(err) => tracing::error!(%err, "the worker died"),
         }
     }
 }
@@ -132,16 +133,15 @@ impl Worker {
 /// Runs a worker until SIGTERM (what runs is finished first; a second one kills it) or SIGINT (it is killed).
 ///
 /// # Errors
-/// As [`Worker::start`]; [`WorkerError::Identity`] if the certificate cannot be read.
-pub async fn run(config: Config) -> Result<(), WorkerError> {
+/// As [`Worker::start`]; [`WorkerError::LauncherGone`].
+pub async fn run(config: Config, identity: Identity, launcher: Launcher) -> Result<(), WorkerError> {
     use tokio::signal::unix::{SignalKind, signal};
-    let identity = Identity::load(&config.identity_dir).map_err(|err| WorkerError::Identity { path: config.identity_dir.clone(), err })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(WorkerError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(WorkerError::Signals)?;
-    let Worker { orders, mut task } = Worker::start(&config, &identity)?;
+    let Worker { orders, mut task } = Worker::start(&config, &identity, launcher)?;
     loop {
         let order = tokio::select! {
-            _ = &mut task => return Ok(()),
+            ended = &mut task => return ended.unwrap_or(Ok(())),
             _ = terminate.recv() => if *orders.borrow() == Order::Work { Order::Finish } else { Order::Stop },
             _ = interrupt.recv() => Order::Stop,
         };
@@ -169,17 +169,20 @@ async fn until(time: Option<Instant>) {
 struct Life {
     shell: Shell,
     workshop: Arc<Workshop>,
+    /// Ends when the launcher does.
+    launcher_end: watch::Receiver<()>,
     events: mpsc::UnboundedReceiver<AttemptEvent>,
     dialer: Dialer,
     route: Route,
     connection: watch::Sender<Option<Connection>>,
     told: watch::Receiver<Order>,
+    launcher_gone: bool,
     /// Until when a worker that was told to finish waits for acknowledgements; set once nothing runs.
     farewell: Option<Instant>,
 }
 
 impl Life {
-    async fn run(mut self) {
+    async fn run(mut self) -> Result<(), WorkerError> {
         while let Some(connection) = self.find().await {
             let address = connection.remote_addr();
             let end = self.serve(&connection).await;
@@ -191,16 +194,19 @@ impl Life {
                 None => break,
             }
         }
+        let launcher_gone = self.launcher_gone;
         self.shell.kill_all();
         while self.shell.is_busy() {
             let Some(event) = self.events.recv().await else { break };
             // There is no session: whatever is to be said waits in the journal.
             let _ = self.shell.take(event);
         }
-        if let Err(err) = self.workshop.cgroups.remove_home() {
-            tracing::warn!(err = %chain(&err), "control groups stay behind");
+        let launcher = self.workshop.launcher.clone();
+        if let Err(err) = tokio::task::spawn_blocking(move || launcher.close()).await {
+            tracing::warn!(%err, "wait for the launcher");
         }
         self.dialer.close("the worker stops").await;
+        if launcher_gone { Err(WorkerError::LauncherGone) } else { Ok(()) }
     }
 
     /// Dials until a coordinator answers; attempts go on meanwhile. Nothing if the worker is to end.
@@ -216,6 +222,7 @@ impl Life {
                     let _ = self.shell.take(event);
                 }
                 changed = self.told.changed() => if changed.is_err() { return None },
+                _ = self.launcher_end.changed(), if !self.launcher_gone => self.launcher_gone = true,
                 () = until(self.farewell), if self.farewell.is_some() => {}
             }
         }
@@ -224,7 +231,7 @@ impl Life {
     /// Whether there is nothing left to do for a worker that was told to end.
     fn is_over(&mut self) -> bool {
         // An owner that is gone can tell nothing more: builds must not outlive it.
-        let order = if self.told.has_changed().is_err() { Order::Stop } else { *self.told.borrow_and_update() };
+        let order = if self.launcher_gone || self.told.has_changed().is_err() { Order::Stop } else { *self.told.borrow_and_update() };
         match order {
             Order::Work => false,
             Order::Finish => {
@@ -260,6 +267,10 @@ impl Life {
                     Err(_) => return None,
                 },
                 () = until(self.farewell), if self.farewell.is_some() => continue,
+                _ = self.launcher_end.changed(), if !self.launcher_gone => {
+                    self.launcher_gone = true;
+                    continue;
+                }
             };
             if let Err(end) = happening.and_then(|happening| self.happened(happening, connection, &mut session)) {
                 if self.shell.is_connected() {

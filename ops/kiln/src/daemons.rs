@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_coordinator::Coordinator;
 use kiln_link::Identity;
-use kiln_worker::WorkerError;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,16 +43,25 @@ pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
 /// Runs a worker until it is told to stop and has finished what runs.
 pub fn worker(args: &Args) -> anyhow::Result<ExitCode> {
     let config = kiln_worker::Config::load(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    let identity = Identity::load(&config.identity_dir).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    let program = std::env::current_exe().context("find this program, which also launches builds")?;
+    // Before the runtime has threads: what is given up here is given up by those that are started later.
+    let launcher = kiln_worker::settle(&config, &program).context("start worker")?;
     runtime()?.block_on(async {
         tokio::select! {
-            ended = kiln_worker::run(config) => match ended {
-                Ok(()) => Ok(ExitCode::from(words::SUCCESS)),
-                Err(error @ WorkerError::Identity { .. }) => Err(bad_input(format!("{:#}", anyhow::Error::from(error)))),
-                Err(error) => Err(anyhow::Error::from(error).context("start worker")),
-            },
+            ended = kiln_worker::run(config, identity, launcher) => {
+                ended.context("run worker")?;
+                Ok(ExitCode::from(words::SUCCESS))
+            }
             failed = say_what_signals_do() => Err(failed.context("listen for signals")),
         }
     })
+}
+
+/// Runs builders for the worker at the other end of standard input, until that is gone.
+pub fn launcher() -> anyhow::Result<ExitCode> {
+    kiln_worker::launcher::serve_stdin().context("launch builds")?;
+    Ok(ExitCode::from(words::SUCCESS))
 }
 
 /// Tells whoever sent the worker a signal what follows; the worker hears the same signals and acts on them. Returns only an error.

@@ -9,6 +9,7 @@ use kiln_coordinator::{Config, Coordinator};
 use kiln_link::{Authority, FarmName, Identity, Role};
 use kiln_wire::{NodeId, StoreDir, WorkerId};
 use kiln_worker::Worker;
+use kiln_worker::launcher::{Launcher, Owner, Policy};
 
 use crate::args;
 use crate::beacon::{Beacon, Lit};
@@ -68,7 +69,10 @@ impl Farm {
         for number in 1..=shape.workers {
             let name = WorkerId::parse(&format!("local-{number}"))?;
             let config = worker_config(&shape, name.clone(), number, coordinator.link_addr());
-            let worker = Worker::start(&config, &identity(Role::Worker(name.clone()))?);
+            let program = std::env::current_exe().context("find this program, which also launches builds")?;
+            let launcher = Launcher::in_process(&Policy::new(&config, Owner::own()), &program);
+            let launcher = launcher.with_context(|| format!("start worker `{name}`"))?;
+            let worker = Worker::start(&config, &identity(Role::Worker(name.clone()))?, launcher);
             workers.push(worker.with_context(|| format!("start worker `{name}`"))?);
         }
         let role = Role::Client("local".parse()?);

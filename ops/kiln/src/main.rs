@@ -47,6 +47,9 @@ enum Command {
     /// SIGTERM: takes nothing new, finishes and reports what it builds, then ends with exit code 0. A second SIGTERM, or SIGINT
     /// (Ctrl-C), kills what it builds and ends at once; that is built again, here or elsewhere.
     Worker(daemons::Args),
+    /// Run builders for the worker that started this; nothing for people
+    #[command(hide = true)]
+    Launcher,
     /// Show the farm at a glance
     Status(operate::Args),
     /// List the jobs of live builds
@@ -75,7 +78,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let daemon = matches!(cli.command, Command::Up(_) | Command::Coordinator(_) | Command::Worker(_));
+    let daemon = matches!(cli.command, Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher);
     logging::start(daemon);
     run(cli.command).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -89,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Build(args) => build::run(args),
         Command::Coordinator(args) => daemons::coordinator(&args),
         Command::Worker(args) => daemons::worker(&args),
+        Command::Launcher => daemons::launcher(),
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
         Command::Workers(args) => operate::workers(&args),

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_wire::{PathInfo, Sha256Hash, StorePath};
-use rustix::fs::{CWD, renameat};
+use rustix::fs::CWD;
 
-use crate::trash::{Trash, TrashError, c_name, names, open_dir, private_dir};
+use crate::trash::{Trash, TrashError, c_name, move_tree, names, open_dir, owned_dir, private_dir};
 use ledger::{Ledger, LedgerError, Line, boot_id};
 
 /// The store cache of one worker. Cheap to clone.
@@ -117,8 +117,11 @@ impl Cache {
     /// # Errors
     /// [`CacheError`] names the directory or file.
     pub fn open(dir: &Path, bytes_max: u64, trash: Trash) -> Result<Self, CacheError> {
-        let (store_dir, fd) = open_private(&dir.join("store"))?;
-        let (incoming_dir, incoming) = open_private(&dir.join("incoming"))?;
+        // Builds' first processes pass through, so that its mode is not only the worker's affair.
+        let (store_dir, fd) = open_own(&dir.join("store"), |path| owned_dir(path).map(|_| ()))?;
+        let (incoming_dir, incoming) = open_own(&dir.join("incoming"), private_dir)?;
+        let state_dir = dir.join("state");
+        private_dir(&state_dir).map_err(|err| CacheError::Open { path: state_dir.clone(), err })?;
         let listed = |path: &Path, err: rustix::io::Errno| CacheError::Open { path: path.into(), err: err.into() };
         for name in names(incoming.as_fd(), usize::MAX).map_err(|err| listed(&incoming_dir, err))? {
             trash.discard(incoming.as_fd(), &name)?;
@@ -127,7 +130,7 @@ impl Cache {
         let (paths, strange): (Vec<_>, Vec<_>) =
             present.into_iter().map(|name| (as_path(&name), name)).partition(|(path, _)| path.is_some());
         let mut unknown: BTreeMap<StorePath, CString> = paths.into_iter().filter_map(|(path, name)| Some((path?, name))).collect();
-        let (ledger, lines) = Ledger::open(&dir.join("store.ledger"), &boot_id(), |path| unknown.contains_key(path))?;
+        let (ledger, lines) = Ledger::open(&state_dir.join("store.ledger"), &boot_id(), |path| unknown.contains_key(path))?;
         let mut index = Index { entries: BTreeMap::new(), idle: BTreeMap::new(), bytes: 0, clock: 0, ledger };
         for (path, line) in lines {
             unknown.remove(&path);
@@ -282,7 +285,7 @@ impl Drop for Pin {
 
 impl Cache {
     fn place(&self, index: &mut Index, info: &PathInfo, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), CacheError> {
-        renameat(dir, name, &self.shared.fd, entry_name(&info.path))
+        move_tree(dir, name, self.shared.fd.as_fd(), &entry_name(&info.path))
             .map_err(|err| CacheError::Keep { path: info.path.clone(), err: err.into() })?;
         let line = Line { nar_hash: info.nar_hash, nar_size_bytes: info.nar_size_bytes, proven: true };
         index.note(&info.path, &line);
@@ -331,9 +334,9 @@ impl Index {
     }
 }
 
-fn open_private(path: &Path) -> Result<(PathBuf, OwnedFd), CacheError> {
+fn open_own(path: &Path, make: impl Fn(&Path) -> std::io::Result<()>) -> Result<(PathBuf, OwnedFd), CacheError> {
     let error = |err| CacheError::Open { path: path.into(), err };
-    private_dir(path).map_err(error)?;
+    make(path).map_err(error)?;
     let fd = open_dir(CWD, &c_name(path).map_err(error)?).map_err(|err| error(err.into()))?;
     Ok((path.into(), fd))
 }

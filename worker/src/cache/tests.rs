@@ -95,7 +95,7 @@ fn what_was_written_before_the_machine_started_is_hashed_first() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let a = info('a', 1, 10);
     drop(keep(&open(dir.path(), 100), &a).expect("kept"));
-    let ledger = dir.path().join("store.ledger");
+    let ledger = dir.path().join("state/store.ledger");
     let text = std::fs::read_to_string(&ledger).expect("read").replace(&boot_id(), "an-earlier-run");
     std::fs::write(&ledger, text).expect("write");
     let cache = open(dir.path(), 100);

@@ -1,9 +1,10 @@
 //! What a build may use of its worker.
 
 use kiln_wire::Resources;
+use serde::{Deserialize, Serialize};
 
 /// What a build's control group may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Memory, swap included, page cache and tmpfs too; at least [`MEMORY_BYTES_MIN`]. Passing it kills the whole group.
     pub memory_bytes_max: u64,

@@ -1,4 +1,4 @@
-//! Makes the tree that a builder left behind safe to keep: known types, the build's own inodes only, root's ownership, two modes,
+//! Makes the tree that a builder left behind safe to keep: known types, the build's own inodes only, the worker's ownership, two modes,
 //! one time, no extended attributes.
 //!
 //! Walks by directory descriptors and never follows a link, so that no name the builder chose is resolved twice. Runs only after
@@ -17,6 +17,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::launcher::Owner;
 use crate::trash::open_dir;
 
 /// Directories below an output's root, as deep as a NAR may be (Nix's own bound since 2.34).
@@ -29,6 +30,7 @@ const XATTRS_IGNORED: [&[u8]; 3] = [b"security.selinux", b"system.nfs4_acl", b"s
 #[derive(Debug)]
 pub struct Canonical {
     uids: RangeInclusive<u32>,
+    owner: Owner,
     seen: BTreeSet<(u64, u64)>,
     content_bytes: u64,
     content_bytes_max: u64,
@@ -110,9 +112,9 @@ struct Level {
 }
 
 impl Canonical {
-    /// Starts with the ids that the build ran under and the job's output size limit.
-    pub fn new(uids: RangeInclusive<u32>, content_bytes_max: u64) -> Self {
-        Self { uids, seen: BTreeSet::new(), content_bytes: 0, content_bytes_max }
+    /// Starts with the ids that the build ran under, who gets its outputs, and the job's output size limit.
+    pub fn new(uids: RangeInclusive<u32>, owner: Owner, content_bytes_max: u64) -> Self {
+        Self { uids, owner, seen: BTreeSet::new(), content_bytes: 0, content_bytes_max }
     }
 
     /// Makes the tree `name` in `dir` canonical.
@@ -174,7 +176,7 @@ impl Canonical {
         }
         self.count(&stat, kind)?;
         if kind == FileType::Symlink {
-            set_link(dir, name).map_err(|err| walk.io("make canonical", name, err))?;
+            set_link(dir, name, self.owner).map_err(|err| walk.io("make canonical", name, err))?;
         } else {
             let fd = open_entry(dir, name, kind).map_err(|err| walk.io("open", name, err))?;
             let opened = rustix::fs::fstat(&fd).map_err(|err| walk.io("stat", name, err))?;
@@ -182,7 +184,7 @@ impl Canonical {
             if inode(&opened) != inode(&stat) {
                 return Err(CanonicalError::Foreign { output: walk.output.clone(), path: walk.path(name), uid: opened.st_uid });
             }
-            set_inode(fd.as_fd(), kind, stat.st_mode).map_err(|err| walk.io("make canonical", name, err))?;
+            set_inode(fd.as_fd(), kind, stat.st_mode, self.owner).map_err(|err| walk.io("make canonical", name, err))?;
             if kind == FileType::Directory {
                 walk.enter(fd, name)?;
             }
@@ -244,14 +246,14 @@ fn open_entry(dir: BorrowedFd<'_>, name: &CStr, kind: FileType) -> rustix::io::R
     openat(dir, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn set_link(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
-    chownat(dir, name, Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::SYMLINK_NOFOLLOW)?;
+fn set_link(dir: BorrowedFd<'_>, name: &CStr, owner: Owner) -> rustix::io::Result<()> {
+    chownat(dir, name, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)), AtFlags::SYMLINK_NOFOLLOW)?;
     utimensat(dir, name, &MTIME, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Ownership first: the kernel clears setuid bits then, and an owner could set them again afterwards.
-fn set_inode(fd: BorrowedFd<'_>, kind: FileType, mode: u32) -> rustix::io::Result<()> {
-    fchown(fd, Some(Uid::ROOT), Some(Gid::ROOT))?;
+fn set_inode(fd: BorrowedFd<'_>, kind: FileType, mode: u32, owner: Owner) -> rustix::io::Result<()> {
+    fchown(fd, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
     strip_xattrs(fd)?;
     let executable = kind == FileType::Directory || mode & 0o100 != 0;
     fchmod(fd, Mode::from_raw_mode(if executable { 0o555 } else { 0o444 }))?;

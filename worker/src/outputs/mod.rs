@@ -1,5 +1,5 @@
-//! Imports what a builder left behind: outputs are made canonical, packed in one pass, checked, put in order, and kept in the
-//! store cache, where dependents on this worker find them.
+//! Imports what a builder left behind: outputs are made canonical (by whoever may: [`make_canonical`]), packed in one pass, checked, put
+//! in order, and kept in the store cache, where dependents on this worker find them.
 //!
 //! Runs only after the build's group is empty, in a directory that nobody else can enter. Blocks. Does not upload.
 //! Source: Nix's `registerOutputs`; SANDBOX.md items 31 to 38.
@@ -20,11 +20,12 @@ use kiln_nix::nar::NarError;
 use kiln_nix::scan::Candidates;
 use kiln_store::{BlobBytes, NarReader, PackError, Packed, Packer, unpack};
 use kiln_wire::worker::Assignment;
-use kiln_wire::{BuiltOutput, Failure, FailureClass, OutputName, PathInfo, StorePath};
+use kiln_wire::{BuiltOutput, DrvPath, Failure, FailureClass, OutputName, PathInfo, StorePath};
 use rustix::fs::CWD;
 
 use crate::cache::{Cache, CacheError, Pin};
 use crate::failure::{caused, failure};
+use crate::launcher::Owner;
 use crate::trash::{c_name, open_dir};
 use canonical::{Canonical, CanonicalError};
 
@@ -35,10 +36,8 @@ pub struct Import<'a> {
     pub assignment: &'a Assignment,
     /// Its derivation.
     pub derivation: &'a Derivation,
-    /// The directory in which the outputs lie by their base names.
+    /// The directory in which the outputs lie by their base names, made canonical and our own.
     pub dir: PathBuf,
-    /// Users that the build ran as.
-    pub uids: RangeInclusive<u32>,
     /// Bytes of all outputs together.
     pub bytes_max: u64,
     /// How outputs are packed.
@@ -62,7 +61,6 @@ pub struct Made {
 /// The attempt's failure, in words for people.
 pub fn import(import: &Import<'_>, cache: &Cache) -> Result<(Vec<Made>, Pin), Failure> {
     let paths = output_paths(import.derivation)?;
-    make_canonical(import, &paths)?;
     let mut packed = pack_all(import, &paths)?;
     let infos: BTreeMap<OutputName, PathInfo> = packed.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
     check_fixed(import, &packed)?;
@@ -77,6 +75,40 @@ pub fn import(import: &Import<'_>, cache: &Cache) -> Result<(Vec<Made>, Pin), Fa
         made.push(Made { output: BuiltOutput { name, info }, body });
     }
     Ok((made, pin))
+}
+
+/// Makes the `outputs` in `dir` canonical and `owner`'s. They must have been made by `uids`, and hold `bytes_max` together at most. Nothing
+/// may be able to change them meanwhile.
+///
+/// # Errors
+/// The attempt's failure, in words for people, without its derivation's name.
+pub fn make_canonical(
+    dir: &Path,
+    outputs: &BTreeMap<OutputName, StorePath>,
+    uids: RangeInclusive<u32>,
+    owner: Owner,
+    bytes_max: u64,
+) -> Result<(), Failure> {
+    let infrastructure = |err: &dyn std::error::Error| caused(FailureClass::Infrastructure, "", err);
+    let dir = c_name(dir).map_err(|err| infrastructure(&err))?;
+    let dir = open_dir(CWD, &dir).map_err(|err| infrastructure(&err))?;
+    let mut canonical = Canonical::new(uids, owner, bytes_max);
+    for (name, path) in outputs {
+        canonical.output(dir.as_fd(), &base_name(path), name).map_err(|err| caused(canonical_class(&err), "", &err))?;
+    }
+    Ok(())
+}
+
+fn canonical_class(err: &CanonicalError) -> FailureClass {
+    match err {
+        CanonicalError::Io { .. } => FailureClass::Infrastructure,
+        CanonicalError::TooLarge { .. } => FailureClass::LimitExceeded,
+        CanonicalError::Missing { .. }
+        | CanonicalError::Suspicious { .. }
+        | CanonicalError::Unsupported { .. }
+        | CanonicalError::Foreign { .. }
+        | CanonicalError::TooDeep { .. } => FailureClass::BuildFailure,
+    }
 }
 
 /// Returns the paths of all outputs.
@@ -98,26 +130,12 @@ pub fn output_paths(derivation: &Derivation) -> Result<BTreeMap<OutputName, Stor
 }
 
 fn about(import: &Import<'_>) -> String {
-    format!("import the outputs of `{}`", import.assignment.lease.derivation)
+    importing(&import.assignment.lease.derivation)
 }
 
-fn make_canonical(import: &Import<'_>, paths: &BTreeMap<OutputName, StorePath>) -> Result<(), Failure> {
-    let infrastructure = |err: &dyn std::error::Error| caused(FailureClass::Infrastructure, &about(import), err);
-    let dir = c_name(&import.dir).map_err(|err| infrastructure(&err))?;
-    let dir = open_dir(CWD, &dir).map_err(|err| infrastructure(&err))?;
-    let mut canonical = Canonical::new(import.uids.clone(), import.bytes_max);
-    for (name, path) in paths {
-        canonical.output(dir.as_fd(), &base_name(path), name).map_err(|err| match err {
-            CanonicalError::Io { .. } => infrastructure(&err),
-            CanonicalError::TooLarge { .. } => caused(FailureClass::LimitExceeded, &about(import), &err),
-            CanonicalError::Missing { .. }
-            | CanonicalError::Suspicious { .. }
-            | CanonicalError::Unsupported { .. }
-            | CanonicalError::Foreign { .. }
-            | CanonicalError::TooDeep { .. } => caused(FailureClass::BuildFailure, &about(import), &err),
-        })?;
-    }
-    Ok(())
+/// Says what an import is about, for the start of a failure's message.
+pub fn importing(derivation: &DrvPath) -> String {
+    format!("import the outputs of `{derivation}`")
 }
 
 type PackedOutputs = BTreeMap<OutputName, (PathInfo, BlobBytes)>;
@@ -211,11 +229,11 @@ pub fn unpack_canonical(
     destination: &Path,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     unpack(info, blob, destination)?;
-    let own = rustix::process::geteuid().as_raw();
+    let own = Owner::own();
     let dir = open_dir(CWD, &c_name(destination.parent().unwrap_or(Path::new("/")))?)?;
     let name = c_name(Path::new(destination.file_name().unwrap_or_default()))?;
     let output = OutputName::parse(info.path.name())?;
-    Canonical::new(own..=own, u64::MAX).output(dir.as_fd(), &name, &output)?;
+    Canonical::new(own.uid..=own.uid, own, u64::MAX).output(dir.as_fd(), &name, &output)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use kiln_wire::Usage;
@@ -16,10 +16,10 @@ use super::plan::{Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
 use super::tree::Tree;
 use super::watch::{Watch, Watched};
-use super::{Cancel, Ended, HostId, Network, SandboxError, Spec, Status, child, tree};
+use super::{Ended, HostId, Network, SandboxError, Spec, Status, child, tree};
 use crate::cgroup::{Cgroups, Group};
 
-pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: BorrowedFd<'_>, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
     let tree = tree::make(spec)?;
     let group = cgroups.create(&spec.name, &spec.resources)?;
     let ended = in_group(spec, &tree, &group, cancel, log);
@@ -29,7 +29,13 @@ pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn
     Ok(ended)
 }
 
-fn in_group(spec: &Spec, tree: &Tree<'_>, group: &Group, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+fn in_group(
+    spec: &Spec,
+    tree: &Tree<'_>,
+    group: &Group,
+    cancel: BorrowedFd<'_>,
+    log: &mut dyn FnMut(&[u8]),
+) -> Result<Ended, SandboxError> {
     let failed = |step| SandboxError::host(step, &spec.root_dir);
     let oom_event = group.oom_event()?;
     let birthplace = group.birthplace()?;
@@ -57,14 +63,8 @@ fn in_group(spec: &Spec, tree: &Tree<'_>, group: &Group, cancel: &Cancel, log: &
     };
     rustix::io::write(&go_write, b"1").map_err(io::Error::from).map_err(failed("release the process of"))?;
 
-    let watch = Watch {
-        child: &child,
-        log: log_read.as_fd(),
-        cancel: cancel.as_fd(),
-        oom: oom_event.as_ref().map(OwnedFd::as_fd),
-        limits: spec.limits,
-        start,
-    };
+    let watch =
+        Watch { child: &child, log: log_read.as_fd(), cancel, oom: oom_event.as_ref().map(OwnedFd::as_fd), limits: spec.limits, start };
     let watched = watch.until_end(log).map_err(failed("watch the build in"))?;
     let reaped = child.reap().map_err(failed("reap the build in"))?;
     let wall = start.elapsed();
@@ -165,7 +165,9 @@ mod tests {
         let held = openat(&tree.root, "etc/passwd", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).expect("open for writing");
         let group = Cgroups::none().create(&spec.name, &spec.resources).expect("no group");
         let mut log = Vec::new();
-        let ended = in_group(&spec, &tree, &group, &Cancel::new().expect("eventfd"), &mut |bytes| log.extend_from_slice(bytes));
+        let ended = in_group(&spec, &tree, &group, crate::sandbox::Cancel::new().expect("eventfd").as_fd(), &mut |bytes| {
+            log.extend_from_slice(bytes)
+        });
         assert!(ended.expect("the sandbox stands").succeeded());
         assert_eq!(log, b"it stands\n");
         drop(held);

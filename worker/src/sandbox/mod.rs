@@ -20,6 +20,8 @@ mod steps;
 mod tree;
 mod watch;
 
+use std::os::fd::AsFd;
+
 pub use cancel::Cancel;
 pub use egress::{Egress, LINK_LOCAL};
 pub use error::SandboxError;
@@ -30,10 +32,11 @@ use crate::cgroup::Cgroups;
 /// Runs the builder of `spec` to its end and returns how it ended. Blocks; use a thread of its own.
 ///
 /// `log` gets the builder's output as it comes, at most 64 KiB at a time, on the calling thread. While it blocks, limits and
-/// cancellation are not watched, so it must only pass the bytes on.
+/// cancellation are not watched, so it must only pass the bytes on. The run is stopped once `cancel` can be read from, or its other end
+/// is closed: a [`Cancel`], or a socket.
 ///
 /// # Errors
 /// [`SandboxError`] if the sandbox could not be set up. A builder that could not be executed is an [`Ended`], not an error.
-pub fn run(spec: &Spec, cgroups: &Cgroups, cancel: &Cancel, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
-    launch::run(spec, cgroups, cancel, log)
+pub fn run(spec: &Spec, cgroups: &Cgroups, cancel: &impl AsFd, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+    launch::run(spec, cgroups, cancel.as_fd(), log)
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kiln_wire::{StoreDir, StorePath, Usage};
+use serde::{Deserialize, Serialize};
 
 use super::Egress;
 
@@ -12,7 +13,7 @@ use super::Egress;
 pub struct Spec {
     /// Name of the build's control group and of its thread: letters, digits, `-`, `_` and `.`; unique among running builds.
     pub name: String,
-    /// An empty directory that belongs to this build alone, below a directory of mode 0700 that root owns. It holds what the
+    /// An empty directory that belongs to this build alone, below a directory that the launcher owns and others cannot enter. It holds what the
     /// builder writes, and the builder's `/` is mounted over it; after the run its outputs lie in [`Spec::outputs_dir`].
     pub root_dir: PathBuf,
     /// The store directory that the builder sees.
@@ -90,6 +91,15 @@ impl HostId {
         let id = FIRST_ID + slot;
         Self { uid: id, gid: id }
     }
+
+    /// Returns the id of the worker whose first slot is `slot_first`: no build of any worker has it.
+    ///
+    /// # Panics
+    /// As [`HostId::of_slot`].
+    pub fn of_worker(slot_first: u32) -> Self {
+        let Self { uid, .. } = Self::of_slot(slot_first);
+        Self { uid: uid + SLOTS_MAX, gid: uid + SLOTS_MAX }
+    }
 }
 
 /// First id of the pool: Nix's `start-id` (872415232) plus its whole range of 128 × 65536, so that a Nix on the same host never
@@ -99,7 +109,7 @@ const FIRST_ID: u32 = 872_415_232 + 128 * 65_536;
 const SLOTS_MAX: u32 = 1024;
 
 /// When a run is stopped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Longest run.
     pub wall: Duration,
@@ -110,7 +120,7 @@ pub struct Limits {
 }
 
 /// How a run ended. By then no process of the build exists any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// What became of the builder's main process.
     pub status: Status,
@@ -130,7 +140,7 @@ impl Ended {
 }
 
 /// What became of a builder's main process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
     /// It exited with this code.
     Exited(i32),
@@ -142,7 +152,7 @@ pub enum Status {
 }
 
 /// Why a run was stopped from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stop {
     /// It ran longer than [`Limits::wall`].
     Wall,

@@ -125,8 +125,12 @@ fn check(spec: &Spec) -> Result<(), SandboxError> {
     let parent = spec.root_dir.parent().filter(|_| spec.root_dir.is_absolute());
     let Some(parent) = parent else { return Err(refused("root directory", spec.root_dir.display(), "must be absolute")) };
     let found = fs::symlink_metadata(parent).map_err(SandboxError::host("look at", parent))?;
-    if !found.is_dir() || found.mode() & 0o077 != 0 || found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(refused("root directory", spec.root_dir.display(), "must lie in a directory of the worker's own, of mode 0700"));
+    if !found.is_dir() || found.mode() & 0o067 != 0 || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(refused(
+            "root directory",
+            spec.root_dir.display(),
+            "must lie in a directory of the launcher's own, of mode 0700 or 0710",
+        ));
     }
     let store = spec.store_dir.as_str();
     if store == "/tmp" || ["/proc", "/dev", "/build", "/etc", "/bin"].iter().any(|dir| Path::new(store).starts_with(dir)) {

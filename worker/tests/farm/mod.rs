@@ -18,6 +18,7 @@ use kiln_wire::{
     AttemptId, BuiltOutput, DrvPath, Epoch, JobLimits, Leader, Lease, NodeId, Outcome, OutputName, PathInfo, Resources, StoreDir,
     StorePath, WorkerId,
 };
+use kiln_worker::launcher::{Launcher, Owner, Policy};
 use kiln_worker::{Config, Worker};
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
@@ -90,7 +91,8 @@ impl Farm {
         config.cores = Some(2);
         config.memory_mib = Some(1024);
         change(&mut config);
-        Worker::start(&config, &identity(&self.authority, "worker/w1")).expect("the worker starts")
+        let launcher = Launcher::in_thread(&Policy::new(&config, Owner::own())).expect("the launcher starts");
+        Worker::start(&config, &identity(&self.authority, "worker/w1"), launcher).expect("the worker starts")
     }
 
     /// Packs a tree and offers it as an input.

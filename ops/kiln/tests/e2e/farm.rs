@@ -18,6 +18,8 @@ impl Place {
     /// Makes the directory, with `set.nix` in it and a busybox for its builders.
     pub fn new(set: &str) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
+        // A worker gives up root and must still get to its directory.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("open the directory");
         std::fs::create_dir(dir.path().join("boot")).expect("make directory");
         let busybox =
             ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists()).expect("busybox-static is installed");
@@ -149,6 +151,11 @@ impl Process {
         let (sender, lines) = channel();
         std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { child, lines }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Interrupts it, as Ctrl-C does.

@@ -13,4 +13,5 @@ mod package_set;
 mod parity;
 mod roles;
 mod served;
+mod split;
 mod stops;

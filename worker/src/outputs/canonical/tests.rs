@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, XattrFlags, fsetxattr, mkdirat, mknodat};
 
 use super::*;
+use crate::launcher::Owner;
 use crate::trash::c_name;
 
 const UID: u32 = 872_415_232;
@@ -43,7 +44,7 @@ impl Tree {
 
     fn canonicalise(&self) -> Result<(), CanonicalError> {
         let dir = open_dir(CWD, &c_name(self.root.path()).expect("no NUL")).expect("open");
-        Canonical::new(UID..=UID, 1 << 20).output(dir.as_fd(), c"out", &OutputName::parse("out").expect("a name"))
+        Canonical::new(UID..=UID, Owner::own(), 1 << 20).output(dir.as_fd(), c"out", &OutputName::parse("out").expect("a name"))
     }
 }
 

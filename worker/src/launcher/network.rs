@@ -1,13 +1,14 @@
 //! Which network the fixed-output builds of this worker get, and what they must not reach in it.
 //!
-//! Does not start anything: [`crate::sandbox`] does. The worker's own downloads (`builtin:fetchurl`) are not concerned.
+//! Does not start anything: [`crate::sandbox`] does. The worker's own downloads (`builtin:fetchurl`) are not concerned. Resolves no
+//! names: which addresses the coordinators have is said by the worker.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
-use crate::config::{Config, NetworkMode};
+use crate::config::{FixedOutputNetwork, NetworkMode};
 use crate::sandbox::{Egress, Network};
 
 /// The network of fixed-output builds.
@@ -17,7 +18,6 @@ pub struct FixedNetwork {
     program: Option<PathBuf>,
     allowed: Vec<Ipv4Net>,
     denied: Vec<Ipv4Net>,
-    coordinators: Vec<String>,
 }
 
 /// The stack that is asked for is not there.
@@ -32,15 +32,13 @@ impl FixedNetwork {
     ///
     /// # Errors
     /// [`NoStack`] if the configuration insists on it and it is not there.
-    pub fn open(config: &Config) -> Result<Self, NoStack> {
-        let wanted = &config.fixed_output_network;
+    pub fn open(wanted: &FixedOutputNetwork) -> Result<Self, NoStack> {
         let program = match wanted.mode {
             NetworkMode::Host => None,
             NetworkMode::Auto => find(&wanted.slirp4netns),
             NetworkMode::Isolated => Some(find(&wanted.slirp4netns).ok_or_else(|| NoStack { program: wanted.slirp4netns.clone() })?),
         };
-        let coordinators = config.coordinators.clone();
-        Ok(Self { program, allowed: wanted.allow.clone(), denied: wanted.deny.clone(), coordinators })
+        Ok(Self { program, allowed: wanted.allow.clone(), denied: wanted.deny.clone() })
     }
 
     /// Says what builds get, for the farm and its people.
@@ -51,19 +49,22 @@ impl FixedNetwork {
         }
     }
 
-    /// Returns the network of a build that starts now. The host's own addresses and the coordinators' are looked up each time, because
-    /// they change; a name that does not resolve now denies nothing.
-    pub fn of_build(&self) -> Network {
+    /// Returns the network of a build that starts now, in which `denied` cannot be reached either. The host's own addresses are looked up
+    /// each time, because they change.
+    pub fn of_build(&self, denied: &[Ipv4Net]) -> Network {
         let Some(program) = &self.program else { return Network::Host };
-        let coordinators =
-            self.coordinators.iter().filter_map(|address| address.to_socket_addrs().ok()).flatten().map(|address| address.ip());
-        let own = coordinators.chain(host_addresses()).filter_map(|address| match address {
+        let own = host_addresses().filter_map(|address| match address {
             IpAddr::V4(address) => Some(Ipv4Net::from(address)),
             // There is no IPv6 in the build's network.
             IpAddr::V6(_) => None,
         });
-        let denied = self.denied.iter().copied().chain(own.filter(|net| !net.addr().is_loopback())).collect();
-        Network::Egress(Egress { program: program.clone(), allowed: self.allowed.clone(), denied })
+        // The build has a loopback of its own.
+        let own = own.chain(denied.iter().copied()).filter(|net| !net.addr().is_loopback());
+        Network::Egress(Egress {
+            program: program.clone(),
+            allowed: self.allowed.clone(),
+            denied: self.denied.iter().copied().chain(own).collect(),
+        })
     }
 }
 
@@ -85,26 +86,19 @@ mod tests {
 
     use super::*;
 
-    fn config(mode: NetworkMode, program: &Path) -> Config {
-        let mut config = Config::new(
-            kiln_wire::WorkerId::parse("w1").expect("a name"),
-            "/w".into(),
-            vec!["192.0.2.7:7420".into(), "127.0.0.1:7420".into()],
-        );
-        config.fixed_output_network.mode = mode;
-        config.fixed_output_network.slirp4netns = program.into();
-        config
+    fn wanted(mode: NetworkMode, program: &Path) -> FixedOutputNetwork {
+        FixedOutputNetwork { mode, slirp4netns: program.into(), ..FixedOutputNetwork::default() }
     }
 
     #[test]
     fn the_coordinators_and_the_host_itself_are_denied() {
-        let network = FixedNetwork::open(&config(NetworkMode::Isolated, Path::new("/bin/sh"))).expect("any program does");
-        let Network::Egress(egress) = network.of_build() else { panic!("{network:?}") };
-        let has = |address: &str| egress.denied.contains(&Ipv4Net::from(address.parse::<Ipv4Addr>().expect("an address")));
-        assert!(has("192.0.2.7"), "{egress:?}");
-        assert!(!has("127.0.0.1"), "the build has a loopback of its own: {egress:?}");
+        let network = FixedNetwork::open(&wanted(NetworkMode::Isolated, Path::new("/bin/sh"))).expect("any program does");
+        let net = |address: &str| Ipv4Net::from(address.parse::<Ipv4Addr>().expect("an address"));
+        let Network::Egress(egress) = network.of_build(&[net("192.0.2.7"), net("127.0.0.1")]) else { panic!("{network:?}") };
+        assert!(egress.denied.contains(&net("192.0.2.7")), "{egress:?}");
+        assert!(!egress.denied.contains(&net("127.0.0.1")), "the build has a loopback of its own: {egress:?}");
         for address in host_addresses().filter(|address| !address.is_loopback()) {
-            assert!(has(&address.to_string()), "{address}: {egress:?}");
+            assert!(egress.denied.contains(&net(&address.to_string())), "{address}: {egress:?}");
         }
     }
 
@@ -112,9 +106,9 @@ mod tests {
     fn without_the_stack_a_build_has_the_hosts_network_unless_the_worker_must_not() {
         let absent = Path::new("/nonexistent/slirp4netns");
         for mode in [NetworkMode::Auto, NetworkMode::Host] {
-            assert_eq!(FixedNetwork::open(&config(mode, absent)).expect("the host's").of_build(), Network::Host);
+            assert_eq!(FixedNetwork::open(&wanted(mode, absent)).expect("the host's").of_build(&[]), Network::Host);
         }
-        let error = FixedNetwork::open(&config(NetworkMode::Isolated, absent)).expect_err("not there");
+        let error = FixedNetwork::open(&wanted(NetworkMode::Isolated, absent)).expect_err("not there");
         assert!(error.to_string().contains("install slirp4netns"), "{error}");
     }
 }

@@ -1,0 +1,112 @@
+//! What a launcher may be asked to do. Fixed when it starts, by the process that started it; a worker that was taken over later cannot
+//! widen it. Pure: no I/O but the question which addresses the host has.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::message::{Reach, Task};
+use super::network::FixedNetwork;
+use super::places::{Owner, STORE};
+use crate::config::{Config, FixedOutputNetwork};
+use crate::sandbox::{HostId, Network, Spec};
+
+/// What a launcher may do for its worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// The worker's directory.
+    pub dir: PathBuf,
+    /// The user that the worker runs as, who gets the outputs.
+    pub owner: Owner,
+    /// Names the builds' control groups on this machine.
+    pub group: String,
+    /// First of the build users.
+    pub slot_first: u32,
+    /// How many of them, and how many builds at a time.
+    pub slots: u32,
+    /// Memory in bytes that a build may have at most.
+    pub memory_bytes_max: u64,
+    /// The static shell of builds.
+    pub shell: PathBuf,
+    /// Whether builds may have `/dev/kvm`.
+    pub dev_kvm: bool,
+    /// What fixed-output builds may reach.
+    pub network: FixedOutputNetwork,
+}
+
+/// A task that breaks the policy.
+#[derive(Debug, thiserror::Error)]
+#[error("launch build `{name}`: {what} `{value}` {rule}")]
+pub struct Refused {
+    name: String,
+    what: &'static str,
+    value: String,
+    rule: &'static str,
+}
+
+impl Policy {
+    /// Returns what the launcher of a worker with this configuration may do, if that runs as `owner`.
+    pub fn new(config: &Config, owner: Owner) -> Self {
+        Self {
+            dir: config.dir.clone(),
+            owner,
+            group: group_name(config),
+            slot_first: config.slot_first,
+            slots: config.slots(),
+            memory_bytes_max: config.memory_mib().saturating_mul(1 << 20),
+            shell: config.busybox.clone(),
+            dev_kvm: config.features.contains("kvm"),
+            network: config.fixed_output_network.clone(),
+        }
+    }
+
+    /// Returns what a sandbox is to run for `task`, in the empty directory `root_dir`.
+    ///
+    /// # Errors
+    /// [`Refused`] names the part of the task that this worker's launcher does not do.
+    pub(super) fn admit(&self, task: &Task, root_dir: PathBuf, network: &FixedNetwork) -> Result<Spec, Refused> {
+        let refuse = |what, value: String, rule| Err(Refused { name: task.name.chars().take(80).collect(), what, value, rule });
+        let past = self.slot_first.saturating_add(self.slots);
+        if !(self.slot_first..past).contains(&task.slot) {
+            return refuse("build user", task.slot.to_string(), "is not one of this worker's");
+        }
+        if task.resources.memory_bytes_max > self.memory_bytes_max.max(crate::cgroup::MEMORY_BYTES_MIN) {
+            return refuse("memory limit", task.resources.memory_bytes_max.to_string(), "is more than the worker may give to builds");
+        }
+        if task.dev_kvm && !self.dev_kvm {
+            return refuse("device", "kvm".to_owned(), "is not a feature of this worker");
+        }
+        let bytes = |list: &[serde_bytes::ByteBuf]| list.iter().map(|bytes| bytes.to_vec()).collect();
+        let pairs = |list: &[(serde_bytes::ByteBuf, serde_bytes::ByteBuf)]| {
+            list.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect()
+        };
+        let store = self.dir.join(STORE);
+        Ok(Spec {
+            name: task.name.clone(),
+            root_dir,
+            store_dir: task.store_dir.clone(),
+            system: task.system.clone(),
+            builder: task.builder.to_vec(),
+            args: bytes(&task.args),
+            env: pairs(&task.env),
+            files: pairs(&task.files),
+            inputs: task.inputs.iter().map(|path| (path.clone(), store.join(path.as_str()))).collect(),
+            network: match &task.reach {
+                Reach::Itself => Network::Loopback,
+                Reach::Outside { denied } => network.of_build(denied),
+            },
+            host_id: HostId::of_slot(task.slot),
+            shell: self.shell.clone(),
+            dev_kvm: task.dev_kvm,
+            resources: task.resources,
+            limits: task.limits,
+        })
+    }
+}
+
+/// Names the control groups after the worker's directory: two farms on one machine may both have a worker of the same name, and each
+/// must clean up after itself only.
+fn group_name(config: &Config) -> String {
+    let hash = blake3::hash(config.dir.as_os_str().as_encoded_bytes()).to_hex();
+    format!("{}-{}", config.name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "_"), &hash[..12])
+}

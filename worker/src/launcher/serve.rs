@@ -1,0 +1,265 @@
+//! The launcher's side: takes conversations off the control socket and runs the build of each on a thread of its own.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use kiln_wire::{Failure, FailureClass};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{CWD, Gid, Mode, Uid, fchmod, fchown};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::message::{Answer, Ask, Claim, TalkError, decode, read_message, write_message};
+use super::network::{FixedNetwork, NoStack};
+use super::places::{self, BUILDS, Owner, PlaceError, REMAINS};
+use super::policy::Policy;
+use super::socket::{Received, receive_conversation, receive_start, send_start};
+use crate::cgroup::{CgroupError, Cgroups};
+use crate::failure::{caused, chain, failure};
+use crate::outputs::make_canonical;
+use crate::sandbox::{self, SandboxError, Spec};
+use crate::scratch::Scratch;
+use crate::trash::{Trash, TrashError, c_name, open_dir};
+
+/// What a launcher says once it can run builds, or that it cannot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Start {
+    /// What it gives to builds, by name, in words for people.
+    Ready(Vec<(String, String)>),
+    /// Why it cannot.
+    Failed(String),
+}
+
+/// A launcher that cannot start, or lost its worker's socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The control socket failed.
+    #[error("use the launcher's control socket; `kiln worker` starts its launcher itself")]
+    Control(#[source] io::Error),
+    /// What came first is no policy.
+    #[error("read the launcher's policy")]
+    Policy(#[source] TalkError),
+    /// The worker's directories cannot be prepared.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The shell for builds is missing.
+    #[error("find the static shell `{path}` for builds; install busybox-static or set `busybox`")]
+    Shell {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        err: io::Error,
+    },
+    /// The network of fixed-output builds cannot be had.
+    #[error(transparent)]
+    Network(#[from] NoStack),
+    /// What is left of builds cannot be removed.
+    #[error(transparent)]
+    Trash(#[from] TrashError),
+    /// Control groups of an earlier process cannot be removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+/// Serves the worker at the other end of standard input until that is closed. What `kiln launcher` does, in its first thread.
+///
+/// The signals that people or a service manager send to all of a worker's processes are the worker's to act on: they are kept from this
+/// one, which ends when its worker does.
+///
+/// # Errors
+/// [`ServeError`] if it cannot start; the worker was told why.
+pub fn serve_stdin() -> Result<(), ServeError> {
+    let kept: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    kept.thread_block().map_err(|err| ServeError::Control(err.into()))?;
+    let control = io::stdin().as_fd().try_clone_to_owned().map_err(ServeError::Control)?;
+    serve(&control)
+}
+
+/// Serves the worker at the other end of `control` until that is closed, and every build is over.
+pub(super) fn serve(control: &OwnedFd) -> Result<(), ServeError> {
+    let start = receive_start(control).map_err(ServeError::Control)?;
+    let host = decode(&start).map_err(ServeError::Policy).and_then(Host::open);
+    let said = match &host {
+        Ok(host) => Start::Ready(host.guarantees()),
+        Err(err) => Start::Failed(chain(err)),
+    };
+    let said = kiln_wire::frame::to_bytes(&said).map_err(|err| ServeError::Policy(err.into()))?;
+    send_start(control, &said).map_err(ServeError::Control)?;
+    let host = host?;
+    let conversations_max = usize::try_from(host.policy.slots).unwrap_or(1) * 2 + 16;
+    let open = AtomicUsize::new(0);
+    thread::scope(|scope| -> Result<(), ServeError> {
+        loop {
+            let stream = match receive_conversation(control).map_err(ServeError::Control)? {
+                Received::Conversation(descriptor) => UnixStream::from(descriptor),
+                Received::Nothing => continue,
+                Received::End => return Ok(()),
+            };
+            // Closed by this: a worker that keeps its own bounds never comes here.
+            if open.fetch_add(1, Ordering::Relaxed) >= conversations_max {
+                open.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let (host, open) = (&host, &open);
+            let started = thread::Builder::new().name("kiln-launch".into()).spawn_scoped(scope, move || {
+                if let Err(err) = Conversation::hold(host, &stream) {
+                    tracing::debug!(err = %chain(&err), "a conversation with the worker broke");
+                }
+                open.fetch_sub(1, Ordering::Relaxed);
+            });
+            if let Err(err) = started {
+                open.fetch_sub(1, Ordering::Relaxed);
+                tracing::warn!(%err, "start a thread for a build");
+            }
+        }
+    })?;
+    host.cgroups.remove_home()?;
+    Ok(())
+}
+
+/// What the builds of one launcher share.
+struct Host {
+    policy: Policy,
+    cgroups: Cgroups,
+    network: FixedNetwork,
+    remains: Trash,
+    builds: PathBuf,
+    busy: Mutex<BTreeSet<u32>>,
+    /// Until the last group is gone.
+    _lock: OwnedFd,
+}
+
+impl Host {
+    fn open(policy: Policy) -> Result<Arc<Self>, ServeError> {
+        let lock = places::lock(&policy.dir)?;
+        places::prepare(&policy.dir, policy.owner)?;
+        std::fs::metadata(&policy.shell).map_err(|err| ServeError::Shell { path: policy.shell.clone(), err })?;
+        let cgroups = Cgroups::detect(&policy.group)?;
+        let remains = Trash::open(&policy.dir.join(REMAINS))?;
+        let builds = policy.dir.join(BUILDS);
+        remains.discard_all(&builds)?;
+        let network = FixedNetwork::open(&policy.network)?;
+        Ok(Arc::new(Self { policy, cgroups, network, remains, builds, busy: Mutex::default(), _lock: lock }))
+    }
+
+    fn guarantees(&self) -> Vec<(String, String)> {
+        vec![("cgroup".to_owned(), self.cgroups.describe()), ("fixed-output network".to_owned(), self.network.describe())]
+    }
+
+    fn take(&self, slot: u32) -> Option<Taken<'_>> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.insert(slot).then_some(Taken { host: self, slot })
+    }
+}
+
+/// A build user that is in use.
+struct Taken<'a> {
+    host: &'a Host,
+    slot: u32,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.host.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.slot);
+    }
+}
+
+/// One build, from its task to the removal of what it left.
+struct Conversation<'a> {
+    host: &'a Host,
+    stream: &'a UnixStream,
+    // Before the user: that is free only when its files are out of the way.
+    scratch: Scratch,
+    _user: Taken<'a>,
+}
+
+/// Longest wait for a worker to take a piece of log. Its limits are not watched meanwhile.
+const SEND_MAX: Duration = Duration::from_secs(60);
+
+impl<'a> Conversation<'a> {
+    fn hold(host: &'a Host, stream: &'a UnixStream) -> Result<(), TalkError> {
+        stream.set_write_timeout(Some(SEND_MAX))?;
+        let task = match read_message(stream)? {
+            Some(Ask::Run(task)) => task,
+            Some(Ask::Stop | Ask::Claim(_)) | None => return Ok(()),
+        };
+        let refuse = |reason: &dyn std::error::Error| write_message(stream, &Answer::NotRun(chain(reason)));
+        let Some(user) = host.take(task.slot) else {
+            return write_message(stream, &Answer::NotRun(format!("launch build `{}`: build user {} is in use", task.name, task.slot)));
+        };
+        let scratch = match Scratch::new(&host.builds, &task.name, &host.remains) {
+            Ok(scratch) => scratch,
+            Err(err) => return refuse(&err),
+        };
+        let spec = match host.policy.admit(&task, scratch.dir().to_owned(), &host.network) {
+            Ok(spec) => spec,
+            Err(err) => return refuse(&err),
+        };
+        let conversation = Self { host, stream, scratch, _user: user };
+        match conversation.run(&spec) {
+            Ok(ended) => write_message(stream, &Answer::Ended(ended))?,
+            Err(err) => return refuse(&err),
+        }
+        conversation.after(&spec)
+    }
+
+    fn run(&self, spec: &Spec) -> Result<sandbox::Ended, SandboxError> {
+        let mut gone = false;
+        sandbox::run(spec, &self.host.cgroups, self.stream, &mut |bytes| {
+            if !gone && write_message(self.stream, &Answer::Log(ByteBuf::from(bytes))).is_err() {
+                // Readable from now on, at its end: the run is stopped.
+                let _ = self.stream.shutdown(std::net::Shutdown::Both);
+                gone = true;
+            }
+        })
+    }
+
+    /// Hands over the outputs if the worker wants them. Nothing of the build lives any more.
+    fn after(&self, spec: &Spec) -> Result<(), TalkError> {
+        loop {
+            let answer = match read_message(self.stream)? {
+                Some(Ask::Claim(claim)) => match self.claim(spec, &claim) {
+                    Ok(dir) => Answer::Claimed(dir),
+                    Err(failure) => Answer::Refused(failure),
+                },
+                // Came when the run had just ended.
+                Some(Ask::Stop) => continue,
+                Some(Ask::Run(task)) => Answer::NotRun(format!("launch build `{}`: a conversation is about one build", task.name)),
+                None => return Ok(()),
+            };
+            write_message(self.stream, &answer)?;
+        }
+    }
+
+    fn claim(&self, spec: &Spec, claim: &Claim) -> Result<String, Failure> {
+        let dir = spec.outputs_dir();
+        let uid = spec.host_id.uid;
+        make_canonical(&dir, &claim.outputs, uid..=uid, self.host.policy.owner, claim.bytes_max)?;
+        self.open_to_worker(&dir).map_err(|err| caused(FailureClass::Infrastructure, "hand over the outputs", &err))?;
+        let text = dir.into_os_string().into_string();
+        text.map_err(|_| failure(FailureClass::Infrastructure, "hand over the outputs: the name of the worker's directory is no text"))
+    }
+
+    /// Gives the worker the directory in which the outputs lie, and the way to it.
+    fn open_to_worker(&self, outputs: &Path) -> io::Result<()> {
+        let owner = self.host.policy.owner;
+        if owner == Owner::own() {
+            return Ok(());
+        }
+        let (user, group) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        let way = open_dir(CWD, &c_name(self.scratch.dir())?)?;
+        fchown(&way, None, Some(group))?;
+        fchmod(&way, Mode::from_raw_mode(0o710))?;
+        let outputs = open_dir(CWD, &c_name(outputs)?)?;
+        fchown(&outputs, Some(user), Some(group))?;
+        Ok(fchmod(&outputs, Mode::from_raw_mode(0o700))?)
+    }
+}
