@@ -19,6 +19,14 @@ pub struct Args {
     config: PathBuf,
 }
 
+/// Arguments of a launcher.
+#[derive(clap::Args)]
+pub struct LauncherArgs {
+    /// What a launcher without root hands on to itself
+    #[arg(long, value_name = "WORD")]
+    users: Option<String>,
+}
+
 /// Returns the runtime that everything of a process runs on.
 pub fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
@@ -59,8 +67,8 @@ pub fn worker(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs builders for the worker at the other end of standard input, until that is gone.
-pub fn launcher() -> anyhow::Result<ExitCode> {
-    kiln_worker::launcher::serve_stdin().context("launch builds")?;
+pub fn launcher(args: &LauncherArgs) -> anyhow::Result<ExitCode> {
+    kiln_worker::launcher::serve_stdin(args.users.as_deref()).context("launch builds")?;
     Ok(ExitCode::from(words::SUCCESS))
 }
 

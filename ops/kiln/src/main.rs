@@ -49,7 +49,7 @@ enum Command {
     Worker(daemons::Args),
     /// Run builders for the worker that started this; nothing for people
     #[command(hide = true)]
-    Launcher,
+    Launcher(daemons::LauncherArgs),
     /// Show the farm at a glance
     Status(operate::Args),
     /// List the jobs of live builds
@@ -78,7 +78,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let daemon = matches!(cli.command, Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher);
+    let daemon = matches!(cli.command, Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher(_));
     logging::start(daemon);
     run(cli.command).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -92,7 +92,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Build(args) => build::run(args),
         Command::Coordinator(args) => daemons::coordinator(&args),
         Command::Worker(args) => daemons::worker(&args),
-        Command::Launcher => daemons::launcher(),
+        Command::Launcher(args) => daemons::launcher(&args),
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
         Command::Workers(args) => operate::workers(&args),

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::message::{Answer, Ask, Claim, TalkError, Task, decode, read_message, write_message};
 use super::policy::Policy;
-use super::serve::{Start, serve};
+use super::serve::{Start, serve_in_thread};
 use super::socket::{pair, receive_start, send_conversation, send_start};
 use crate::failure::{caused, chain};
 use crate::sandbox::{Cancel, Ended};
@@ -84,7 +84,7 @@ impl Launcher {
     pub fn in_thread(policy: &Policy) -> Result<Self, LauncherError> {
         let (ours, theirs) = pair().map_err(LauncherError::Start)?;
         let thread = std::thread::Builder::new().name("kiln-launcher".into()).spawn(move || {
-            if let Err(err) = serve(&theirs) {
+            if let Err(err) = serve_in_thread(&theirs) {
                 tracing::debug!(err = %chain(&err), "the launcher ended");
             }
         });

@@ -12,6 +12,7 @@ mod message;
 mod network;
 mod places;
 mod policy;
+mod rootless;
 mod serve;
 mod socket;
 
@@ -19,4 +20,5 @@ pub use client::{Launcher, LauncherError, Run};
 pub use message::{Answer, Ask, Claim, MESSAGE_BYTES_MAX, Reach, TalkError, Task, decode};
 pub use places::Owner;
 pub use policy::Policy;
+pub use rootless::RootlessError;
 pub use serve::{ServeError, serve_stdin};

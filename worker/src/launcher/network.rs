@@ -3,6 +3,7 @@
 //! Does not start anything: [`crate::sandbox`] does. The worker's own downloads (`builtin:fetchurl`) are not concerned. Resolves no
 //! names: which addresses the coordinators have is said by the worker.
 
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +36,7 @@ impl FixedNetwork {
     pub fn open(wanted: &FixedOutputNetwork) -> Result<Self, NoStack> {
         let program = match wanted.mode {
             NetworkMode::Host => None,
-            NetworkMode::Auto => find(&wanted.slirp4netns),
+            NetworkMode::Auto => find(&wanted.slirp4netns).filter(|_| has_tun()),
             NetworkMode::Isolated => Some(find(&wanted.slirp4netns).ok_or_else(|| NoStack { program: wanted.slirp4netns.clone() })?),
         };
         Ok(Self { program, allowed: wanted.allow.clone(), denied: wanted.deny.clone() })
@@ -66,6 +67,11 @@ impl FixedNetwork {
             denied: self.denied.iter().copied().chain(own).collect(),
         })
     }
+}
+
+/// Whether a device can be made for a build's network.
+fn has_tun() -> bool {
+    File::options().read(true).write(true).open("/dev/net/tun").is_ok()
 }
 
 /// Returns where a program is: an absolute path itself, any other below the directories of `PATH`.

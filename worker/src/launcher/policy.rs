@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::message::{Reach, Task};
 use super::network::FixedNetwork;
 use super::places::{Owner, STORE};
+use super::rootless::Users;
 use crate::config::{Config, FixedOutputNetwork};
-use crate::sandbox::{HostId, Network, Spec};
+use crate::sandbox::{Network, Spec};
 
 /// What a launcher may do for its worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,7 +65,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Refused`] names the part of the task that this worker's launcher does not do.
-    pub(super) fn admit(&self, task: &Task, root_dir: PathBuf, network: &FixedNetwork) -> Result<Spec, Refused> {
+    pub(super) fn admit(&self, task: &Task, root_dir: PathBuf, users: Users, network: &FixedNetwork) -> Result<Spec, Refused> {
         let refuse = |what, value: String, rule| Err(Refused { name: task.name.chars().take(80).collect(), what, value, rule });
         let past = self.slot_first.saturating_add(self.slots);
         if !(self.slot_first..past).contains(&task.slot) {
@@ -95,7 +96,7 @@ impl Policy {
                 Reach::Itself => Network::Loopback,
                 Reach::Outside { denied } => network.of_build(denied),
             },
-            host_id: HostId::of_slot(task.slot),
+            host_id: users.host_id(task.slot, self.slot_first),
             shell: self.shell.clone(),
             dev_kvm: task.dev_kvm,
             resources: task.resources,

@@ -20,7 +20,8 @@ use super::message::{Answer, Ask, Claim, TalkError, decode, read_message, write_
 use super::network::{FixedNetwork, NoStack};
 use super::places::{self, BUILDS, Owner, PlaceError, REMAINS};
 use super::policy::Policy;
-use super::socket::{Received, receive_conversation, receive_start, send_start};
+use super::rootless::{self, RootlessError, Users};
+use super::socket::{Received, peek_start, receive_conversation, receive_start, send_start};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::failure::{caused, chain, failure};
 use crate::outputs::make_canonical;
@@ -58,6 +59,12 @@ pub enum ServeError {
         #[source]
         err: io::Error,
     },
+    /// There can be no launcher without root here.
+    #[error(transparent)]
+    Rootless(#[from] RootlessError),
+    /// A thread cannot have a namespace for itself.
+    #[error("launch builds on a thread: only root can")]
+    Thread,
     /// The network of fixed-output builds cannot be had.
     #[error(transparent)]
     Network(#[from] NoStack),
@@ -72,28 +79,52 @@ pub enum ServeError {
 /// Serves the worker at the other end of standard input until that is closed. What `kiln launcher` does, in its first thread.
 ///
 /// The signals that people or a service manager send to all of a worker's processes are the worker's to act on: they are kept from this
-/// one, which ends when its worker does.
+/// one, which ends when its worker does. `users` is what a launcher without root hands on to itself.
 ///
 /// # Errors
 /// [`ServeError`] if it cannot start; the worker was told why.
-pub fn serve_stdin() -> Result<(), ServeError> {
+pub fn serve_stdin(users: Option<&str>) -> Result<(), ServeError> {
     let kept: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     kept.thread_block().map_err(|err| ServeError::Control(err.into()))?;
     let control = io::stdin().as_fd().try_clone_to_owned().map_err(ServeError::Control)?;
-    serve(&control)
+    if let Some(users) = users.and_then(Users::from_word) {
+        return serve(&control, users);
+    }
+    if rustix::process::geteuid().is_root() {
+        // A builder's first process has them until it becomes the build user.
+        nix::unistd::setgroups(&[]).map_err(|err| ServeError::Control(err.into()))?;
+        return serve(&control, Users::Pool);
+    }
+    // Looked at, not taken: the program that follows this one in its process reads it again.
+    let policy = decode::<Policy>(&peek_start(&control).map_err(ServeError::Control)?).map_err(ServeError::Policy)?;
+    fail(&control, rootless::enter(policy.slots).into())
+}
+
+/// Serves the worker at the other end of `control`, in a process that does other things too.
+pub(super) fn serve_in_thread(control: &OwnedFd) -> Result<(), ServeError> {
+    if rustix::process::geteuid().is_root() { serve(control, Users::Pool) } else { fail(control, ServeError::Thread) }
+}
+
+/// Tells the worker why there is no launcher.
+fn fail(control: &OwnedFd, err: ServeError) -> Result<(), ServeError> {
+    say(control, &Start::Failed(chain(&err)))?;
+    Err(err)
+}
+
+fn say(control: &OwnedFd, start: &Start) -> Result<(), ServeError> {
+    let said = kiln_wire::frame::to_bytes(start).map_err(|err| ServeError::Policy(err.into()))?;
+    send_start(control, &said).map_err(ServeError::Control)
 }
 
 /// Serves the worker at the other end of `control` until that is closed, and every build is over.
-pub(super) fn serve(control: &OwnedFd) -> Result<(), ServeError> {
+fn serve(control: &OwnedFd, users: Users) -> Result<(), ServeError> {
     let start = receive_start(control).map_err(ServeError::Control)?;
-    let host = decode(&start).map_err(ServeError::Policy).and_then(Host::open);
-    let said = match &host {
-        Ok(host) => Start::Ready(host.guarantees()),
-        Err(err) => Start::Failed(chain(err)),
+    let policy = decode::<Policy>(&start).map_err(ServeError::Policy);
+    let host = match policy.and_then(|policy| Host::open(users, policy)) {
+        Ok(host) => host,
+        Err(err) => return fail(control, err),
     };
-    let said = kiln_wire::frame::to_bytes(&said).map_err(|err| ServeError::Policy(err.into()))?;
-    send_start(control, &said).map_err(ServeError::Control)?;
-    let host = host?;
+    say(control, &Start::Ready(host.guarantees()))?;
     let conversations_max = usize::try_from(host.policy.slots).unwrap_or(1) * 2 + 16;
     let open = AtomicUsize::new(0);
     thread::scope(|scope| -> Result<(), ServeError> {
@@ -127,6 +158,7 @@ pub(super) fn serve(control: &OwnedFd) -> Result<(), ServeError> {
 
 /// What the builds of one launcher share.
 struct Host {
+    users: Users,
     policy: Policy,
     cgroups: Cgroups,
     network: FixedNetwork,
@@ -138,7 +170,11 @@ struct Host {
 }
 
 impl Host {
-    fn open(policy: Policy) -> Result<Arc<Self>, ServeError> {
+    fn open(users: Users, mut policy: Policy) -> Result<Arc<Self>, ServeError> {
+        if users != Users::Pool {
+            // The worker, as it is called in this namespace.
+            policy.owner = Owner::own();
+        }
         let lock = places::lock(&policy.dir)?;
         places::prepare(&policy.dir, policy.owner)?;
         std::fs::metadata(&policy.shell).map_err(|err| ServeError::Shell { path: policy.shell.clone(), err })?;
@@ -147,11 +183,15 @@ impl Host {
         let builds = policy.dir.join(BUILDS);
         remains.discard_all(&builds)?;
         let network = FixedNetwork::open(&policy.network)?;
-        Ok(Arc::new(Self { policy, cgroups, network, remains, builds, busy: Mutex::default(), _lock: lock }))
+        Ok(Arc::new(Self { users, policy, cgroups, network, remains, builds, busy: Mutex::default(), _lock: lock }))
     }
 
     fn guarantees(&self) -> Vec<(String, String)> {
-        vec![("cgroup".to_owned(), self.cgroups.describe()), ("fixed-output network".to_owned(), self.network.describe())]
+        vec![
+            ("cgroup".to_owned(), self.cgroups.describe()),
+            ("fixed-output network".to_owned(), self.network.describe()),
+            ("build users".to_owned(), self.users.describe().to_owned()),
+        ]
     }
 
     fn take(&self, slot: u32) -> Option<Taken<'_>> {
@@ -199,7 +239,7 @@ impl<'a> Conversation<'a> {
             Ok(scratch) => scratch,
             Err(err) => return refuse(&err),
         };
-        let spec = match host.policy.admit(&task, scratch.dir().to_owned(), &host.network) {
+        let spec = match host.policy.admit(&task, scratch.dir().to_owned(), host.users, &host.network) {
             Ok(spec) => spec,
             Err(err) => return refuse(&err),
         };

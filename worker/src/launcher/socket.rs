@@ -26,8 +26,17 @@ pub(super) fn send_start(control: impl AsFd, bytes: &[u8]) -> io::Result<()> {
 
 /// Receives one message of the start; empty if the other side is gone.
 pub(super) fn receive_start(control: impl AsFd) -> io::Result<Vec<u8>> {
+    receive(control, RecvFlags::empty())
+}
+
+/// Does [`receive_start`] and leaves the message where it is.
+pub(super) fn peek_start(control: impl AsFd) -> io::Result<Vec<u8>> {
+    receive(control, RecvFlags::PEEK)
+}
+
+fn receive(control: impl AsFd, flags: RecvFlags) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; START_BYTES_MAX];
-    let (got, _) = retry(|| rustix::net::recv(control.as_fd(), bytes.as_mut_slice(), RecvFlags::empty()))?;
+    let (got, _) = retry(|| rustix::net::recv(control.as_fd(), bytes.as_mut_slice(), flags))?;
     bytes.truncate(got);
     Ok(bytes)
 }
@@ -98,6 +107,7 @@ mod tests {
     fn a_conversation_crosses_the_control_socket_and_its_end_is_seen() {
         let (ours, theirs) = pair().expect("a socket");
         send_start(&ours, b"policy").expect("room");
+        assert_eq!(peek_start(&theirs).expect("a message"), b"policy");
         assert_eq!(receive_start(&theirs).expect("a message"), b"policy");
         let (mut near, far) = UnixStream::pair().expect("a socket");
         send_conversation(&ours, far.as_fd()).expect("room");

@@ -12,6 +12,7 @@ mod once;
 mod package_set;
 mod parity;
 mod roles;
+mod rootless;
 mod served;
 mod split;
 mod stops;
