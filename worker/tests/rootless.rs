@@ -123,9 +123,11 @@ fn as_user(home: &Path) {
     println!("passed");
 }
 
+type Change = fn(&mut Task);
+
 /// What a launcher is not to do, whoever asks.
 fn refused(launcher: &Launcher) {
-    let changes: [(&str, fn(&mut Task)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("is not one of this worker's", |task| task.slot = 7),
         ("is more than the worker may give", |task| task.resources.memory_bytes_max = 1 << 40),
         ("is not a feature of this worker", |task| task.dev_kvm = true),
