@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use kiln_wire::{Failure, FailureClass};
+use landlock::{CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, Scope};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{CWD, Gid, Mode, Uid, fchmod, fchown};
 use serde::{Deserialize, Serialize};
@@ -191,12 +192,24 @@ impl Host {
             ("cgroup".to_owned(), self.cgroups.describe()),
             ("fixed-output network".to_owned(), self.network.describe()),
             ("build users".to_owned(), self.users.describe().to_owned()),
+            // A build whose filter cannot be loaded does not start.
+            ("system calls".to_owned(), "no set-id bits, extended attributes, keyrings, io_uring, hypervisor sockets".to_owned()),
+            ("landlock".to_owned(), landlock().to_owned()),
         ]
     }
 
     fn take(&self, slot: u32) -> Option<Taken<'_>> {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         busy.insert(slot).then_some(Taken { host: self, slot })
+    }
+}
+
+/// What Landlock adds to builds: it matters to those that share the host's network, whose abstract sockets no other namespace hides.
+fn landlock() -> &'static str {
+    let demanded = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::AbstractUnixSocket);
+    match demanded.and_then(Ruleset::create) {
+        Ok(_) => "the host's abstract sockets out of reach",
+        Err(_) => "none: this kernel has no Landlock of version 6 or newer",
     }
 }
 
