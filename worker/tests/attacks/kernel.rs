@@ -1,6 +1,4 @@
-//! What a build must not be able to do, tried by a program in the sandbox (`sandbox_probe`).
-
-mod sandbox_support;
+//! What a build must not be able to do, tried by a program in the sandbox (`attacker`).
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -8,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use kiln_wire::StorePath;
-use sandbox_support::{Bench, INPUT};
+use crate::sandbox_support::{Bench, INPUT};
 
 #[test]
 fn the_kernel_refuses_what_escapes_or_marks_files() {
@@ -73,7 +71,7 @@ fn two_builds_cannot_touch_each_other() {
 
 /// Compiles the probe so that it needs nothing of the host at run time.
 fn compile_probe(to: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sandbox_probe/probe.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks/attacker/main.rs");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(rustc);
     command.args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-O", "-o"]).arg(to).arg(&source);

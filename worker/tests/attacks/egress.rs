@@ -1,14 +1,12 @@
 //! The network of a fixed-output build: what it reaches, and what it must not (attacks A1, A2 and A19).
 
-mod sandbox_support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 
 use kiln_worker::sandbox::{Egress, Network};
-use sandbox_support::{Bench, chain};
+use crate::sandbox_support::{Bench, chain};
 
 /// The stack is part of what the tests need.
 const SLIRP: &str = "/usr/bin/slirp4netns";
