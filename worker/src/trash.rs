@@ -313,7 +313,7 @@ mod tests {
     use rustix::fs::mkdirat;
 
     #[test]
-    fn a_tree_deeper_than_any_path_is_removed_and_a_link_is_not_followed() {
+    fn a23_a_tree_deeper_than_any_path_is_removed_and_a_link_is_not_followed() {
         let root = tempfile::tempdir().expect("temporary directory");
         let canary = root.path().join("canary");
         std::fs::write(&canary, "alive").expect("write canary");
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_write_is_refused() {
+    fn a07_a_directory_that_others_can_write_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().expect("temporary directory");
         let open = root.path().join("open");

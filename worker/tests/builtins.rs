@@ -239,7 +239,7 @@ async fn a_channel_has_the_bytes_that_nix_gives_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hostile_tarball_fails_its_own_build_and_no_other() {
+async fn a34_a_hostile_tarball_fails_its_own_build_and_no_other() {
     use tar::EntryType::{Regular, Symlink};
     let farm = Farm::start().await;
     let worker = farm.worker();

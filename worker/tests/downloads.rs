@@ -243,7 +243,7 @@ async fn damaged_and_missing_inputs_are_named_and_nobodys_build_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_assignment_with_another_derivations_bytes_is_refused() {
+async fn a28_an_assignment_with_another_derivations_bytes_is_refused() {
     let farm = Farm::start().await;
     let worker = farm.worker();
     farm.hello().await;

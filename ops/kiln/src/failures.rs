@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_cannot_steer_the_terminal() {
+    fn a16_a_log_cannot_steer_the_terminal() {
         assert_eq!(printable(b"\x1b]0;title\x07done\r"), "\\u{1b}]0;title\\u{7}done");
         assert_eq!(printable("tab\tand ü and \u{0}".as_bytes()), "tab\tand ü and \\u{0}");
     }

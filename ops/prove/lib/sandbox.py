@@ -38,15 +38,15 @@ ITEMS = {
 # What two builders cannot be asked side by side: item, what of it, and the test that covers it.
 NOT_COMPARED = (
     (2, "the start protocol", "worker/tests/sandbox_stops.rs", "a_sandbox_that_does_not_stand_is_its_own_error_and_names_the_step"),
-    (4, "Nix 2.8 takes them from /etc/group", "worker/tests/attacks/kernel.rs", "two_builds_cannot_touch_each_other"),
-    (15, "Nix 2.8 has no Landlock", "worker/tests/attacks/egress.rs", "a1_and_a2_two_builds_and_the_host_share_no_abstract_socket_and_no_port"),
+    (4, "Nix 2.8 takes them from /etc/group", "worker/tests/attacks/kernel.rs", "a05_two_builds_cannot_touch_each_other"),
+    (15, "Nix 2.8 has no Landlock", "worker/tests/attacks/egress.rs", "a01_a02_two_builds_and_the_host_share_no_abstract_socket_and_no_port"),
     (34, "extended attributes", "worker/src/outputs/canonical/tests.rs", "modes_times_owners_and_attributes_become_canonical"),
     (34, "foreign owners", "worker/src/outputs/canonical/tests.rs", "trees_that_are_not_taken_are_refused_with_their_rule"),
     (37, "an experiment in Nix 2.8", "shared/nix/tests/nix_testdata.rs", "kinds_of_outputs_and_dynamic_inputs_are_told_apart"),
     (39, "the host's side of the build directory", "worker/tests/sandbox_stops.rs", "a_root_directory_that_others_can_reach_is_refused"),
     (40, "the farm's limits are the worker's configuration", "worker/tests/sandbox_stops.rs", "each_limit_stops_a_build_for_its_own_reason"),
-    (41, "outputs of wrong paths", "ops/kiln/tests/e2e/bad_input.rs", "a_derivation_whose_source_is_gone_or_whose_output_path_is_wrong_is_refused"),
-    (41, "another derivation's bytes", "worker/tests/downloads.rs", "an_assignment_with_another_derivations_bytes_is_refused"),
+    (41, "outputs of wrong paths", "ops/kiln/tests/e2e/bad_input.rs", "a28_a_derivation_whose_source_is_gone_or_whose_output_path_is_wrong_is_refused"),
+    (41, "another derivation's bytes", "worker/tests/downloads.rs", "a28_an_assignment_with_another_derivations_bytes_is_refused"),
 )
 # Derivations that this machine cannot build: rows of the table about them are not judged.
 UNSEEN = set()

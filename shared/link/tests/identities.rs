@@ -184,7 +184,7 @@ fn listen(farm: &Farm) -> Listener {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dialer_with_a_wrong_certificate_or_protocol_is_refused() {
+async fn a36_a_dialer_with_a_wrong_certificate_or_protocol_is_refused() {
     let farm = Farm::new("demo");
     let listener = listen(&farm);
     let good = || farm.forge(&["spiffe://demo/worker/w1"], |_| {});
@@ -204,7 +204,7 @@ async fn a_dialer_with_a_wrong_certificate_or_protocol_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dialer_believes_only_a_coordinator_of_its_farm() {
+async fn a36_a_dialer_believes_only_a_coordinator_of_its_farm() {
     let farm = Farm::new("demo");
     let dialer = Dialer::new(&identity(&farm.authority, "worker/w1")).expect("dialer");
     let mut cases = wrong(&farm, "spiffe://demo/coordinator/1");

@@ -201,7 +201,7 @@ fn everything_that_is_missing_is_listed() {
 }
 
 #[test]
-fn a_changed_output_path_is_found_and_a_changed_file_has_another_path() {
+fn a28_a_changed_output_path_is_found_and_a_changed_file_has_another_path() {
     let corpus = corpus();
     let store_dir = StoreDir::default();
     let root = corpus.entries.iter().find(|(_, entry)| entry.root.is_some() && entry.inputs_in_corpus).expect("a root").0;

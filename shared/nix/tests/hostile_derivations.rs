@@ -42,7 +42,7 @@ fn what_is_plain_is_taken() {
 }
 
 #[test]
-fn hostile_derivations_are_refused_with_their_rule() {
+fn a41_hostile_derivations_are_refused_with_their_rule() {
     let output = |fields: &str| text(&format!("(\"out\",{fields})"), "", "", "s", "");
     let (a, b) = ("(\"a\",\"1\")", "(\"b\",\"2\")");
     let table = [

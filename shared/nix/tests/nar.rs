@@ -102,7 +102,7 @@ fn variant(err: &NarError) -> &'static str {
     }
 }
 
-/// SANDBOX.md, attack A22.
+/// Attack A22.
 fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let named = |name: &[u8]| archive(directory(vec![(name, file("x"))]));
     let through_link = directory(vec![(b"a", link("/etc")), (b"a/passwd", file("x"))]);
@@ -149,7 +149,7 @@ fn others(directory: &Path, allowed: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn hostile_archives_are_refused_with_their_rule_and_make_nothing_outside() {
+fn a22_hostile_archives_are_refused_with_their_rule_and_make_nothing_outside() {
     for (what, bytes, want) in hostile() {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let destination = temporary.path().join("destination");
@@ -184,7 +184,7 @@ fn the_limits_themselves_are_allowed() {
 }
 
 #[test]
-fn nothing_is_unpacked_over_what_exists() {
+fn a22_nothing_is_unpacked_over_what_exists() {
     let temporary = tempfile::tempdir().expect("a temporary directory");
     let outside = temporary.path().join("outside");
     let places = ["file", "directory", "link", "dangling"].map(|name| temporary.path().join(name));

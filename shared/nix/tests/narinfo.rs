@@ -48,7 +48,7 @@ fn a_narinfo_is_written_in_the_order_of_nix_and_reads_back() {
 }
 
 #[test]
-fn a_signature_covers_path_hash_size_references_and_store_directory() {
+fn a32_a_signature_covers_path_hash_size_references_and_store_directory() {
     let store_dir = StoreDir::default();
     let fingerprint = narinfo::fingerprint(&store_dir, &info());
     let want = format!(

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_whole_frame_of_the_declared_size_is_refused() {
+    fn a24_what_is_not_one_whole_frame_of_the_declared_size_is_refused() {
         let content = vec![7u8; 100_000];
         let blob = compress(&content);
         let two_frames = [blob.clone(), blob.clone()].concat();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_over_the_limit_is_refused() {
+    fn a24_a_window_over_the_limit_is_refused() {
         let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("encoder");
         encoder.set_parameter(zstd::zstd_safe::CParameter::WindowLog(27)).expect("parameter");
         io::Write::write_all(&mut encoder, &vec![3u8; 1000]).expect("in memory");

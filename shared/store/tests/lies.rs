@@ -51,7 +51,7 @@ fn honest(place: &Place) -> (PathInfo, Vec<u8>, Vec<u8>, Packed) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_lie_is_refused_and_nothing_becomes_visible() {
+async fn a25_a31_every_lie_is_refused_and_nothing_becomes_visible() {
     for place in Place::both().await {
         let (info, blob, nar, _) = honest(&place);
         let [_, other, foreign] = [0, 1, 2].map(|i| path(HASHES[i], "lib"));
@@ -105,7 +105,7 @@ async fn every_lie_is_refused_and_nothing_becomes_visible() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lie_about_a_stored_nar_is_refused_too() {
+async fn a31_a_lie_about_a_stored_nar_is_refused_too() {
     let place = Place::in_memory().await;
     let (info, blob, ..) = honest(&place);
     let provenance = built([info.path.clone(), path(HASHES[1], "lib")]);

@@ -150,7 +150,7 @@ fn a_references_graph_of_anything_else_is_refused() {
 }
 
 #[test]
-fn a_way_out_of_the_sandbox_is_refused_by_its_name() {
+fn a33_a_way_out_of_the_sandbox_is_refused_by_its_name() {
     let output = format!(r#""/nix/store/{OUT}","","""#);
     let table = [
         (r#"("__noChroot","1")"#, "`__noChroot`"),

@@ -91,7 +91,7 @@ fn what_is_allowed_within_something_denied_can_be_reached() {
 }
 
 #[test]
-fn a1_and_a2_two_builds_and_the_host_share_no_abstract_socket_and_no_port() {
+fn a01_a02_two_builds_and_the_host_share_no_abstract_socket_and_no_port() {
     let name = format!("kiln-egress-{}", std::process::id());
     let host = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&name).expect("a name")).expect("listen");
     std::thread::spawn(move || host.incoming().flatten().for_each(|mut stream| drop(stream.read(&mut [0; 8]))));

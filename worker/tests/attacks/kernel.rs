@@ -9,7 +9,7 @@ use kiln_wire::StorePath;
 use crate::sandbox_support::{Bench, INPUT};
 
 #[test]
-fn the_kernel_refuses_what_escapes_or_marks_files() {
+fn a08_a09_the_kernel_refuses_what_escapes_or_marks_files() {
     let mut bench = Bench::new("");
     let program = bench.host("store").join(INPUT).join("probe");
     compile_probe(&program);
@@ -43,7 +43,7 @@ fn the_kernel_refuses_what_escapes_or_marks_files() {
 }
 
 #[test]
-fn the_hosts_copy_of_an_input_stays_as_it_was() {
+fn a10_the_hosts_copy_of_an_input_stays_as_it_was() {
     let bench = Bench::new("chmod 777 /nix/store/*-input/file; ln /nix/store/*-input/file $out; echo x >>/nix/store/*-input/file; true");
     let file = bench.host("store").join(INPUT).join("file");
     let before = (fs::read(&file).expect("read the input"), fs::metadata(&file).expect("look at the input").mode());
@@ -53,7 +53,7 @@ fn the_hosts_copy_of_an_input_stays_as_it_was() {
 }
 
 #[test]
-fn two_builds_cannot_touch_each_other() {
+fn a05_two_builds_cannot_touch_each_other() {
     let first = Bench::new("chmod 777 /build; echo secret >/build/secret; chmod 666 /build/secret");
     assert!(first.run().ended.succeeded());
     let root = first.host("root");

@@ -40,7 +40,7 @@ fn an_absent_farm_is_told_from_bad_input() {
 }
 
 #[test]
-fn a_derivation_whose_source_is_gone_or_whose_output_path_is_wrong_is_refused() {
+fn a28_a_derivation_whose_source_is_gone_or_whose_output_path_is_wrong_is_refused() {
     let place = Place::new(SET);
     let _farm = place.up();
     place.run(&["build", "-f", "set.nix", "-A", "plain"]).expect_success();
