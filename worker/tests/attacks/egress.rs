@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 
-use kiln_worker::sandbox::{Egress, Network};
 use crate::sandbox_support::{Bench, chain};
+use kiln_worker::sandbox::{Egress, Network};
 
 /// The stack is part of what the tests need.
 const SLIRP: &str = "/usr/bin/slirp4netns";

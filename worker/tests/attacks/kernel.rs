@@ -2,19 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
-use std::process::Command;
 
 use kiln_wire::StorePath;
+
+use crate::program;
 use crate::sandbox_support::{Bench, INPUT};
 
 #[test]
 fn a08_a09_the_kernel_refuses_what_escapes_or_marks_files() {
-    let mut bench = Bench::new("");
-    let program = bench.host("store").join(INPUT).join("probe");
-    compile_probe(&program);
-    bench.spec.builder = format!("/nix/store/{INPUT}/probe").into_bytes();
-    bench.spec.args.clear();
+    let bench = program::bench(&["calls"]);
     let ran = bench.run();
     let want = [
         ("chmod 4755", libc::EPERM),
@@ -67,14 +63,4 @@ fn a05_two_builds_cannot_touch_each_other() {
         .push((StorePath::parse("4hm2f1psjpcwg8fijsmr4wwxrx59s092-x").expect("a store path"), second.host("store").join(INPUT)));
     let log = second.run().log;
     assert!(log.contains("No such file"), "{log}");
-}
-
-/// Compiles the probe so that it needs nothing of the host at run time.
-fn compile_probe(to: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks/attacker/main.rs");
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let mut command = Command::new(rustc);
-    command.args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-O", "-o"]).arg(to).arg(&source);
-    let compiled = command.output().unwrap_or_else(|err| panic!("run rustc: {err}"));
-    assert!(compiled.status.success(), "compile {}: {}", source.display(), String::from_utf8_lossy(&compiled.stderr));
 }

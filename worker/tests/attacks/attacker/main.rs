@@ -1,7 +1,12 @@
-//! A builder that tries what a build must not be able to do and prints what the kernel answered, one line per attempt. Compiled
-//! by the test with a static C library; no crates.
+//! A builder that tries what a build must not be able to do and prints what the kernel answered, one line per attempt: `what: errno`, 0
+//! for what was done. Compiled by the tests with a static C library; no crates. Its first argument names what it tries.
+
+mod escape;
+mod files;
+mod network;
 
 use std::arch::asm;
+use std::io;
 
 unsafe extern "C" {
     fn syscall(number: i64, ...) -> i64;
@@ -12,6 +17,35 @@ unsafe extern "C" {
 type Attempt = (&'static str, i64, [i64; 5]);
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["calls"] => calls(),
+        ["network", port, name] => network::attack(port.parse().expect("a port"), name),
+        ["descriptors"] => escape::descriptors(),
+        ["program", idle] => escape::program(idle),
+        ["groups"] => escape::groups(),
+        ["set-id", dir] => files::set_id(dir),
+        ["deep", dir, levels] => files::deep(dir, levels.parse().expect("a number")),
+        ["socket", path] => files::socket(path),
+        ["threads", count] => escape::threads(count.parse().expect("a number")),
+        _ => panic!("no such attack: {arguments:?}"),
+    }
+}
+
+/// Says how an attempt ended.
+fn told<T>(what: &str, ended: io::Result<T>) {
+    println!("{what}: {}", ended.err().map_or(0, |err| err.raw_os_error().unwrap_or(-1)));
+}
+
+/// One system call. Pointers among its arguments must lead to what lives on.
+fn call(number: i64, [a, b, c, d, e]: [i64; 5]) -> io::Result<i64> {
+    // SAFETY: the callers pass pointers to literals or to their own buffers; the kernel refuses what it does not understand.
+    let answer = unsafe { syscall(number, a, b, c, d, e) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+fn calls() {
     std::fs::write("/build/victim", "x").expect("write the victim");
     let file = c"/build/victim".as_ptr() as i64;
     let made = c"/build/made".as_ptr() as i64;
@@ -36,11 +70,8 @@ fn main() {
         ("x32 chmod 4755", 0x4000_0000 | 90, [file, 0o4755, 0, 0, 0]),
         ("chmod 0755", 90, [file, 0o755, 0, 0, 0]),
     ];
-    for (what, number, [a, b, c, d, e]) in attempts {
-        // SAFETY: pointers lead to literals that live on; the kernel refuses what it does not understand.
-        let answer = unsafe { syscall(number, a, b, c, d, e) };
-        let told = if answer < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 };
-        println!("{what}: {told}");
+    for (what, number, arguments) in attempts {
+        told(what, call(number, arguments));
     }
     println!("i386 chmod 4755: {}", i386_chmod());
 }
