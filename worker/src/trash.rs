@@ -110,11 +110,11 @@ impl Trash {
     }
 }
 
-/// Makes a directory that only its owner, who we are, may enter, with its parents; one that is there must be ours, and nobody else may be
-/// able to write it.
+/// Makes a directory that only its owner, who we are, may enter, with its parents; one that is there must be ours, nobody else may be able
+/// to write it, or to put another in its place.
 ///
 /// # Errors
-/// The kernel's, or `PermissionDenied` if someone else owns or may write it.
+/// The kernel's, or `PermissionDenied` if someone else owns or may write it, or all may write a directory above it.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = owned_dir(dir)?;
@@ -136,6 +136,13 @@ pub fn owned_dir(dir: &Path) -> io::Result<u32> {
     if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o022 != 0 {
         let text = format!("`{}` must be a directory of user {own} that nobody else can write", dir.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    for above in std::fs::canonicalize(dir)?.ancestors().skip(1) {
+        // With the sticky bit only their owners rename or remove what is in it.
+        if std::fs::metadata(above)?.mode() & 0o1002 == 0o0002 {
+            let text = format!("`{}` lies in `{}`, where everybody may rename it; use another place", dir.display(), above.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
     }
     Ok(meta.mode())
 }
@@ -308,6 +315,9 @@ fn number(name: &CStr) -> Option<u64> {
 }
 
 #[cfg(test)]
+mod race;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use rustix::fs::mkdirat;
@@ -356,12 +366,22 @@ mod tests {
     }
 
     #[test]
-    fn a07_a_directory_that_others_can_write_is_refused() {
+    fn a07_a_directory_that_others_can_write_replace_or_prepare_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().expect("temporary directory");
         let open = root.path().join("open");
         std::fs::create_dir(&open).expect("mkdir");
         std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("chmod");
         assert_eq!(private_dir(&open).expect_err("world-writable").kind(), io::ErrorKind::PermissionDenied);
+        let below = open.join("above/dir");
+        let refused = private_dir(&below).expect_err("below what is world-writable");
+        assert!(refused.kind() == io::ErrorKind::PermissionDenied && refused.to_string().contains("everybody may rename it"), "{refused}");
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o1777)).expect("chmod");
+        private_dir(&below).expect("a sticky directory keeps others from it");
+        std::os::unix::fs::chown(&below, Some(65534), None).expect("chown");
+        assert_eq!(private_dir(&below).expect_err("somebody else's").kind(), io::ErrorKind::PermissionDenied);
+        std::fs::remove_dir(&below).expect("rmdir");
+        std::os::unix::fs::symlink("/etc", &below).expect("symlink");
+        private_dir(&below).expect_err("a link that was prepared");
     }
 }
