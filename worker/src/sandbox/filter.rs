@@ -1,7 +1,7 @@
 //! The system call filter: what a build must not do even where the kernel would let it.
 //!
 //! Nix's list (set-id bits, extended attributes) and what escapes it: the `*xattrat` calls, `mknod` with set-id bits, sockets to
-//! the hypervisor, `io_uring` (whose operations pass by every filter), keyrings, and the x32 numbering of x86-64. Refusals are
+//! the hypervisor and the like, `io_uring` (whose operations pass by every filter), keyrings, and the x32 numbering of x86-64. Refusals are
 //! the errors that a kernel without the facility gives, so that programs fall back. Never relied on alone: mounts are nosuid and
 //! outputs are normalised.
 //!
@@ -25,8 +25,8 @@ enum When {
     Always,
     /// The argument with this index has one of these bits.
     Bits(u32, u32),
-    /// The argument with this index, as 32 bits, is this value.
-    Equals(u32, u32),
+    /// The argument with this index, as 32 bits, is one of these values.
+    OneOf(u32, &'static [u32]),
 }
 
 /// Numbers that differ between the two ways into an x86-64 kernel.
@@ -78,7 +78,9 @@ const XATTRAT: std::ops::RangeInclusive<u32> = 463..=466;
 const SOCKETCALL: u32 = 102;
 
 const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
-const AF_VSOCK: u32 = libc::AF_VSOCK as u32;
+/// Families of sockets that no network namespace confines: to the hypervisor, and to the processors of the same board (`AF_QIPCRTR`,
+/// which the C library's headers lack).
+const FAMILIES_DENIED: [u32; 2] = [libc::AF_VSOCK as u32, 42];
 /// Marks the numbers of the x32 calling convention.
 const X32_BIT: u32 = 0x4000_0000;
 const ARCH_X86_64: u32 = 0xc000_003e;
@@ -117,7 +119,7 @@ fn rules(numbers: &Numbers) -> Vec<Rule> {
         set_id(FCHMODAT2, 2),
         set_id(numbers.mknod, 1),
         set_id(numbers.mknodat, 2),
-        Rule { number: numbers.socket, when: When::Equals(0, AF_VSOCK), errno: libc::EAFNOSUPPORT },
+        Rule { number: numbers.socket, when: When::OneOf(0, &FAMILIES_DENIED), errno: libc::EAFNOSUPPORT },
         always(IO_URING_SETUP, libc::ENOSYS),
     ];
     rules.extend([numbers.add_key, numbers.request_key, numbers.keyctl].map(|number| always(number, libc::ENOSYS)));
@@ -131,17 +133,23 @@ fn block(rules: &[Rule]) -> Vec<sock_filter> {
     for rule in rules {
         match rule.when {
             When::Always => block.extend([jump(libc::BPF_JEQ, rule.number, 0, 1), refuse(rule.errno)]),
-            When::Bits(argument, mask) => block.extend(examined(rule, argument, libc::BPF_JSET, mask)),
-            When::Equals(argument, value) => block.extend(examined(rule, argument, libc::BPF_JEQ, value)),
+            When::Bits(argument, mask) => block.extend(examined(rule, argument, libc::BPF_JSET, &[mask])),
+            When::OneOf(argument, values) => block.extend(examined(rule, argument, libc::BPF_JEQ, values)),
         }
     }
     block.push(allow());
     block
 }
 
-/// The kernel takes modes and families as 32 bits, so the low half of the argument decides.
-fn examined(rule: &Rule, argument: u32, test: u32, value: u32) -> [sock_filter; 5] {
-    [jump(libc::BPF_JEQ, rule.number, 0, 4), load(OFFSET_ARGS + 8 * argument), jump(test, value, 0, 1), refuse(rule.errno), allow()]
+/// The kernel takes modes and families as 32 bits, so the low half of the argument decides. No other rule is asked afterwards: there is
+/// one for each number.
+fn examined(rule: &Rule, argument: u32, test: u32, values: &[u32]) -> Vec<sock_filter> {
+    let mut examined = vec![load(OFFSET_ARGS + 8 * argument)];
+    examined.extend(values.iter().flat_map(|value| [jump(test, *value, 0, 1), refuse(rule.errno)]));
+    examined.push(allow());
+    let beyond = u8::try_from(examined.len()).expect("a rule names a few values");
+    examined.insert(0, jump(libc::BPF_JEQ, rule.number, 0, beyond));
+    examined
 }
 
 fn statement(code: u32, value: u32) -> sock_filter {
@@ -218,6 +226,8 @@ mod tests {
             ("removexattrat", ARCH_X86_64, 466, [0; 6], errno(libc::ENOTSUP)),
             ("unix socket", ARCH_X86_64, 41, [1, 0, 0, 0, 0, 0], pass),
             ("vsock socket", ARCH_X86_64, 41, [40, 0, 0, 0, 0, 0], errno(libc::EAFNOSUPPORT)),
+            ("qipcrtr socket", ARCH_X86_64, 41, [42, 0, 0, 0, 0, 0], errno(libc::EAFNOSUPPORT)),
+            ("i386 qipcrtr socket", ARCH_I386, 359, [42, 0, 0, 0, 0, 0], errno(libc::EAFNOSUPPORT)),
             ("io_uring_setup", ARCH_X86_64, 425, [0; 6], errno(libc::ENOSYS)),
             ("keyctl", ARCH_X86_64, 250, [0; 6], errno(libc::ENOSYS)),
             ("another architecture", 0x1234, 0, [0; 6], kill),
