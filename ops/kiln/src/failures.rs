@@ -5,7 +5,7 @@ use std::path::Path;
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobView, Request, Response};
 
 use crate::client::{Client, unexpected};
-use crate::words;
+use crate::{tame, words};
 
 /// Prints the failures of a build on standard error. `dir` is where an embedded farm keeps its logs.
 pub async fn explain(client: &Client, view: &BuildView, dir: Option<&Path>) -> anyhow::Result<()> {
@@ -28,9 +28,9 @@ pub async fn explain(client: &Client, view: &BuildView, dir: Option<&Path>) -> a
 }
 
 async fn explain_job(client: &Client, job: &JobView, dir: Option<&Path>) -> anyhow::Result<()> {
-    eprintln!("\n{} failed: {}", job.derivation, job.reason);
+    eprintln!("\n{} failed: {}", job.derivation, tame::text(&job.reason));
     for attempt in &job.attempts {
-        eprintln!("  attempt {} on {}: {}", attempt.attempt, attempt.worker, outcome(attempt, &job.reason));
+        eprintln!("  attempt {} on {}: {}", attempt.attempt, attempt.worker, tame::text(&outcome(attempt, &job.reason)));
     }
     let log = log_of(client, job).await.unwrap_or_default();
     let lines: Vec<&[u8]> = log.split(|byte| *byte == b'\n').collect();
@@ -78,10 +78,8 @@ async fn log_of(client: &Client, job: &JobView) -> anyhow::Result<Vec<u8>> {
     Ok(log)
 }
 
-/// A log is a stranger's bytes: what could move a terminal's cursor or its title is shown, not done. Colours are left out too.
 fn printable(line: &[u8]) -> String {
-    let shown = |c: char| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() };
-    String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).chars().map(shown).collect()
+    tame::line(&String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)))
 }
 
 /// Failures that are told in full.
@@ -90,14 +88,3 @@ const SHOWN_MAX: usize = 10;
 const TAIL_LINES: usize = 25;
 /// Bytes of log that are kept to find these lines in.
 const TAIL_BYTES_MAX: usize = 1 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a16_a_log_cannot_steer_the_terminal() {
-        assert_eq!(printable(b"\x1b]0;title\x07done\r"), "\\u{1b}]0;title\\u{7}done");
-        assert_eq!(printable("tab\tand ü and \u{0}".as_bytes()), "tab\tand ü and \\u{0}");
-    }
-}

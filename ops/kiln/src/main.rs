@@ -23,6 +23,7 @@ mod operate;
 mod progress;
 mod realise;
 mod tables;
+mod tame;
 mod up;
 mod words;
 

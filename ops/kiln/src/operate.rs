@@ -1,6 +1,6 @@
 //! The commands that look at a farm and steer it.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::client::{Client, unexpected};
 use crate::daemons::runtime;
 use crate::json;
 use crate::tables;
+use crate::tame::{Colours, Tame};
 use crate::words::{self, bad_input};
 
 /// Arguments of a command that only looks.
@@ -166,7 +167,7 @@ fn worker_row(worker: &WorkerView) -> Vec<String> {
     ]
 }
 
-/// Prints the log of a job.
+/// Prints the log of a job: to a terminal what is safe there, elsewhere its bytes.
 pub fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let derivation = parse_job(&args.job)?;
     let request = Request::Log { derivation, attempt: args.attempt.map(AttemptId), follow: args.follow };
@@ -174,13 +175,16 @@ pub fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
         let client = Client::open(&args.farm).await?;
         let (_sender, mut answers) = client.ask(&request).await?;
         let mut out = std::io::stdout().lock();
+        let mut terminal = out.is_terminal().then(|| Tame::new(Colours::Done));
         while let Some(answer) = answers.next().await? {
-            match answer {
-                Response::Log(bytes) => out.write_all(&bytes)?,
+            match (answer, &mut terminal) {
+                (Response::Log(bytes), None) => out.write_all(&bytes)?,
+                (Response::Log(bytes), Some(tame)) => out.write_all(tame.push(&bytes).as_bytes())?,
                 _ => return Err(unexpected("another kind")),
             }
             out.flush()?;
         }
+        out.write_all(terminal.map(Tame::finish).unwrap_or_default().as_bytes())?;
         Ok(ExitCode::from(words::SUCCESS))
     })
 }

@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kiln_wire::client::{BuildView, Event, EventKind, JobCounts};
 use kiln_wire::{DrvPath, StoreDir};
 
-use crate::words;
+use crate::{tame, words};
 
 /// Shows one build on standard error; standard output is for results.
 pub struct Progress {
@@ -235,8 +235,8 @@ fn event_line(event: &Event) -> Option<String> {
         EventKind::Built { wall_ms, nar_bytes } => {
             Some(format!("built {name} in {} ({})", words::duration(Duration::from_millis(*wall_ms)), words::size(*nar_bytes)))
         }
-        EventKind::Retried { class, message } => Some(format!("{name}: {class}, tried again: {message}")),
-        EventKind::Failed { class, message } => Some(format!("{name}: {class}: {message}")),
+        EventKind::Retried { class, message } => Some(format!("{name}: {class}, tried again: {}", tame::text(message))),
+        EventKind::Failed { class, message } => Some(format!("{name}: {class}: {}", tame::text(message))),
         EventKind::DependencyFailed { cause } => Some(format!("{name}: not built, because {} failed", cause.name())),
         EventKind::Cancelled => Some(format!("{name}: cancelled")),
     }

@@ -1,8 +1,11 @@
 //! Plain tables for people: columns as wide as they need to be.
 
-/// Prints a table with a header. Nothing is cut: a terminal wraps, a pipe wants everything.
+use crate::tame;
+
+/// Prints a table with a header. Nothing is cut: a terminal wraps, a pipe wants everything. A cell is one line, whatever is in it.
 pub fn print(header: &[&str], rows: &[Vec<String>]) {
-    for line in lines(header, rows) {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| tame::line(cell)).collect()).collect();
+    for line in lines(header, &rows) {
         println!("{line}");
     }
 }
