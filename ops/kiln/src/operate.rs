@@ -12,7 +12,7 @@ use crate::client::{Client, unexpected};
 use crate::daemons::runtime;
 use crate::json;
 use crate::tables;
-use crate::tame::{Colours, Tame};
+use crate::tame::Tame;
 use crate::words::{self, bad_input};
 
 /// Arguments of a command that only looks.
@@ -175,7 +175,7 @@ pub fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
         let client = Client::open(&args.farm).await?;
         let (_sender, mut answers) = client.ask(&request).await?;
         let mut out = std::io::stdout().lock();
-        let mut terminal = out.is_terminal().then(|| Tame::new(Colours::Done));
+        let mut terminal = out.is_terminal().then(Tame::default);
         while let Some(answer) = answers.next().await? {
             match (answer, &mut terminal) {
                 (Response::Log(bytes), None) => out.write_all(&bytes)?,

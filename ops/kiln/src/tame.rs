@@ -1,37 +1,24 @@
 //! Makes a stranger's bytes safe to show on a terminal: what could move its cursor, change its title or have it answer is shown, not
-//! done. Logs, and the names that a builder chose, are such bytes. Does not touch what goes into a file or a pipe.
+//! done. Logs, and the names that a builder chose, are such bytes. Does not concern what goes into a file or a pipe.
 
 use std::fmt::Write as _;
 
-/// What happens to colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Colours {
-    /// They are shown as what they are, like every other control sequence.
-    Shown,
-    /// They are done: `ESC [ … m` with numbers changes nothing but how text looks.
-    Done,
-}
-
-/// Tames a log that comes in pieces: a character or a sequence may lie across two of them.
+/// Tames a log that comes in pieces: a character or a sequence may lie across two of them. Colours are done: `ESC [ … m` with numbers
+/// changes nothing but how text looks.
+#[derive(Default)]
 pub struct Tame {
-    colours: Colours,
     /// The beginning of something whose end has not come.
     rest: Vec<u8>,
 }
 
 impl Tame {
-    /// Starts.
-    pub fn new(colours: Colours) -> Self {
-        Self { colours, rest: Vec::new() }
-    }
-
     /// Takes the next piece and returns what can be shown by now.
     pub fn push(&mut self, piece: &[u8]) -> String {
         self.rest.extend_from_slice(piece);
         let mut shown = String::new();
         let mut at = 0;
         while at < self.rest.len() {
-            match self.next(&self.rest[at..]) {
+            match next(&self.rest[at..]) {
                 Next::Plain(text) => {
                     shown.push_str(text);
                     at += text.len();
@@ -54,35 +41,8 @@ impl Tame {
     }
 
     /// Returns what was held back because its end might have come.
-    pub fn finish(mut self) -> String {
-        let rest = std::mem::take(&mut self.rest);
-        String::from_utf8_lossy(&rest)
-            .chars()
-            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-            .collect()
-    }
-
-    /// What comes first in `bytes`, which are not empty.
-    fn next<'a>(&self, bytes: &'a [u8]) -> Next<'a> {
-        let bytes = &bytes[..bytes.len().min(WINDOW_BYTES)];
-        let valid = match std::str::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(err) if err.valid_up_to() > 0 => std::str::from_utf8(&bytes[..err.valid_up_to()]).unwrap_or_default(),
-            Err(err) => return err.error_len().map_or(Next::Unfinished, |bytes| Next::Broken { bytes }),
-        };
-        let plain = valid.find(steers).unwrap_or(valid.len());
-        if plain > 0 {
-            return Next::Plain(&valid[..plain]);
-        }
-        match bytes {
-            [b'\r', b'\n', ..] => Next::Return,
-            [b'\r'] => Next::Unfinished,
-            [ESCAPE, ..] if self.colours == Colours::Done => colour(valid),
-            _ => {
-                let first = valid.chars().next().unwrap_or_default();
-                Next::Escape { bytes: first.len_utf8(), code: u32::from(first) }
-            }
-        }
+    pub fn finish(self) -> String {
+        line(&String::from_utf8_lossy(&self.rest))
     }
 }
 
@@ -115,17 +75,43 @@ fn steers(c: char) -> bool {
     (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// What comes first in `bytes`, which are not empty.
+fn next(bytes: &[u8]) -> Next<'_> {
+    let bytes = &bytes[..bytes.len().min(WINDOW_BYTES)];
+    let valid = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(err) if err.valid_up_to() > 0 => std::str::from_utf8(&bytes[..err.valid_up_to()]).unwrap_or_default(),
+        Err(err) => return err.error_len().map_or(Next::Unfinished, |bytes| Next::Broken { bytes }),
+    };
+    let plain = valid.find(steers).unwrap_or(valid.len());
+    if plain > 0 {
+        return Next::Plain(&valid[..plain]);
+    }
+    match bytes {
+        [b'\r', b'\n', ..] => Next::Return,
+        [b'\r'] => Next::Unfinished,
+        [ESCAPE, ..] => match colour(valid) {
+            // No colour has what is no text.
+            Next::Unfinished if valid.len() < bytes.len() => ESCAPED,
+            next => next,
+        },
+        _ => {
+            let first = valid.chars().next().unwrap_or_default();
+            Next::Escape { bytes: first.len_utf8(), code: u32::from(first) }
+        }
+    }
+}
+
 /// A colour, at an escape character.
 fn colour(text: &str) -> Next<'_> {
-    let escape = Next::Escape { bytes: 1, code: u32::from(ESCAPE) };
     let Some(parameters) = text[1..].strip_prefix('[') else {
-        return if text.len() == 1 { Next::Unfinished } else { escape };
+        return if text.len() == 1 { Next::Unfinished } else { ESCAPED };
     };
     let length = parameters.find(|c: char| !c.is_ascii_digit() && c != ';').unwrap_or(parameters.len());
     match parameters.as_bytes().get(length) {
-        _ if length > COLOUR_BYTES_MAX => escape,
+        _ if length > COLOUR_BYTES_MAX => ESCAPED,
         Some(b'm') => Next::Plain(&text[..length + 3]),
-        Some(_) => escape,
+        Some(_) => ESCAPED,
         None => Next::Unfinished,
     }
 }
@@ -133,6 +119,8 @@ fn colour(text: &str) -> Next<'_> {
 /// Bytes that are looked at for what comes first: more than any sequence that is done, and little, as each may be its own.
 const WINDOW_BYTES: usize = 256;
 const ESCAPE: u8 = 0x1b;
+/// An escape character that begins no colour.
+const ESCAPED: Next<'static> = Next::Escape { bytes: 1, code: ESCAPE as u32 };
 /// A colour by red, green and blue, with a background, takes some forty.
 const COLOUR_BYTES_MAX: usize = 64;
 
@@ -140,8 +128,8 @@ const COLOUR_BYTES_MAX: usize = 64;
 mod tests {
     use super::*;
 
-    fn tamed(bytes: &[u8], colours: Colours, piece: usize) -> String {
-        let mut tame = Tame::new(colours);
+    fn tamed(bytes: &[u8], piece: usize) -> String {
+        let mut tame = Tame::default();
         let mut shown: String = bytes.chunks(piece).map(|piece| tame.push(piece)).collect();
         shown.push_str(&tame.finish());
         shown
@@ -149,7 +137,7 @@ mod tests {
 
     #[test]
     fn a16_a_log_cannot_steer_the_terminal_however_it_is_cut() {
-        let table: [(&[u8], &str); 15] = [
+        let table: [(&[u8], &str); 18] = [
             (b"plain\ttext\n", "plain\ttext\n"),
             ("ü → 日本\n".as_bytes(), "ü → 日本\n"),
             (b"\x1b[1;31mred\x1b[0m and \x1b[mplain", "\x1b[1;31mred\x1b[0m and \x1b[mplain"),
@@ -161,6 +149,9 @@ mod tests {
             (b"one\r\ntwo\rover\x08\x7f\0", "one\ntwo\\rover\\u{8}\\u{7f}\\u{0}"),
             (b"\xff\xfe\xc3(", "\u{fffd}\u{fffd}\u{fffd}("),
             ("\u{202e}gnp.exe\u{2066}".as_bytes(), "\\u{202e}gnp.exe\\u{2066}"),
+            (b"\x1b\xffon", "\\u{1b}\u{fffd}on"),
+            (b"\x1b[31\xe2\x82\xacon", "\\u{1b}[31\u{20ac}on"),
+            (b"\x1b[31\xff\x1b[32mon", "\\u{1b}[31\u{fffd}\x1b[32mon"),
             (b"end\xe2\x82", "end\u{fffd}"),
             (b"end\x1b", "end\\u{1b}"),
             (b"end\x1b[31", "end\\u{1b}[31"),
@@ -168,18 +159,17 @@ mod tests {
         ];
         for (bytes, want) in table {
             for piece in [1, 2, 3, 5, 1000] {
-                assert_eq!(tamed(bytes, Colours::Done, piece), want, "in pieces of {piece}");
+                assert_eq!(tamed(bytes, piece), want, "in pieces of {piece}");
             }
         }
-        assert_eq!(tamed(b"\x1b[1;31mred", Colours::Shown, 2), "\\u{1b}[1;31mred");
     }
 
     #[test]
     fn a16_what_never_ends_is_not_waited_for() {
-        let mut tame = Tame::new(Colours::Done);
+        let mut tame = Tame::default();
         let shown = tame.push(&[b"\x1b[", &vec![b'1'; 1 << 20][..]].concat());
         assert!(shown.starts_with("\\u{1b}[1111") && tame.rest.len() <= COLOUR_BYTES_MAX);
-        let mut tame = Tame::new(Colours::Done);
+        let mut tame = Tame::default();
         (0..1000).for_each(|_| drop(tame.push(b"\x1b[1")));
         assert!(tame.rest.len() <= COLOUR_BYTES_MAX);
     }

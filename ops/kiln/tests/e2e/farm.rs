@@ -51,6 +51,12 @@ impl Place {
         self.kiln_under(&["sh", "-c", r#"exec "$0" "$@" 2>&1"#], args)
     }
 
+    /// Returns the same command with a terminal for its standard output, whatever the test has.
+    pub fn on_a_terminal(&self, args: &[&str]) -> Command {
+        let quoted = r#"words=$0; for word; do words="$words '$word'"; done; exec script -qec "$words" /dev/null"#;
+        self.kiln_under(&["sh", "-c", quoted], args)
+    }
+
     /// Runs a command to its end; one that hangs is killed, so that the test fails and not the whole run.
     pub fn run(&self, args: &[&str]) -> Ran {
         let seconds = DEADLINE.as_secs().to_string();

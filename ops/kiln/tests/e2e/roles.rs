@@ -26,7 +26,7 @@ fn a_client_cannot_open_a_workers_session_and_a_worker_cannot_ask_what_clients_a
 }
 
 /// Sends requests with the certificate of this role, each on a stream of its own, and returns the first answer to each.
-fn ask_as(daemons: &Daemons, role: &str, requests: &[Request]) -> Vec<Response> {
+pub fn ask_as(daemons: &Daemons, role: &str, requests: &[Request]) -> Vec<Response> {
     let addr: SocketAddr = daemons.url.strip_prefix("kiln://").expect("a URL").parse().expect("an address");
     let identity = Identity::load(&daemons.place.path("id").join(role)).expect("it was issued");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -99,7 +99,8 @@ fn a_worker_fetches_the_inputs_of_its_live_leases_and_learns_nothing_of_other_pa
     assert_eq!(refused, no_input("w1", &input));
 }
 
-fn store_path(path: &str) -> StorePath {
+/// Parses a path that the command line printed.
+pub fn store_path(path: &str) -> StorePath {
     StorePath::parse(path.trim_start_matches("/nix/store/")).expect("a store path")
 }
 
