@@ -40,12 +40,24 @@ fn a08_a09_the_kernel_refuses_what_escapes_or_marks_files() {
 
 #[test]
 fn a10_the_hosts_copy_of_an_input_stays_as_it_was() {
-    let bench = Bench::new("chmod 777 /nix/store/*-input/file; ln /nix/store/*-input/file $out; echo x >>/nix/store/*-input/file; true");
+    let bench = Bench::new(
+        "cd /nix/store/*-input; chmod 777 file; echo x >>file; touch file; rm file; mv file x; ln file $out; ln file /build/x; ln file x; true",
+    );
     let file = bench.host("store").join(INPUT).join("file");
-    let before = (fs::read(&file).expect("read the input"), fs::metadata(&file).expect("look at the input").mode());
-    assert!(bench.run().ended.succeeded());
-    assert_eq!((fs::read(&file).expect("read the input"), fs::metadata(&file).expect("look at the input").mode()), before);
-    assert_eq!(fs::metadata(&file).expect("look at the input").nlink(), 1);
+    // The build's own, so that it is not the owner that saves them.
+    for path in [&file, &bench.host("store").join(INPUT)] {
+        std::os::unix::fs::chown(path, Some(bench.spec.host_id.uid), Some(bench.spec.host_id.gid)).expect("chown");
+    }
+    let facts = || {
+        let meta = fs::metadata(&file).expect("look at the input");
+        (fs::read(&file).expect("read the input"), meta.mode(), meta.nlink(), meta.mtime_nsec())
+    };
+    let before = facts();
+    let ran = bench.run();
+    assert!(ran.ended.succeeded(), "{:?}", ran.ended);
+    assert_eq!(facts(), before, "{}", ran.log);
+    assert_eq!(ran.log.matches("Read-only file system").count(), 6, "{}", ran.log);
+    assert_eq!(ran.log.matches("cross-device link").count(), 2, "{}", ran.log);
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! Outputs that harm whoever takes them in: whole attempts against a scripted coordinator (attacks A1, A3, A4, A8, A11, A12, A15, A23).
+//! Outputs that harm whoever takes them in: whole attempts against a scripted coordinator (attacks A1, A3 to A5, A8, A11, A12, A15, A23).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -207,6 +209,30 @@ async fn a04_an_output_that_is_a_link_or_holds_links_leads_the_import_nowhere() 
     }
     assert_eq!(fs::read_to_string(&canaries[0]).expect("reads"), "alive");
     assert!(is_empty(&canaries[1]));
+    field.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a05_neither_another_build_user_nor_anybody_on_the_host_can_enter_a_builds_directory() {
+    let field = Field::new().await;
+    // What lies above is not what keeps them out.
+    fs::set_permissions(field.farm.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let open = "umask 0; $b chmod 777 /build; echo secret > /build/secret; echo secret > /tmp/other; umask 22; echo > $out";
+    let job = field.job("open", &format!("{open}; {WAIT}"));
+    let outsider = async {
+        let go = field.appears("waits").await.with_file_name("go");
+        for secret in [field.appears("secret").await, field.appears("other").await] {
+            assert_eq!(fs::metadata(&secret).expect("it is there").mode() & 0o777, 0o666);
+            for user in [HostId::of_slot(1023).uid, 65534] {
+                let mut command = Command::new("/bin/busybox");
+                let read = command.arg("cat").arg(&secret).current_dir("/").uid(user).gid(user).output().expect("these tests need busybox");
+                let words = String::from_utf8_lossy(&read.stderr).into_owned();
+                assert!(read.stdout.is_empty() && words.contains("Permission denied"), "user {user}: {read:?}");
+            }
+        }
+        fs::write(go, "").expect("let it go on");
+    };
+    tokio::join!(field.built(&job, 100), outsider);
     field.end().await;
 }
 
