@@ -98,7 +98,7 @@ impl Field {
     /// Stops the worker; whatever its builds left must be gone by then, or go soon.
     async fn end(self) {
         let worker = self.farm.dir.path().join("worker");
-        wait_for(|| ["build", "incoming", "trash"].iter().all(|dir| is_empty(&worker.join(dir))).then_some(())).await;
+        wait_for(|| ["build", "remains", "incoming", "trash"].iter().all(|dir| is_empty(&worker.join(dir))).then_some(())).await;
         self.worker.stop().await;
     }
 }
