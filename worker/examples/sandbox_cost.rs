@@ -87,7 +87,8 @@ fn spec(root_dir: PathBuf, inputs: Vec<(StorePath, PathBuf)>) -> Spec {
         host_id: HostId::of_slot(1023),
         shell: PathBuf::from("/bin/busybox"),
         dev_kvm: false,
-        resources: cgroup::Limits { memory_bytes_max: 1 << 30, pids_max: 1024, cpu_weight: 100, cpu_cores_max: None },
+        resources: cgroup::Policy { memory_mib: 1024, swap_bytes_max: 0, pids_max: 1024, cpu_quota: false }
+            .of(kiln_wire::Resources::default()),
         limits: Limits { wall: hour, silence: hour, log_bytes: 1 << 20 },
     }
 }

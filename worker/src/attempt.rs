@@ -18,7 +18,6 @@ use crate::attempt_log::AttemptLog;
 use crate::builder;
 use crate::builtin::{Builtin, Closure, Site};
 use crate::cache::Pin;
-use crate::cgroup;
 use crate::failure::{caused, failure, of_run};
 use crate::launcher::{Claim, Owner, Reach, Task};
 use crate::outputs::{self, Import, Made};
@@ -210,7 +209,7 @@ impl Room {
             inputs: assignment.inputs.iter().map(|info| info.path.clone()).collect(),
             reach: if launch.network { workshop.reach_outside() } else { Reach::Itself },
             dev_kvm,
-            resources: cgroup::Limits::of(assignment.resources, workshop.memory_mib),
+            resources: workshop.policy.of(assignment.resources),
             limits: sandbox::Limits {
                 wall: Duration::from_millis(self.limits.wall_ms_max),
                 silence: Duration::from_millis(self.limits.silence_ms_max),

@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use kiln_wire::{JobLimits, WorkerId, limits};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Policy;
 use crate::launcher::Owner;
 use crate::sandbox::{HostId, LINK_LOCAL};
 
@@ -41,6 +42,10 @@ pub struct Config {
     /// kernel keep some.
     #[serde(default)]
     pub memory_mib: Option<u64>,
+    /// Whether a build gets no more than the cores that it was granted, even while others are idle. Default false: idle cores would be
+    /// wasted. True makes times comparable, and leaves a machine's other tenants theirs.
+    #[serde(default)]
+    pub cpu_quota: bool,
     /// Platforms that it runs. Default: the machine's own, and `i686-linux` on `x86_64`.
     #[serde(default)]
     pub systems: Option<BTreeSet<String>>,
@@ -126,7 +131,7 @@ impl Default for FixedOutputNetwork {
     }
 }
 
-/// Limits of a job that names none.
+/// Limits of a job that names none, and those that no job can name.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DefaultLimits {
@@ -138,6 +143,11 @@ pub struct DefaultLimits {
     pub log_bytes_max: u64,
     /// Bytes of all outputs together, as NARs. Default and bound: `OUTPUT_BYTES_MAX`.
     pub output_bytes_max: u64,
+    /// Processes and threads of one build at a time, 16 to 4194304, which is Linux's own bound. Default 16384: a linker farm on 64 cores
+    /// has hundreds, a fork bomb has more than this.
+    pub pids_max: u32,
+    /// Bytes of swap that one build may use beside its memory. Default 0: a build that swaps slows down all others.
+    pub swap_bytes_max: u64,
 }
 
 impl Default for DefaultLimits {
@@ -147,6 +157,8 @@ impl Default for DefaultLimits {
             silence_ms_max: 2 * 3_600_000,
             log_bytes_max: limits::LOG_BYTES_MAX,
             output_bytes_max: limits::OUTPUT_BYTES_MAX,
+            pids_max: 16_384,
+            swap_bytes_max: 0,
         }
     }
 }
@@ -207,6 +219,7 @@ impl Config {
             slots: None,
             cores: None,
             memory_mib: None,
+            cpu_quota: false,
             systems: None,
             features: default_features(),
             busybox: default_busybox(),
@@ -253,6 +266,7 @@ impl Config {
             ("limits.wall_ms_max", self.limits.wall_ms_max > 0, "must be above 0"),
             ("limits.silence_ms_max", self.limits.silence_ms_max > 0, "must be above 0"),
             ("limits.log_bytes_max", (1..=limits::LOG_BYTES_MAX).contains(&self.limits.log_bytes_max), "must be 1 to 67108864"),
+            ("limits.pids_max", (16..=4_194_304).contains(&self.limits.pids_max), "must be 16 to 4194304"),
             ("limits.output_bytes_max", (1..=limits::OUTPUT_BYTES_MAX).contains(&self.limits.output_bytes_max), "must be 1 to 34359738368"),
         ];
         match table.into_iter().find(|(_, holds, _)| !holds) {
@@ -298,6 +312,12 @@ impl Config {
     /// Returns the memory in MiB that jobs may use together.
     pub fn memory_mib(&self) -> u64 {
         self.memory_mib.unwrap_or_else(|| (machine_memory_mib() * 7 / 8).max(64))
+    }
+
+    /// Returns what the control groups of builds are limited by.
+    pub fn policy(&self) -> Policy {
+        let DefaultLimits { pids_max, swap_bytes_max, .. } = self.limits;
+        Policy { memory_mib: self.memory_mib(), swap_bytes_max, pids_max, cpu_quota: self.cpu_quota }
     }
 
     /// Returns the platforms that it runs.
@@ -368,6 +388,7 @@ mod tests {
             ("[limits]\nwall_ms_max = 0", "wall_ms_max"),
             ("[limits]\nlog_bytes_max = 99999999999", "log_bytes_max"),
             ("[limits]\nwall = 1", "wall"),
+            ("[limits]\npids_max = 3", "limits.pids_max"),
             ("[fixed_output_network]\nmode = 'open'", "mode"),
             ("[fixed_output_network]\ndeny = ['10.0.0.0/40']", "deny"),
             ("[fixed_output_network]\nallow = ['169.254.169.254/32']", "fixed_output_network.allow"),

@@ -51,6 +51,10 @@ pub fn of_run(store_dir: &StoreDir, derivation: &DrvPath, ended: &Ended, limits:
             return exceeded(format!("timed out: it wrote no log for {}, its silence limit", duration(limits.silence_ms_max)));
         }
         Some(Stop::LogBytes) => return exceeded(format!("wrote more than {} bytes of log, its limit", limits.log_bytes_max)),
+        Some(Stop::Processes { max }) => {
+            let raise = "`limits.pids_max` of the worker raises it";
+            return exceeded(format!("wanted more than {max} processes and threads at a time, its limit; {raise}"));
+        }
         Some(Stop::Cancelled) => {
             return Some(failure(FailureClass::Cancelled, &format!("{builder} was stopped because nobody wants it any more")));
         }
@@ -128,6 +132,11 @@ mod tests {
                 run(Status::Exited(0), Some(Stop::LogBytes), false),
                 FailureClass::LimitExceeded,
                 "wrote more than 100 bytes of log, its limit",
+            ),
+            (
+                run(Status::Exited(2), Some(Stop::Processes { max: 64 }), false),
+                FailureClass::LimitExceeded,
+                "wanted more than 64 processes and threads at a time, its limit; `limits.pids_max` of the worker raises it",
             ),
             (
                 run(Status::Signalled(9), Some(Stop::Cancelled), false),

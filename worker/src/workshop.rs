@@ -9,6 +9,7 @@ use kiln_store::Packer;
 use kiln_wire::worker::Offer;
 
 use crate::cache::Cache;
+use crate::cgroup;
 use crate::config::{Config, DefaultLimits};
 use crate::inputs::Inputs;
 use crate::launcher::{Launcher, Reach};
@@ -37,8 +38,8 @@ pub struct Workshop {
     pub dir: PathBuf,
     /// Below it each of the worker's own builders has a directory, 0700.
     pub builtin_dir: PathBuf,
-    /// Memory in MiB that jobs may use together.
-    pub memory_mib: u64,
+    /// What control groups of builds are limited by.
+    pub policy: cgroup::Policy,
     /// Limits of jobs that name none.
     pub limits: DefaultLimits,
     /// Coordinators as `host:port`, which no build may reach.
@@ -101,7 +102,7 @@ impl Workshop {
             trash,
             dir: config.dir.clone(),
             builtin_dir,
-            memory_mib: config.memory_mib(),
+            policy: config.policy(),
             limits: config.limits,
             coordinators: config.coordinators.clone(),
             host_env: host_env(),

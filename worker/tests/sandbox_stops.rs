@@ -130,9 +130,14 @@ fn what_the_builder_leaves_running_is_dead_when_the_run_ends() {
 }
 
 #[test]
-fn a_fork_bomb_stays_in_its_group() {
-    let ran = Bench::new("f() { f | f & }; i=0; while [ $i -lt 300 ]; do sleep 20 & i=$((i+1)); done; echo all").run();
-    assert!(ran.log.contains("can't fork"), "{:?} {}", ran.ended, ran.log);
+fn a_fork_bomb_is_stopped_at_its_limit_of_processes() {
+    for script in
+        ["i=0; while [ $i -lt 300 ]; do sleep 20 & i=$((i+1)); done; sleep 20; echo all", "f() { f | f & }; f; sleep 20; echo all"]
+    {
+        let ran = Bench::new(script).run();
+        assert_eq!(ran.ended.stopped, Some(Stop::Processes { max: 64 }), "{script}: {:?} {}", ran.ended, ran.log);
+        assert!(!ran.log.contains("all"), "{script}: {}", ran.log);
+    }
 }
 
 #[test]

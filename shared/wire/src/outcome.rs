@@ -128,4 +128,10 @@ pub struct Usage {
     pub memory_peak_bytes: u64,
     /// Log bytes that the builder wrote.
     pub log_bytes: u64,
+    /// Milliseconds for which its processor quota kept the group from running; none if the kernel did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttled_ms: Option<u64>,
+    /// Bytes written to files on a disk, or to the disk itself where the kernel counts more of these; none if it counts neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_write_bytes: Option<u64>,
 }

@@ -1,8 +1,7 @@
-//! One build's control group: its directories, limits, members, use and end.
+//! One build's control group: its directories, limits, members and end.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +10,6 @@ use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::host::Homes;
 use super::{CgroupError, Limits};
@@ -21,32 +19,29 @@ use super::{CgroupError, Limits};
 pub struct Group {
     /// Each directory once.
     dirs: BTreeSet<PathBuf>,
-    memory: Option<PathBuf>,
-    cpuacct: Option<PathBuf>,
-    unified: Option<PathBuf>,
-    limits_pids: bool,
-    v2: bool,
-}
-
-/// What a group used so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Used {
-    /// Processor time in milliseconds, if the kernel told.
-    pub cpu_ms: Option<u64>,
-    /// Highest memory use in bytes, if the kernel told.
-    pub memory_peak_bytes: Option<u64>,
-    /// Processes of the group that were killed for its memory limit.
-    pub oom_kills: u64,
+    pub(super) memory: Option<PathBuf>,
+    pub(super) pids: Option<PathBuf>,
+    pub(super) cpu: Option<PathBuf>,
+    pub(super) io: Option<PathBuf>,
+    pub(super) cpuacct: Option<PathBuf>,
+    pub(super) unified: Option<PathBuf>,
+    pub(super) v2: bool,
 }
 
 impl Group {
     pub(super) fn create(homes: &Homes, name: &str, limits: &Limits) -> Result<Self, CgroupError> {
         let below = |home: &Option<PathBuf>| home.as_ref().map(|home| home.join(name));
-        let (memory, pids, cpu) = (below(&homes.memory), below(&homes.pids), below(&homes.cpu));
-        let (cpuacct, unified) = (below(&homes.cpuacct), below(&homes.unified));
-        let dirs: BTreeSet<PathBuf> = homes.distinct().iter().map(|home| home.join(name)).collect();
-        let group = Self { dirs, memory, cpuacct, unified, limits_pids: pids.is_some(), v2: homes.v2 };
-        let made = group.make(limits, pids.as_deref(), cpu.as_deref());
+        let group = Self {
+            dirs: homes.distinct().iter().map(|home| home.join(name)).collect(),
+            memory: below(&homes.memory),
+            pids: below(&homes.pids),
+            cpu: below(&homes.cpu),
+            io: below(&homes.io),
+            cpuacct: below(&homes.cpuacct),
+            unified: below(&homes.unified),
+            v2: homes.v2,
+        };
+        let made = group.make(limits);
         if made.is_err() {
             // The error at hand says more than one of a second clean-up would.
             let _ = group.remove();
@@ -54,21 +49,21 @@ impl Group {
         made.map(|()| group)
     }
 
-    fn make(&self, limits: &Limits, pids: Option<&Path>, cpu: Option<&Path>) -> Result<(), CgroupError> {
+    fn make(&self, limits: &Limits) -> Result<(), CgroupError> {
         for dir in &self.dirs {
             fs::create_dir(dir).map_err(CgroupError::io("make", dir))?;
         }
         if let Some(dir) = &self.memory {
             self.limit_memory(dir, limits)?;
         }
-        if let Some(dir) = pids {
-            let controller = PidController::new(dir.to_owned(), dir.to_owned(), self.v2);
+        if let Some(dir) = &self.pids {
+            let controller = PidController::new(dir.clone(), dir.clone(), self.v2);
             controller.set_pid_max(MaxValue::Value(i64::from(limits.pids_max))).map_err(limit_error("the number of processes", dir))?;
         }
-        if let Some(dir) = cpu {
+        if let Some(dir) = &self.cpu {
             self.limit_cpu(dir, limits)?;
         }
-        Ok(())
+        self.io.as_ref().map_or(Ok(()), |dir| weigh_io(dir, limits.io_weight))
     }
 
     fn limit_memory(&self, dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
@@ -76,7 +71,9 @@ impl Group {
         let controller = MemController::new(dir.to_owned(), dir.to_owned(), self.v2);
         controller.set_limit(bytes).map_err(limit_error("memory", dir))?;
         // v1 counts memory and swap together, v2 swap alone. A kernel without swap accounting has neither file.
-        let (swap_file, swap_limit) = if self.v2 { ("memory.swap.max", 0) } else { ("memory.memsw.limit_in_bytes", bytes) };
+        let swap_bytes = i64::try_from(limits.swap_bytes_max).unwrap_or(i64::MAX);
+        let both_bytes = bytes.saturating_add(swap_bytes);
+        let (swap_file, swap_limit) = if self.v2 { ("memory.swap.max", swap_bytes) } else { ("memory.memsw.limit_in_bytes", both_bytes) };
         if dir.join(swap_file).exists() {
             controller.set_memswap_limit(swap_limit).map_err(limit_error("swap", dir))?;
         }
@@ -93,8 +90,8 @@ impl Group {
         let weight = u64::from(limits.cpu_weight);
         let share = if self.v2 { weight } else { (weight * 1024 / 100).max(2) };
         controller.set_shares(share).map_err(limit_error("the processor share", dir))?;
-        if let Some(cores) = limits.cpu_cores_max {
-            let quota_us = i64::from(cores) * PERIOD_US;
+        if let Some(millicores) = limits.cpu_millicores_max {
+            let quota_us = (i64::from(millicores) * PERIOD_US / 1000).max(QUOTA_US_MIN);
             let period_us = u64::try_from(PERIOD_US).ok();
             controller.set_cfs_quota_and_period(Some(quota_us), period_us).map_err(limit_error("the processor quota", dir))?;
         }
@@ -129,37 +126,7 @@ impl Group {
 
     /// Whether the number of processes is limited; if not, the launcher does it by other means.
     pub fn limits_pids(&self) -> bool {
-        self.limits_pids
-    }
-
-    /// Returns an event that becomes readable when a v1 group runs out of memory, so that all of it can be killed as v2 does by
-    /// itself. None with v2 or without a memory limit.
-    ///
-    /// # Errors
-    /// [`CgroupError`] if the kernel refuses to notify.
-    pub fn oom_event(&self) -> Result<Option<OwnedFd>, CgroupError> {
-        let Some(dir) = self.memory.as_ref().filter(|_| !self.v2) else { return Ok(None) };
-        let path = dir.join("memory.oom_control");
-        let control = File::open(&path).map_err(CgroupError::io("open", &path))?;
-        let event =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from).map_err(CgroupError::io("watch", &path))?;
-        let line = format!("{} {}", std::os::fd::AsRawFd::as_raw_fd(&event), std::os::fd::AsRawFd::as_raw_fd(&control));
-        let register = dir.join("cgroup.event_control");
-        fs::write(&register, line).map_err(CgroupError::io("write", &register))?;
-        Ok(Some(event))
-    }
-
-    /// Returns what the group used so far. What the kernel does not tell is absent.
-    pub fn used(&self) -> Used {
-        let unified = self.unified.as_ref().and_then(|dir| field(&dir.join("cpu.stat"), "usage_usec")).map(|us| us / 1000);
-        let v1 = self.cpuacct.as_ref().and_then(|dir| number(&dir.join("cpuacct.usage"))).map(|ns| ns / 1_000_000);
-        let (peak_file, events_file) =
-            if self.v2 { ("memory.peak", "memory.events") } else { ("memory.max_usage_in_bytes", "memory.oom_control") };
-        Used {
-            cpu_ms: unified.or(v1),
-            memory_peak_bytes: self.memory.as_ref().and_then(|dir| number(&dir.join(peak_file))),
-            oom_kills: self.memory.as_ref().and_then(|dir| field(&dir.join(events_file), "oom_kill")).unwrap_or(0),
-        }
+        self.pids.is_some()
     }
 
     /// Removes the group, killing what is still in it. One hierarchy that refuses does not keep the others.
@@ -172,8 +139,24 @@ impl Group {
     }
 }
 
+/// Tells every I/O scheduler that the kernel has; which of them a disk uses is the host's affair.
+fn weigh_io(dir: &Path, weight: u32) -> Result<(), CgroupError> {
+    for (name, weight_min, weight_max) in IO_WEIGHTS {
+        let file = dir.join(name);
+        if file.exists() {
+            fs::write(&file, weight.clamp(weight_min, weight_max).to_string()).map_err(CgroupError::io("write", &file))?;
+        }
+    }
+    Ok(())
+}
+
+/// Files that hold a group's share of the disks, and their bounds. Each has 100 as its default.
+const IO_WEIGHTS: [(&str, u32, u32); 4] =
+    [("io.weight", 1, 10_000), ("io.bfq.weight", 1, 1000), ("blkio.bfq.weight", 1, 1000), ("blkio.weight", 10, 1000)];
 /// The kernel's default period of the processor quota.
 const PERIOD_US: i64 = 100_000;
+/// The kernel takes no smaller quota.
+const QUOTA_US_MIN: i64 = 1000;
 /// Rounds of killing before giving up, as Nix has it; a round waits a millisecond.
 const KILL_ROUNDS: u32 = 200;
 
@@ -251,12 +234,46 @@ fn remove_empty(dir: &Path) -> Result<(), CgroupError> {
     last.map_err(CgroupError::io("remove", dir))
 }
 
-fn number(file: &Path) -> Option<u64> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
-}
+#[cfg(test)]
+mod tests {
+    use super::super::{Cgroups, Mode, Policy};
+    use super::*;
 
-/// Reads one line of a file of `name value` lines.
-fn field(file: &Path, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    #[test]
+    fn every_limit_stands_in_the_kernels_own_files() {
+        let cgroups = Cgroups::detect(&format!("limits-{}", std::process::id())).expect("control groups");
+        assert_ne!(cgroups.mode(), Mode::None, "these tests need control groups");
+        let policy = Policy { memory_mib: 100, swap_bytes_max: 4 << 20, pids_max: 77, cpu_quota: true };
+        let group = cgroups.create("build", &policy.of(kiln_wire::Resources { cores: 3, memory_mib: 0 })).expect("a group");
+        let mib = |mib: u64| (mib << 20).to_string();
+        let v1 = [
+            (&group.memory, "memory.limit_in_bytes", mib(100)),
+            (&group.memory, "memory.memsw.limit_in_bytes", mib(104)),
+            (&group.pids, "pids.max", "77".to_owned()),
+            (&group.cpu, "cpu.cfs_quota_us", "300000".to_owned()),
+            (&group.cpu, "cpu.cfs_period_us", "100000".to_owned()),
+            (&group.cpu, "cpu.shares", "3072".to_owned()),
+            (&group.io, "blkio.bfq.weight", "300".to_owned()),
+        ];
+        let v2 = [
+            (&group.memory, "memory.max", mib(100)),
+            (&group.memory, "memory.swap.max", mib(4)),
+            (&group.memory, "memory.oom.group", "1".to_owned()),
+            (&group.pids, "pids.max", "77".to_owned()),
+            (&group.cpu, "cpu.max", "300000 100000".to_owned()),
+            (&group.cpu, "cpu.weight", "300".to_owned()),
+            (&group.io, "io.weight", "default 300".to_owned()),
+        ];
+        for (dir, name, want) in if group.v2 { v2 } else { v1 } {
+            let dir = dir.as_ref().unwrap_or_else(|| panic!("no controller for {name}"));
+            // Kernels without swap accounting or an I/O scheduler have no such file.
+            if !dir.join(name).exists() && (name.contains("sw") || name.contains("io.")) {
+                continue;
+            }
+            let found = fs::read_to_string(dir.join(name)).unwrap_or_else(|err| panic!("{name}: {err}"));
+            assert_eq!(found.trim(), want, "{name}");
+        }
+        group.remove().expect("remove the group");
+        cgroups.remove_home().expect("remove the place");
+    }
 }

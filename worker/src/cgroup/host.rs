@@ -35,6 +35,7 @@ pub(super) struct Homes {
     pub memory: Option<PathBuf>,
     pub pids: Option<PathBuf>,
     pub cpu: Option<PathBuf>,
+    pub io: Option<PathBuf>,
     /// v1 only, where there is no unified hierarchy to count processor time.
     pub cpuacct: Option<PathBuf>,
     pub unified: Option<PathBuf>,
@@ -83,7 +84,7 @@ impl Cgroups {
             Mode::V1 => "v1",
             Mode::None => return "none".to_owned(),
         };
-        let homes = [("memory", &self.homes.memory), ("pids", &self.homes.pids), ("cpu", &self.homes.cpu)];
+        let homes = [("memory", &self.homes.memory), ("pids", &self.homes.pids), ("cpu", &self.homes.cpu), ("io", &self.homes.io)];
         let limits: Vec<&str> = homes.iter().filter(|(_, home)| home.is_some()).map(|(name, _)| *name).collect();
         format!("{mode} ({})", if limits.is_empty() { "no limits".to_owned() } else { limits.join(", ") })
     }
@@ -122,7 +123,7 @@ impl Cgroups {
 impl Homes {
     /// Returns each directory once.
     pub(super) fn distinct(&self) -> BTreeSet<PathBuf> {
-        [&self.memory, &self.pids, &self.cpu, &self.cpuacct, &self.unified].into_iter().flatten().cloned().collect()
+        [&self.memory, &self.pids, &self.cpu, &self.io, &self.cpuacct, &self.unified].into_iter().flatten().cloned().collect()
     }
 }
 
@@ -143,6 +144,7 @@ fn pure_v2(own: &Own, home: &str) -> Option<(Mode, Homes)> {
         memory: control("memory"),
         pids: control("pids"),
         cpu: control("cpu"),
+        io: control("io"),
         cpuacct: None,
         unified: Some(home.clone()),
         v2: true,
@@ -157,8 +159,8 @@ fn with_v1(own: &Own, home: &str) -> Option<(Mode, Homes)> {
     };
     let unified = place(own.unified.as_ref().map(|dir| without_leaf(dir)).as_ref());
     let cpuacct = if unified.is_some() { None } else { place(own.v1.get("cpuacct")) };
-    let [memory, pids, cpu] = ["memory", "pids", "cpu"].map(|name| place(own.v1.get(name)));
-    let homes = Homes { memory, pids, cpu, cpuacct, unified, v2: false };
+    let [memory, pids, cpu, io] = ["memory", "pids", "cpu", "blkio"].map(|name| place(own.v1.get(name)));
+    let homes = Homes { memory, pids, cpu, io, cpuacct, unified, v2: false };
     let mode = match (homes.unified.is_some(), homes.distinct().len()) {
         (_, 0) => return None,
         (true, _) => Mode::Hybrid,
@@ -177,7 +179,7 @@ fn without_leaf(dir: &Path) -> PathBuf {
 /// Gives the children of `dir` the controllers that we use. Only groups without processes may do so, hence the move to a leaf.
 fn enable(dir: &Path, offered: &BTreeSet<String>) -> io::Result<()> {
     let wanted: Vec<String> =
-        ["memory", "pids", "cpu"].into_iter().filter(|name| offered.contains(*name)).map(|name| format!("+{name}")).collect();
+        ["memory", "pids", "cpu", "io"].into_iter().filter(|name| offered.contains(*name)).map(|name| format!("+{name}")).collect();
     let control = dir.join("cgroup.subtree_control");
     let refused = match fs::write(&control, wanted.join(" ")) {
         Ok(()) => return Ok(()),

@@ -6,13 +6,17 @@
 //!
 //! Absences: does not start processes and does not decide limits.
 
+mod alarm;
 mod error;
 mod group;
 mod host;
 mod limits;
 mod procfs;
+mod used;
 
+pub use alarm::{Alarm, Alert};
 pub use error::CgroupError;
-pub use group::{Group, Used};
+pub use group::Group;
 pub use host::{Cgroups, Mode};
-pub use limits::{Limits, MEMORY_BYTES_MIN};
+pub use limits::{Limits, MEMORY_BYTES_MIN, Policy};
+pub use used::Used;

@@ -9,6 +9,7 @@ use super::message::{Reach, Task};
 use super::network::FixedNetwork;
 use super::places::{Owner, STORE};
 use super::rootless::Users;
+use crate::cgroup;
 use crate::config::{Config, FixedOutputNetwork};
 use crate::sandbox::{Network, Spec};
 
@@ -25,8 +26,8 @@ pub struct Policy {
     pub slot_first: u32,
     /// How many of them, and how many builds at a time.
     pub slots: u32,
-    /// Memory in bytes that a build may have at most.
-    pub memory_bytes_max: u64,
+    /// What a build's control group may have at most.
+    pub resources: cgroup::Policy,
     /// The static shell of builds.
     pub shell: PathBuf,
     /// Whether builds may have `/dev/kvm`.
@@ -54,7 +55,7 @@ impl Policy {
             group: group_name(config),
             slot_first: config.slot_first,
             slots: config.slots(),
-            memory_bytes_max: config.memory_mib().saturating_mul(1 << 20),
+            resources: config.policy(),
             shell: config.busybox.clone(),
             dev_kvm: config.features.contains("kvm"),
             network: config.fixed_output_network.clone(),
@@ -71,8 +72,15 @@ impl Policy {
         if !(self.slot_first..past).contains(&task.slot) {
             return refuse("build user", task.slot.to_string(), "is not one of this worker's");
         }
-        if task.resources.memory_bytes_max > self.memory_bytes_max.max(crate::cgroup::MEMORY_BYTES_MIN) {
-            return refuse("memory limit", task.resources.memory_bytes_max.to_string(), "is more than the worker may give to builds");
+        let most = self.resources.of(kiln_wire::Resources::default());
+        for (what, asked, most) in [
+            ("memory limit", task.resources.memory_bytes_max, most.memory_bytes_max),
+            ("swap limit", task.resources.swap_bytes_max, most.swap_bytes_max),
+            ("limit of processes", task.resources.pids_max.into(), most.pids_max.into()),
+        ] {
+            if asked > most {
+                return refuse(what, asked.to_string(), "is more than the worker may give to builds");
+            }
         }
         if task.dev_kvm && !self.dev_kvm {
             return refuse("device", "kvm".to_owned(), "is not a feature of this worker");

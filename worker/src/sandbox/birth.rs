@@ -92,6 +92,15 @@ impl<'plan> Child<'plan> {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
     }
 
+    /// Returns the bytes that the processes of the namespace wrote to files on a disk, written back or not, once the child has ended and
+    /// before it is reaped; none if the kernel does not count them. Those whose parent did not wait for them are not among them.
+    pub(super) fn file_write_bytes(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/io", self.pid)).ok()?;
+        let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        // What was deleted before it was written back was written all the same.
+        field("write_bytes:")
+    }
+
     /// Waits for the end. When this returns, the kernel has killed and reaped every process of the namespace.
     pub(super) fn reap(&mut self) -> io::Result<Reaped> {
         let mut status = 0;

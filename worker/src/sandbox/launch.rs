@@ -16,7 +16,7 @@ use super::plan::{Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
 use super::tree::Tree;
 use super::watch::{Watch, Watched};
-use super::{Ended, HostId, Network, SandboxError, Spec, Status, child, tree};
+use super::{Ended, HostId, Network, SandboxError, Spec, Status, Stop, child, tree};
 use crate::cgroup::{Cgroups, Group};
 
 pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: BorrowedFd<'_>, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
@@ -37,7 +37,7 @@ fn in_group(
     log: &mut dyn FnMut(&[u8]),
 ) -> Result<Ended, SandboxError> {
     let failed = |step| SandboxError::host(step, &spec.root_dir);
-    let oom_event = group.oom_event()?;
+    let alarms = group.alarms(&spec.resources)?;
     let birthplace = group.birthplace()?;
     let (log_read, log_write) = terminal(spec.host_id).map_err(failed("open a terminal for"))?;
     let go = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
@@ -63,9 +63,17 @@ fn in_group(
     };
     rustix::io::write(&go_write, b"1").map_err(io::Error::from).map_err(failed("release the process of"))?;
 
-    let watch =
-        Watch { child: &child, log: log_read.as_fd(), cancel, oom: oom_event.as_ref().map(OwnedFd::as_fd), limits: spec.limits, start };
+    let watch = Watch {
+        child: &child,
+        log: log_read.as_fd(),
+        cancel,
+        alarms: &alarms,
+        processes_max: spec.resources.pids_max,
+        limits: spec.limits,
+        start,
+    };
     let watched = watch.until_end(log).map_err(failed("watch the build in"))?;
+    let file_write_bytes = child.file_write_bytes();
     let reaped = child.reap().map_err(failed("reap the build in"))?;
     let wall = start.elapsed();
     let status = judge(&plan, &report_read, &reaped, &watched)?;
@@ -75,8 +83,14 @@ fn in_group(
         cpu_ms: used.cpu_ms.unwrap_or(millis(reaped.cpu)),
         memory_peak_bytes: used.memory_peak_bytes.unwrap_or(reaped.memory_peak_bytes),
         log_bytes: watched.log_bytes,
+        cpu_throttled_ms: used.cpu_throttled_ms,
+        // Each is too little in its own case: what is not written back yet, and what nobody waited for.
+        disk_write_bytes: file_write_bytes.max(used.disk_write_bytes),
     };
-    Ok(Ended { status, stopped: watched.stopped, out_of_memory: used.oom_kills > 0 || watched.out_of_memory, usage })
+    // The builder may have ended for it before we looked.
+    let refused = used.pids_refused > 0 && status != Status::Exited(0);
+    let stopped = watched.stopped.or(refused.then_some(Stop::Processes { max: spec.resources.pids_max }));
+    Ok(Ended { status, stopped, out_of_memory: used.oom_kills > 0 || watched.out_of_memory, usage })
 }
 
 /// Tells a builder that ended from a sandbox that never stood, by what the child reported.
@@ -137,6 +151,8 @@ mod tests {
     use super::*;
     use crate::cgroup;
 
+    const POLICY: cgroup::Policy = cgroup::Policy { memory_mib: 256, swap_bytes_max: 0, pids_max: 64, cpu_quota: false };
+
     /// A child that another thread starts meanwhile holds copies of this thread's descriptors until it executes its builder.
     #[test]
     fn a_descriptor_that_somebody_still_holds_does_not_hinder_the_mounts() {
@@ -158,7 +174,7 @@ mod tests {
             host_id: HostId::of_slot(1000),
             shell: "/bin/busybox".into(),
             dev_kvm: false,
-            resources: cgroup::Limits { memory_bytes_max: 256 << 20, pids_max: 64, cpu_weight: 100, cpu_cores_max: None },
+            resources: POLICY.of(kiln_wire::Resources::default()),
             limits: crate::sandbox::Limits { wall: Duration::from_secs(60), silence: Duration::from_secs(60), log_bytes: 1 << 20 },
         };
         let tree = tree::make(&spec).expect("these tests run as root");

@@ -160,6 +160,11 @@ pub enum Stop {
     Silence,
     /// It wrote more than [`Limits::log_bytes`].
     LogBytes,
+    /// It wanted more processes and threads than its group may have.
+    Processes {
+        /// How many it may have.
+        max: u32,
+    },
     /// Its [`super::Cancel`] was used.
     Cancelled,
 }

@@ -8,14 +8,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::birth::Child;
 use super::{Limits, Stop};
+use crate::cgroup::{Alarm, Alert};
 
 /// What is watched.
 pub(super) struct Watch<'a> {
     pub child: &'a Child<'a>,
     pub log: BorrowedFd<'a>,
     pub cancel: BorrowedFd<'a>,
-    /// Readable when a v1 group is out of memory.
-    pub oom: Option<BorrowedFd<'a>>,
+    pub alarms: &'a [Alarm],
+    /// Processes that the group may have.
+    pub processes_max: u32,
     pub limits: Limits,
     pub start: Instant,
 }
@@ -24,7 +26,7 @@ pub(super) struct Watch<'a> {
 pub(super) struct Watched {
     pub stopped: Option<Stop>,
     pub log_bytes: u64,
-    /// A v1 group ran out of memory and was killed for it, maybe before the kernel killed, and counted, anything itself.
+    /// The group ran out of memory and was killed for it, maybe before the kernel killed, and counted, anything itself.
     pub out_of_memory: bool,
 }
 
@@ -35,6 +37,8 @@ enum Log {
     Ended,
 }
 
+/// How often alarms are looked at that the kernel may not sound. Soon enough for a fork bomb, and nothing beside a build.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Bytes read from the terminal at a time; the kernel hands out at most 4 KiB.
 const CHUNK_BYTES: usize = 16 << 10;
 
@@ -59,8 +63,8 @@ impl Watch<'_> {
                 return Ok(seen);
             }
             seen.stopped = seen.stopped.or_else(|| self.stop(&ready, last_log, Instant::now()));
-            seen.out_of_memory |= ready.oom;
-            if !killed && (seen.stopped.is_some() || ready.oom) {
+            seen.out_of_memory |= ready.alert == Some(Alert::OutOfMemory);
+            if !killed && (seen.stopped.is_some() || seen.out_of_memory) {
                 self.child.kill();
                 killed = true;
             }
@@ -70,6 +74,8 @@ impl Watch<'_> {
     fn stop(&self, ready: &Ready, last_log: Instant, now: Instant) -> Option<Stop> {
         if ready.cancelled {
             Some(Stop::Cancelled)
+        } else if ready.alert == Some(Alert::Pids) {
+            Some(Stop::Processes { max: self.processes_max })
         } else if now >= self.start + self.limits.wall {
             Some(Stop::Wall)
         } else if now >= last_log + self.limits.silence {
@@ -86,18 +92,23 @@ impl Watch<'_> {
         // Once stopped, more log is neither wanted nor counted.
         let log_at = (*log == Log::Open && seen.stopped.is_none()).then_some(fds.len());
         fds.extend(log_at.map(|_| PollFd::new(&self.log, PollFlags::IN)));
-        let oom_at = self.oom.filter(|_| !killed).map(|_| fds.len());
-        fds.extend(oom_at.and(self.oom.as_ref()).map(|oom| PollFd::new(oom, PollFlags::IN)));
+        let alarms_at = fds.len();
+        let alarms = if killed { &[] } else { self.alarms };
+        fds.extend(alarms.iter().map(|alarm| PollFd::new(alarm, alarm.flags())));
         let timeout = (!killed).then(|| {
             let due = (self.start + self.limits.wall).min(last_log + self.limits.silence);
-            timespec(due.saturating_duration_since(Instant::now()))
+            let looks = alarms.iter().any(Alarm::is_silent).then_some(LOOK_EVERY);
+            let left = due.saturating_duration_since(Instant::now());
+            timespec(looks.map_or(left, |every| every.min(left)))
         });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(err) => return Err(err.into()),
         }
         let is_ready = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
-        Ok(Ready { ended: is_ready(Some(0)), cancelled: !killed && is_ready(Some(1)), log: is_ready(log_at), oom: is_ready(oom_at) })
+        let rung = alarms.iter().zip(&fds[alarms_at..]).filter(|(alarm, fd)| alarm.is_silent() || !fd.revents().is_empty());
+        let alert = rung.filter_map(|(alarm, fd)| alarm.alert(fd.revents())).next();
+        Ok(Ready { ended: is_ready(Some(0)), cancelled: !killed && is_ready(Some(1)), log: is_ready(log_at), alert })
     }
 
     /// Reads a few chunks at most, so that a flood cannot keep the limits from being looked at.
@@ -143,7 +154,7 @@ struct Ready {
     ended: bool,
     cancelled: bool,
     log: bool,
-    oom: bool,
+    alert: Option<Alert>,
 }
 
 enum Chunk {

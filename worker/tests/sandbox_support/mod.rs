@@ -37,6 +37,8 @@ static SLOT: AtomicU32 = AtomicU32::new(0);
 pub const INPUT: &str = "0hm2f1psjpcwg8fijsmr4wwxrx59s092-input";
 /// An object of the same store that is no input.
 pub const OTHER: &str = "1hm2f1psjpcwg8fijsmr4wwxrx59s092-other";
+/// What the benches' builds may use.
+const POLICY: cgroup::Policy = cgroup::Policy { memory_mib: 256, swap_bytes_max: 0, pids_max: 64, cpu_quota: false };
 /// Where the benches put their output.
 pub const OUTPUT: &str = "2hm2f1psjpcwg8fijsmr4wwxrx59s092-output";
 
@@ -68,7 +70,7 @@ impl Bench {
             host_id: HostId::of_slot(slot),
             shell: PathBuf::from("/bin/busybox"),
             dev_kvm: false,
-            resources: cgroup::Limits { memory_bytes_max: 256 << 20, pids_max: 64, cpu_weight: 100, cpu_cores_max: None },
+            resources: POLICY.of(kiln_wire::Resources::default()),
             limits: Limits { wall: Duration::from_secs(60), silence: Duration::from_secs(60), log_bytes: 1 << 20 },
         };
         let cgroups = Cgroups::detect(&name).expect("find the control groups");
