@@ -127,7 +127,7 @@ type Change = fn(&mut Task);
 
 /// What a launcher is not to do, whoever asks.
 fn refused(launcher: &Launcher) {
-    let changes: [(&str, Change); 4] = [
+    let changes: [(&str, Change); 6] = [
         ("is not one of this worker's", |task| task.slot = 7),
         ("is more than the worker may give", |task| task.resources.memory_bytes_max = 1 << 40),
         ("is more than the worker may give", |task| task.resources.pids_max = 1 << 20),
