@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
+use kiln_worker::sandbox::disk::{self, Disk};
 use kiln_worker::sandbox::{Cancel, HostId, Limits, Network, Spec, run};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
@@ -15,7 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
     let cgroups = Cgroups::detect("cost")?;
-    println!("control groups: {}", cgroups.describe());
+    let disk = Disk::open(disk::Choice::Auto, dir.path(), disk::Limits { bytes_max: 1 << 40, inodes_max: 1 << 30 }, 0)?;
+    println!("control groups: {}; disk: {}", cgroups.describe(), disk.describe());
     for (count, groups) in [(0, &Cgroups::none()), (0, &cgroups), (100, &cgroups), (100, &Cgroups::none())] {
         let inputs = inputs(dir.path(), count)?;
         let mut cpu = Vec::new();
@@ -25,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             fs::create_dir(&root_dir)?;
             let spec = spec(root_dir, inputs.clone());
             let (start, before) = (Instant::now(), cpu_time());
-            let ended = run(&spec, groups, &Cancel::new()?, &mut |_| ())?;
+            let room = disk.room(&spec.root_dir)?;
+            let ended = run(&spec, groups, &room, &Cancel::new()?, &mut |_| ())?;
             wall.push(start.elapsed());
             cpu.push(cpu_time().saturating_sub(before));
             assert!(ended.succeeded(), "{ended:?}");

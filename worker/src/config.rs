@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Policy;
 use crate::launcher::Owner;
-use crate::sandbox::{HostId, LINK_LOCAL};
+use crate::sandbox::{HostId, LINK_LOCAL, disk};
 
 /// A worker's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +64,13 @@ pub struct Config {
     /// one machine need ranges that do not overlap, because a build could touch the processes of another with the same user.
     #[serde(default)]
     pub slot_first: u32,
+    /// How builds are held to their part of the disk (`limits.disk_bytes_max`, `limits.disk_inodes_max`). Default `auto`.
+    #[serde(default)]
+    pub disk: disk::Choice,
+    /// Bytes that stay free on the disk of `dir`, at least 8388608. Default 1 GiB. Below it no build starts, and the one that uses the most
+    /// of the disk is ended and tried elsewhere.
+    #[serde(default = "default_disk_free_bytes_min")]
+    pub disk_free_bytes_min: u64,
     /// Paths fetched at a time, 1 to 256. Default 8: enough to hide a round trip, few enough to leave memory bounded.
     #[serde(default = "default_fetches_max")]
     pub fetches_max: u32,
@@ -143,6 +150,10 @@ pub struct DefaultLimits {
     pub log_bytes_max: u64,
     /// Bytes of all outputs together, as NARs. Default and bound: `OUTPUT_BYTES_MAX`.
     pub output_bytes_max: u64,
+    /// Bytes that one build may have on the disk, outputs included, at least 1 MiB. Default 128 GiB: browsers take a third of it.
+    pub disk_bytes_max: u64,
+    /// Files and directories that one build may have there, at least 1000. Default 8388608: a kernel's build has a hundredth of it.
+    pub disk_inodes_max: u64,
     /// Processes and threads of one build at a time, 16 to 4194304, which is Linux's own bound. Default 16384: a linker farm on 64 cores
     /// has hundreds, a fork bomb has more than this.
     pub pids_max: u32,
@@ -157,6 +168,8 @@ impl Default for DefaultLimits {
             silence_ms_max: 2 * 3_600_000,
             log_bytes_max: limits::LOG_BYTES_MAX,
             output_bytes_max: limits::OUTPUT_BYTES_MAX,
+            disk_bytes_max: 128 << 30,
+            disk_inodes_max: 8 << 20,
             pids_max: 16_384,
             swap_bytes_max: 0,
         }
@@ -225,6 +238,8 @@ impl Config {
             busybox: default_busybox(),
             cache_bytes_max: default_cache_bytes_max(),
             slot_first: 0,
+            disk: disk::Choice::default(),
+            disk_free_bytes_min: default_disk_free_bytes_min(),
             fetches_max: default_fetches_max(),
             fixed_output_network: FixedOutputNetwork::default(),
             limits: DefaultLimits::default(),
@@ -266,6 +281,9 @@ impl Config {
             ("limits.wall_ms_max", self.limits.wall_ms_max > 0, "must be above 0"),
             ("limits.silence_ms_max", self.limits.silence_ms_max > 0, "must be above 0"),
             ("limits.log_bytes_max", (1..=limits::LOG_BYTES_MAX).contains(&self.limits.log_bytes_max), "must be 1 to 67108864"),
+            ("disk_free_bytes_min", self.disk_free_bytes_min >= 8 << 20, "must be at least 8388608"),
+            ("limits.disk_bytes_max", self.limits.disk_bytes_max >= 1 << 20, "must be at least 1048576"),
+            ("limits.disk_inodes_max", self.limits.disk_inodes_max >= 1000, "must be at least 1000"),
             ("limits.pids_max", (16..=4_194_304).contains(&self.limits.pids_max), "must be 16 to 4194304"),
             ("limits.output_bytes_max", (1..=limits::OUTPUT_BYTES_MAX).contains(&self.limits.output_bytes_max), "must be 1 to 34359738368"),
         ];
@@ -320,6 +338,11 @@ impl Config {
         Policy { memory_mib: self.memory_mib(), swap_bytes_max, pids_max, cpu_quota: self.cpu_quota }
     }
 
+    /// Returns what builds may use of the disk.
+    pub fn disk_limits(&self) -> disk::Limits {
+        disk::Limits { bytes_max: self.limits.disk_bytes_max, inodes_max: self.limits.disk_inodes_max }
+    }
+
     /// Returns the platforms that it runs.
     pub fn systems(&self) -> BTreeSet<String> {
         self.systems.clone().unwrap_or_else(|| match std::env::consts::ARCH {
@@ -343,6 +366,10 @@ fn default_busybox() -> PathBuf {
 
 fn default_cache_bytes_max() -> u64 {
     50 << 30
+}
+
+fn default_disk_free_bytes_min() -> u64 {
+    1 << 30
 }
 
 fn default_fetches_max() -> u32 {
@@ -389,6 +416,10 @@ mod tests {
             ("[limits]\nlog_bytes_max = 99999999999", "log_bytes_max"),
             ("[limits]\nwall = 1", "wall"),
             ("[limits]\npids_max = 3", "limits.pids_max"),
+            ("[limits]\ndisk_bytes_max = 3", "limits.disk_bytes_max"),
+            ("[limits]\ndisk_inodes_max = 3", "limits.disk_inodes_max"),
+            ("disk = 'floppy'", "disk"),
+            ("disk_free_bytes_min = 0", "disk_free_bytes_min"),
             ("[fixed_output_network]\nmode = 'open'", "mode"),
             ("[fixed_output_network]\ndeny = ['10.0.0.0/40']", "deny"),
             ("[fixed_output_network]\nallow = ['169.254.169.254/32']", "fixed_output_network.allow"),

@@ -7,6 +7,7 @@ use std::error::Error;
 use kiln_wire::limits::FAILURE_MESSAGE_BYTES_MAX;
 use kiln_wire::{DrvPath, Failure, FailureClass, JobLimits, StoreDir};
 
+use crate::sandbox::disk::Excess;
 use crate::sandbox::{Ended, Status, Stop};
 
 /// Returns a failure whose message ends with the whole chain of `error`.
@@ -55,6 +56,7 @@ pub fn of_run(store_dir: &StoreDir, derivation: &DrvPath, ended: &Ended, limits:
             let raise = "`limits.pids_max` of the worker raises it";
             return exceeded(format!("wanted more than {max} processes and threads at a time, its limit; {raise}"));
         }
+        Some(Stop::Disk(excess)) => return Some(of_disk(&builder, excess)),
         Some(Stop::Cancelled) => {
             return Some(failure(FailureClass::Cancelled, &format!("{builder} was stopped because nobody wants it any more")));
         }
@@ -70,6 +72,28 @@ pub fn of_run(store_dir: &StoreDir, derivation: &DrvPath, ended: &Ended, limits:
         Status::NotExecuted(number) => format!("could not be executed: {}", std::io::Error::from_raw_os_error(number)),
     };
     Some(failure(FailureClass::BuildFailure, &format!("{builder} {text}")))
+}
+
+fn of_disk(builder: &str, excess: Excess) -> Failure {
+    match excess {
+        Excess::Bytes { used, max } => {
+            let text = format!("{builder} used {used} bytes of disk, its limit is {max}; `limits.disk_bytes_max` of the worker raises it");
+            failure(FailureClass::LimitExceeded, &text)
+        }
+        Excess::Inodes { used, max } => {
+            let text = format!(
+                "{builder} made {used} files and directories, its limit is {max}; `limits.disk_inodes_max` of the worker raises it"
+            );
+            failure(FailureClass::LimitExceeded, &text)
+        }
+        Excess::Floor { free_bytes, free_bytes_min, used_bytes } => {
+            let text = format!(
+                "{builder} was stopped because the worker's disk is nearly full ({free_bytes} bytes are left, `disk_free_bytes_min` is \
+                 {free_bytes_min}) and its {used_bytes} bytes are the most that a build has there"
+            );
+            failure(FailureClass::Infrastructure, &text)
+        }
+    }
 }
 
 fn peak(ended: &Ended) -> String {
@@ -137,6 +161,22 @@ mod tests {
                 run(Status::Exited(2), Some(Stop::Processes { max: 64 }), false),
                 FailureClass::LimitExceeded,
                 "wanted more than 64 processes and threads at a time, its limit; `limits.pids_max` of the worker raises it",
+            ),
+            (
+                run(Status::Exited(2), Some(Stop::Disk(Excess::Bytes { used: 9, max: 8 })), false),
+                FailureClass::LimitExceeded,
+                "used 9 bytes of disk, its limit is 8; `limits.disk_bytes_max` of the worker raises it",
+            ),
+            (
+                run(Status::Signalled(9), Some(Stop::Disk(Excess::Inodes { used: 9, max: 8 })), false),
+                FailureClass::LimitExceeded,
+                "made 9 files and directories, its limit is 8; `limits.disk_inodes_max` of the worker raises it",
+            ),
+            (
+                run(Status::Signalled(9), Some(Stop::Disk(Excess::Floor { free_bytes: 1, free_bytes_min: 2, used_bytes: 3 })), false),
+                FailureClass::Infrastructure,
+                "was stopped because the worker's disk is nearly full (1 bytes are left, `disk_free_bytes_min` is 2) and its 3 bytes are \
+                 the most that a build has there",
             ),
             (
                 run(Status::Signalled(9), Some(Stop::Cancelled), false),

@@ -34,7 +34,7 @@ fn bytes_written_to_disk_are_told_also_of_processes_that_have_ended() {
 /// What fills its memory without a claim that fails at once waits for its own pages, which the kernel takes away and reads again.
 #[test]
 fn a_build_that_only_waits_for_memory_is_out_of_memory() {
-    let thrash = "head -c 200000000 /dev/zero >/build/big; head -c 50000000 /dev/zero >/dev/shm/x; echo full
+    let thrash = "head -c 200000000 /dev/zero >/build/big; head -c 50000000 /dev/zero >/dev/shm/x
         for n in 1 2 3 4; do while true; do cat /build/big >/dev/null; done & done; wait";
     let mut bench = Bench::new(thrash);
     bench.spec.resources.memory_bytes_max = kiln_worker::cgroup::MEMORY_BYTES_MIN;
@@ -43,6 +43,5 @@ fn a_build_that_only_waits_for_memory_is_out_of_memory() {
     let told = Path::new("/proc/pressure/memory").exists();
     bench.spec.limits.wall = Duration::from_secs(if told { 50 } else { 5 });
     let ran = bench.run();
-    assert_eq!(ran.log, "full\n");
     assert_eq!((ran.ended.out_of_memory, ran.ended.stopped), (told, (!told).then_some(Stop::Wall)), "{:?}", ran.ended);
 }

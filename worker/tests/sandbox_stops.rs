@@ -2,6 +2,7 @@
 
 mod sandbox_support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,10 @@ fn a_sandbox_that_does_not_stand_is_its_own_error_and_names_the_step() {
 #[test]
 fn a_root_directory_that_others_can_reach_is_refused() {
     let mut bench = Bench::new("");
-    bench.spec.root_dir = PathBuf::from("/tmp/kiln-test-root");
+    let open = bench.host("open");
+    std::fs::create_dir_all(open.join("root")).expect("mkdir");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    bench.spec.root_dir = open.join("root");
     let text = chain(&bench.try_run(&mut |_| {}).expect_err("the parent is open to all"));
     assert!(text.contains("mode 0700"), "{text}");
 }

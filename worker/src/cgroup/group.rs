@@ -124,6 +124,11 @@ impl Group {
         .collect()
     }
 
+    /// Returns the file that lists the group's processes, if it has one.
+    pub fn processes(&self) -> Option<PathBuf> {
+        self.unified.as_ref().or(self.dirs.first()).map(|dir| dir.join("cgroup.procs"))
+    }
+
     /// Whether the number of processes is limited; if not, the launcher does it by other means.
     pub fn limits_pids(&self) -> bool {
         self.pids.is_some()

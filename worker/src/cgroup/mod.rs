@@ -19,4 +19,5 @@ pub use error::CgroupError;
 pub use group::Group;
 pub use host::{Cgroups, Mode};
 pub use limits::{Limits, MEMORY_BYTES_MIN, Policy};
+pub(crate) use procfs::unescape;
 pub use used::Used;

@@ -74,7 +74,7 @@ fn directory(mounted: &Mounted, path: &str) -> Option<PathBuf> {
 }
 
 /// Undoes mountinfo's octal escapes of space, tab, newline and backslash.
-fn unescape(text: &str) -> PathBuf {
+pub(crate) fn unescape(text: &str) -> PathBuf {
     let replaced = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     PathBuf::from(replaced.iter().fold(text.to_owned(), |text, (code, character)| text.replace(code, character)))
 }

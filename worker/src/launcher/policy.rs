@@ -11,7 +11,7 @@ use super::places::{Owner, STORE};
 use super::rootless::Users;
 use crate::cgroup;
 use crate::config::{Config, FixedOutputNetwork};
-use crate::sandbox::{Network, Spec};
+use crate::sandbox::{Network, Spec, disk};
 
 /// What a launcher may do for its worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +28,12 @@ pub struct Policy {
     pub slots: u32,
     /// What a build's control group may have at most.
     pub resources: cgroup::Policy,
+    /// How builds are held to their part of the disk.
+    pub disk: disk::Choice,
+    /// What each may use of it.
+    pub disk_limits: disk::Limits,
+    /// Bytes of it that stay free.
+    pub disk_free_bytes_min: u64,
     /// The static shell of builds.
     pub shell: PathBuf,
     /// Whether builds may have `/dev/kvm`.
@@ -56,6 +62,9 @@ impl Policy {
             slot_first: config.slot_first,
             slots: config.slots(),
             resources: config.policy(),
+            disk: config.disk,
+            disk_limits: config.disk_limits(),
+            disk_free_bytes_min: config.disk_free_bytes_min,
             shell: config.busybox.clone(),
             dev_kvm: config.features.contains("kvm"),
             network: config.fixed_output_network.clone(),

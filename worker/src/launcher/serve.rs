@@ -26,6 +26,7 @@ use super::socket::{Received, peek_start, receive_conversation, receive_start, s
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::failure::{caused, chain, failure};
 use crate::outputs::make_canonical;
+use crate::sandbox::disk::{Disk, DiskError, Room};
 use crate::sandbox::{self, SandboxError, Spec};
 use crate::scratch::Scratch;
 use crate::trash::{Trash, TrashError, c_name, open_dir};
@@ -72,6 +73,12 @@ pub enum ServeError {
     /// What is left of builds cannot be removed.
     #[error(transparent)]
     Trash(#[from] TrashError),
+    /// Builds cannot be held to their part of the disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Without root, what the launcher mounts is seen by nobody else.
+    #[error("hold builds to their part of the disk by a file system of their own: without root the worker would not see what they made")]
+    Unseen,
     /// Control groups of an earlier process cannot be removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -162,6 +169,7 @@ struct Host {
     users: Users,
     policy: Policy,
     cgroups: Cgroups,
+    disk: Disk,
     network: FixedNetwork,
     remains: Trash,
     builds: PathBuf,
@@ -182,14 +190,19 @@ impl Host {
         let cgroups = Cgroups::detect(&policy.group)?;
         let remains = Trash::open(&policy.dir.join(REMAINS))?;
         let builds = policy.dir.join(BUILDS);
+        let disk = Disk::open(policy.disk, &builds, policy.disk_limits, policy.disk_free_bytes_min)?;
+        if users != Users::Pool && disk.mounts() {
+            return Err(ServeError::Unseen);
+        }
         remains.discard_all(&builds)?;
         let network = FixedNetwork::open(&policy.network)?;
-        Ok(Arc::new(Self { users, policy, cgroups, network, remains, builds, busy: Mutex::default(), _lock: lock }))
+        Ok(Arc::new(Self { users, policy, cgroups, disk, network, remains, builds, busy: Mutex::default(), _lock: lock }))
     }
 
     fn guarantees(&self) -> Vec<(String, String)> {
         vec![
             ("cgroup".to_owned(), self.cgroups.describe()),
+            ("disk".to_owned(), self.disk.describe()),
             ("fixed-output network".to_owned(), self.network.describe()),
             ("build users".to_owned(), self.users.describe().to_owned()),
             // A build whose filter cannot be loaded does not start.
@@ -229,6 +242,8 @@ impl Drop for Taken<'_> {
 struct Conversation<'a> {
     host: &'a Host,
     stream: &'a UnixStream,
+    // Before the directory that it lies in.
+    room: Room,
     // Before the user: that is free only when its files are out of the way.
     scratch: Scratch,
     _user: Taken<'a>,
@@ -252,11 +267,15 @@ impl<'a> Conversation<'a> {
             Ok(scratch) => scratch,
             Err(err) => return refuse(&err),
         };
+        let room = match host.disk.room(scratch.dir()) {
+            Ok(room) => room,
+            Err(err) => return refuse(&err),
+        };
         let spec = match host.policy.admit(&task, scratch.dir().to_owned(), host.users, &host.network) {
             Ok(spec) => spec,
             Err(err) => return refuse(&err),
         };
-        let conversation = Self { host, stream, scratch, _user: user };
+        let conversation = Self { host, stream, room, scratch, _user: user };
         match conversation.run(&spec) {
             Ok(ended) => write_message(stream, &Answer::Ended(ended))?,
             Err(err) => return refuse(&err),
@@ -266,7 +285,7 @@ impl<'a> Conversation<'a> {
 
     fn run(&self, spec: &Spec) -> Result<sandbox::Ended, SandboxError> {
         let mut gone = false;
-        sandbox::run(spec, &self.host.cgroups, self.stream, &mut |bytes| {
+        sandbox::run(spec, &self.host.cgroups, &self.room, self.stream, &mut |bytes| {
             if !gone && write_message(self.stream, &Answer::Log(ByteBuf::from(bytes))).is_err() {
                 // Readable from now on, at its end: the run is stopped.
                 let _ = self.stream.shutdown(std::net::Shutdown::Both);

@@ -199,7 +199,7 @@ fn check_fixed(import: &Import<'_>, packed: &PackedOutputs) -> Result<(), Failur
 
 fn keep(import: &Import<'_>, cache: &Cache, pin: &mut Pin, info: &PathInfo, body: &BlobBytes) -> Result<(), Failure> {
     let infrastructure = |err: &dyn std::error::Error| caused(FailureClass::Infrastructure, &about(import), err);
-    let kept = if import.shared_network {
+    let kept = if import.shared_network || !is_near(import, cache).map_err(|err| infrastructure(&err))? {
         let copy = cache.incoming();
         let copied = unpack_canonical(info, body.reader(), &copy);
         copied.map_err(|err| {
@@ -217,6 +217,14 @@ fn keep(import: &Import<'_>, cache: &Cache, pin: &mut Pin, info: &PathInfo, body
         Err(CacheError::InUse { .. }) => Ok(()),
         kept => kept.map_err(|err| infrastructure(&err)),
     }
+}
+
+/// Whether the outputs can be moved into the cache by renaming: they may lie on a file system, or subvolume, of the build's own.
+fn is_near(import: &Import<'_>, cache: &Cache) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let incoming = cache.incoming();
+    let cache_dir = incoming.parent().unwrap_or(Path::new("/"));
+    Ok(std::fs::metadata(&import.dir)?.dev() == std::fs::metadata(cache_dir)?.dev())
 }
 
 /// Unpacks a blob to a private path and makes the tree canonical: as every object of the cache is.

@@ -12,17 +12,24 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::birth::{Child, Reaped};
+use super::disk::{self, Room};
 use super::plan::{Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
 use super::tree::Tree;
 use super::watch::{Watch, Watched};
 use super::{Ended, HostId, Network, SandboxError, Spec, Status, Stop, child, tree};
-use crate::cgroup::{Cgroups, Group};
+use crate::cgroup::{Cgroups, Group, Used};
 
-pub(super) fn run(spec: &Spec, cgroups: &Cgroups, cancel: BorrowedFd<'_>, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+pub(super) fn run(
+    spec: &Spec,
+    cgroups: &Cgroups,
+    room: &Room,
+    cancel: BorrowedFd<'_>,
+    log: &mut dyn FnMut(&[u8]),
+) -> Result<Ended, SandboxError> {
     let tree = tree::make(spec)?;
     let group = cgroups.create(&spec.name, &spec.resources)?;
-    let ended = in_group(spec, &tree, &group, cancel, log);
+    let ended = in_group(spec, &tree, &group, room, cancel, log);
     let removed = group.remove();
     let ended = ended?;
     removed?;
@@ -33,10 +40,12 @@ fn in_group(
     spec: &Spec,
     tree: &Tree<'_>,
     group: &Group,
+    room: &Room,
     cancel: BorrowedFd<'_>,
     log: &mut dyn FnMut(&[u8]),
 ) -> Result<Ended, SandboxError> {
     let failed = |step| SandboxError::host(step, &spec.root_dir);
+    let disk = room.watch(group.processes()).map_err(failed("watch the disk of"))?;
     let alarms = group.alarms(&spec.resources)?;
     let birthplace = group.birthplace()?;
     let (log_read, log_write) = terminal(spec.host_id).map_err(failed("open a terminal for"))?;
@@ -68,6 +77,7 @@ fn in_group(
         log: log_read.as_fd(),
         cancel,
         alarms: &alarms,
+        disk: &disk,
         processes_max: spec.resources.pids_max,
         limits: spec.limits,
         start,
@@ -87,10 +97,16 @@ fn in_group(
         // Each is too little in its own case: what is not written back yet, and what nobody waited for.
         disk_write_bytes: file_write_bytes.max(used.disk_write_bytes),
     };
-    // The builder may have ended for it before we looked.
-    let refused = used.pids_refused > 0 && status != Status::Exited(0);
-    let stopped = watched.stopped.or(refused.then_some(Stop::Processes { max: spec.resources.pids_max }));
-    Ok(Ended { status, stopped, out_of_memory: used.oom_kills > 0 || watched.out_of_memory, usage })
+    let out_of_memory = used.oom_kills > 0 || watched.out_of_memory;
+    let failed_alone = status != Status::Exited(0) && !out_of_memory;
+    let stopped = watched.stopped.or_else(|| if failed_alone { blame(spec, used, &disk) } else { None });
+    Ok(Ended { status, stopped, out_of_memory, usage })
+}
+
+/// A builder may have failed for a limit before we saw that it ran into it.
+fn blame(spec: &Spec, used: Used, disk: &disk::Watch) -> Option<Stop> {
+    let refused = (used.pids_refused > 0).then_some(Stop::Processes { max: spec.resources.pids_max });
+    refused.or_else(|| disk.blame().map(Stop::Disk))
 }
 
 /// Tells a builder that ended from a sandbox that never stood, by what the child reported.
@@ -150,6 +166,7 @@ mod tests {
 
     use super::*;
     use crate::cgroup;
+    use crate::sandbox::disk::Disk;
 
     const POLICY: cgroup::Policy = cgroup::Policy { memory_mib: 256, swap_bytes_max: 0, pids_max: 64, cpu_quota: false };
 
@@ -177,11 +194,13 @@ mod tests {
             resources: POLICY.of(kiln_wire::Resources::default()),
             limits: crate::sandbox::Limits { wall: Duration::from_secs(60), silence: Duration::from_secs(60), log_bytes: 1 << 20 },
         };
+        let limits = disk::Limits { bytes_max: 1 << 30, inodes_max: 1000 };
+        let room = Disk::open(disk::Choice::Polling, dir.path(), limits, 0).expect("a disk").room(&spec.root_dir).expect("a room");
         let tree = tree::make(&spec).expect("these tests run as root");
         let held = openat(&tree.root, "etc/passwd", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).expect("open for writing");
         let group = Cgroups::none().create(&spec.name, &spec.resources).expect("no group");
         let mut log = Vec::new();
-        let ended = in_group(&spec, &tree, &group, crate::sandbox::Cancel::new().expect("eventfd").as_fd(), &mut |bytes| {
+        let ended = in_group(&spec, &tree, &group, &room, crate::sandbox::Cancel::new().expect("eventfd").as_fd(), &mut |bytes| {
             log.extend_from_slice(bytes)
         });
         assert!(ended.expect("the sandbox stands").succeeded());

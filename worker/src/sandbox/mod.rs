@@ -8,6 +8,7 @@
 mod birth;
 mod cancel;
 mod child;
+pub mod disk;
 mod egress;
 mod error;
 mod filter;
@@ -28,8 +29,11 @@ pub use error::SandboxError;
 pub use spec::{Ended, HostId, Limits, Network, Spec, Status, Stop, env_pairs};
 
 use crate::cgroup::Cgroups;
+use disk::Room;
 
 /// Runs the builder of `spec` to its end and returns how it ended. Blocks; use a thread of its own.
+///
+/// `room` is that of [`Spec::root_dir`].
 ///
 /// `log` gets the builder's output as it comes, at most 64 KiB at a time, on the calling thread. While it blocks, limits and
 /// cancellation are not watched, so it must only pass the bytes on. The run is stopped once `cancel` can be read from, or its other end
@@ -37,6 +41,6 @@ use crate::cgroup::Cgroups;
 ///
 /// # Errors
 /// [`SandboxError`] if the sandbox could not be set up. A builder that could not be executed is an [`Ended`], not an error.
-pub fn run(spec: &Spec, cgroups: &Cgroups, cancel: &impl AsFd, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
-    launch::run(spec, cgroups, cancel.as_fd(), log)
+pub fn run(spec: &Spec, cgroups: &Cgroups, room: &Room, cancel: &impl AsFd, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
+    launch::run(spec, cgroups, room, cancel.as_fd(), log)
 }

@@ -165,6 +165,8 @@ pub enum Stop {
         /// How many it may have.
         max: u32,
     },
+    /// It used more of the disk than it may.
+    Disk(super::disk::Excess),
     /// Its [`super::Cancel`] was used.
     Cancelled,
 }

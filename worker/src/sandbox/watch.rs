@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::birth::Child;
-use super::{Limits, Stop};
+use super::{Limits, Stop, disk};
 use crate::cgroup::{Alarm, Alert};
 
 /// What is watched.
@@ -16,6 +16,7 @@ pub(super) struct Watch<'a> {
     pub log: BorrowedFd<'a>,
     pub cancel: BorrowedFd<'a>,
     pub alarms: &'a [Alarm],
+    pub disk: &'a disk::Watch,
     /// Processes that the group may have.
     pub processes_max: u32,
     pub limits: Limits,
@@ -76,6 +77,8 @@ impl Watch<'_> {
             Some(Stop::Cancelled)
         } else if ready.alert == Some(Alert::Pids) {
             Some(Stop::Processes { max: self.processes_max })
+        } else if let Some(excess) = ready.disk {
+            Some(Stop::Disk(excess))
         } else if now >= self.start + self.limits.wall {
             Some(Stop::Wall)
         } else if now >= last_log + self.limits.silence {
@@ -90,6 +93,8 @@ impl Watch<'_> {
         let watched = |open: bool| if open { PollFlags::IN } else { PollFlags::empty() };
         let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.cancel, watched(!killed))];
         // Once stopped, more log is neither wanted nor counted.
+        let disk_at = (!killed).then_some(fds.len());
+        fds.extend(disk_at.map(|_| PollFd::new(self.disk, PollFlags::IN)));
         let log_at = (*log == Log::Open && seen.stopped.is_none()).then_some(fds.len());
         fds.extend(log_at.map(|_| PollFd::new(&self.log, PollFlags::IN)));
         let alarms_at = fds.len();
@@ -108,7 +113,8 @@ impl Watch<'_> {
         let is_ready = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
         let rung = alarms.iter().zip(&fds[alarms_at..]).filter(|(alarm, fd)| alarm.is_silent() || !fd.revents().is_empty());
         let alert = rung.filter_map(|(alarm, fd)| alarm.alert(fd.revents())).next();
-        Ok(Ready { ended: is_ready(Some(0)), cancelled: !killed && is_ready(Some(1)), log: is_ready(log_at), alert })
+        let disk = if is_ready(disk_at) { self.disk.excess() } else { None };
+        Ok(Ready { ended: is_ready(Some(0)), cancelled: !killed && is_ready(Some(1)), log: is_ready(log_at), alert, disk })
     }
 
     /// Reads a few chunks at most, so that a flood cannot keep the limits from being looked at.
@@ -155,6 +161,7 @@ struct Ready {
     cancelled: bool,
     log: bool,
     alert: Option<Alert>,
+    disk: Option<disk::Excess>,
 }
 
 enum Chunk {

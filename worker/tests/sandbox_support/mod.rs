@@ -4,11 +4,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
+use kiln_worker::sandbox::disk::{self, Disk};
 use kiln_worker::sandbox::{Cancel, Ended, HostId, Limits, Network, SandboxError, Spec, env_pairs, run};
 
 /// A directory for one sandbox, and the specification of a harmless build in it.
@@ -19,6 +21,8 @@ pub struct Bench {
     pub cancel: Cancel,
     /// Of this test alone.
     pub cgroups: Cgroups,
+    /// Holds the build to its part of the disk.
+    pub disk: Arc<Disk>,
     dir: tempfile::TempDir,
 }
 
@@ -38,6 +42,7 @@ pub const INPUT: &str = "0hm2f1psjpcwg8fijsmr4wwxrx59s092-input";
 /// An object of the same store that is no input.
 pub const OTHER: &str = "1hm2f1psjpcwg8fijsmr4wwxrx59s092-other";
 /// What the benches' builds may use.
+const DISK_LIMITS: disk::Limits = disk::Limits { bytes_max: 4 << 30, inodes_max: 100_000 };
 const POLICY: cgroup::Policy = cgroup::Policy { memory_mib: 256, swap_bytes_max: 0, pids_max: 64, cpu_quota: false };
 /// Where the benches put their output.
 pub const OUTPUT: &str = "2hm2f1psjpcwg8fijsmr4wwxrx59s092-output";
@@ -74,7 +79,8 @@ impl Bench {
             limits: Limits { wall: Duration::from_secs(60), silence: Duration::from_secs(60), log_bytes: 1 << 20 },
         };
         let cgroups = Cgroups::detect(&name).expect("find the control groups");
-        Self { spec, cancel: Cancel::new().expect("make a cancel handle"), cgroups, dir }
+        let disk = Arc::new(Disk::open(disk::Choice::Polling, dir.path(), DISK_LIMITS, 0).expect("watch the disk"));
+        Self { spec, cancel: Cancel::new().expect("make a cancel handle"), cgroups, disk, dir }
     }
 
     /// Runs it; the sandbox must stand.
@@ -86,7 +92,8 @@ impl Bench {
 
     /// Runs it, sandbox or not.
     pub fn try_run(&self, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
-        run(&self.spec, &self.cgroups, &self.cancel, log)
+        let room = self.disk.room(&self.spec.root_dir).expect("there is space on the disk");
+        run(&self.spec, &self.cgroups, &room, &self.cancel, log)
     }
 
     /// A path on the host below the bench's directory.
