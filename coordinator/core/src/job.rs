@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use kiln_wire::{
     AttemptId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobLimits, JobSpec, Lease, OutputName, Resources, StorePath, Timestamp,
-    WorkerId,
+    Usage, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,9 @@ pub(crate) struct Attempt {
     pub started_at: Timestamp,
     pub ended_at: Timestamp,
     pub end: AttemptEnd,
+    /// What it took, if its worker said so while it held the lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// How an attempt ended.

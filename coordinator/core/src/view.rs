@@ -150,6 +150,7 @@ impl Farm {
             started_at: running.started_at,
             ended_at: None,
             failure: None,
+            usage: None,
         });
         JobView {
             derivation: (*job.derivation).clone(),
@@ -240,5 +241,6 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         started_at: attempt.started_at,
         ended_at: Some(attempt.ended_at),
         failure,
+        usage: attempt.usage,
     }
 }

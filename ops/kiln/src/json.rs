@@ -1,7 +1,7 @@
 //! The JSON that `--json` prints: stable names, full store paths, units in the names. The README documents it.
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, FarmView, JobCounts, JobView, WorkerView};
-use kiln_wire::{DrvPath, PathInfo, StoreDir};
+use kiln_wire::{DrvPath, PathInfo, StoreDir, Usage};
 use serde_json::{Value, json};
 
 /// A build's state in one word.
@@ -71,6 +71,18 @@ fn attempt(view: &AttemptView) -> Value {
         "endedAt": view.ended_at,
         "failureClass": view.failure.as_ref().map(|(class, _)| class.to_string()),
         "failure": view.failure.as_ref().map(|(_, message)| message),
+        "usage": view.usage.as_ref().map(usage),
+    })
+}
+
+fn usage(usage: &Usage) -> Value {
+    json!({
+        "wallMs": usage.wall_ms,
+        "cpuMs": usage.cpu_ms,
+        "cpuThrottledMs": usage.cpu_throttled_ms,
+        "memoryPeakBytes": usage.memory_peak_bytes,
+        "diskWriteBytes": usage.disk_write_bytes,
+        "logBytes": usage.log_bytes,
     })
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, RequestId, Resources, Root, StoreDir, StorePath,
-    Timestamp, WorkerId,
+    Timestamp, Usage, WorkerId,
 };
 
 /// What a peer asks for.
@@ -238,6 +238,9 @@ pub struct AttemptView {
     pub ended_at: Option<Timestamp>,
     /// How it failed, if it did.
     pub failure: Option<(FailureClass, String)>,
+    /// What it took, if its worker said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// One worker, for people.

@@ -23,7 +23,7 @@ impl Farm {
         let Failure { class, message } = failure;
         let message = cut(&message, FAILURE_MESSAGE_BYTES_MAX);
         let epoch = self.job(key).running().map(|running| running.epoch);
-        let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, now) else { return };
+        let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, Some(usage), now) else { return };
         match class {
             FailureClass::BuildFailure | FailureClass::LimitExceeded => self.fail_for_good(key, class, message, now, fx),
             FailureClass::OutOfMemory => self.retry_with_memory(key, usage, message, now, fx),
@@ -42,12 +42,12 @@ impl Farm {
     /// The lease of `key` ended without a report.
     pub(super) fn end_lost_attempt(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
         let end = AttemptEnd::Lost { class: FailureClass::Infrastructure, message: message.clone() };
-        let Some(worker) = self.close_attempt(key, end, now) else { return };
+        let Some(worker) = self.close_attempt(key, end, None, now) else { return };
         self.retry_elsewhere(key, worker, message, now, fx);
     }
 
     /// Moves the live lease of `key` to its ended attempts. Returns the worker that held it.
-    pub(super) fn close_attempt(&mut self, key: JobKey, end: AttemptEnd, now: Timestamp) -> Option<WorkerId> {
+    pub(super) fn close_attempt(&mut self, key: JobKey, end: AttemptEnd, usage: Option<Usage>, now: Timestamp) -> Option<WorkerId> {
         let running = self.job(key).running()?.clone();
         let worker = running.worker.clone();
         let attempt = Attempt {
@@ -57,6 +57,7 @@ impl Farm {
             started_at: running.started_at,
             ended_at: now,
             end,
+            usage,
         };
         self.change(key, |job| {
             job.state = State::Waiting;

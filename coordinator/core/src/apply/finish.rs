@@ -59,7 +59,7 @@ impl Farm {
     fn commit(&mut self, key: JobKey, outputs: Box<[BuiltOutput]>, usage: Usage, now: Timestamp, fx: &mut Effects) {
         let infos: Vec<_> = outputs.iter().map(|output| output.info.clone()).collect();
         let nar_bytes = infos.iter().fold(0u64, |sum, info| sum.saturating_add(info.nar_size_bytes));
-        self.close_attempt(key, AttemptEnd::Built, now);
+        self.close_attempt(key, AttemptEnd::Built, Some(usage), now);
         self.change(key, |job| job.state = State::Built { outputs, published: false });
         let derivation = (*self.job(key).derivation).clone();
         fx.push(Effect::Publish { derivation, outputs: infos });

@@ -67,7 +67,7 @@ impl Farm {
             return refuse(Refused::StaleLease(lease.clone()), fx);
         };
         let end = AttemptEnd::Lost { class: FailureClass::Cancelled, message: String::from("no build wants it any more") };
-        self.close_attempt(key, end, now);
+        self.close_attempt(key, end, None, now);
         fx.push(Effect::Revoke(lease.clone()));
         self.drop_if_unheld(key);
     }

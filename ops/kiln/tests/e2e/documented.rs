@@ -33,7 +33,7 @@ fn check(value: &Value, fields: &str) {
 const BUILD: &str = "build:number name:text state:text submittedAt:number remainingMs:?number jobs:object outputs:object failures:list";
 const COUNTS: &str = "blocked:number ready:number running:number built:number failed:number";
 const JOB: &str = "derivation:text state:text reason:text builds:list upwardRankMs:number attempts:list";
-const ATTEMPT: &str = "attempt:number worker:text startedAt:number endedAt:?number failureClass:?text failure:?text";
+const ATTEMPT: &str = "attempt:number worker:text startedAt:number endedAt:?number failureClass:?text failure:?text usage:?object";
 
 #[test]
 fn json_is_as_the_readme_says() {
@@ -64,6 +64,8 @@ fn json_is_as_the_readme_says() {
     check(&last["failures"][0], JOB);
     check(&last["failures"][0]["attempts"][0], ATTEMPT);
     assert_eq!(last["failures"][0]["attempts"][0]["failureClass"], "build failure");
+    let usage = "wallMs:number cpuMs:number cpuThrottledMs:?number memoryPeakBytes:number diskWriteBytes:?number logBytes:number";
+    check(&last["failures"][0]["attempts"][0]["usage"], usage);
 
     let info =
         place.run(&["path-info", "--json", lines.last().expect("a line")["paths"][0].as_str().expect("a path")]).expect_success().json();
