@@ -9,6 +9,7 @@ mod buildenv;
 mod closure;
 mod fetchurl;
 mod unpack_channel;
+mod xz;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

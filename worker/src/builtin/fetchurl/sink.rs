@@ -9,6 +9,7 @@ use kiln_nix::nar::{self, NarError};
 use kiln_wire::FailureClass;
 use reqwest::Url;
 
+use super::super::xz;
 use super::Request;
 use crate::pipe::Reader;
 
@@ -106,7 +107,7 @@ fn write(mut reader: Reader, destination: &Path) -> io::Result<()> {
 
 fn restore(reader: Reader, suffix: &str, destination: &Path, bytes_max: u64) -> Result<(), SinkError> {
     match suffix {
-        "xz" => restore_nar(lzma_rust2::XzReader::new(reader, true), destination, bytes_max),
+        "xz" => restore_nar(xz::Decoder::new(reader), destination, bytes_max),
         "zst" => restore_nar(zstd::Decoder::new(reader)?, destination, bytes_max),
         "bz2" | "gz" | "br" | "lz4" | "lzip" => Err(SinkError::Compression { suffix: suffix.to_owned() }),
         _ => restore_nar(reader, destination, bytes_max),

@@ -10,6 +10,7 @@ use kiln_wire::{OutputName, StorePath};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::super::xz;
 use super::*;
 
 /// An xz file that holds the NAR of a file with `hi` and a newline.
@@ -110,6 +111,7 @@ async fn what_cannot_be_had_is_refused_with_class_and_reason() {
         ("/text", vec![ok(b"no NAR")]),
         ("/x.nar.bz2", vec![ok(b"BZh9")]),
         ("/cut.nar.xz", vec![ok(&cut)]),
+        ("/hungry.nar.xz", vec![ok(&xz::tests::claiming(40))]),
     ])
     .await;
     let table = [
@@ -121,6 +123,7 @@ async fn what_cannot_be_had_is_refused_with_class_and_reason() {
         ("/text", true, FailureClass::BuildFailure, "unpack the downloaded file as a NAR"),
         ("/x.nar.bz2", true, FailureClass::BuildFailure, "`bz2` is not supported"),
         ("/cut.nar.xz", true, FailureClass::BuildFailure, "unpack the downloaded file as a NAR"),
+        ("/hungry.nar.xz", true, FailureClass::BuildFailure, "it asks for more than 128 MiB of memory"),
     ];
     for (path, unpack, class, words) in table {
         let fetched = get(&[format!("{base}{path}")], unpack, false).await;

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufReader, Read};
 
-use super::super::{Bounds, Ended};
+use super::super::{Bounds, Ended, xz};
 use super::{UnpackError, members};
 
 /// Finds out how a file is compressed by how it starts.
@@ -18,7 +18,7 @@ pub fn decoder(mut file: std::fs::File, src: &str) -> Result<Box<dyn Read>, Unpa
     match kind {
         None => Ok(Box::new(bytes)),
         Some(Compression::Gzip) => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(bytes))),
-        Some(Compression::Xz) => Ok(Box::new(lzma_rust2::XzReader::new(bytes, true))),
+        Some(Compression::Xz) => Ok(Box::new(xz::Decoder::new(bytes))),
         Some(Compression::Zstd) => Ok(Box::new(zstd::Decoder::with_buffer(bytes).map_err(failed)?)),
         Some(Compression::Unknown(format)) => Err(UnpackError::Format { src: src.into(), format }),
     }

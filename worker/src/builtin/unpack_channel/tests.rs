@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::super::testing::{Store, bounds, full, listed};
+use super::super::xz;
 use super::*;
 
 /// Types of members as an archive writes them.
@@ -122,6 +123,7 @@ fn compression_is_told_by_content_and_what_is_unknown_is_named() {
         cut.truncate(bytes.len() - 3);
         refused(&cut, 1 << 20, FailureClass::BuildFailure, "read the archive");
     }
+    refused(&xz::tests::claiming(40), 1 << 20, FailureClass::BuildFailure, "it asks for more than 128 MiB of memory");
     for (start, name) in [("BZh91AY", "bzip2"), ("PK\x03\x04", "zip"), ("LZIP", "lzip")] {
         refused(start.as_bytes(), 1 << 20, FailureClass::BuildFailure, &format!("{name} is not supported"));
     }
