@@ -153,9 +153,13 @@ impl Room {
         let builtin = Builtin::of(&self.derivation, &variables).map_err(|err| caused(FailureClass::BuildFailure, "", &err))?;
         let out = paths.iter().find(|(name, _)| name.as_str() == "out").map(|(_, path)| path).expect("a builtin has an output `out`");
         let inputs = assignment.inputs.iter().map(|info| (info.path.clone(), cache.host_path(&info.path)));
+        let workshop = self.workshop.clone();
+        let destinations = tokio::task::spawn_blocking(move || workshop.destinations()).await;
+        let destinations = destinations.map_err(|err| caused(FailureClass::Infrastructure, "look up what may be reached", &err))?;
         let site = Site {
             out: scratch.dir().join(out.as_str()),
             closure: Closure::new(&assignment.store_dir, inputs),
+            destinations,
             limits: self.limits,
             stop: self.order.stop.clone(),
             log: self.order.log.clone(),

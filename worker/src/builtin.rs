@@ -7,6 +7,7 @@
 mod bounds;
 mod buildenv;
 mod closure;
+mod destinations;
 mod fetchurl;
 mod unpack_channel;
 mod xz;
@@ -20,6 +21,7 @@ use kiln_wire::{FailureClass, JobLimits};
 
 pub use bounds::{Bounds, Ended};
 pub use closure::Closure;
+pub use destinations::Destinations;
 
 use crate::attempt_log::AttemptLog;
 use crate::stop::Stop;
@@ -116,6 +118,8 @@ pub struct Site {
     pub out: PathBuf,
     /// What it may read.
     pub closure: Closure,
+    /// What it may connect to.
+    pub destinations: Destinations,
     /// The job's limits.
     pub limits: JobLimits,
     /// Stops it.
@@ -151,7 +155,8 @@ impl Builtin {
         let bounds = Bounds::new(site.stop.clone(), site.limits);
         match self {
             Self::Fetchurl(request) => {
-                let fetched = fetchurl::fetch(&request, &site.out, &site.limits, |note| site.log.append(note.as_bytes()));
+                let fetched =
+                    fetchurl::fetch(&request, &site.out, &site.limits, &site.destinations, |note| site.log.append(note.as_bytes()));
                 Ok(site.stop.unless(fetched).await.map_err(|_| Ended::Stopped)??)
             }
             Self::Buildenv(request) => {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use kiln_wire::{JobLimits, WorkerId, limits};
 use serde::{Deserialize, Serialize};
 
@@ -104,8 +104,8 @@ pub struct UnknownUser {
     name: String,
 }
 
-/// What fixed-output builds may reach. The host itself, its coordinators and link-local addresses (169.254.0.0/16, where clouds have
-/// their metadata) are never reached from a namespace of a build's own.
+/// What fixed-output builds may reach, and the worker's own downloads. The host itself, its coordinators and link-local addresses
+/// (169.254.0.0/16, where clouds have their metadata) are never reached unless `mode` is `host`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FixedOutputNetwork {
@@ -113,10 +113,11 @@ pub struct FixedOutputNetwork {
     pub mode: NetworkMode,
     /// The user-mode network stack: a path, or a name that is looked for in `PATH`. Default `slirp4netns`.
     pub slirp4netns: PathBuf,
-    /// IPv4 networks that may be reached although they lie within a denied one. Default none.
-    pub allow: Vec<Ipv4Net>,
-    /// IPv4 networks that must not be reached. Default none.
-    pub deny: Vec<Ipv4Net>,
+    /// Networks that may be reached although they lie within a denied one. Default none. Those of IPv6 concern `builtin:fetchurl` only:
+    /// there is no IPv6 in a build's own network.
+    pub allow: Vec<IpNet>,
+    /// Networks that must not be reached. Default none.
+    pub deny: Vec<IpNet>,
 }
 
 /// Whose network fixed-output builds have.
@@ -128,7 +129,7 @@ pub enum NetworkMode {
     Auto,
     /// A namespace of their own, or the worker does not start.
     Isolated,
-    /// The host's. They may talk to its local services and to each other.
+    /// The host's, without bounds. They may talk to its local services and to each other.
     Host,
 }
 
@@ -275,8 +276,11 @@ impl Config {
             ("fetches_max", (1..=256).contains(&self.fetches_max), "must be 1 to 256"),
             (
                 "fixed_output_network.allow",
-                self.fixed_output_network.allow.iter().all(|net| !LINK_LOCAL.contains(&net.network()) && !net.network().is_loopback()),
-                "must not open link-local or loopback addresses (169.254.0.0/16, 127.0.0.0/8)",
+                self.fixed_output_network.allow.iter().all(|net| match net {
+                    IpNet::V4(net) => !LINK_LOCAL.contains(&net.network()) && !net.network().is_loopback(),
+                    IpNet::V6(net) => !net.network().is_unicast_link_local() && !net.network().is_loopback(),
+                }),
+                "must not open link-local or loopback addresses (169.254.0.0/16, 127.0.0.0/8, fe80::/10, ::1)",
             ),
             ("limits.wall_ms_max", self.limits.wall_ms_max > 0, "must be above 0"),
             ("limits.silence_ms_max", self.limits.silence_ms_max > 0, "must be above 0"),

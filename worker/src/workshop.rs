@@ -8,9 +8,10 @@ use ipnet::Ipv4Net;
 use kiln_store::Packer;
 use kiln_wire::worker::Offer;
 
+use crate::builtin::Destinations;
 use crate::cache::Cache;
 use crate::cgroup;
-use crate::config::{Config, DefaultLimits};
+use crate::config::{Config, DefaultLimits, FixedOutputNetwork};
 use crate::inputs::Inputs;
 use crate::launcher::{Launcher, Reach};
 use crate::slots::Slots;
@@ -44,6 +45,8 @@ pub struct Workshop {
     pub limits: DefaultLimits,
     /// Coordinators as `host:port`, which no build may reach.
     pub coordinators: Vec<String>,
+    /// What builds that download may reach.
+    pub fixed_output_network: FixedOutputNetwork,
     /// The worker's own environment, which fixed-output derivations may ask for (`impureEnvVars`: proxies).
     pub host_env: BTreeMap<String, Vec<u8>>,
 }
@@ -105,6 +108,7 @@ impl Workshop {
             policy: config.policy(),
             limits: config.limits,
             coordinators: config.coordinators.clone(),
+            fixed_output_network: config.fixed_output_network.clone(),
             host_env: host_env(),
         })
     }
@@ -120,15 +124,24 @@ impl Workshop {
         }
     }
 
-    /// Returns what a fixed-output build that starts now may reach. Addresses of coordinators are looked up each time, because they
-    /// change; a name that does not resolve now denies nothing.
+    /// Returns what a download of the worker's own that starts now may reach. May block for a moment.
+    pub fn destinations(&self) -> Destinations {
+        Destinations::new(&self.fixed_output_network, &self.coordinator_addresses())
+    }
+
+    /// Returns what a fixed-output build that starts now may reach. May block for a moment.
     pub fn reach_outside(&self) -> Reach {
-        let addresses = self.coordinators.iter().filter_map(|address| address.to_socket_addrs().ok()).flatten();
-        let denied = addresses.filter_map(|address| match address.ip() {
+        let denied = self.coordinator_addresses().into_iter().filter_map(|address| match address {
             IpAddr::V4(address) => Some(Ipv4Net::from(address)),
             // There is no IPv6 in the build's network.
             IpAddr::V6(_) => None,
         });
         Reach::Outside { denied: denied.collect() }
+    }
+
+    /// Looked up each time, because they change; a name that does not resolve now denies nothing.
+    fn coordinator_addresses(&self) -> Vec<IpAddr> {
+        let addresses = self.coordinators.iter().filter_map(|address| address.to_socket_addrs().ok()).flatten();
+        addresses.map(|address| address.ip()).collect()
     }
 }

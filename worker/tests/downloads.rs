@@ -12,6 +12,7 @@ use kiln_nix::derivation::{Derivation, Output};
 use kiln_nix::hash::{Algorithm, Hash, Hasher};
 use kiln_wire::worker::FromWorker;
 use kiln_wire::{FailureClass, Outcome, OutputName, StoreDir};
+use kiln_worker::{NetworkMode, Worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -35,6 +36,11 @@ async fn server(content: &'static str, may_answer: Option<Arc<Notify>>) -> Strin
         }
     });
     format!("http://{addr}/")
+}
+
+/// A worker whose downloads reach the loopback, where the servers are.
+fn start(farm: &Farm) -> Worker {
+    farm.worker_with(|config| config.fixed_output_network.mode = NetworkMode::Host)
 }
 
 fn sha256(content: &str) -> Hash {
@@ -69,7 +75,7 @@ fn failure(outcome: Outcome) -> (FailureClass, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_is_uploaded_verified_and_reported_once() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     let hello = farm.hello().await;
     assert!(hello.offer.systems.contains("x86_64-linux") && hello.attempts.is_empty());
     let url = server("content", None).await;
@@ -100,7 +106,7 @@ async fn a_download_is_uploaded_verified_and_reported_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_content_is_a_hash_mismatch_with_both_hashes() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let job = download("file", &server("evil", None).await, sha256("good"));
     let assignment = farm.assignment(&job, 100, vec![]);
@@ -119,7 +125,7 @@ async fn another_content_is_a_hash_mismatch_with_both_hashes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_outlives_its_session() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let may_answer = Arc::new(Notify::new());
     let job = download("file", &server("content", Some(may_answer.clone())).await, sha256("content"));
@@ -138,7 +144,7 @@ async fn an_attempt_outlives_its_session() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoked_attempt_ends_without_a_report() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let never = Arc::new(Notify::new());
     let stuck = download("stuck", &server("content", Some(never)).await, sha256("content"));
@@ -164,7 +170,7 @@ async fn a_revoked_attempt_ends_without_a_report() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unacknowledged_result_is_sent_again_after_a_restart() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let job = download("file", &server("content", None).await, sha256("content"));
     let assignment = farm.assignment(&job, 100, vec![]);
@@ -172,14 +178,14 @@ async fn an_unacknowledged_result_is_sent_again_after_a_restart() {
     let (_, first) = farm.finished(&assignment.lease).await;
     worker.stop().await;
 
-    let worker = farm.worker();
+    let worker = start(&farm);
     assert_eq!(farm.hello().await.attempts, std::slice::from_ref(&assignment.lease));
     assert_eq!(farm.finished(&assignment.lease).await.1, first);
     farm.acknowledge(&assignment.lease);
     // Asked to finish, it waits for nothing more than the acknowledgement.
     worker.finish().await;
 
-    let worker = farm.worker();
+    let worker = start(&farm);
     assert_eq!(farm.hello().await.attempts, []);
     worker.stop().await;
 }
@@ -187,7 +193,7 @@ async fn an_unacknowledged_result_is_sent_again_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_finishes_ends_what_runs_and_takes_nothing_new() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let may_answer = Arc::new(Notify::new());
     let job = download("file", &server("content", Some(may_answer.clone())).await, sha256("content"));
@@ -205,7 +211,7 @@ async fn a_worker_that_finishes_ends_what_runs_and_takes_nothing_new() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_and_missing_inputs_are_named_and_nobodys_build_failure() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let tree = farm.dir.path().join("tree");
     let mut noise = vec![0u8; 200_000];
@@ -245,7 +251,7 @@ async fn damaged_and_missing_inputs_are_named_and_nobodys_build_failure() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a28_an_assignment_with_another_derivations_bytes_is_refused() {
     let farm = Farm::start().await;
-    let worker = farm.worker();
+    let worker = start(&farm);
     farm.hello().await;
     let job = download("file", "http://127.0.0.1:1/", sha256("content"));
     let mut assignment = farm.assignment(&job, 100, vec![]);
@@ -254,5 +260,20 @@ async fn a28_an_assignment_with_another_derivations_bytes_is_refused() {
     let (class, message) = failure(farm.finished(&assignment.lease).await.1);
     assert_eq!(class, FailureClass::Infrastructure);
     assert!(message.contains("the assignment brings the bytes of `"), "{message}");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_does_not_reach_the_workers_own_machine() {
+    let farm = Farm::start().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let job = download("file", &server("content", None).await, sha256("content"));
+    let assignment = farm.assignment(&job, 100, vec![]);
+    farm.dispatch(&assignment);
+    let (class, message) = failure(farm.finished(&assignment.lease).await.1);
+    assert_eq!(class, FailureClass::BuildFailure);
+    let words = "127.0.0.1 (127.0.0.1) is among the addresses that builds of this worker must not reach (`127.0.0.0/8`)";
+    assert!(message.contains(words), "{message}");
     worker.stop().await;
 }

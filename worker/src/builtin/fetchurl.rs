@@ -1,9 +1,10 @@
 //! `builtin:fetchurl`: downloads one file.
 //!
 //! Runs in the worker's process and writes only to the path it is given; what it wrote is imported and checked as any output is
-//! (its hash is known, so that a lying server is found out). Bounded in size, time, tries and redirects. Local files (`file://`)
-//! are read only if every user of the machine could. Source: Nix's `builtins/fetchurl.cc`.
+//! (its hash is known, so that a lying server is found out). Bounded in size, time, tries and redirects, and in where it connects to.
+//! Local files (`file://`) are read only if every user of the machine could. Source: Nix's `builtins/fetchurl.cc`.
 
+mod dial;
 mod request;
 mod sink;
 
@@ -12,10 +13,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kiln_wire::{FailureClass, JobLimits};
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 
 pub use request::{Request, RequestError};
 
+use super::Destinations;
+use super::destinations::Denied;
 use crate::pipe::{self, Writer};
 
 /// How recipes call it.
@@ -25,12 +28,6 @@ pub const NAME: &str = "builtin:fetchurl";
 const TRIES: u32 = 3;
 /// The first pause; doubled each time.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Redirects that are followed. Mirrors use one or two.
-const REDIRECTS_MAX: usize = 10;
-/// Time for a connection to stand. Nix has the same.
-const CONNECT: Duration = Duration::from_secs(15);
-/// Longest time without a byte. Nix has the same (`stalled-download-timeout`).
-const STALL: Duration = Duration::from_secs(300);
 
 /// A file that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +43,15 @@ pub enum FetchError {
         /// Why not.
         #[source]
         err: reqwest::Error,
+    },
+    /// It leads where builds must not go.
+    #[error("download `{url}`")]
+    Denied {
+        /// From where.
+        url: String,
+        /// Where to.
+        #[source]
+        err: Denied,
     },
     /// The server refuses.
     #[error("download `{url}`: the server answers {status}")]
@@ -103,7 +109,7 @@ impl FetchError {
         match self {
             Self::Client(_) | Self::Transfer { .. } => FailureClass::Infrastructure,
             Self::Status { .. } if self.is_passing() => FailureClass::Infrastructure,
-            Self::Status { .. } | Self::Local { .. } => FailureClass::BuildFailure,
+            Self::Denied { .. } | Self::Status { .. } | Self::Local { .. } => FailureClass::BuildFailure,
             Self::TooLarge { .. } | Self::Timeout { .. } => FailureClass::LimitExceeded,
             Self::Sink { err, .. } => err.class(),
             Self::All { err, .. } => err.class(),
@@ -115,91 +121,117 @@ impl FetchError {
         match self {
             Self::Transfer { .. } => true,
             Self::Status { status, .. } => status.is_server_error() || matches!(status.as_u16(), 408 | 429),
-            Self::Client(_) | Self::TooLarge { .. } | Self::Local { .. } | Self::Sink { .. } | Self::Timeout { .. } | Self::All { .. } => {
-                false
-            }
+            Self::Client(_)
+            | Self::Denied { .. }
+            | Self::TooLarge { .. }
+            | Self::Local { .. }
+            | Self::Sink { .. }
+            | Self::Timeout { .. }
+            | Self::All { .. } => false,
         }
     }
 }
 
-/// Downloads the first address of `request` that works to `destination`, which must not exist. `note` gets a line for each try.
-/// Dropping the future stops it.
+/// Downloads the first address of `request` that works to `destination`, which must not exist, connecting to `reachable` servers only.
+/// `note` gets a line for each try. Dropping the future stops it.
 ///
 /// # Errors
 /// [`FetchError`] of the last address. Something may then lie at `destination`.
-pub async fn fetch(request: &Request, destination: &Path, limits: &JobLimits, note: impl Fn(&str)) -> Result<(), FetchError> {
-    let work = every_address(request, destination, limits.output_bytes_max, note);
+pub async fn fetch(
+    request: &Request,
+    destination: &Path,
+    limits: &JobLimits,
+    reachable: &Destinations,
+    note: impl Fn(&str),
+) -> Result<(), FetchError> {
+    let download = Download { request, destination, bytes_max: limits.output_bytes_max, reachable };
+    let work = download.every_address(note);
     match tokio::time::timeout(Duration::from_millis(limits.wall_ms_max), work).await {
         Ok(result) => result,
         Err(_) => Err(FetchError::Timeout { limit_ms: limits.wall_ms_max }),
     }
 }
 
-async fn every_address(request: &Request, destination: &Path, bytes_max: u64, note: impl Fn(&str)) -> Result<(), FetchError> {
-    let mut last = None;
-    for url in &request.urls {
-        for attempt in 0..TRIES {
-            if attempt > 0 {
-                tokio::time::sleep(PAUSE * 2u32.pow(attempt - 1)).await;
-            }
-            note(&format!("downloading {url}\n"));
-            sink::clear(destination).map_err(|err| FetchError::Sink { url: url.to_string(), err })?;
-            let err = match one(request, url, destination, bytes_max).await {
-                Ok(()) => return Ok(()),
-                Err(err) => err,
-            };
-            note(&format!("{}\n", crate::failure::caused(err.class(), "", &err).message));
-            let again = err.is_passing();
-            last = Some(err);
-            if !again {
-                break;
+/// A download under way.
+struct Download<'a> {
+    request: &'a Request,
+    destination: &'a Path,
+    bytes_max: u64,
+    reachable: &'a Destinations,
+}
+
+impl Download<'_> {
+    async fn every_address(&self, note: impl Fn(&str)) -> Result<(), FetchError> {
+        let mut last = None;
+        for url in &self.request.urls {
+            for attempt in 0..TRIES {
+                if attempt > 0 {
+                    tokio::time::sleep(PAUSE * 2u32.pow(attempt - 1)).await;
+                }
+                note(&format!("downloading {url}\n"));
+                sink::clear(self.destination).map_err(|err| FetchError::Sink { url: url.to_string(), err })?;
+                let err = match self.one(url).await {
+                    Ok(()) => return Ok(()),
+                    Err(err) => err,
+                };
+                note(&format!("{}\n", crate::failure::caused(err.class(), "", &err).message));
+                let again = err.is_passing();
+                last = Some(err);
+                if !again {
+                    break;
+                }
             }
         }
+        let err = last.expect("a request has at least one address");
+        match self.request.urls.len() {
+            1 => Err(err),
+            count => Err(FetchError::All { count, err: Box::new(err) }),
+        }
     }
-    let err = last.expect("a request has at least one address");
-    match request.urls.len() {
-        1 => Err(err),
-        count => Err(FetchError::All { count, err: Box::new(err) }),
-    }
-}
 
-async fn one(request: &Request, url: &Url, destination: &Path, bytes_max: u64) -> Result<(), FetchError> {
-    let (writer, reader) = pipe::pipe();
-    let unpacking = sink::start(request, url, reader, destination.to_owned(), bytes_max);
-    let fed = if url.scheme() == "file" { local(url, &writer, bytes_max).await } else { remote(url, &writer, bytes_max).await };
-    match fed {
-        Ok(()) => writer.end().await,
-        Err(_) => drop(writer),
+    async fn one(&self, url: &Url) -> Result<(), FetchError> {
+        let (writer, reader) = pipe::pipe();
+        let unpacking = sink::start(self.request, url, reader, self.destination.to_owned(), self.bytes_max);
+        let fed = if url.scheme() == "file" { local(url, &writer, self.bytes_max).await } else { self.remote(url, &writer).await };
+        match fed {
+            Ok(()) => writer.end().await,
+            Err(_) => drop(writer),
+        }
+        let unpacked = unpacking.await;
+        // A sink that stopped early is the cause of a feeder that could not go on, and the other way round its echo.
+        fed?;
+        unpacked.map_err(|err| FetchError::Sink { url: url.to_string(), err })
     }
-    let unpacked = unpacking.await;
-    // A sink that stopped early is the cause of a feeder that could not go on, and the other way round its echo.
-    fed?;
-    unpacked.map_err(|err| FetchError::Sink { url: url.to_string(), err })
-}
 
-async fn remote(url: &Url, writer: &Writer, bytes_max: u64) -> Result<(), FetchError> {
-    let transfer = |err: reqwest::Error| FetchError::Transfer { url: url.to_string(), err: err.without_url() };
-    let response = client()?.get(url.clone()).send().await.map_err(transfer)?;
-    if !response.status().is_success() {
-        return Err(FetchError::Status { url: url.to_string(), status: response.status() });
-    }
-    let too_large = || FetchError::TooLarge { url: url.to_string(), limit_bytes: bytes_max };
-    if response.content_length().is_some_and(|length| length > bytes_max) {
-        return Err(too_large());
-    }
-    let mut body = response.bytes_stream();
-    let mut count = 0u64;
-    while let Some(piece) = body.next().await {
-        let piece = piece.map_err(transfer)?;
-        count += piece.len() as u64;
-        if count > bytes_max {
+    async fn remote(&self, url: &Url, writer: &Writer) -> Result<(), FetchError> {
+        let transfer = |err: reqwest::Error| match dial::denied(&err) {
+            Some(err) => FetchError::Denied { url: url.to_string(), err },
+            None => FetchError::Transfer { url: url.to_string(), err: err.without_url() },
+        };
+        dial::check_literal(self.reachable, url).map_err(|err| FetchError::Denied { url: url.to_string(), err })?;
+        let client = dial::client(self.reachable).map_err(FetchError::Client)?;
+        let response = client.get(url.clone()).send().await.map_err(transfer)?;
+        if !response.status().is_success() {
+            return Err(FetchError::Status { url: url.to_string(), status: response.status() });
+        }
+        let too_large = || FetchError::TooLarge { url: url.to_string(), limit_bytes: self.bytes_max };
+        if response.content_length().is_some_and(|length| length > self.bytes_max) {
             return Err(too_large());
         }
-        if writer.write(piece).await.is_err() {
-            return Ok(());
+        let mut body = response.bytes_stream();
+        let mut count = 0u64;
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(transfer)?;
+            count += piece.len() as u64;
+            if count > self.bytes_max {
+                return Err(too_large());
+            }
+            if writer.write(piece).await.is_err() {
+                return Ok(());
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 async fn local(url: &Url, writer: &Writer, bytes_max: u64) -> Result<(), FetchError> {
@@ -219,20 +251,6 @@ async fn local(url: &Url, writer: &Writer, bytes_max: u64) -> Result<(), FetchEr
         }
     }
     Ok(())
-}
-
-/// A client for one download: they are rare, and a kept one would keep connections and an old list of roots.
-fn client() -> Result<Client, FetchError> {
-    let builder = || {
-        let redirects = reqwest::redirect::Policy::limited(REDIRECTS_MAX);
-        let agent = concat!("kiln/", env!("CARGO_PKG_VERSION"), " (Nix builtin:fetchurl)");
-        Client::builder().redirect(redirects).connect_timeout(CONNECT).read_timeout(STALL).user_agent(agent)
-    };
-    // A machine without certificates of its own still verifies, against the roots that we bring.
-    builder().build().or_else(|_| {
-        let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
-        builder().tls_certs_only(roots).build().map_err(FetchError::Client)
-    })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod socket;
 
 pub use client::{Launcher, LauncherError, Run};
 pub use message::{Answer, Ask, Claim, MESSAGE_BYTES_MAX, Reach, TalkError, Task, decode};
+pub use network::host_addresses;
 pub use places::Owner;
 pub use policy::Policy;
 pub use rootless::RootlessError;

@@ -1,13 +1,13 @@
 //! Which network the fixed-output builds of this worker get, and what they must not reach in it.
 //!
-//! Does not start anything: [`crate::sandbox`] does. The worker's own downloads (`builtin:fetchurl`) are not concerned. Resolves no
-//! names: which addresses the coordinators have is said by the worker.
+//! Does not start anything: [`crate::sandbox`] does. The worker's own downloads are bounded by the worker itself. Resolves no names: which
+//! addresses the coordinators have is said by the worker.
 
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::{FixedOutputNetwork, NetworkMode};
 use crate::sandbox::{Egress, Network};
@@ -39,7 +39,7 @@ impl FixedNetwork {
             NetworkMode::Auto => find(&wanted.slirp4netns).filter(|_| has_tun()),
             NetworkMode::Isolated => Some(find(&wanted.slirp4netns).ok_or_else(|| NoStack { program: wanted.slirp4netns.clone() })?),
         };
-        Ok(Self { program, allowed: wanted.allow.clone(), denied: wanted.deny.clone() })
+        Ok(Self { program, allowed: of_version_4(&wanted.allow), denied: of_version_4(&wanted.deny) })
     }
 
     /// Says what builds get, for the farm and its people.
@@ -81,9 +81,23 @@ fn find(program: &Path) -> Option<PathBuf> {
     candidates.into_iter().find(|candidate| candidate.is_absolute() && candidate.is_file())
 }
 
-fn host_addresses() -> impl Iterator<Item = IpAddr> {
+/// Returns the addresses of this machine's devices, the loopback's among them.
+pub fn host_addresses() -> impl Iterator<Item = IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())))
+    interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let four = address.as_sockaddr_in().map(|four| IpAddr::V4(four.ip()));
+        four.or_else(|| address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip())))
+    })
+}
+
+/// There is no IPv6 in the build's network.
+fn of_version_4(nets: &[IpNet]) -> Vec<Ipv4Net> {
+    let four = nets.iter().filter_map(|net| match net {
+        IpNet::V4(net) => Some(*net),
+        IpNet::V6(_) => None,
+    });
+    four.collect()
 }
 
 #[cfg(test)]
@@ -103,7 +117,7 @@ mod tests {
         let Network::Egress(egress) = network.of_build(&[net("192.0.2.7"), net("127.0.0.1")]) else { panic!("{network:?}") };
         assert!(egress.denied.contains(&net("192.0.2.7")), "{egress:?}");
         assert!(!egress.denied.contains(&net("127.0.0.1")), "the build has a loopback of its own: {egress:?}");
-        for address in host_addresses().filter(|address| !address.is_loopback()) {
+        for address in host_addresses().filter(|address| address.is_ipv4() && !address.is_loopback()) {
             assert!(egress.denied.contains(&net(&address.to_string())), "{address}: {egress:?}");
         }
     }

@@ -18,7 +18,11 @@ const NAR_XZ: &str = include_str!("hi.nar.xz.hex");
 
 /// Serves each path with the raw answers listed for it, the last one for ever.
 async fn serve(answers: Vec<(&'static str, Vec<Vec<u8>>)>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    serve_at("127.0.0.1:0", answers).await
+}
+
+async fn serve_at(address: &str, answers: Vec<(&'static str, Vec<Vec<u8>>)>) -> String {
+    let listener = TcpListener::bind(address).await.expect("loopback");
     let addr = listener.local_addr().expect("bound");
     let answers: BTreeMap<_, _> = answers.into_iter().map(|(path, list)| (path, (AtomicUsize::new(0), list))).collect();
     tokio::spawn(async move {
@@ -59,12 +63,16 @@ struct Fetched {
 }
 
 async fn get(urls: &[String], unpack: bool, executable: bool) -> Fetched {
+    get_from(&Destinations::default(), urls, unpack, executable).await
+}
+
+async fn get_from(reachable: &Destinations, urls: &[String], unpack: bool, executable: bool) -> Fetched {
     let dir = tempfile::tempdir().expect("temporary directory");
     let urls = urls.iter().map(|url| Url::parse(url).expect("an address")).collect();
     let request = Request { urls, unpack, executable };
     let limits = JobLimits { wall_ms_max: 20_000, silence_ms_max: 0, log_bytes_max: 0, output_bytes_max: 1000 };
     let notes = Mutex::new(String::new());
-    let result = fetch(&request, &dir.path().join("out"), &limits, |note| notes.lock().expect("no panic").push_str(note)).await;
+    let result = fetch(&request, &dir.path().join("out"), &limits, reachable, |note| notes.lock().expect("no panic").push_str(note)).await;
     let class = result.as_ref().err().map(FetchError::class);
     let result = result.map_err(|err| crate::failure::caused(FailureClass::BuildFailure, "", &err).message);
     Fetched { dir, result, class, notes: notes.into_inner().expect("no panic") }
@@ -133,6 +141,35 @@ async fn what_cannot_be_had_is_refused_with_class_and_reason() {
     }
     let both = get(&[format!("{base}/absent"), format!("{base}/gone")], false, false).await;
     assert!(both.result.expect_err("neither").starts_with("none of 2 addresses could be downloaded; the last one: download"));
+}
+
+#[tokio::test]
+async fn what_builds_must_not_reach_is_not_connected_to_however_it_is_named() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    closed.set_nonblocking(true).expect("a socket");
+    let port = closed.local_addr().expect("bound").port();
+    let to = |host: &str| format!("HTTP/1.1 302 Found\r\nLocation: http://{host}:{port}/x\r\nConnection: close\r\n\r\n").into_bytes();
+    let base = serve_at(
+        "127.0.0.2:0",
+        vec![("/file", vec![ok(b"content")]), ("/address", vec![to("127.0.0.1")]), ("/name", vec![to("localhost")])],
+    )
+    .await;
+    let reachable = Destinations::all_but(&["127.0.0.1/32", "::1/128"]);
+    let hosts = ["127.0.0.1", "localhost", "LOCALHOST", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "[::1]"];
+    let direct = hosts.map(|host| format!("http://{host}:{port}/x"));
+    let table = direct.into_iter().chain(["/address", "/name"].map(|path| format!("{base}{path}")));
+    for url in table {
+        let fetched = get_from(&reachable, std::slice::from_ref(&url), false, false).await;
+        let message = fetched.result.expect_err(&url);
+        assert!(message.contains("is among the addresses that builds of this worker must not reach"), "{url}: {message}");
+        assert_eq!(fetched.class, Some(FailureClass::BuildFailure), "{url}: {message}");
+        assert_eq!(fetched.notes.matches("downloading").count(), 1, "another try leads there too: {}", fetched.notes);
+        let called = closed.accept().expect_err("nothing has connected");
+        assert_eq!(called.kind(), std::io::ErrorKind::WouldBlock, "{url}");
+        let mirrors = [url.clone(), format!("{base}/file")];
+        let fetched = get_from(&reachable, &mirrors, false, false).await;
+        assert_eq!(fetched.result, Ok(()), "{url}");
+    }
 }
 
 #[tokio::test]
