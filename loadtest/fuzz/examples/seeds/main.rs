@@ -1,0 +1,27 @@
+//! Writes the seeds that are made by hand into the corpora, each as `made-NAME`, in place of those that were there.
+//!
+//!     cargo run -p kiln-fuzz --example seeds
+
+mod nar;
+
+use std::fs;
+use std::path::Path;
+
+fn main() -> std::io::Result<()> {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (target, seeds) in [("nar", nar::seeds())] {
+        let corpus = corpora.join(target);
+        fs::create_dir_all(&corpus)?;
+        for entry in fs::read_dir(&corpus)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("made-") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        for (name, bytes) in &seeds {
+            fs::write(corpus.join(format!("made-{name}")), bytes)?;
+        }
+        println!("{target}: {} seeds", seeds.len());
+    }
+    Ok(())
+}

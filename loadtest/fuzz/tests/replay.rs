@@ -1,0 +1,68 @@
+//! Every kept input, through the target that it was kept for. An input that breaks a property fails the test and is named.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+use kiln_fuzz::{TARGETS, Target, Verdict};
+
+fn home() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files of a directory by path; none if the directory is not there.
+fn inputs(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = fs::read_dir(dir).into_iter().flatten().map(|entry| entry.expect("an entry of the directory").path());
+    files.map(|path| (path.clone(), fs::read(&path).unwrap_or_else(|err| panic!("read `{}`: {err}", path.display())))).collect()
+}
+
+/// Runs the target on each input; returns how many were accepted and refused, and those that broke a property.
+fn replay(target: &Target, inputs: &BTreeMap<PathBuf, Vec<u8>>) -> (usize, usize, Vec<PathBuf>) {
+    let (mut accepted, mut refused, mut broken) = (0, 0, Vec::new());
+    for (path, bytes) in inputs {
+        match catch_unwind(|| target.check(bytes)) {
+            Ok(Verdict::Accepted) => accepted += 1,
+            Ok(Verdict::Refused) => refused += 1,
+            Err(_) => broken.push(path.clone()),
+        }
+    }
+    (accepted, refused, broken)
+}
+
+#[test]
+fn every_kept_input_of_every_target_is_read_or_refused() {
+    for target in &TARGETS {
+        let (accepted, refused, broken) = replay(target, &inputs(&home().join("corpus").join(target.name)));
+        assert!(broken.is_empty(), "{}: each of these breaks a property, see the panics above: {broken:#?}", target.name);
+        assert!(accepted >= 5 && refused >= 5, "{}: a corpus has inputs of both kinds, this has {accepted} and {refused}", target.name);
+    }
+}
+
+#[test]
+fn every_past_finding_is_mended() {
+    for target in &TARGETS {
+        let (_, _, broken) = replay(target, &inputs(&home().join("findings").join(target.name)));
+        assert!(broken.is_empty(), "{}: each of these breaks a property again: {broken:#?}", target.name);
+    }
+}
+
+#[test]
+fn every_kept_directory_and_dictionary_is_of_a_target() {
+    for (dir, ending) in [("corpus", ""), ("findings", ""), ("dictionaries", ".dict")] {
+        for entry in fs::read_dir(home().join(dir)).into_iter().flatten() {
+            let name = entry.expect("an entry of the directory").file_name().to_string_lossy().into_owned();
+            let target = name.strip_suffix(ending).and_then(Target::named);
+            assert!(target.is_some() || name == "README.md", "{dir}/{name} is of no target");
+        }
+    }
+}
+
+#[test]
+fn a_corpus_is_small() {
+    for target in &TARGETS {
+        let inputs = inputs(&home().join("corpus").join(target.name));
+        let bytes: usize = inputs.values().map(Vec::len).sum();
+        assert!(inputs.len() <= 500 && bytes <= 1 << 20, "{}: {} inputs of {bytes} bytes; minimise it", target.name, inputs.len());
+    }
+}
