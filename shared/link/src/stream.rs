@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use kiln_wire::frame;
+use kiln_wire::frame::{self, Assembler, Step};
 use quinn::VarInt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,8 +37,10 @@ pub struct Receiver {
     quinn: quinn::RecvStream,
     /// What has arrived and is not consumed.
     chunk: Bytes,
-    /// Header and body of the message that is arriving.
-    partial: Vec<u8>,
+    /// The message that is arriving.
+    assembler: Assembler,
+    /// The end mark has come; the stream's own end may not have.
+    marked: bool,
     ended: bool,
     failed: bool,
     _connection: Arc<Inner>,
@@ -139,7 +141,15 @@ impl Sender {
 
 impl Receiver {
     pub(crate) fn new(quinn: quinn::RecvStream, connection: Arc<Inner>) -> Self {
-        Self { quinn, chunk: Bytes::new(), partial: Vec::new(), ended: false, failed: false, _connection: connection }
+        Self {
+            quinn,
+            chunk: Bytes::new(),
+            assembler: Assembler::default(),
+            marked: false,
+            ended: false,
+            failed: false,
+            _connection: connection,
+        }
     }
 
     /// Waits for the next message; `None` if the peer finished the stream. Memory grows with the bytes that arrive, never with the
@@ -166,30 +176,21 @@ impl Receiver {
 
     async fn next_body(&mut self) -> Result<Option<Bytes>, LinkError> {
         loop {
-            let size = self.partial.first_chunk().copied().map(frame::body_size).transpose()?;
-            match size {
-                Some(0) => {
-                    self.expect_end().await?;
-                    self.partial.clear();
-                    return Ok(None);
-                }
-                Some(size) if self.partial.len() == frame::HEADER_BYTES && self.chunk.len() >= size => {
-                    self.partial.clear();
-                    return Ok(Some(self.chunk.split_to(size)));
-                }
-                Some(size) if self.partial.len() == frame::HEADER_BYTES + size => {
-                    let mut whole = Bytes::from(std::mem::take(&mut self.partial));
-                    whole.advance(frame::HEADER_BYTES);
-                    return Ok(Some(whole));
-                }
-                Some(_) | None => {}
+            if self.marked {
+                self.expect_end().await?;
+                return Ok(None);
             }
             if !self.fill().await? {
                 return Err(LinkError::Truncated);
             }
-            let whole = frame::HEADER_BYTES + size.unwrap_or(0);
-            let taken = self.chunk.split_to(self.chunk.len().min(whole - self.partial.len()));
-            self.partial.extend_from_slice(&taken);
+            let (taken, step) = self.assembler.take(&self.chunk)?;
+            self.chunk.advance(taken);
+            match step {
+                Step::More => {}
+                Step::End => self.marked = true,
+                Step::Whole(body) => return Ok(Some(body.into())),
+                Step::Ahead(size) => return Ok(Some(self.chunk.split_to(size))),
+            }
         }
     }
 
@@ -226,7 +227,7 @@ impl Receiver {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        !self.failed && !self.ended && self.partial.is_empty()
+        !self.failed && !self.marked && !self.ended && self.assembler.is_between()
     }
 
     pub(crate) fn mark_busy(&mut self, busy: bool) {
@@ -236,7 +237,8 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let code = if self.failed || !self.partial.is_empty() { GIVEN_UP } else { ENOUGH };
+        let is_amid = !self.assembler.is_between() || self.marked && !self.ended;
+        let code = if self.failed || is_amid { GIVEN_UP } else { ENOUGH };
         let _already_closed = self.quinn.stop(code);
     }
 }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::limits::FRAME_BYTES_MAX;
 
-/// Bytes of the length before a body, little endian.
+/// Bytes of the length before a body, little endian. A length of zero, which no message has, marks the end of a stream.
 pub const HEADER_BYTES: usize = 4;
 
 /// A frame that cannot be written or read.
@@ -68,6 +68,66 @@ pub fn body_size(header: [u8; HEADER_BYTES]) -> Result<usize, FrameError> {
     body_header(size_bytes).map(|_| size_bytes)
 }
 
+/// Frames out of bytes that arrive in pieces of any length. Memory grows with the bytes that arrive, never with the length that a
+/// peer claims.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    header: [u8; HEADER_BYTES],
+    header_bytes: usize,
+    body: Vec<u8>,
+}
+
+/// What a piece led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The whole piece was taken, and no frame is complete.
+    More,
+    /// The end mark.
+    End,
+    /// A body that arrived in several pieces.
+    Whole(Vec<u8>),
+    /// So many bytes of the piece, after those that were taken, are a body: the caller need not copy it.
+    Ahead(usize),
+}
+
+impl Assembler {
+    /// Takes bytes up to the end of one frame at most; returns how many, and what they led to.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] if the peer claims more than the limit. The stream is then of no more use.
+    pub fn take(&mut self, piece: &[u8]) -> Result<(usize, Step), FrameError> {
+        let of_header = piece.len().min(HEADER_BYTES - self.header_bytes);
+        let (of_header, rest) = piece.split_at(of_header);
+        self.header[self.header_bytes..][..of_header.len()].copy_from_slice(of_header);
+        self.header_bytes += of_header.len();
+        if self.header_bytes < HEADER_BYTES {
+            return Ok((of_header.len(), Step::More));
+        }
+        let size = body_size(self.header)?;
+        if size == 0 {
+            self.header_bytes = 0;
+            return Ok((of_header.len(), Step::End));
+        }
+        if self.body.is_empty() && rest.len() >= size {
+            self.header_bytes = 0;
+            return Ok((of_header.len(), Step::Ahead(size)));
+        }
+        let of_body = &rest[..rest.len().min(size - self.body.len())];
+        self.body.extend_from_slice(of_body);
+        let taken = of_header.len() + of_body.len();
+        if self.body.len() < size {
+            return Ok((taken, Step::More));
+        }
+        self.header_bytes = 0;
+        Ok((taken, Step::Whole(core::mem::take(&mut self.body))))
+    }
+
+    /// Says whether nothing of a frame has arrived since the last one.
+    pub fn is_between(&self) -> bool {
+        self.header_bytes == 0
+    }
+}
+
 fn body_header(size_bytes: usize) -> Result<[u8; HEADER_BYTES], FrameError> {
     match u32::try_from(size_bytes) {
         Ok(size) if size_bytes <= FRAME_BYTES_MAX => Ok(size.to_le_bytes()),
@@ -86,6 +146,54 @@ mod tests {
         let (header, body) = frame.split_at(HEADER_BYTES);
         assert_eq!(body_size(header.try_into().expect("four bytes")).expect("small"), body.len());
         assert_eq!(from_bytes::<Request>(body).expect("decodes"), Request::Status);
+    }
+
+    /// Takes a stream in pieces; returns the bodies, and whether the end mark came.
+    fn bodies(stream: &[u8], piece_bytes: usize) -> Result<(Vec<Vec<u8>>, bool), FrameError> {
+        let mut assembler = Assembler::default();
+        let mut bodies = Vec::new();
+        for mut piece in stream.chunks(piece_bytes) {
+            while !piece.is_empty() {
+                let (taken, step) = assembler.take(piece)?;
+                piece = &piece[taken..];
+                match step {
+                    Step::More => assert!(piece.is_empty()),
+                    Step::End => return Ok((bodies, true)),
+                    Step::Whole(body) => bodies.push(body),
+                    Step::Ahead(size) => {
+                        bodies.push(Vec::from(&piece[..size]));
+                        piece = &piece[size..];
+                    }
+                }
+            }
+        }
+        Ok((bodies, false))
+    }
+
+    #[test]
+    fn frames_are_assembled_from_pieces_of_any_length() {
+        let mut stream = Vec::new();
+        let want = [&b"a"[..], b"four", b"a longer body"].map(Vec::from);
+        for body in &want {
+            stream.extend_from_slice(&body_header(body.len()).expect("small"));
+            stream.extend_from_slice(body);
+        }
+        for piece_bytes in 1..=stream.len() {
+            assert_eq!(bodies(&stream, piece_bytes).expect("small"), (want.to_vec(), false), "in pieces of {piece_bytes}");
+        }
+        stream.extend_from_slice(&[0; HEADER_BYTES]);
+        for piece_bytes in 1..=stream.len() {
+            assert_eq!(bodies(&stream, piece_bytes).expect("small"), (want.to_vec(), true), "in pieces of {piece_bytes}");
+        }
+    }
+
+    #[test]
+    fn an_assembler_refuses_a_claimed_length_before_it_has_the_body() {
+        let mut assembler = Assembler::default();
+        assert_eq!(assembler.take(&[0xff; 3]).expect("no header yet"), (3, Step::More));
+        assert!(!assembler.is_between());
+        assert!(matches!(assembler.take(&[0xff; 3]), Err(FrameError::TooLong { .. })));
+        assert_eq!(assembler.body.capacity(), 0);
     }
 
     #[test]
