@@ -5,8 +5,17 @@
 //! `tests/replay.rs`, over every kept input, in each run of the tests; and libFuzzer (the workspace in `libfuzzer/`, started by
 //! `ops/prove/fuzz`), which searches for inputs that break a property. Does not make inputs itself.
 
+mod aterm;
+mod blob;
+mod frames;
 mod meter;
 mod nar;
+mod narinfo;
+mod restore;
+
+use std::path::Path;
+
+use tempfile::TempDir;
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +45,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 1] = [nar::TARGET];
+pub const TARGETS: [Target; 6] = [nar::TARGET, aterm::TARGET, narinfo::TARGET, frames::TARGET, restore::TARGET, blob::TARGET];
 
 impl Target {
     /// Returns the target of that name.
@@ -54,4 +63,11 @@ impl Target {
         assert!(held_bytes <= allowed_bytes, "{} bytes of input made {held_bytes} bytes of heap, {allowed_bytes} are allowed", bytes.len());
         verdict
     }
+}
+
+/// A directory that is gone with its value; in memory where the machine offers that.
+fn directory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a temporary directory can be made")
 }

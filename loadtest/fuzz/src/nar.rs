@@ -20,7 +20,7 @@ fn run(bytes: &[u8]) -> Verdict {
     let verdict = Verdict::of(&counts);
     let listing = Listing::read(bytes);
     assert_eq!(Verdict::of(&listing), verdict, "the listing is read from the same archives: {listing:?}, {counts:?}");
-    let received = receive(bytes);
+    let received = receive(&stored_frame(bytes), bytes, bytes.len() as u64);
     assert_eq!(Verdict::of(&received), verdict, "an upload is taken for the same archives: {received:?}, {counts:?}");
     let mut single = Vec::new();
     let single_file = nar::read_single_file(bytes, &mut single);
@@ -34,25 +34,24 @@ fn run(bytes: &[u8]) -> Verdict {
     verdict
 }
 
-/// Uploads the archive as the blob that holds it uncompressed, in pieces whose length follows from the input.
-fn receive(nar: &[u8]) -> Result<(), String> {
-    let blob = stored_frame(nar);
+/// Uploads a blob of which all that can be stated truly is, in pieces whose length follows from it. `nar` is what it holds.
+pub(crate) fn receive(blob: &[u8], nar: &[u8], nar_size_bytes: u64) -> Result<(), String> {
     let stated = PathInfo {
         path: path("a"),
         nar_hash: Sha256Hash(Sha256::digest(nar).into()),
-        nar_size_bytes: nar.len() as u64,
+        nar_size_bytes,
         references: candidates().into_iter().filter(|path| mentions(nar, path)).collect(),
         deriver: None,
         content_address: None,
         blob: Blob {
             size_bytes: blob.len() as u64,
-            blake3: Blake3Hash(*blake3::hash(&blob).as_bytes()),
-            sha256: Sha256Hash(Sha256::digest(&blob).into()),
+            blake3: Blake3Hash(*blake3::hash(blob).as_bytes()),
+            sha256: Sha256Hash(Sha256::digest(blob).into()),
         },
     };
     let built = Provenance::Built { candidates: candidates() };
     let mut receiver = BlobReceiver::new(&StoreDir::default(), Path::new("/nowhere"), stated, built).map_err(|err| chain(&err))?;
-    let piece_bytes = 1 + nar.iter().fold(nar.len(), |sum, byte| sum + usize::from(*byte)) % 97;
+    let piece_bytes = 1 + blob.iter().fold(blob.len(), |sum, byte| sum + usize::from(*byte)) % 97;
     for piece in blob.chunks(piece_bytes) {
         receiver.write(piece).map_err(|err| chain(&err))?;
     }
@@ -78,7 +77,7 @@ fn mentions(bytes: &[u8], path: &StorePath) -> bool {
 }
 
 /// Returns a zstd frame that holds `content` as it is, in raw blocks. Source: RFC 8878, 3.1.1.
-pub(crate) fn stored_frame(content: &[u8]) -> Vec<u8> {
+fn stored_frame(content: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(content.len() + 64);
     frame.extend_from_slice(&0xFD2F_B528_u32.to_le_bytes());
     // A single segment whose content size has 4 bytes.

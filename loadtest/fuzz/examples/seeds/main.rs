@@ -2,14 +2,26 @@
 //!
 //!     cargo run -p kiln-fuzz --example seeds
 
+mod aterm;
+mod blob;
+mod frames;
 mod nar;
+mod narinfo;
 
 use std::fs;
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {
     let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for (target, seeds) in [("nar", nar::seeds())] {
+    let table = [
+        ("aterm", aterm::seeds()),
+        ("blob", blob::seeds(&nar::seeds())),
+        ("frames", frames::seeds()),
+        ("nar", nar::seeds()),
+        ("narinfo", narinfo::seeds()),
+        ("restore", nar::seeds()),
+    ];
+    for (target, seeds) in table {
         let corpus = corpora.join(target);
         fs::create_dir_all(&corpus)?;
         for entry in fs::read_dir(&corpus)? {
