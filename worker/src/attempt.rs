@@ -19,7 +19,7 @@ use crate::builder;
 use crate::builtin::{Builtin, Closure, Site};
 use crate::cache::Pin;
 use crate::failure::{caused, failure, of_run};
-use crate::launcher::{Claim, Owner, Reach, Task};
+use crate::launcher::{Claim, LauncherError, Owner, Reach, Task};
 use crate::outputs::{self, Import, Made};
 use crate::sandbox;
 use crate::scratch::Scratch;
@@ -125,7 +125,7 @@ impl Room {
         let task = self.task()?;
         let shared_network = task.reach != Reach::Itself;
         let log = &self.order.log;
-        let infrastructure = |err| caused(FailureClass::Infrastructure, &self.about("run the builder"), &err);
+        let infrastructure = |err: LauncherError| caused(err.class(), &self.about("run the builder"), &err);
         let mut run = self.workshop.launcher.start(task).map_err(infrastructure)?;
         let ended = run.until_end(self.order.stop.cancel(), &mut |bytes| log.append(bytes)).map_err(infrastructure)?;
         if let Some(failure) = of_run(&assignment.store_dir, &assignment.lease.derivation, &ended, &self.limits) {

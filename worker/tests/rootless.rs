@@ -7,7 +7,6 @@
 use std::fs;
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -44,8 +43,10 @@ fn a_user_builds_without_root_in_what_was_delegated_to_it() {
     fs::create_dir(&home).expect("mkdir");
     std::os::unix::fs::chown(&home, Some(USER), Some(USER)).expect("chown");
 
-    let mut command = Command::new(&program);
-    command.arg("as-user").arg(&home).uid(USER).gid(USER).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut command = Command::new("setpriv");
+    // With groups beside its own, as users of a desktop have them, which cannot be given up in a namespace without other ids.
+    let groups = ["--reuid", "4100001", "--regid", "4100001", "--groups", "4100001,4100007"];
+    command.args(groups).arg(&program).arg("as-user").arg(&home).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().expect("start as a user");
     let delegated = Delegated::to(&child);
     child.stdin.take().expect("it is a pipe").write_all(b"go\n").expect("it waits");
@@ -106,6 +107,8 @@ fn as_user(home: &Path) {
     let dir = run.claim(claim()).expect("the output is handed over");
     let meta = fs::metadata(dir.join(OUTPUT)).expect("it is there");
     assert_eq!((meta.uid(), meta.permissions().mode() & 0o7777), (USER, 0o444));
+    let again = run.claim(claim()).expect_err("the worker may change by now what a second claim would walk through");
+    assert!(again.message.contains("handed over before"), "{again:?}");
     drop(run);
     assert_eq!(fs::read_dir(home.join("worker/build")).expect("list").count(), 0, "nothing is left of a build");
 

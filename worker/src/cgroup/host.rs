@@ -210,11 +210,15 @@ fn make(dir: &Path) -> io::Result<()> {
 
 /// Names become directory names, so they must not lead elsewhere.
 fn check_name(name: &str) -> Result<(), CgroupError> {
-    let good = !name.is_empty()
+    is_name(name).then_some(()).ok_or_else(|| CgroupError::Name { name: name.chars().take(80).collect() })
+}
+
+/// Whether `name` may name a group: letters, digits, `-`, `_` and `.`, at most 200, and no dot first.
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty()
         && name.len() <= 200
         && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    good.then_some(()).ok_or_else(|| CgroupError::Name { name: name.chars().take(80).collect() })
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]

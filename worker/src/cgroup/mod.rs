@@ -17,6 +17,7 @@ mod used;
 pub use alarm::{Alarm, Alert};
 pub use error::CgroupError;
 pub use group::Group;
+pub(crate) use host::is_name;
 pub use host::{Cgroups, Mode};
 pub use limits::{Limits, MEMORY_BYTES_MIN, Policy};
 pub(crate) use procfs::unescape;

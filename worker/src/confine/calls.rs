@@ -164,8 +164,10 @@ const PROCESS: &[c_long] = &[
     libc::SYS_waitid,
 ];
 
-/// Families of sockets: the farm, name lookups, and the launcher.
-const FAMILIES: [c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Families of sockets that reach the farm. None of the machine's own (`AF_UNIX`): a service manager or a container engine that listens on
+/// a path would run programs for the worker, and Landlock does not keep anybody from connecting. Lookups of names by such services fall
+/// back to files and DNS.
+const FAMILIES: [c_int; 2] = [libc::AF_INET, libc::AF_INET6];
 /// `FIONBIO`, `FIONREAD`, `FIOCLEX`, and what asks whether standard error is a terminal.
 const IOCTLS: [u64; 5] = [0x5421, 0x541b, 0x5451, 0x5401, 0x5413];
 /// `PR_SET_NAME`, and `PR_SET_VMA`, by which the C library names its memory.
@@ -185,26 +187,30 @@ fn program() -> io::Result<BpfProgram> {
 
 fn rules() -> io::Result<BTreeMap<c_long, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<_, _> = [FILES, SOCKETS, PROCESS].into_iter().flatten().map(|call| (*call, Vec::new())).collect();
-    let families = FAMILIES.map(|family| u64::from(family.cast_unsigned()));
-    rules.insert(libc::SYS_socket, one_of(0, &families)?);
-    rules.insert(libc::SYS_socketpair, one_of(0, &families[..1])?);
+    let number = |value: c_int| u64::from(value.cast_unsigned());
+    let mut sockets = one_of(0, &FAMILIES.map(number))?;
+    // Name lookups ask which addresses the machine has.
+    sockets.push(
+        SeccompRule::new(vec![equals(0, number(libc::AF_NETLINK))?, equals(2, number(libc::NETLINK_ROUTE))?]).map_err(io::Error::other)?,
+    );
+    rules.insert(libc::SYS_socket, sockets);
+    // Pairs, such as those to the launcher, reach nobody else.
+    rules.insert(libc::SYS_socketpair, one_of(0, &[number(libc::AF_UNIX)])?);
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS)?);
     // A thread, not a process. `clone3`, whose flags lie behind a pointer, is refused: the C library falls back to this.
     let threads = u64::from(libc::CLONE_THREAD.cast_unsigned());
-    let thread = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(threads), threads);
-    rules.insert(libc::SYS_clone, vec![rule(thread)?]);
+    let thread = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(threads), threads).map_err(io::Error::other)?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![thread]).map_err(io::Error::other)?]);
     Ok(rules)
 }
 
 fn one_of(argument: u8, values: &[u64]) -> io::Result<Vec<SeccompRule>> {
-    let equal = |value: &u64| rule(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value));
-    values.iter().map(equal).collect()
+    values.iter().map(|value| SeccompRule::new(vec![equals(argument, *value)?]).map_err(io::Error::other)).collect()
 }
 
-fn rule(condition: Result<SeccompCondition, seccompiler::BackendError>) -> io::Result<SeccompRule> {
-    let condition = condition.map_err(io::Error::other)?;
-    SeccompRule::new(vec![condition]).map_err(io::Error::other)
+fn equals(argument: u8, value: u64) -> io::Result<SeccompCondition> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -234,15 +240,17 @@ mod tests {
         let found = restricted(|| {
             let mount = nix::mount::mount(None::<&str>, "/", None::<&str>, nix::mount::MsFlags::MS_REMOUNT, None::<&str>);
             let of_thread = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS);
+            let local = std::os::unix::net::UnixStream::connect("/run/systemd/private").map(drop);
             let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map(drop);
             let signal = nix::sys::signal::kill(nix::unistd::Pid::this(), None);
             let root = nix::unistd::chroot("/");
             let name = nix::unistd::sethostname("x");
             let process = Command::new("/bin/true").spawn().map(drop);
-            ([mount, of_thread, raw, signal, root, name], process)
+            ([mount, of_thread, raw, signal, root, name], local, process)
         });
         assert_eq!(found.0, [Err(Errno::ENOSYS); 6]);
-        assert_eq!(found.1.expect_err("no process is started").raw_os_error(), Some(libc::ENOSYS));
+        assert_eq!(found.1.expect_err("no service of the machine is reached").raw_os_error(), Some(libc::ENOSYS));
+        assert_eq!(found.2.expect_err("no process is started").raw_os_error(), Some(libc::ENOSYS));
     }
 
     #[test]

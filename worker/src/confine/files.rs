@@ -2,13 +2,15 @@
 //! it.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules};
 
 /// Read by name lookups, certificate checks, and whoever counts processors and memory. What is missing is left out.
 const READ: [&str; 9] =
     ["/etc", "/usr", "/lib", "/lib64", "/run/systemd/resolve", "/proc", "/sys/fs/cgroup", "/sys/devices/system/cpu", "/dev/urandom"];
+/// What may be a link to anywhere, by whoever manages the machine's network or certificates.
+const LINKED: [&str; 4] = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs/ca-certificates.crt"];
 /// Written by whoever throws something away.
 const WRITTEN: [&str; 1] = ["/dev/null"];
 /// The newest version that is made use of. Older kernels give what they have.
@@ -31,7 +33,9 @@ fn ruleset(dir: &Path) -> Result<RulesetStatus, RulesetError> {
     let write = AccessFs::WriteFile | AccessFs::ReadFile;
     let created = Ruleset::default().handle_access(all)?.scope(Scope::from_all(NEWEST))?.create()?;
     let created = created.add_rules(path_beneath_rules([dir], all))?;
-    let created = created.add_rules(path_beneath_rules(READ, read & !AccessFs::Execute))?;
+    let linked = LINKED.into_iter().filter_map(|path| std::fs::canonicalize(path).ok());
+    let read_paths = READ.into_iter().map(PathBuf::from).chain(linked);
+    let created = created.add_rules(path_beneath_rules(read_paths, read & !AccessFs::Execute))?;
     Ok(created.add_rules(path_beneath_rules(WRITTEN, write))?.restrict_self()?.ruleset)
 }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
 
 use crate::config::{Config, UnknownUser};
 use crate::launcher::{Launcher, LauncherError, Owner, Policy};
@@ -75,13 +76,18 @@ fn confine(config: &Config, owner: Owner) -> Result<String, SettleError> {
 }
 
 fn become_user(owner: Owner) -> io::Result<String> {
-    if owner == Owner::own() {
-        return Ok(format!("user {} as started", owner.uid));
+    if owner != Owner::own() {
+        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        setgroups(&[])?;
+        setresgid(gid, gid, gid)?;
+        setresuid(uid, uid, uid)?;
     }
-    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    setgroups(&[])?;
-    setresgid(gid, gid, gid)?;
-    // With the user go all capabilities.
-    setresuid(uid, uid, uid)?;
-    Ok(format!("user {} without capabilities", owner.uid))
+    // They go with the user, unless whoever started us arranged for them to stay.
+    clear_ambient_capability_set()?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    Ok(match owner.uid {
+        0 => "root without capabilities, whose files are the machine's".to_owned(),
+        uid => format!("user {uid} without capabilities"),
+    })
 }

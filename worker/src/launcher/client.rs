@@ -35,6 +35,13 @@ struct Shared {
     carrier: Mutex<Option<Carrier>>,
 }
 
+impl Drop for Shared {
+    /// A launcher that nobody closed ends too, by itself.
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
+    }
+}
+
 /// What a launcher runs in.
 #[derive(Debug)]
 enum Carrier {
@@ -54,9 +61,20 @@ pub enum LauncherError {
     /// It did not run the build.
     #[error("{0}")]
     NotRun(String),
-    /// It is gone, or talks nonsense.
-    #[error("the worker's launcher is gone, and with it every build")]
+    /// It is gone, or talks nonsense, or was asked for too much.
+    #[error("the worker's launcher does not answer")]
     Gone(#[source] TalkError),
+}
+
+impl LauncherError {
+    /// Returns whose fault it is.
+    pub fn class(&self) -> FailureClass {
+        match self {
+            // The same on every worker.
+            Self::Gone(TalkError::TooLong { .. }) => FailureClass::BuildFailure,
+            Self::Start(_) | Self::Unfit(_) | Self::NotRun(_) | Self::Gone(_) => FailureClass::Infrastructure,
+        }
+    }
 }
 
 impl Launcher {

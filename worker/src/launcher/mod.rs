@@ -8,6 +8,7 @@
 //! Absences: reads nothing from the network, opens no path that a message names, knows nothing of leases. See ADR 0015.
 
 mod client;
+mod conversation;
 mod message;
 mod network;
 mod places;

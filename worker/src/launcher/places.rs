@@ -3,7 +3,7 @@
 //! The worker's own directory and those of running builds belong to the launcher, so that nothing there can be exchanged; what the worker
 //! writes lies in directories of its own below. Where worker and launcher are one user, all of it is that user's.
 
-use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, flock, fstat, open, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, flock, fstat, open, openat, statat,
+};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::trash::{c_name, names, open_dir};
+use crate::sandbox::HostId;
+use crate::trash::{Trash, TrashError, c_name, names, open_dir};
 
 /// The user that a worker runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,14 +50,34 @@ pub const STORE: &str = "store";
 /// Everything else of the worker's: its files lie in these directories and nowhere else.
 pub const PRIVATE: [&str; 6] = ["builtin", "incoming", "logs", "spool", "state", "trash"];
 
+/// Of those, what holds nothing that is worth handing over when the worker's user was changed.
+const PASSING: [&str; 4] = ["builtin", "incoming", "spool", "trash"];
+
 /// A directory that cannot be prepared.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} `{path}`")]
-pub struct PlaceError {
-    operation: &'static str,
-    path: PathBuf,
-    #[source]
-    err: io::Error,
+pub enum PlaceError {
+    /// The kernel refuses.
+    #[error("{operation} `{path}`")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// Which directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        err: io::Error,
+    },
+    /// Somebody else made it, who may have put anything there.
+    #[error("use `{path}`: it belongs to user {uid}; remove it, give it to the user who starts the worker, or choose another `dir`")]
+    Stranger {
+        /// Which directory.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// What is to go cannot be moved away.
+    #[error(transparent)]
+    Trash(#[from] TrashError),
 }
 
 /// Held by the launcher that works in a directory.
@@ -63,10 +86,11 @@ const LOCK: &str = "launcher.lock";
 const PREDECESSOR_MAX: Duration = Duration::from_secs(30);
 
 /// Waits until no other launcher works in `dir`, and keeps others out of it while the result lives.
-pub(super) fn lock(dir: &Path) -> Result<OwnedFd, PlaceError> {
+pub(super) fn lock(dir: &Path, owner: Owner) -> Result<OwnedFd, PlaceError> {
     let path = dir.join(LOCK);
-    let failed = |operation, err: io::Error| PlaceError { operation, path: path.clone(), err };
+    let failed = |operation, err: io::Error| PlaceError::Io { operation, path: path.clone(), err };
     fs::create_dir_all(dir).map_err(|err| failed("make the directory of", err))?;
+    known(dir, owner)?;
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|err| failed("open the lock", err.into()))?;
     let until = Instant::now() + PREDECESSOR_MAX;
@@ -80,13 +104,8 @@ pub(super) fn lock(dir: &Path) -> Result<OwnedFd, PlaceError> {
     }
 }
 
-/// Makes what is missing below `dir`, and gives the worker what is its own.
-pub(super) fn prepare(dir: &Path, owner: Owner) -> Result<(), PlaceError> {
-    let failed = |operation, path: &Path| {
-        let path = path.to_owned();
-        move |err| PlaceError { operation, path, err }
-    };
-    fs::create_dir_all(dir).map_err(failed("make the directory", dir))?;
+/// Makes what is missing below `dir`, gives the worker what is its own, and returns where what is left of builds goes.
+pub(super) fn prepare(dir: &Path, owner: Owner) -> Result<Trash, PlaceError> {
     // The worker passes through by its group; a build's first process, which has the launcher's ids and no rights, by the launcher's.
     let (own, group) = (Owner::own(), Gid::from_raw(owner.gid));
     let launchers = if owner.is_launcher() { 0o700 } else { 0o710 };
@@ -94,16 +113,35 @@ pub(super) fn prepare(dir: &Path, owner: Owner) -> Result<(), PlaceError> {
     for name in [BUILDS, REMAINS] {
         let path = dir.join(name);
         make(&path).map_err(failed("make the directory", &path))?;
+        known(&path, owner)?;
         set(&path, own.uid, group, if name == BUILDS { launchers } else { 0o700 }).map_err(failed("take the directory", &path))?;
     }
+    let remains = Trash::open(&dir.join(REMAINS))?;
     for name in PRIVATE.into_iter().chain([STORE]) {
         let path = dir.join(name);
         make(&path).map_err(failed("make the directory", &path))?;
-        hand_over(&path, owner).map_err(failed("hand over the directory", &path))?;
+        let former = known(&path, owner)?;
+        if former != owner.uid && PASSING.contains(&name) {
+            remains.discard_all(&path)?;
+        } else if former != owner.uid {
+            hand_over(&path, former, owner, &remains)?;
+        }
         let (group, mode) = if name == STORE { (Gid::from_raw(own.gid), 0o710) } else { (group, 0o700) };
         set(&path, owner.uid, group, mode).map_err(failed("hand over the directory", &path))?;
     }
-    Ok(())
+    Ok(remains)
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PlaceError {
+    let path = path.to_owned();
+    move |err| PlaceError::Io { operation, path, err }
+}
+
+/// Returns whose a directory is, if it was made by this worker under any user: what others made may hold anything.
+fn known(path: &Path, owner: Owner) -> Result<u32, PlaceError> {
+    let uid = fs::metadata(path).map_err(failed("look at", path))?.uid();
+    let ours = uid == Owner::own().uid || uid == owner.uid || HostId::is_of_worker(uid);
+    if ours { Ok(uid) } else { Err(PlaceError::Stranger { path: path.to_owned(), uid }) }
 }
 
 fn make(path: &Path) -> io::Result<()> {
@@ -120,37 +158,46 @@ fn set(path: &Path, uid: u32, group: Gid, mode: u32) -> io::Result<()> {
     Ok(fchmod(&dir, Mode::from_raw_mode(mode))?)
 }
 
-/// Gives everything in `dir` to `owner`, if it was somebody else's: the worker's user was changed. Only what belonged to the former
-/// owner of `dir` is given, because that one may have linked a stranger's file into it.
-fn hand_over(dir: &Path, owner: Owner) -> io::Result<()> {
-    let former = fs::symlink_metadata(dir)?.uid();
-    if former == owner.uid {
-        return Ok(());
-    }
-    let mut pending = VecDeque::from([open_dir(CWD, &c_name(dir)?)?]);
-    while let Some(dir) = pending.pop_front() {
-        for name in names(dir.as_fd(), usize::MAX)? {
-            let stat = statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if stat.st_uid != former {
-                continue;
-            }
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let inside = open_dir(&dir, &name)?;
-                give(inside.as_fd(), former, owner)?;
-                pending.push_back(inside);
-            } else {
-                chownat(&dir, &name, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)), AtFlags::SYMLINK_NOFOLLOW)?;
-            }
+/// Gives what the `former` user has in `dir` to `owner`: the worker's user was changed. What is somebody else's goes, because the worker
+/// could not remove it, and because the former user may have linked a stranger's file. `dir` itself is given last, by the caller, so
+/// that what was interrupted is begun again.
+fn hand_over(dir: &Path, former: u32, owner: Owner, remains: &Trash) -> Result<(), PlaceError> {
+    let io_failed = failed("hand over the directory", dir);
+    let given = c_name(dir).and_then(|name| Ok(open_dir(CWD, &name)?)).and_then(|fd| Ok((names(fd.as_fd(), usize::MAX)?, fd)));
+    let (entries, fd) = given.map_err(io_failed)?;
+    for name in entries {
+        if !give(fd.as_fd(), &name, former, owner).map_err(failed("hand over what is in", dir))? {
+            remains.discard(&fd, &name)?;
         }
     }
     Ok(())
 }
 
-fn give(dir: BorrowedFd<'_>, former: u32, owner: Owner) -> io::Result<()> {
-    if fstat(dir)?.st_uid == former {
-        fchown(dir, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+/// Gives one entry with all that is in it, contents first; whether it is the owner's now. Trees here are as deep as a store object may be.
+fn give(parent: BorrowedFd<'_>, name: &CStr, former: u32, owner: Owner) -> io::Result<bool> {
+    let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if stat.st_uid != former && stat.st_uid != owner.uid {
+        return Ok(false);
     }
-    Ok(())
+    let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let inside = open_dir(parent, name)?;
+        for name in names(inside.as_fd(), usize::MAX)? {
+            if !give(inside.as_fd(), &name, former, owner)? {
+                return Ok(false);
+            }
+        }
+        fchown(&inside, uid, gid)?;
+    } else {
+        // Not what the name may mean by now.
+        let file = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let opened = fstat(&file)?;
+        if opened.st_uid != former && opened.st_uid != owner.uid {
+            return Ok(false);
+        }
+        chownat(&file, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -159,19 +206,20 @@ mod tests {
 
     use super::*;
 
+    /// The users of two workers.
+    fn users() -> [Owner; 2] {
+        [3, 4].map(HostId::of_worker).map(|HostId { uid, gid }| Owner { uid, gid })
+    }
+
     #[test]
     fn the_worker_gets_what_is_its_own_and_nothing_else() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let dir = dir.path().join("w");
-        let other = Owner { uid: 4_000_001, gid: 4_000_002 };
-        prepare(&dir, other).expect("these tests run as root");
-        let table = [
-            (".", 0, 4_000_002, 0o710),
-            (BUILDS, 0, 4_000_002, 0o710),
-            (REMAINS, 0, 4_000_002, 0o700),
-            (STORE, 4_000_001, 0, 0o710),
-            ("state", 4_000_001, 4_000_002, 0o700),
-        ];
+        let [Owner { uid, gid }, _] = users();
+        fs::create_dir(&dir).expect("mkdir");
+        prepare(&dir, Owner { uid, gid }).expect("these tests run as root");
+        let table =
+            [(".", 0, gid, 0o710), (BUILDS, 0, gid, 0o710), (REMAINS, 0, gid, 0o700), (STORE, uid, 0, 0o710), ("state", uid, gid, 0o700)];
         for (name, uid, gid, mode) in table {
             let meta = fs::metadata(dir.join(name)).expect(name);
             assert_eq!((meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777), (uid, gid, mode), "{name}");
@@ -182,22 +230,47 @@ mod tests {
     fn a_change_of_user_hands_over_what_the_former_had_and_no_strangers_file() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let dir = dir.path().join("w");
-        let (first, second) = (Owner { uid: 4_000_001, gid: 4_000_001 }, Owner { uid: 4_000_003, gid: 4_000_003 });
+        let [first, second] = users();
+        fs::create_dir(&dir).expect("mkdir");
         prepare(&dir, first).expect("these tests run as root");
         let secret = dir.join("secret");
         fs::write(&secret, "of root").expect("write");
-        let below = dir.join("logs/below");
-        fs::create_dir(&below).expect("mkdir");
-        fs::write(below.join("mine"), "of the first").expect("write");
-        fs::hard_link(&secret, below.join("linked")).expect("link");
-        symlink(&secret, below.join("pointer")).expect("link");
-        for name in ["logs/below", "logs/below/mine", "logs/below/pointer"] {
-            std::os::unix::fs::lchown(dir.join(name), Some(first.uid), Some(first.gid)).expect("chown");
-        }
+        let made = |path: &str| {
+            let path = dir.join(path);
+            fs::create_dir_all(&path).expect("mkdir");
+            fs::write(path.join("mine"), "of the first").expect("write");
+            for path in [path.join("mine"), path] {
+                std::os::unix::fs::lchown(path, Some(first.uid), Some(first.gid)).expect("chown");
+            }
+        };
+        // More directories than a process has descriptors.
+        (0..1500).for_each(|number| made(&format!("store/{number}")));
+        made("logs/good");
+        made("logs/bad");
+        made("spool/rest");
+        fs::hard_link(&secret, dir.join("logs/bad/linked")).expect("link");
+        symlink(&secret, dir.join("logs/good/pointer")).expect("link");
+        std::os::unix::fs::lchown(dir.join("logs/good/pointer"), Some(first.uid), Some(first.gid)).expect("chown");
         prepare(&dir, second).expect("these tests run as root");
-        for (name, uid) in [("logs/below", second.uid), ("logs/below/mine", second.uid), ("logs/below/pointer", second.uid), ("secret", 0)]
-        {
-            assert_eq!(fs::symlink_metadata(dir.join(name)).expect(name).uid(), uid, "{name}");
+        for name in ["store/0", "store/1499/mine", "logs/good", "logs/good/mine", "logs/good/pointer"] {
+            assert_eq!(fs::symlink_metadata(dir.join(name)).expect(name).uid(), second.uid, "{name}");
+        }
+        assert_eq!(fs::symlink_metadata(&secret).expect("it stays").uid(), 0);
+        for name in ["logs/bad", "spool/rest"] {
+            assert!(!dir.join(name).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_stranger_has_made_is_not_used() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let [owner, _] = users();
+        prepare(dir.path(), owner).expect("these tests run as root");
+        for place in [dir.path().to_owned(), dir.path().join("store")] {
+            std::os::unix::fs::chown(&place, Some(1234), None).expect("chown");
+            let refused = lock(dir.path(), owner).map(drop).and_then(|()| prepare(dir.path(), owner).map(drop));
+            assert!(matches!(refused, Err(PlaceError::Stranger { uid: 1234, .. })), "{}: {refused:?}", place.display());
+            std::os::unix::fs::chown(&place, Some(0), None).expect("chown");
         }
     }
 }

@@ -2,8 +2,10 @@
 //! widen it. Pure: no I/O but the question which addresses the host has.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::message::{Reach, Task};
 use super::network::FixedNetwork;
@@ -71,12 +73,15 @@ impl Policy {
         }
     }
 
-    /// Returns what a sandbox is to run for `task`, in the empty directory `root_dir`.
+    /// Holds a task against the policy, before anything is done for it.
     ///
     /// # Errors
     /// [`Refused`] names the part of the task that this worker's launcher does not do.
-    pub(super) fn admit(&self, task: &Task, root_dir: PathBuf, users: Users, network: &FixedNetwork) -> Result<Spec, Refused> {
+    pub(super) fn check(&self, task: &Task, users: Users) -> Result<(), Refused> {
         let refuse = |what, value: String, rule| Err(Refused { name: task.name.chars().take(80).collect(), what, value, rule });
+        if !cgroup::is_name(&task.name) {
+            return refuse("name", task.name.chars().take(80).collect(), "is no name of a group and a directory");
+        }
         let past = self.slot_first.saturating_add(self.slots);
         if !(self.slot_first..past).contains(&task.slot) {
             return refuse("build user", task.slot.to_string(), "is not one of this worker's");
@@ -91,36 +96,53 @@ impl Policy {
                 return refuse(what, asked.to_string(), "is more than the worker may give to builds");
             }
         }
+        if task.limits.wall > TIME_MAX || task.limits.silence > TIME_MAX {
+            return refuse("time limit", format!("{:?}", task.limits.wall.max(task.limits.silence)), "is longer than a year");
+        }
         if task.dev_kvm && !self.dev_kvm {
             return refuse("device", "kvm".to_owned(), "is not a feature of this worker");
         }
-        let bytes = |list: &[serde_bytes::ByteBuf]| list.iter().map(|bytes| bytes.to_vec()).collect();
-        let pairs = |list: &[(serde_bytes::ByteBuf, serde_bytes::ByteBuf)]| {
-            list.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect()
-        };
+        // Its builds are the launcher's own user, and could exchange the directories above their store.
+        if users == Users::One && task.store_dir.as_str().starts_with("/tmp/") {
+            return refuse("store directory", task.store_dir.to_string(), "lies below /tmp, for which builds need users of their own");
+        }
+        Ok(())
+    }
+
+    /// Returns what a sandbox is to run for `task`, which was checked, in the empty directory `root_dir`.
+    pub(super) fn spec(&self, task: Task, root_dir: PathBuf, users: Users, network: &FixedNetwork) -> Spec {
+        let bytes = |list: Vec<ByteBuf>| list.into_iter().map(ByteBuf::into_vec).collect();
+        let pairs = |list: Vec<(ByteBuf, ByteBuf)>| list.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
         let store = self.dir.join(STORE);
-        Ok(Spec {
-            name: task.name.clone(),
+        let inputs = task.inputs.into_iter().map(|path| {
+            let source = store.join(path.as_str());
+            (path, source)
+        });
+        Spec {
+            name: task.name,
             root_dir,
-            store_dir: task.store_dir.clone(),
-            system: task.system.clone(),
-            builder: task.builder.to_vec(),
-            args: bytes(&task.args),
-            env: pairs(&task.env),
-            files: pairs(&task.files),
-            inputs: task.inputs.iter().map(|path| (path.clone(), store.join(path.as_str()))).collect(),
-            network: match &task.reach {
+            store_dir: task.store_dir,
+            system: task.system,
+            builder: task.builder.into_vec(),
+            args: bytes(task.args),
+            env: pairs(task.env),
+            files: pairs(task.files),
+            inputs: inputs.collect(),
+            network: match task.reach {
                 Reach::Itself => Network::Loopback,
-                Reach::Outside { denied } => network.of_build(denied),
+                Reach::Outside { denied } => network.of_build(&denied),
             },
             host_id: users.host_id(task.slot, self.slot_first),
             shell: self.shell.clone(),
             dev_kvm: task.dev_kvm,
             resources: task.resources,
             limits: task.limits,
-        })
+        }
     }
 }
+
+/// Longest limit of time: far beyond any build, far below what clocks cannot add.
+const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Names the control groups after the worker's directory: two farms on one machine may both have a worker of the same name, and each
 /// must clean up after itself only.

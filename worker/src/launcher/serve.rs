@@ -4,32 +4,26 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
-use kiln_wire::{Failure, FailureClass};
 use landlock::{CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, Scope};
 use nix::sys::signal::{SigSet, Signal};
-use rustix::fs::{CWD, Gid, Mode, Uid, fchmod, fchown};
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 
-use super::message::{Answer, Ask, Claim, TalkError, decode, read_message, write_message};
+use super::conversation::Conversation;
+use super::message::{TalkError, decode};
 use super::network::{FixedNetwork, NoStack};
-use super::places::{self, BUILDS, Owner, PlaceError, REMAINS};
+use super::places::{self, BUILDS, Owner, PlaceError};
 use super::policy::Policy;
 use super::rootless::{self, RootlessError, Users};
 use super::socket::{Received, peek_start, receive_conversation, receive_start, send_start};
 use crate::cgroup::{CgroupError, Cgroups};
-use crate::failure::{caused, chain, failure};
-use crate::outputs::make_canonical;
-use crate::sandbox::disk::{Disk, DiskError, Room};
-use crate::sandbox::{self, SandboxError, Spec};
-use crate::scratch::Scratch;
-use crate::trash::{Trash, TrashError, c_name, open_dir};
+use crate::failure::chain;
+use crate::sandbox::disk::{Disk, DiskError};
+use crate::trash::{Trash, TrashError};
 
 /// What a launcher says once it can run builds, or that it cannot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +46,15 @@ pub enum ServeError {
     /// The worker's directories cannot be prepared.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// The worker's directory cannot be found.
+    #[error("find the worker's directory `{path}`")]
+    Dir {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        err: io::Error,
+    },
     /// The shell for builds is missing.
     #[error("find the static shell `{path}` for builds; install busybox-static or set `busybox`")]
     Shell {
@@ -152,6 +155,8 @@ fn serve(control: &OwnedFd, users: Users) -> Result<(), ServeError> {
                 if let Err(err) = Conversation::hold(host, &stream) {
                     tracing::debug!(err = %chain(&err), "a conversation with the worker broke");
                 }
+                // Not by closing alone: the first process of another build holds a copy until it executes its builder.
+                let _ = stream.shutdown(std::net::Shutdown::Both);
                 open.fetch_sub(1, Ordering::Relaxed);
             });
             if let Err(err) = started {
@@ -165,15 +170,15 @@ fn serve(control: &OwnedFd, users: Users) -> Result<(), ServeError> {
 }
 
 /// What the builds of one launcher share.
-struct Host {
-    users: Users,
-    policy: Policy,
-    cgroups: Cgroups,
-    disk: Disk,
-    network: FixedNetwork,
-    remains: Trash,
-    builds: PathBuf,
-    busy: Mutex<BTreeSet<u32>>,
+pub(super) struct Host {
+    pub(super) users: Users,
+    pub(super) policy: Policy,
+    pub(super) cgroups: Cgroups,
+    pub(super) disk: Disk,
+    pub(super) network: FixedNetwork,
+    pub(super) remains: Trash,
+    pub(super) builds: PathBuf,
+    pub(super) busy: Mutex<BTreeSet<u32>>,
     /// Until the last group is gone.
     _lock: OwnedFd,
 }
@@ -184,11 +189,11 @@ impl Host {
             // The worker, as it is called in this namespace.
             policy.owner = Owner::own();
         }
-        let lock = places::lock(&policy.dir)?;
-        places::prepare(&policy.dir, policy.owner)?;
+        let lock = places::lock(&policy.dir, policy.owner)?;
+        policy.dir = policy.dir.canonicalize().map_err(|err| ServeError::Dir { path: policy.dir.clone(), err })?;
+        let remains = places::prepare(&policy.dir, policy.owner)?;
         std::fs::metadata(&policy.shell).map_err(|err| ServeError::Shell { path: policy.shell.clone(), err })?;
         let cgroups = Cgroups::detect(&policy.group)?;
-        let remains = Trash::open(&policy.dir.join(REMAINS))?;
         let builds = policy.dir.join(BUILDS);
         let disk = Disk::open(policy.disk, &builds, policy.disk_limits, policy.disk_free_bytes_min)?;
         if users != Users::Pool && disk.mounts() {
@@ -211,7 +216,8 @@ impl Host {
         ]
     }
 
-    fn take(&self, slot: u32) -> Option<Taken<'_>> {
+    /// Takes a build user, unless another build has it.
+    pub(super) fn take(&self, slot: u32) -> Option<Taken<'_>> {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         busy.insert(slot).then_some(Taken { host: self, slot })
     }
@@ -227,7 +233,7 @@ fn landlock() -> &'static str {
 }
 
 /// A build user that is in use.
-struct Taken<'a> {
+pub(super) struct Taken<'a> {
     host: &'a Host,
     slot: u32,
 }
@@ -235,103 +241,5 @@ struct Taken<'a> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         self.host.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.slot);
-    }
-}
-
-/// One build, from its task to the removal of what it left.
-struct Conversation<'a> {
-    host: &'a Host,
-    stream: &'a UnixStream,
-    // Before the directory that it lies in.
-    room: Room,
-    // Before the user: that is free only when its files are out of the way.
-    scratch: Scratch,
-    _user: Taken<'a>,
-}
-
-/// Longest wait for a worker to take a piece of log. Its limits are not watched meanwhile.
-const SEND_MAX: Duration = Duration::from_secs(60);
-
-impl<'a> Conversation<'a> {
-    fn hold(host: &'a Host, stream: &'a UnixStream) -> Result<(), TalkError> {
-        stream.set_write_timeout(Some(SEND_MAX))?;
-        let task = match read_message(stream)? {
-            Some(Ask::Run(task)) => task,
-            Some(Ask::Stop | Ask::Claim(_)) | None => return Ok(()),
-        };
-        let refuse = |reason: &dyn std::error::Error| write_message(stream, &Answer::NotRun(chain(reason)));
-        let Some(user) = host.take(task.slot) else {
-            return write_message(stream, &Answer::NotRun(format!("launch build `{}`: build user {} is in use", task.name, task.slot)));
-        };
-        let scratch = match Scratch::new(&host.builds, &task.name, &host.remains) {
-            Ok(scratch) => scratch,
-            Err(err) => return refuse(&err),
-        };
-        let room = match host.disk.room(scratch.dir()) {
-            Ok(room) => room,
-            Err(err) => return refuse(&err),
-        };
-        let spec = match host.policy.admit(&task, scratch.dir().to_owned(), host.users, &host.network) {
-            Ok(spec) => spec,
-            Err(err) => return refuse(&err),
-        };
-        let conversation = Self { host, stream, room, scratch, _user: user };
-        match conversation.run(&spec) {
-            Ok(ended) => write_message(stream, &Answer::Ended(ended))?,
-            Err(err) => return refuse(&err),
-        }
-        conversation.after(&spec)
-    }
-
-    fn run(&self, spec: &Spec) -> Result<sandbox::Ended, SandboxError> {
-        let mut gone = false;
-        sandbox::run(spec, &self.host.cgroups, &self.room, self.stream, &mut |bytes| {
-            if !gone && write_message(self.stream, &Answer::Log(ByteBuf::from(bytes))).is_err() {
-                // Readable from now on, at its end: the run is stopped.
-                let _ = self.stream.shutdown(std::net::Shutdown::Both);
-                gone = true;
-            }
-        })
-    }
-
-    /// Hands over the outputs if the worker wants them. Nothing of the build lives any more.
-    fn after(&self, spec: &Spec) -> Result<(), TalkError> {
-        loop {
-            let answer = match read_message(self.stream)? {
-                Some(Ask::Claim(claim)) => match self.claim(spec, &claim) {
-                    Ok(dir) => Answer::Claimed(dir),
-                    Err(failure) => Answer::Refused(failure),
-                },
-                // Came when the run had just ended.
-                Some(Ask::Stop) => continue,
-                Some(Ask::Run(task)) => Answer::NotRun(format!("launch build `{}`: a conversation is about one build", task.name)),
-                None => return Ok(()),
-            };
-            write_message(self.stream, &answer)?;
-        }
-    }
-
-    fn claim(&self, spec: &Spec, claim: &Claim) -> Result<String, Failure> {
-        let dir = spec.outputs_dir();
-        let uid = spec.host_id.uid;
-        make_canonical(&dir, &claim.outputs, uid..=uid, self.host.policy.owner, claim.bytes_max)?;
-        self.open_to_worker(&dir).map_err(|err| caused(FailureClass::Infrastructure, "hand over the outputs", &err))?;
-        let text = dir.into_os_string().into_string();
-        text.map_err(|_| failure(FailureClass::Infrastructure, "hand over the outputs: the name of the worker's directory is no text"))
-    }
-
-    /// Gives the worker the directory in which the outputs lie, and the way to it.
-    fn open_to_worker(&self, outputs: &Path) -> io::Result<()> {
-        let owner = self.host.policy.owner;
-        if owner == Owner::own() {
-            return Ok(());
-        }
-        let (user, group) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-        let way = open_dir(CWD, &c_name(self.scratch.dir())?)?;
-        fchown(&way, None, Some(group))?;
-        fchmod(&way, Mode::from_raw_mode(0o710))?;
-        let outputs = open_dir(CWD, &c_name(outputs)?)?;
-        fchown(&outputs, Some(user), Some(group))?;
-        Ok(fchmod(&outputs, Mode::from_raw_mode(0o700))?)
     }
 }

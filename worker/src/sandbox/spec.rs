@@ -92,6 +92,11 @@ impl HostId {
         Self { uid: id, gid: id }
     }
 
+    /// Whether `uid` is that of a worker: of [`HostId::of_worker`].
+    pub fn is_of_worker(uid: u32) -> bool {
+        (FIRST_ID + SLOTS_MAX..FIRST_ID + 2 * SLOTS_MAX).contains(&uid)
+    }
+
     /// Returns the id of the worker whose first slot is `slot_first`: no build of any worker has it.
     ///
     /// # Panics

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, fchown, mkdirat, openat, symlinkat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat, symlinkat};
 
 use super::{SandboxError, Spec, skeleton};
 use crate::cgroup::MEMORY_BYTES_MIN;
@@ -101,13 +101,14 @@ impl<'a> Disk<'a> {
         (Uid::from_raw(self.spec.host_id.uid), Gid::from_raw(self.spec.host_id.gid))
     }
 
-    /// A directory with a mode past the umask.
+    /// A directory with a mode past the umask. By its descriptor: nothing that may have taken its name meanwhile is changed.
     fn make(&self, path: &str, mode: u32, group: Option<Gid>) -> Result<(), SandboxError> {
         mkdirat(&self.dir, path, Mode::from_raw_mode(mode)).map_err(self.failed("make", path))?;
+        let made = self.open(path)?;
         if group.is_some() {
-            chownat(&self.dir, path, None, group, AtFlags::SYMLINK_NOFOLLOW).map_err(self.failed("hand over", path))?;
+            fchown(&made, None, group).map_err(self.failed("hand over", path))?;
         }
-        chmodat(&self.dir, path, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(self.failed("change the mode of", path))
+        fchmod(&made, Mode::from_raw_mode(mode)).map_err(self.failed("change the mode of", path))
     }
 
     fn open(&self, path: &str) -> Result<OwnedFd, SandboxError> {

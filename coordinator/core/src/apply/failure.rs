@@ -23,7 +23,9 @@ impl Farm {
         let Failure { class, message } = failure;
         let message = cut(&message, FAILURE_MESSAGE_BYTES_MAX);
         let epoch = self.job(key).running().map(|running| running.epoch);
-        let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, Some(usage), now) else { return };
+        let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, Some(usage), now) else {
+            return;
+        };
         match class {
             FailureClass::BuildFailure | FailureClass::LimitExceeded => self.fail_for_good(key, class, message, now, fx),
             FailureClass::OutOfMemory => self.retry_with_memory(key, usage, message, now, fx),

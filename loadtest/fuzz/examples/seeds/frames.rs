@@ -130,6 +130,7 @@ fn job() -> JobView {
             started_at: Timestamp(1),
             ended_at: Some(Timestamp(2)),
             failure: Some((FailureClass::OutOfMemory, "too little".to_owned())),
+            usage: Some(Usage { wall_ms: 3, cpu_ms: 4, ..Usage::default() }),
         }],
         upward_rank_ms: 1000,
     }
