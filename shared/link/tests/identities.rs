@@ -135,8 +135,8 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-/// Dials with whatever certificate and protocols, and returns the connection once the listener has let it in.
-async fn dial(addr: SocketAddr, shown: Shown, alpn: &[&[u8]]) -> Result<(quinn::Endpoint, quinn::Connection), quinn::ConnectionError> {
+/// Returns what an attacker dials with.
+fn client(shown: Shown, alpn: &[&[u8]], change: impl FnOnce(&mut rustls::ClientConfig)) -> quinn::ClientConfig {
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
@@ -147,9 +147,14 @@ async fn dial(addr: SocketAddr, shown: Shown, alpn: &[&[u8]]) -> Result<(quinn::
         None => builder.with_no_client_auth(),
     };
     tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    let client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("TLS 1.3")));
+    change(&mut tls);
+    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("TLS 1.3")))
+}
+
+/// Dials with whatever certificate and protocols, and returns the connection once the listener has let it in.
+async fn dial(addr: SocketAddr, shown: Shown, alpn: &[&[u8]]) -> Result<(quinn::Endpoint, quinn::Connection), quinn::ConnectionError> {
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("address")).expect("socket");
-    let connection = endpoint.connect_with(client, addr, "coordinator.kiln").expect("starts").await?;
+    let connection = endpoint.connect_with(client(shown, alpn, |_| {}), addr, "coordinator.kiln").expect("starts").await?;
     connection.accept_uni().await?;
     Ok((endpoint, connection))
 }
@@ -221,6 +226,23 @@ async fn a36_a_dialer_believes_only_a_coordinator_of_its_farm() {
     assert!(dialer.connect(wrong_protocol.local_addr().expect("address")).await.is_err());
     let server = serve(good(), &[config::ALPN]);
     dialer.connect(server.local_addr().expect("address")).await.expect("a good one is believed");
+}
+
+/// A dialer that keeps whatever it could resume with, and dials again with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a37_nothing_is_resumed_and_nothing_is_sent_early() {
+    let farm = Farm::new("demo");
+    let listener = listen(&farm);
+    let client = client(farm.forge(&["spiffe://demo/worker/w1"], |_| {}), &[config::ALPN], |tls| tls.enable_early_data = true);
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("address")).expect("socket");
+    for again in [false, true] {
+        let connecting = endpoint.connect_with(client.clone(), listener.local_addr(), "coordinator.kiln").expect("starts");
+        let Err(connecting) = connecting.into_0rtt() else { panic!("something may be sent early (again: {again})") };
+        let connection = connecting.await.expect("let in");
+        // By then a ticket would have come.
+        connection.accept_uni().await.expect("welcome");
+        let _accepted = listener.accept().await.expect("accepts");
+    }
 }
 
 #[test]
