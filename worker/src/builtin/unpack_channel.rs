@@ -4,7 +4,7 @@
 //! Ownership, times and set-id bits of a tarball mean nothing in a store and are never applied; devices, fifos, absolute names, `..`
 //! and whatever leads through a link are refused. Compression is told by the first bytes. Absences: bzip2, whose decoders have a
 //! licence of their own; sparse files and other extensions that only some programs understand; formats other than tar.
-//! Source: Nix's `builtins/unpack-channel.cc`; SANDBOX.md A34.
+//! Source: Nix's `builtins/unpack-channel.cc`; attack A34 of `worker/ATTACKS.md`.
 
 mod decode;
 mod members;
