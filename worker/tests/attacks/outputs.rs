@@ -276,7 +276,12 @@ async fn a12_a_daemon_that_a_builder_leaves_behind_writes_nothing_more() {
         "echo first > $out; ($b setsid $b sh -c '{daemon}' $out >/dev/null 2>&1 </dev/null &)
          while [ $($b wc -c < $out) -lt 1000 ]; do :; done"
     );
-    let (info, _) = field.built(&field.job("daemon", &script), 100).await;
+    // A name of this test's own: the same may run elsewhere on this machine.
+    let name = format!("daemon-{}", std::process::id());
+    let (info, _) = field.built(&field.job(&name, &script), 100).await;
+    let commands = fs::read_dir("/proc").expect("list processes").flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let alive = commands.filter(|command| String::from_utf8_lossy(command).contains(&name)).count();
+    assert_eq!(alive, 0, "nothing of the build lives when its end is reported");
     let kept = field.cached(&info.path);
     assert!(fs::metadata(&kept).expect("it is kept").len() >= 1000);
     assert_eq!(kiln_nix::nar::hash_path(&kept).expect("hashes").hash, info.nar_hash);
