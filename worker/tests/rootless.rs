@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kiln_wire::{OutputName, Resources, StoreDir, StorePath, WorkerId};
 use kiln_worker::launcher::{Claim, Launcher, LauncherError, Owner, Policy, Reach, Run, Task, serve_stdin};
+use kiln_worker::sandbox::disk::Choice;
 use kiln_worker::sandbox::{Cancel, Ended, Limits, Status};
 use kiln_worker::{Config, cgroup};
 
@@ -99,6 +100,11 @@ fn as_user(home: &Path) {
     config.slots = Some(2);
     config.memory_mib = Some(512);
     let program = std::env::current_exe().expect("this program");
+    // What it mounts in its own namespace, the worker would not see.
+    config.disk = Choice::Tmpfs;
+    let unfit = Launcher::in_process(&Policy::new(&config, Owner::own()), &program).map(|_| ()).expect_err("nobody sees its mounts");
+    assert!(unfit.to_string().contains("without root"), "{unfit}");
+    config.disk = Choice::Auto;
     let launcher = Launcher::in_process(&Policy::new(&config, Owner::own()), &program).expect("a launcher without root");
     launcher.guarantees().iter().for_each(|(name, words)| println!("{name}: {words}"));
 

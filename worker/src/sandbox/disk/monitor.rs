@@ -66,7 +66,7 @@ pub(super) struct Watched {
 const LOOK_CHEAP: Duration = Duration::from_millis(100);
 /// Least time between two looks at a build whose files are counted one by one.
 const LOOK_DEAR: Duration = Duration::from_millis(500);
-/// A look waits so many times as long as the last took: no build costs more than a twentieth of a core for being looked at.
+/// A look waits so many times as long as the last took of a processor: no build costs more than a twentieth of a core for being looked at.
 const LOOK_PART: u32 = 20;
 /// No build is out of sight for longer.
 const LOOK_MAX: Duration = Duration::from_secs(30);
@@ -201,9 +201,9 @@ impl Entry {
     }
 
     fn look(&self) -> io::Result<()> {
-        let started = Instant::now();
+        let before = own_cpu();
         let used = self.gauge.read(self.limits.inodes_max, self.processes.as_deref());
-        let wait = (started.elapsed() * LOOK_PART).clamp(self.gauge.look_every(self.limits), LOOK_MAX);
+        let wait = (own_cpu().saturating_sub(before) * LOOK_PART).clamp(self.gauge.look_every(self.limits), LOOK_MAX);
         let mut seen = self.seen();
         seen.due = Instant::now() + wait;
         let used = used?;
@@ -221,6 +221,12 @@ impl Entry {
         // It can only fail when it is readable already.
         let _ = rustix::io::write(self.event.as_fd(), &1_u64.to_ne_bytes());
     }
+}
+
+/// Returns the processor time of this thread. Not the time that passed: a machine with much to do must not look the less.
+fn own_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Returns the free bytes of the disk that `dir` lies on, if the kernel tells.
