@@ -1,6 +1,6 @@
 //! Every kept input, through the target that it was kept for. An input that breaks a property fails the test and is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -55,6 +55,19 @@ fn every_kept_directory_and_dictionary_is_of_a_target() {
             let target = name.strip_suffix(ending).and_then(Target::named);
             assert!(target.is_some() || name == "README.md", "{dir}/{name} is of no target");
         }
+    }
+}
+
+#[test]
+fn every_target_has_a_program_that_searches() {
+    let programs = inputs(&home().join("libfuzzer/targets"));
+    let names: BTreeSet<_> = programs.keys().filter_map(|path| path.file_stem()?.to_str()).collect();
+    assert_eq!(names, TARGETS.iter().map(|target| target.name).collect::<BTreeSet<_>>());
+    let manifest = fs::read_to_string(home().join("libfuzzer/Cargo.toml")).expect("the programs have a manifest");
+    for (path, source) in &programs {
+        let name = path.file_stem().and_then(|stem| stem.to_str()).expect("a target's name");
+        assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"targets/{name}.rs\"")), "{name} is in the manifest");
+        assert!(String::from_utf8_lossy(source).contains(&format!("named(\"{name}\")")), "{name} runs the target of its name");
     }
 }
 
