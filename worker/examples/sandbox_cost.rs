@@ -1,5 +1,9 @@
-//! Prints what one sandbox costs from an empty directory to a reaped `busybox true`, with no inputs and with a hundred.
-//! Needs root and `/bin/busybox`. `cargo run --release -p kiln-worker --example sandbox_cost`
+//! Measures what one sandbox costs, from an empty directory to a reaped builder. `ops/prove/sandbox-cost` runs it beside others.
+//!
+//! `sandbox_cost COUNT ROUNDS GROUPS DRIFT PROGRAM DIR`: the inputs are COUNT of the directories in DIR; GROUPS is `all` or `none`; from one
+//! round to the next DRIFT inputs are others. Prints a JSON object, medians in milliseconds: `cpu_ms` is all that this process and its children
+//! used, background threads with what they prepare and remove included; `launcher_ms` is the part of the launching thread, `child_ms` that
+//! of the build's processes, `wall_ms` how long the launching thread took. Needs root.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,70 +12,90 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
-use kiln_worker::sandbox::disk::{self, Disk};
 use kiln_worker::sandbox::{Cancel, HostId, Limits, Network, Spec, run};
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+/// Rounds that are not counted: the first ones fill what later ones find.
+const WARM_UP: usize = 20;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let dir = tempfile::tempdir()?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [count, rounds, groups, drift, program, inputs_dir] = arguments.as_slice() else {
+        return Err("usage: sandbox_cost COUNT ROUNDS GROUPS DRIFT PROGRAM DIR".into());
+    };
+    let (count, rounds, drift): (usize, usize, usize) = (count.parse()?, rounds.parse()?, drift.parse()?);
+    let dir = tempfile::tempdir_in(Path::new(inputs_dir).parent().ok_or("the inputs lie in no directory")?)?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
-    let cgroups = Cgroups::detect("cost")?;
-    let disk = Disk::open(disk::Choice::Auto, dir.path(), disk::Limits { bytes_max: 1 << 40, inodes_max: 1 << 30 }, 0)?;
-    println!("control groups: {}; disk: {}", cgroups.describe(), disk.describe());
-    for (count, groups) in [(0, &Cgroups::none()), (0, &cgroups), (100, &cgroups), (100, &Cgroups::none())] {
-        let inputs = inputs(dir.path(), count)?;
-        let mut cpu = Vec::new();
-        let mut wall = Vec::new();
-        for round in 0..100 {
-            let root_dir = dir.path().join(format!("root-{count}-{round}"));
-            fs::create_dir(&root_dir)?;
-            let spec = spec(root_dir, inputs.clone());
-            let (start, before) = (Instant::now(), cpu_time());
-            let room = disk.room(&spec.root_dir)?;
-            let ended = run(&spec, groups, &room, &Cancel::new()?, &mut |_| ())?;
-            wall.push(start.elapsed());
-            cpu.push(cpu_time().saturating_sub(before));
-            assert!(ended.succeeded(), "{ended:?}");
-            fs::remove_dir_all(&spec.root_dir)?;
-        }
-        cpu.sort();
-        wall.sort();
-        println!(
-            "{count:3} inputs, groups {:6}: CPU of the launcher {:.2} ms median, wall {:.2} ms median, {:.2} ms least",
-            if groups.mode() == cgroup::Mode::None { "none" } else { "all" },
-            cpu[50].as_secs_f64() * 1e3,
-            wall[50].as_secs_f64() * 1e3,
-            wall[0].as_secs_f64() * 1e3
-        );
+    let cgroups = if groups == "all" { Cgroups::detect(&format!("cost-{}", std::process::id()))? } else { Cgroups::none() };
+    let all = inputs(Path::new(inputs_dir), count + drift * (WARM_UP + rounds), Path::new(program))?;
+    // Neither making nor removing the directories of a build belongs to its sandbox.
+    let specs = (0..WARM_UP + rounds).map(|round| {
+        let root_dir = dir.path().join(format!("root-{round}"));
+        let inputs = all[..1].iter().chain(&all[1 + drift * round..][..count]).cloned().collect();
+        fs::create_dir(&root_dir).map(|()| spec(root_dir, inputs))
+    });
+    let specs: Vec<Spec> = specs.collect::<Result<_, _>>()?;
+    let mut costs = Vec::with_capacity(rounds);
+    for spec in &specs {
+        costs.push(measure(spec, &cgroups)?);
     }
-    cgroups.remove_home()?;
-    let usage = resource_usage();
-    println!("processor time of all reaped children: {:.2} ms per sandbox", usage.as_secs_f64() * 1e3 / 400.0);
+    costs.drain(..WARM_UP);
+    if groups == "all" {
+        cgroups.remove_home()?;
+    }
+    let median = |of: fn(&Cost) -> Duration| {
+        let mut values: Vec<Duration> = costs.iter().map(of).collect();
+        values.sort();
+        values[rounds / 2].as_secs_f64() * 1e3
+    };
+    println!(
+        r#"{{"groups": "{}", "cpu_ms": {:.3}, "launcher_ms": {:.3}, "child_ms": {:.3}, "wall_ms": {:.3}}}"#,
+        cgroups.describe(),
+        median(|cost| cost.process + cost.child),
+        median(|cost| cost.launcher),
+        median(|cost| cost.child),
+        median(|cost| cost.wall),
+    );
     Ok(())
 }
 
-fn cpu_time() -> Duration {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
+/// What one round took.
+struct Cost {
+    process: Duration,
+    launcher: Duration,
+    child: Duration,
+    wall: Duration,
+}
+
+fn measure(spec: &Spec, cgroups: &Cgroups) -> Result<Cost, Box<dyn std::error::Error>> {
+    let now = || (clock(ClockId::ProcessCPUTime), clock(ClockId::ThreadCPUTime), children(), Instant::now());
+    let (process, launcher, child, wall) = now();
+    let ended = run(spec, cgroups, &Cancel::new()?, &mut |_| ())?;
+    let cost =
+        Cost { wall: wall.elapsed(), process: now().0 - process, launcher: now().1 - launcher, child: children().saturating_sub(child) };
+    if !ended.succeeded() {
+        return Err(format!("the builder failed: {ended:?}").into());
+    }
+    Ok(cost)
+}
+
+fn clock(id: ClockId) -> Duration {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(id);
     Duration::new(tv_sec.unsigned_abs(), u32::try_from(tv_nsec).unwrap_or(0))
 }
 
-/// Of all children that were waited for, from the kernel's own account.
-fn resource_usage() -> Duration {
-    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = text.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = after_name.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
+/// Of all children that were waited for.
+fn children() -> Duration {
+    let time = |time: nix::sys::time::TimeVal| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs());
+    getrusage(UsageWho::RUSAGE_CHILDREN).map(|usage| time(usage.user_time()) + time(usage.system_time())).unwrap_or_default()
 }
 
-fn inputs(dir: &Path, count: usize) -> std::io::Result<Vec<(StorePath, PathBuf)>> {
-    (0..count)
-        .map(|number| {
-            let name = format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-input-{number}");
-            let path = dir.join(&name);
-            fs::create_dir_all(&path)?;
-            Ok((StorePath::parse(&name).map_err(std::io::Error::other)?, path))
-        })
-        .collect()
+/// The program first, then the directories.
+fn inputs(dir: &Path, count: usize, program: &Path) -> std::io::Result<Vec<(StorePath, PathBuf)>> {
+    let path = |name: &str| StorePath::parse(&format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-{name}")).map_err(std::io::Error::other);
+    let numbered = (0..count).map(|number| Ok((path(&format!("input-{number}"))?, dir.join(number.to_string()))));
+    std::iter::once(path("program").map(|name| (name, program.to_owned()))).chain(numbered).collect()
 }
 
 fn spec(root_dir: PathBuf, inputs: Vec<(StorePath, PathBuf)>) -> Spec {
@@ -81,8 +105,8 @@ fn spec(root_dir: PathBuf, inputs: Vec<(StorePath, PathBuf)>) -> Spec {
         root_dir,
         store_dir: StoreDir::default(),
         system: "x86_64-linux".to_owned(),
-        builder: b"/bin/sh".to_vec(),
-        args: vec![b"-c".to_vec(), b"exit 0".to_vec()],
+        builder: b"/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-program".to_vec(),
+        args: Vec::new(),
         env: Vec::new(),
         files: Vec::new(),
         inputs,
@@ -90,8 +114,7 @@ fn spec(root_dir: PathBuf, inputs: Vec<(StorePath, PathBuf)>) -> Spec {
         host_id: HostId::of_slot(1023),
         shell: PathBuf::from("/bin/busybox"),
         dev_kvm: false,
-        resources: cgroup::Policy { memory_mib: 1024, swap_bytes_max: 0, pids_max: 1024, cpu_quota: false }
-            .of(kiln_wire::Resources::default()),
+        resources: cgroup::Limits { memory_bytes_max: 1 << 30, pids_max: 1024, cpu_weight: 100, cpu_cores_max: None },
         limits: Limits { wall: hour, silence: hour, log_bytes: 1 << 20 },
     }
 }
