@@ -7,7 +7,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
-use super::plan::Plan;
+use super::plan::{Birth, Plan};
 use super::{Status, child, raw};
 
 /// A child that was not reaped yet. Dropping it kills and reaps it, and with it its whole process id namespace.
@@ -45,7 +45,7 @@ impl<'plan> Child<'plan> {
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWUTS
             | libc::CLONE_PIDFD;
-        if plan.own_network {
+        if plan.network == Birth::New {
             flags |= libc::CLONE_NEWNET;
         }
         // SAFETY: all-zero is a valid set of arguments: no thread-local storage, no signal at its end.

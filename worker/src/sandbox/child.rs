@@ -9,9 +9,10 @@ use std::ffi::CStr;
 
 use libc::{c_int, c_long, c_uint, c_ulong};
 
-use super::plan::{Bind, Plan};
-use super::raw;
+use super::attributes::{self, MountAttributes, SEALED, WRITABLE};
+use super::plan::{Bind, Birth, Plan};
 use super::steps::{Report, Step};
+use super::{networks, raw};
 
 type Done = Result<(), c_int>;
 type Act = fn(&Plan) -> Done;
@@ -44,7 +45,7 @@ fn steps(plan: &Plan) -> Report {
         (Step::Loopback, raise_loopback),
         (Step::Routes, set_routes),
         (Step::Private, make_private),
-        (Step::BindInput, |_| Ok(())),
+        (Step::Root, |_| Ok(())),
         (Step::MountProc, |plan| mount(c"proc", &plan.new_mounts.proc, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, c"")),
         (Step::MountShm, |plan| mount(c"tmpfs", &plan.new_mounts.shm, libc::MS_NOSUID | libc::MS_NODEV, c"size=50%,mode=1777")),
         (Step::MountPts, |plan| {
@@ -65,7 +66,7 @@ fn steps(plan: &Plan) -> Report {
         (Step::Privileges, |_| call5(libc::SYS_prctl, [c_long::from(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0, 0])),
     ];
     for (step, act) in table {
-        let done = if step == Step::BindInput { mount_tree(plan) } else { act(plan).map_err(|errno| (step, 0, errno)) };
+        let done = if step == Step::Root { mount_tree(plan) } else { act(plan).map_err(|errno| (step, 0, errno)) };
         if let Err((step, index, errno)) = done {
             return Report { step: step as u32, index, errno };
         }
@@ -145,18 +146,11 @@ fn set_names(_: &Plan) -> Done {
 }
 
 fn raise_loopback(plan: &Plan) -> Done {
-    if !plan.own_network {
+    if plan.network != Birth::New {
         return Ok(());
     }
     let socket = value3(libc::SYS_socket, [c_long::from(libc::AF_INET), c_long::from(libc::SOCK_DGRAM | libc::SOCK_CLOEXEC), 0])?;
-    // SAFETY: all-zero is a valid request; the name fits with its terminator; the flags are the union's active field.
-    let request = unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l'.cast_signed();
-        request.ifr_name[1] = b'o'.cast_signed();
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING) as i16;
-        request
-    };
+    let request = networks::loopback_up();
     call3(libc::SYS_ioctl, [socket, libc::SIOCSIFFLAGS.cast_signed(), (&raw const request) as c_long])?;
     call1(libc::SYS_close, socket)
 }
@@ -185,11 +179,11 @@ fn make_private(_: &Plan) -> Done {
     call5(libc::SYS_mount, [0, pointer(c"/"), 0, (libc::MS_REC | libc::MS_PRIVATE).cast_signed(), 0])
 }
 
-/// Most directories that a build may write: `/build`, `/tmp` and the store.
-const WRITABLE_MAX: usize = 3;
+/// Most directories that a build may write beside the store: `/build` and `/tmp`.
+const WRITABLE_MAX: usize = 2;
 
-/// Mounts the root file system, in it what the build may write, the inputs and the shell, then the devices. All of it is nosuid
-/// and nodev but the devices; inputs and shell are read-only.
+/// Mounts the root file system, in it what the build may write, the store with its inputs and the shell, then the devices. All of it is
+/// nosuid and nodev but the devices; inputs and shell are read-only.
 ///
 /// The root itself, of which the build can write nothing, is never asked to be read-only, not even for a moment: the kernel refuses
 /// that while a child of another thread still has a copy of a descriptor that the skeleton was filled through.
@@ -199,66 +193,40 @@ fn mount_tree(plan: &Plan) -> Result<(), (Step, u32, c_int)> {
     // Taken before the root hides them. Zero is no descriptor of ours.
     let mut writable = [0; WRITABLE_MAX];
     for (index, (tree, bind)) in writable.iter_mut().zip(&plan.root.writable).enumerate() {
-        *tree = clone_tree(&bind.source, c_long::from(libc::AT_SYMLINK_NOFOLLOW)).map_err(at(Step::BindWritable, index))?;
+        *tree = clone_tree(&bind.source, &WRITABLE).map_err(at(Step::BindWritable, index))?;
     }
     move_tree(root, c_long::from(libc::AT_FDCWD), &plan.root.point).map_err(at(Step::Root, 0))?;
     for (index, (tree, bind)) in writable.iter().zip(&plan.root.writable).enumerate() {
         move_tree(*tree, root, &bind.target).map_err(at(Step::BindWritable, index))?;
     }
+    // The store after `/tmp`, below which it may lie.
+    move_tree(c_long::from(plan.root.store), root, &plan.root.store_at).map_err(at(Step::MountStore, 0))?;
     mount_bind(root, &plan.shell, Some(&SEALED)).map_err(at(Step::BindShell, 0))?;
-    for (index, bind) in plan.inputs.iter().enumerate() {
-        mount_bind(root, bind, None).map_err(at(Step::BindInput, index))?;
-    }
-    for (index, (tree, _)) in writable.iter().zip(&plan.root.writable).enumerate() {
-        // The inputs lie below the store, or below `/tmp` with it.
-        set_attributes(*tree, AT_RECURSIVE, &SEALED).map_err(at(Step::ReadOnly, index))?;
-        set_attributes(*tree, 0, &WRITABLE).map_err(at(Step::ReadOnly, index))?;
-    }
     for (index, bind) in plan.devices.iter().enumerate() {
         mount_bind(root, bind, None).map_err(at(Step::BindDevice, index))?;
     }
     call1(libc::SYS_fchdir, root).map_err(at(Step::Pivot, 0))
 }
 
-fn mount_bind(root: c_long, bind: &Bind, attributes: Option<&MountAttr>) -> Done {
-    let tree = clone_tree(&bind.source, c_long::from(libc::AT_SYMLINK_NOFOLLOW))?;
-    if let Some(attributes) = attributes {
-        set_attributes(tree, 0, attributes)?;
-    }
+fn mount_bind(root: c_long, bind: &Bind, attributes: Option<&MountAttributes>) -> Done {
+    let tree = clone_tree(&bind.source, attributes)?;
     move_tree(tree, root, &bind.target)?;
     call1(libc::SYS_close, tree)
 }
 
-fn clone_tree(source: &CStr, flags: c_long) -> Result<c_long, c_int> {
+fn clone_tree<'a>(source: &CStr, attributes: impl Into<Option<&'a MountAttributes>>) -> Result<c_long, c_int> {
     const OPEN_TREE_CLONE: c_long = 1;
-    value3(libc::SYS_open_tree, [c_long::from(libc::AT_FDCWD), pointer(source), OPEN_TREE_CLONE | c_long::from(libc::O_CLOEXEC) | flags])
+    let flags = OPEN_TREE_CLONE | c_long::from(libc::O_CLOEXEC | libc::AT_SYMLINK_NOFOLLOW);
+    let tree = value3(libc::SYS_open_tree, [c_long::from(libc::AT_FDCWD), pointer(source), flags])?;
+    match attributes.into() {
+        Some(attributes) => call5(libc::SYS_mount_setattr, attributes::arguments(tree, attributes)).map(|()| tree),
+        None => Ok(tree),
+    }
 }
 
 fn move_tree(tree: c_long, dir: c_long, target: &CStr) -> Done {
     const MOVE_MOUNT_F_EMPTY_PATH: c_long = 4;
     call5(libc::SYS_move_mount, [tree, pointer(c""), dir, pointer(target), MOVE_MOUNT_F_EMPTY_PATH])
-}
-
-/// The kernel's `struct mount_attr`.
-#[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-
-const ATTR_RDONLY: u64 = 1;
-const ATTR_NOSUID: u64 = 2;
-const ATTR_NODEV: u64 = 4;
-const AT_RECURSIVE: c_long = 0x8000;
-const SEALED: MountAttr = MountAttr { set: ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, clear: 0, propagation: 0, userns_fd: 0 };
-const WRITABLE: MountAttr = MountAttr { set: 0, clear: ATTR_RDONLY, propagation: 0, userns_fd: 0 };
-
-fn set_attributes(tree: c_long, flags: c_long, attributes: &MountAttr) -> Done {
-    let flags = flags | c_long::from(libc::AT_EMPTY_PATH);
-    let size = size_of::<MountAttr>() as c_long;
-    call5(libc::SYS_mount_setattr, [tree, pointer(c""), flags, (&raw const *attributes) as c_long, size])
 }
 
 fn mount(kind: &CStr, target: &CStr, flags: c_ulong, options: &CStr) -> Done {

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use kiln_wire::Usage;
@@ -13,8 +15,10 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::birth::{Child, Reaped};
 use super::disk::{self, Room};
-use super::plan::{Descriptors, Plan};
+use super::networks::Networks;
+use super::plan::{Birth, Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
+use super::stock::Stock;
 use super::tree::Tree;
 use super::watch::{Watch, Watched};
 use super::{Ended, HostId, Network, SandboxError, Spec, Status, Stop, child, tree};
@@ -27,20 +31,45 @@ pub(super) fn run(
     cancel: BorrowedFd<'_>,
     log: &mut dyn FnMut(&[u8]),
 ) -> Result<Ended, SandboxError> {
-    let tree = tree::make(spec)?;
+    let ahead = ahead().map_err(SandboxError::host("prepare", &spec.root_dir))?;
+    let tree = tree::make(spec, &ahead.stock)?;
     let group = cgroups.create(&spec.name, &spec.resources)?;
-    let ended = in_group(spec, &tree, &group, room, cancel, log);
+    let ended = in_group(spec, &tree, &group, room, &ahead.networks, cancel, log);
     let removed = group.remove();
     let ended = ended?;
     removed?;
+    tree.store.end(spec)?;
     Ok(ended)
+}
+
+/// What this process has prepared ahead.
+struct Ahead {
+    stock: Stock,
+    networks: Networks,
+}
+
+static AHEAD: OnceLock<Ahead> = OnceLock::new();
+
+/// Opened when the first build wants it.
+fn ahead() -> io::Result<&'static Ahead> {
+    if let Some(ahead) = AHEAD.get() {
+        return Ok(ahead);
+    }
+    // Of two that come first at once, one throws its own away.
+    let ahead = Ahead { stock: Stock::open()?, networks: Networks::open()? };
+    Ok(AHEAD.get_or_init(|| ahead))
+}
+
+pub(super) fn clear(dir: &Path) {
+    AHEAD.get().into_iter().for_each(|ahead| ahead.stock.clear(dir));
 }
 
 fn in_group(
     spec: &Spec,
-    tree: &Tree<'_>,
+    tree: &Tree,
     group: &Group,
     room: &Room,
+    networks: &Networks,
     cancel: BorrowedFd<'_>,
     log: &mut dyn FnMut(&[u8]),
 ) -> Result<Ended, SandboxError> {
@@ -57,12 +86,22 @@ fn in_group(
     let entrances = group.entrances()?;
     let descriptors = Descriptors::new(&go, &report, log_write.as_fd(), null.as_fd());
     let processes_max = (!group.limits_pids()).then(|| u64::from(spec.resources.pids_max));
-    let plan = Plan::new(spec, tree, descriptors, &entrances, processes_max)?;
+    let (network, birth) = match &spec.network {
+        Network::Loopback => networks.take().map_or((None, Birth::New), |network| (Some(network), Birth::Parents)),
+        Network::Egress(_) => (None, Birth::New),
+        Network::Host => (None, Birth::Parents),
+    };
+    let plan = Plan::new(spec, tree, descriptors, &entrances, processes_max, birth)?;
 
     let start = Instant::now();
-    let mut child = Child::new(&plan, birthplace.as_ref().map(OwnedFd::as_fd)).map_err(failed("start a process for"))?;
+    let give_birth = || Child::new(&plan, birthplace.as_ref().map(OwnedFd::as_fd));
+    let born = match &network {
+        Some(network) => networks.within(network, give_birth).flatten(),
+        None => give_birth(),
+    };
+    let mut child = born.map_err(failed("start a process for"))?;
     let ((go_read, go_write), (report_read, report_write)) = (go, report);
-    drop((go_read, report_write, log_write, null));
+    drop((go_read, report_write, log_write, null, network));
     map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
     let _egress = match &spec.network {
         Network::Loopback | Network::Host => None,
@@ -196,13 +235,14 @@ mod tests {
         };
         let limits = disk::Limits { bytes_max: 1 << 30, inodes_max: 1000 };
         let room = Disk::open(disk::Choice::Polling, dir.path(), limits, 0).expect("a disk").room(&spec.root_dir).expect("a room");
-        let tree = tree::make(&spec).expect("these tests run as root");
+        let ahead = ahead().expect("these tests run as root");
+        let tree = tree::make(&spec, &ahead.stock).expect("these tests run as root");
         let held = openat(&tree.root, "etc/passwd", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).expect("open for writing");
         let group = Cgroups::none().create(&spec.name, &spec.resources).expect("no group");
         let mut log = Vec::new();
-        let ended = in_group(&spec, &tree, &group, &room, crate::sandbox::Cancel::new().expect("eventfd").as_fd(), &mut |bytes| {
-            log.extend_from_slice(bytes)
-        });
+        let cancel = crate::sandbox::Cancel::new().expect("eventfd");
+        let ended =
+            in_group(&spec, &tree, &group, &room, &ahead.networks, cancel.as_fd(), &mut |bytes| log.extend_from_slice(bytes));
         assert!(ended.expect("the sandbox stands").succeeded());
         assert_eq!(log, b"it stands\n");
         drop(held);

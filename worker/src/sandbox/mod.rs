@@ -5,6 +5,7 @@
 //! from [`Spec::outputs_dir`] after the run. Blocking: call it on a thread that may wait.
 //! Invariant: when [`run`] returns, no process of the build exists.
 
+mod attributes;
 mod birth;
 mod cancel;
 mod child;
@@ -12,16 +13,23 @@ pub mod disk;
 mod egress;
 mod error;
 mod filter;
+mod inputs;
 mod launch;
+mod networks;
 mod plan;
+mod prepared;
 mod raw;
 mod skeleton;
+mod sources;
 mod spec;
+mod stage;
 mod steps;
+mod stock;
 mod tree;
 mod watch;
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 pub use cancel::Cancel;
 pub use egress::{Egress, LINK_LOCAL};
@@ -43,4 +51,9 @@ use disk::Room;
 /// [`SandboxError`] if the sandbox could not be set up. A builder that could not be executed is an [`Ended`], not an error.
 pub fn run(spec: &Spec, cgroups: &Cgroups, room: &Room, cancel: &impl AsFd, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
     launch::run(spec, cgroups, room, cancel.as_fd(), log)
+}
+
+/// Removes what runs in directories below `dir` left there to be used again, and waits until it is gone. None may run there meanwhile.
+pub fn clear(dir: &Path) {
+    launch::clear(dir);
 }

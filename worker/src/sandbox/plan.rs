@@ -26,6 +26,10 @@ pub(super) struct Root {
     pub point: CString,
     /// Directories below that one which the build may write.
     pub writable: Vec<Bind>,
+    /// The store with its inputs, mounted nowhere.
+    pub store: RawFd,
+    /// Where it goes below the root directory.
+    pub store_at: CString,
 }
 
 /// Mount points as absolute host paths, for file systems that are mounted new.
@@ -45,17 +49,23 @@ pub(super) struct Descriptors {
     pub null: RawFd,
 }
 
+/// The network namespace that the child is born in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Birth {
+    /// One that is made with it.
+    New,
+    /// The one that the thread is in which starts it.
+    Parents,
+}
+
 /// What the child does, in a form that needs no allocation.
 pub(super) struct Plan {
     pub root: Root,
-    /// Inputs, read-only.
-    pub inputs: Vec<Bind>,
     /// The shell, read-only.
     pub shell: Bind,
     pub devices: Vec<Bind>,
     pub new_mounts: NewMounts,
-    /// Whether the child gets a network namespace of its own.
-    pub own_network: bool,
+    pub network: Birth,
     /// Netlink requests for routes in it.
     pub routes: Vec<Vec<u8>>,
     pub personality: libc::c_ulong,
@@ -86,18 +96,13 @@ impl Pointers {
 impl Plan {
     pub(super) fn new(
         spec: &Spec,
-        tree: &Tree<'_>,
+        tree: &Tree,
         descriptors: Descriptors,
         entrances: &[OwnedFd],
         processes_max: Option<u64>,
+        network: Birth,
     ) -> Result<Self, SandboxError> {
         let root = spec.root_dir.as_path();
-        let store = spec.store_dir.as_str().trim_start_matches('/');
-        let mut inputs = Vec::with_capacity(tree.inputs.len());
-        for mountable in &tree.inputs {
-            inputs
-                .push(Bind { source: path(mountable.source)?, target: text(format!("{store}/{}", mountable.name).into_bytes(), "input")? });
-        }
         let mut devices = Vec::with_capacity(DEVICES.len() + 1);
         for name in DEVICES.into_iter().chain(spec.dev_kvm.then_some("kvm")) {
             devices.push(Bind {
@@ -109,12 +114,17 @@ impl Plan {
         let argv = std::iter::once(base_name).chain(spec.args.iter().cloned()).map(|arg| text(arg, "argument"));
         let envp = spec.env.iter().map(|(name, value)| text([name.as_slice(), b"=", value.as_slice()].concat(), "environment variable"));
         Ok(Self {
-            root: Root { mount: tree.root.as_raw_fd(), point: path(root)?, writable: writable(spec)? },
-            inputs,
+            root: Root {
+                mount: tree.root.as_raw_fd(),
+                point: path(root)?,
+                writable: vec![writable(spec, "build")?, writable(spec, "tmp")?],
+                store: tree.store.tree.as_raw_fd(),
+                store_at: text(spec.store_dir.as_str().trim_start_matches('/').as_bytes().to_vec(), "store directory")?,
+            },
             shell: Bind { source: path(&spec.shell)?, target: c"bin/sh".to_owned() },
             devices,
             new_mounts: NewMounts { proc: path(&root.join("proc"))?, shm: path(&root.join("dev/shm"))?, pts: path(&root.join("dev/pts"))? },
-            own_network: spec.network != Network::Host,
+            network,
             routes: match &spec.network {
                 Network::Loopback | Network::Host => Vec::new(),
                 Network::Egress(egress) => egress.routes(),
@@ -140,18 +150,18 @@ impl Plan {
 
     /// Says what a step was about, with a leading space, or nothing.
     pub(super) fn subject(&self, step: Step, index: u32) -> String {
-        let binds: &[Bind] = if step == Step::BindWritable || step == Step::ReadOnly {
+        let binds: &[Bind] = if step == Step::BindWritable {
             &self.root.writable
-        } else if step == Step::BindInput {
-            &self.inputs
         } else if step == Step::BindDevice {
             &self.devices
         } else {
             &[]
         };
         let source = binds.get(index as usize).map(|bind| &bind.source);
-        let source =
-            source.or((step == Step::Root).then_some(&self.root.point)).or((step == Step::BindShell).then_some(&self.shell.source));
+        let source = source
+            .or((step == Step::Root).then_some(&self.root.point))
+            .or((step == Step::MountStore).then_some(&self.root.store_at))
+            .or((step == Step::BindShell).then_some(&self.shell.source));
         source.map_or_else(String::new, |path| format!(" `{}`", path.to_string_lossy()))
     }
 }
@@ -169,16 +179,8 @@ impl Descriptors {
     }
 }
 
-/// The store last: it may lie in a directory that is mounted before it.
-fn writable(spec: &Spec) -> Result<Vec<Bind>, SandboxError> {
-    let bind =
-        |at: &str| Ok::<_, SandboxError>(Bind { source: path(&spec.root_dir.join(at))?, target: text(at.as_bytes().to_vec(), "path")? });
-    let mut all = vec![bind("build")?, bind("tmp")?];
-    if spec.store_below_tmp().is_none() {
-        let target = text(spec.store_dir.as_str().trim_start_matches('/').as_bytes().to_vec(), "store directory")?;
-        all.push(Bind { source: path(&spec.outputs_dir())?, target });
-    }
-    Ok(all)
+fn writable(spec: &Spec, at: &str) -> Result<Bind, SandboxError> {
+    Ok(Bind { source: path(&spec.root_dir.join(at))?, target: text(at.as_bytes().to_vec(), "path")? })
 }
 
 fn personality(system: &str) -> libc::c_ulong {

@@ -14,9 +14,8 @@ pub(super) enum Step {
     Private,
     BindWritable,
     Root,
+    MountStore,
     BindShell,
-    BindInput,
-    ReadOnly,
     BindDevice,
     MountProc,
     MountShm,
@@ -42,7 +41,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 33] = [
+    const ALL: [(Self, &'static str); 32] = [
         (Self::ControlGroup, "enter control group"),
         (Self::Await, "wait for the id maps"),
         (Self::ControlGroupNamespace, "enter a control group namespace"),
@@ -53,9 +52,8 @@ impl Step {
         (Self::Private, "make the mounts private"),
         (Self::BindWritable, "bind directory"),
         (Self::Root, "mount the root file system on"),
+        (Self::MountStore, "mount the inputs on"),
         (Self::BindShell, "bind"),
-        (Self::BindInput, "bind"),
-        (Self::ReadOnly, "set what may be written and what not, below"),
         (Self::BindDevice, "bind device"),
         (Self::MountProc, "mount /proc"),
         (Self::MountShm, "mount /dev/shm"),
@@ -119,12 +117,12 @@ mod tests {
         for (number, (step, words)) in Step::ALL.iter().enumerate() {
             assert_eq!(*step as usize, number, "{words}");
         }
-        assert_eq!(Step::numbered(33), None);
+        assert_eq!(Step::numbered(32), None);
     }
 
     #[test]
     fn a_report_survives_the_pipe() {
-        let report = Report { step: Step::BindInput as u32, index: 70_000, errno: -2 };
+        let report = Report { step: Step::BindDevice as u32, index: 70_000, errno: -2 };
         assert_eq!(Report::from_bytes(report.to_bytes()), report);
     }
 }

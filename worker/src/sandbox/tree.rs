@@ -1,37 +1,30 @@
-//! What a build may write, on disk: `/build` with its files, `/tmp`, and the store directory with the mount points of its inputs. Made
-//! from the host's side before any process of the build exists; by directory descriptor, nothing followed. Each is a mount of its own: a
-//! link from one to another is EXDEV, and `mv` copies.
+//! What a build may write, on disk: `/build` with its files, `/tmp`, and the store directory, in which [`super::stock`] puts its inputs.
+//! Made from the host's side before any process of the build exists; by directory descriptor, nothing followed. Each is a mount of its
+//! own: a link from one to another is EXDEV, and `mv` copies.
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat, symlinkat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat};
 
+use super::stock::{Lease, Stock};
 use super::{SandboxError, Spec, skeleton};
 use crate::cgroup::MEMORY_BYTES_MIN;
 
-/// An input that is to be mounted, as opposed to a symbolic link, which is copied.
-pub(super) struct Mountable<'a> {
-    /// Where it lies on the host.
-    pub source: &'a Path,
-    /// Its base name in the store.
-    pub name: &'a str,
-}
-
 /// Everything that stands before a build's first process.
-pub(super) struct Tree<'a> {
+#[derive(Debug)]
+pub(super) struct Tree {
     /// The root file system, mounted nowhere yet.
     pub root: OwnedFd,
-    /// Inputs that are still to be mounted.
-    pub inputs: Vec<Mountable<'a>>,
+    /// The store with its inputs.
+    pub store: Lease,
 }
 
 /// Makes the root file system of `spec` and fills the empty `spec.root_dir`.
-pub(super) fn make(spec: &Spec) -> Result<Tree<'_>, SandboxError> {
+pub(super) fn make(spec: &Spec, stock: &'static Stock) -> Result<Tree, SandboxError> {
     check(spec)?;
     let root_err = |step| SandboxError::host(step, &spec.root_dir);
     let dir = open_dir(CWD, &spec.root_dir).map_err(root_err("open"))?;
@@ -41,8 +34,8 @@ pub(super) fn make(spec: &Spec) -> Result<Tree<'_>, SandboxError> {
     let disk = Disk { dir, spec };
     disk.make("tmp", 0o1777, None)?;
     disk.build_dir()?;
-    let inputs = disk.store()?;
-    Ok(Tree { root: skeleton::make(spec)?, inputs })
+    let store = stock.lease(spec, &disk.dir, || disk.store())?;
+    Ok(Tree { root: skeleton::make(spec)?, store })
 }
 
 struct Disk<'a> {
@@ -50,7 +43,7 @@ struct Disk<'a> {
     spec: &'a Spec,
 }
 
-impl<'a> Disk<'a> {
+impl Disk<'_> {
     fn build_dir(&self) -> Result<(), SandboxError> {
         self.make("build", 0o700, None)?;
         let build = self.open("build")?;
@@ -68,33 +61,15 @@ impl<'a> Disk<'a> {
         fchown(&build, Some(uid), Some(gid)).map_err(self.failed("hand over", "build"))
     }
 
-    fn store(&self) -> Result<Vec<Mountable<'a>>, SandboxError> {
+    /// The store directory, empty.
+    fn store(&self) -> Result<(), SandboxError> {
         let store = self.spec.store_on_disk();
         // Those between `/tmp` and a store below it.
         for (end, _) in store.match_indices('/').skip(1) {
             self.make(&store[..end], 0o755, None)?;
         }
         // The build makes its outputs here, and must not remove a mount point: group-writable and sticky, as Nix has it.
-        self.make(&store, 0o1775, Some(self.build_user().1))?;
-        let store_fd = self.open(&store)?;
-        let mut mounts = Vec::with_capacity(self.spec.inputs.len());
-        for (path, source) in &self.spec.inputs {
-            let name = path.as_str();
-            let at = || format!("{store}/{name}");
-            let kind = fs::symlink_metadata(source).map_err(SandboxError::host("look at input", source))?.file_type();
-            if kind.is_symlink() {
-                let target = fs::read_link(source).map_err(SandboxError::host("read input", source))?;
-                symlinkat(target.as_os_str().as_bytes(), &store_fd, name).map_err(self.failed("copy the link", &at()))?;
-                continue;
-            }
-            if kind.is_dir() {
-                mkdirat(&store_fd, name, Mode::from_raw_mode(0o555)).map_err(self.failed("make", &at()))?;
-            } else {
-                create(&store_fd, name.as_bytes(), 0o444).map_err(self.failed("create", &at()))?;
-            }
-            mounts.push(Mountable { source, name });
-        }
-        Ok(mounts)
+        self.make(&store, 0o1775, Some(self.build_user().1))
     }
 
     fn build_user(&self) -> (Uid, Gid) {
@@ -151,11 +126,11 @@ fn is_component(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= 255 && !matches!(name, b"." | b"..") && !name.contains(&b'/') && !name.contains(&0)
 }
 
-fn open_dir(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_dir(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn create(at: impl AsFd, path: &[u8], mode: u32) -> rustix::io::Result<OwnedFd> {
+pub(super) fn create(at: impl AsFd, path: &[u8], mode: u32) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(at, path, flags, Mode::from_raw_mode(mode))
 }

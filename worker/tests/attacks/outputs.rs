@@ -115,8 +115,10 @@ async fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it happens in time")
 }
 
+/// But for stores that stand ready for other builds.
 fn is_empty(dir: &Path) -> bool {
-    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+    fs::read_dir(dir)
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b".store-"))))
 }
 
 fn find(dir: &Path, but: &Path, name: &str) -> Option<PathBuf> {
