@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
+use kiln_worker::sandbox::disk::{self, Disk};
 use kiln_worker::sandbox::{Cancel, HostId, Limits, Network, Spec, run};
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -36,9 +37,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fs::create_dir(&root_dir).map(|()| spec(root_dir, inputs))
     });
     let specs: Vec<Spec> = specs.collect::<Result<_, _>>()?;
+    let disk = Disk::open(disk::Choice::Auto, dir.path(), disk::Limits { bytes_max: 1 << 40, inodes_max: 1 << 30 }, 0)?;
     let mut costs = Vec::with_capacity(rounds);
     for spec in &specs {
-        costs.push(measure(spec, &cgroups)?);
+        costs.push(measure(spec, &cgroups, &disk)?);
     }
     costs.drain(..WARM_UP);
     if groups == "all" {
@@ -70,10 +72,11 @@ struct Cost {
     wall: Duration,
 }
 
-fn measure(spec: &Spec, cgroups: &Cgroups) -> Result<Cost, Box<dyn std::error::Error>> {
+fn measure(spec: &Spec, cgroups: &Cgroups, disk: &Disk) -> Result<Cost, Box<dyn std::error::Error>> {
     let now = || (Instant::now(), clock(ClockId::ProcessCPUTime), clock(ClockId::ThreadCPUTime), children(), ahead());
     let before = now();
-    let ended = run(spec, cgroups, &Cancel::new()?, &mut |_| ())?;
+    let room = disk.room(&spec.root_dir)?;
+    let ended = run(spec, cgroups, &room, &Cancel::new()?, &mut |_| ())?;
     let after = now();
     let cost = Cost {
         wall: after.0 - before.0,
@@ -139,7 +142,8 @@ fn spec(root_dir: PathBuf, inputs: Vec<(StorePath, PathBuf)>) -> Spec {
         host_id: HostId::of_slot(1023),
         shell: PathBuf::from("/bin/busybox"),
         dev_kvm: false,
-        resources: cgroup::Limits { memory_bytes_max: 1 << 30, pids_max: 1024, cpu_weight: 100, cpu_cores_max: None },
+        resources: cgroup::Policy { memory_mib: 1024, swap_bytes_max: 0, pids_max: 1024, cpu_quota: false }
+            .of(kiln_wire::Resources::default()),
         limits: Limits { wall: hour, silence: hour, log_bytes: 1 << 20 },
     }
 }

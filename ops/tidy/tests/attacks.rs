@@ -19,7 +19,8 @@ fn rows() -> BTreeMap<u32, Row> {
     let page = fs::read_to_string(root().join(PAGE)).expect("the page is there");
     let mut rows = BTreeMap::new();
     for line in page.lines() {
-        let Some(number) = line.strip_prefix("| A").and_then(|rest| rest.split_once(' ')).and_then(|(number, _)| number.parse().ok()) else {
+        let Some(number) = line.strip_prefix("| A").and_then(|rest| rest.split_once(' ')).and_then(|(number, _)| number.parse().ok())
+        else {
             continue;
         };
         let named = line.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(".rs::"));
@@ -88,7 +89,8 @@ fn every_test_that_is_named_after_an_attack_stands_in_its_row() {
 
 #[test]
 fn numbers_are_read_from_names() {
-    for (name, want) in [("a06_a_swap", &[6][..]), ("a01_a02_two_builds", &[1, 2]), ("a_20_byte", &[]), ("a1_x", &[]), ("all_a05_of", &[])] {
+    for (name, want) in [("a06_a_swap", &[6][..]), ("a01_a02_two_builds", &[1, 2]), ("a_20_byte", &[]), ("a1_x", &[]), ("all_a05_of", &[])]
+    {
         assert_eq!(numbers(name).into_iter().collect::<Vec<_>>(), want, "{name}");
     }
 }

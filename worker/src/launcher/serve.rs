@@ -165,7 +165,7 @@ fn serve(control: &OwnedFd, users: Users) -> Result<(), ServeError> {
             }
         }
     })?;
-    sandbox::clear(&host.builds);
+    crate::sandbox::clear(&host.builds);
     host.cgroups.remove_home()?;
     Ok(())
 }

@@ -241,8 +241,7 @@ mod tests {
         let group = Cgroups::none().create(&spec.name, &spec.resources).expect("no group");
         let mut log = Vec::new();
         let cancel = crate::sandbox::Cancel::new().expect("eventfd");
-        let ended =
-            in_group(&spec, &tree, &group, &room, &ahead.networks, cancel.as_fd(), &mut |bytes| log.extend_from_slice(bytes));
+        let ended = in_group(&spec, &tree, &group, &room, &ahead.networks, cancel.as_fd(), &mut |bytes| log.extend_from_slice(bytes));
         assert!(ended.expect("the sandbox stands").succeeded());
         assert_eq!(log, b"it stands\n");
         drop(held);

@@ -59,7 +59,7 @@ impl Stage {
     pub(super) fn stand(&self, place: Place, tree: OwnedFd) -> io::Result<()> {
         self.ask(move || {
             mkdirat(CWD, place.name(), Mode::RWXU)?;
-            attach(tree.as_fd(), &place.name())
+            attach(tree.as_fd(), place.name())
         })
     }
 
@@ -67,7 +67,7 @@ impl Stage {
     pub(super) fn mount(&self, place: Place, trees: Vec<(CString, OwnedFd)>) -> io::Result<()> {
         self.ask(move || {
             let top = place.name();
-            trees.iter().try_for_each(|(name, tree)| attach(tree.as_fd(), &[top.as_bytes(), b"/", name.as_bytes()].concat()))
+            trees.iter().try_for_each(|(name, tree)| attach(tree.as_fd(), [top.as_bytes(), b"/", name.as_bytes()].concat()))
         })
     }
 
