@@ -81,7 +81,7 @@ fn a_store_directory_that_is_something_else_in_the_sandbox_is_refused() {
     for store in ["/tmp", "/build", "/build/store", "/dev/shm", "/etc/store", "/bin", "/proc/store"] {
         let mut bench = Bench::new("");
         bench.spec.store_dir = StoreDir::parse(store).expect("a store directory");
-        let text = chain(&bench.try_run(&mut |_| {}).expect_err(store));
+        let text = chain(&*bench.try_run(&mut |_| {}).expect_err(store));
         assert!(text.contains(&format!("store directory `{store}`: must not")), "{text}");
     }
 }

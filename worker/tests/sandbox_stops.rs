@@ -36,7 +36,7 @@ fn a_sandbox_that_does_not_stand_is_its_own_error_and_names_the_step() {
     bench.spec.shell = PathBuf::from("/nonexistent/sh");
     let mut logged = 0;
     let err = bench.try_run(&mut |bytes| logged += bytes.len()).expect_err("there is no shell to bind");
-    let text = chain(&err);
+    let text = chain(&*err);
     assert!(text.starts_with("set up the sandbox: bind `/nonexistent/sh`: No such file"), "{text}");
     assert_eq!(logged, 0);
 }
@@ -48,7 +48,7 @@ fn a_root_directory_that_others_can_reach_is_refused() {
     std::fs::create_dir_all(open.join("root")).expect("mkdir");
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     bench.spec.root_dir = open.join("root");
-    let text = chain(&bench.try_run(&mut |_| {}).expect_err("the parent is open to all"));
+    let text = chain(&*bench.try_run(&mut |_| {}).expect_err("the parent is open to all"));
     assert!(text.contains("mode 0700"), "{text}");
 }
 
@@ -66,7 +66,7 @@ fn the_largest_start_within_the_least_memory_leaves_the_worker_alive() {
 
     bench = Bench::new("");
     bench.spec.resources.memory_bytes_max = MEMORY_BYTES_MIN - 1;
-    let text = chain(&bench.try_run(&mut |_| {}).expect_err("too little to start"));
+    let text = chain(&*bench.try_run(&mut |_| {}).expect_err("too little to start"));
     assert!(text.contains("must be at least 64 MiB"), "{text}");
 }
 

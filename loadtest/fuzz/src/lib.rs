@@ -8,6 +8,7 @@
 mod aterm;
 mod blob;
 mod frames;
+mod launcher;
 mod meter;
 mod nar;
 mod narinfo;
@@ -45,7 +46,8 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [nar::TARGET, aterm::TARGET, narinfo::TARGET, frames::TARGET, restore::TARGET, blob::TARGET];
+pub const TARGETS: [Target; 7] =
+    [nar::TARGET, aterm::TARGET, narinfo::TARGET, frames::TARGET, launcher::TARGET, restore::TARGET, blob::TARGET];
 
 impl Target {
     /// Returns the target of that name.

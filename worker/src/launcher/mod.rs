@@ -18,7 +18,7 @@ mod serve;
 mod socket;
 
 pub use client::{Launcher, LauncherError, Run};
-pub use message::{Answer, Ask, Claim, MESSAGE_BYTES_MAX, Reach, TalkError, Task, decode};
+pub use message::{Answer, Ask, Claim, MESSAGE_BYTES_MAX, Reach, TalkError, Task, decode, read_message, write_message};
 pub use network::host_addresses;
 pub use places::Owner;
 pub use policy::Policy;

@@ -112,6 +112,6 @@ fn a01_a02_two_builds_and_the_host_share_no_abstract_socket_and_no_port() {
 fn a_stack_that_does_not_start_is_a_sandbox_failure_that_says_why() {
     let mut bench = bench("echo never", &[], &[]);
     bench.spec.network = Network::Egress(Egress { program: "/bin/false".into(), allowed: vec![], denied: vec![] });
-    let text = chain(&bench.try_run(&mut |_| {}).expect_err("there is no network"));
+    let text = chain(&*bench.try_run(&mut |_| {}).expect_err("there is no network"));
     assert!(text.contains("start the network through `/bin/false`: `/bin/false` did not bring the network up"), "{text}");
 }

@@ -14,12 +14,12 @@ use crate::sandbox_support::{Bench, INPUT, chain};
 fn a07_a_root_directory_that_somebody_has_prepared_is_refused() {
     let bench = Bench::new("echo never");
     fs::create_dir(bench.host("root/build")).expect("prepare a directory");
-    let text = chain(&bench.try_run(&mut |_| {}).expect_err("it is not empty"));
+    let text = chain(&*bench.try_run(&mut |_| {}).expect_err("it is not empty"));
     assert!(text.contains("must be empty"), "{text}");
     let bench = Bench::new("echo never");
     fs::remove_dir(bench.host("root")).expect("remove the root directory");
     std::os::unix::fs::symlink("/etc", bench.host("root")).expect("prepare a link");
-    let text = chain(&bench.try_run(&mut |_| {}).expect_err("it is a link"));
+    let text = chain(&*bench.try_run(&mut |_| {}).expect_err("it is a link"));
     assert!(text.contains("open") && text.contains(bench.host("root").to_str().expect("text")), "{text}");
 }
 

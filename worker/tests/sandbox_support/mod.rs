@@ -86,14 +86,14 @@ impl Bench {
     /// Runs it; the sandbox must stand.
     pub fn run(&self) -> Ran {
         let mut log = Vec::new();
-        let ended = self.try_run(&mut |bytes| log.extend_from_slice(bytes)).unwrap_or_else(|err| panic!("{}", chain(&err)));
+        let ended = self.try_run(&mut |bytes| log.extend_from_slice(bytes)).unwrap_or_else(|err| panic!("{}", chain(&*err)));
         Ran { ended, log: String::from_utf8_lossy(&log).into_owned() }
     }
 
     /// Runs it, sandbox or not.
-    pub fn try_run(&self, log: &mut dyn FnMut(&[u8])) -> Result<Ended, SandboxError> {
-        let room = self.disk.room(&self.spec.root_dir).expect("there is space on the disk");
-        run(&self.spec, &self.cgroups, &room, &self.cancel, log)
+    pub fn try_run(&self, log: &mut dyn FnMut(&[u8])) -> Result<Ended, Box<dyn std::error::Error>> {
+        let room = self.disk.room(&self.spec.root_dir)?;
+        Ok(run(&self.spec, &self.cgroups, &room, &self.cancel, log)?)
     }
 
     /// A path on the host below the bench's directory.

@@ -24,6 +24,8 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         ("fixed-of-another-path", derive(&format!("(\"out\",\"{PATH}\",\"r:sha256\",\"{zeros}\")"), "", "", "s", "")),
         ("inputs", derive(&out, &inputs("[\"dev\",\"out\"]"), &format!("\"{PATH}\""), "s", "")),
         ("environment", derive(&out, "", "", "s", env)),
+        ("environment-of-empty-values", derive(&out, "", "", "s", &attributes(""))),
+        ("environment-of-words", derive(&out, "", "", "s", &attributes("a  b "))),
         ("structured", derive(&out, "", "", "s", &json)),
         ("no-outputs", derive("", "", "", "s", "")),
         ("quote-in-the-system", derive(&out, "", "", "s\\\"t", "")),
@@ -39,6 +41,21 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         ("version-unknown", dynamic(&out, "").replace("xp-dyn-drv", "xp-other")),
     ];
     table.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect()
+}
+
+/// Every attribute that the farm looks at, with this value.
+fn attributes(value: &str) -> String {
+    let names = [
+        "allowSubstitutes",
+        "enableParallelBuilding",
+        "exportReferencesGraph",
+        "impureEnvVars",
+        "passAsFile",
+        "preferLocalBuild",
+        "requiredSystemFeatures",
+        "unsafeDiscardReferences",
+    ];
+    names.map(|name| format!("(\"{name}\",\"{value}\")")).join(",")
 }
 
 fn derive(outputs: &str, inputs: &str, sources: &str, system: &str, env: &str) -> String {

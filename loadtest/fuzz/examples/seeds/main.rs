@@ -5,6 +5,7 @@
 mod aterm;
 mod blob;
 mod frames;
+mod launcher;
 mod nar;
 mod narinfo;
 
@@ -17,6 +18,7 @@ fn main() -> std::io::Result<()> {
         ("aterm", aterm::seeds()),
         ("blob", blob::seeds(&nar::seeds())),
         ("frames", frames::seeds()),
+        ("launcher", launcher::seeds()),
         ("nar", nar::seeds()),
         ("narinfo", narinfo::seeds()),
         ("restore", nar::seeds()),
