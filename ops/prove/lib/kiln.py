@@ -227,9 +227,13 @@ class Up:
 
 
 class Daemons:
-    """A coordinator and a worker as two processes, with certificates of `kiln ca`. They are started and killed one by one."""
+    """A coordinator and a worker as two processes, with certificates of `kiln ca`. They are started and killed one by one.
 
-    def __init__(self, directory, log_dir, env=None):
+    `worker_knobs` are further lines of the worker's configuration.
+    """
+
+    def __init__(self, directory, log_dir, env=None, worker_knobs=""):
+        self.worker_knobs = worker_knobs
         self.dir, self.log_dir, self.env = pathlib.Path(directory), pathlib.Path(log_dir), env
         self.coordinator = self.worker = None
         self.link, self.http = free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM)
@@ -251,6 +255,7 @@ class Daemons:
         )
         (self.dir / "worker.toml").write_text(
             f"name = '{WORKER}'\ndir = '{self.dir}/worker'\ncoordinators = ['127.0.0.1:{self.link}']\nidentity_dir = '{self.dir}/id-worker'\n"
+            + self.worker_knobs
         )
 
     def __enter__(self):
