@@ -34,14 +34,14 @@ fn a13_a_bomb_of_threads_or_processes_stays_within_its_group() {
 #[test]
 fn a14_a_bomb_in_memory_is_killed_as_a_group_and_told_from_a_failure() {
     let bombs = [
-        "x=$(head -c 300000000 /dev/zero | tr '\\0' x)",
+        "$attack memory 300000000",
         "head -c 300000000 /dev/zero >/dev/shm/x",
         "exec 3>/dev/shm/x; rm /dev/shm/x; head -c 300000000 /dev/zero >&3",
         // The first process only waits; whoever is killed first, it must not live on.
-        "for n in 1 2 3; do (x=$(head -c 100000000 /dev/zero | tr '\\0' x)) & done; wait",
+        "for n in 1 2 3; do $attack memory 100000000 & done; wait",
     ];
     for script in bombs {
-        let mut bomb = Bench::new(&format!("{script}; echo survived"));
+        let mut bomb = program::shell(&format!("{script}; echo survived"));
         bomb.spec.resources.memory_bytes_max = MEMORY_BYTES_MIN;
         let ran = beside_a_neighbour(&bomb);
         let Ended { out_of_memory, stopped, .. } = ran.ended;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use kiln_worker::sandbox::Spec;
+
 use crate::sandbox_support::{Bench, INPUT};
 
 /// Makes a bench whose builder is the attacker's program with these arguments.
@@ -15,6 +17,23 @@ pub fn bench(arguments: &[&str]) -> Bench {
     bench.spec.builder = format!("/nix/store/{INPUT}/attacker").into_bytes();
     bench.spec.args = arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect();
     bench
+}
+
+/// Makes a bench whose builder is a shell that runs `script`, where `$attack` is the attacker's program.
+pub fn shell(script: &str) -> Bench {
+    let mut bench = bench(&[]);
+    let Spec { builder, args, .. } = Bench::new(&format!("attack=/nix/store/{INPUT}/attacker; {script}")).spec.clone();
+    (bench.spec.builder, bench.spec.args) = (builder, args);
+    bench
+}
+
+/// Checks what the program printed: these attempts, each with one of these errors.
+pub fn check(log: &str, want: &[(&str, &[i32])]) {
+    let tried: Vec<_> = log.lines().filter_map(|line| line.rsplit_once(": ")).collect();
+    assert_eq!(tried.len(), want.len(), "{log}");
+    for ((what, errno), (named, allowed)) in tried.into_iter().zip(want) {
+        assert!(what == *named && allowed.iter().any(|one| one.to_string() == errno), "{what}: {errno}");
+    }
 }
 
 /// Returns the program's file, compiled so that it needs nothing of the host at run time. Kept with the test programs: a compiler is not

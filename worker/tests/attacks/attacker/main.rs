@@ -28,6 +28,7 @@ fn main() {
         ["set-id", dir] => files::set_id(dir),
         ["deep", dir, levels] => files::deep(dir, levels.parse().expect("a number")),
         ["socket", path] => files::socket(path),
+        ["memory", bytes] => println!("{}", vec![1_u8; bytes.parse().expect("a number")].iter().map(|byte| u64::from(*byte)).sum::<u64>()),
         ["threads", count] => escape::threads(count.parse().expect("a number")),
         _ => panic!("no such attack: {arguments:?}"),
     }
