@@ -38,13 +38,9 @@ fn numbers(name: &str) -> BTreeSet<u32> {
 
 /// The functions of a file.
 fn functions(file: &Source) -> impl Iterator<Item = &str> {
-    let name = |line: &'_ str| {
-        let rest = line.trim_start().trim_start_matches("pub ").trim_start_matches("async ").strip_prefix("fn ")?;
-        Some(rest.len() - rest.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_').len())
-    };
-    file.text.lines().filter_map(move |line| {
-        let start = line.find("fn ")? + 3;
-        name(line).map(|length| &line[start..start + length])
+    file.text.lines().filter_map(|line| {
+        let line = ["pub ", "async "].iter().fold(line.trim_start(), |line, word| line.strip_prefix(word).unwrap_or(line));
+        line.strip_prefix("fn ")?.split(|c: char| !c.is_alphanumeric() && c != '_').next()
     })
 }
 
