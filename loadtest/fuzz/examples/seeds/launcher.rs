@@ -1,12 +1,11 @@
 //! What a worker and its launcher say: each variant, a policy, and streams that are broken.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use kiln_wire::{Failure, FailureClass, OutputName, StoreDir, StorePath, frame};
+use kiln_wire::{Failure, FailureClass, OutputName, Resources, StoreDir, StorePath, WorkerId, frame};
 use kiln_worker::launcher::{Answer, Ask, Claim, Owner, Policy, Reach, Task, write_message};
-use kiln_worker::{FixedOutputNetwork, cgroup, sandbox};
+use kiln_worker::{Config, cgroup, sandbox};
 use serde::Serialize;
 use serde_bytes::ByteBuf;
 
@@ -26,7 +25,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         inputs: vec![path.clone()],
         reach,
         dev_kvm: false,
-        resources: cgroup::Limits { memory_bytes_max: 1 << 30, pids_max: 100, cpu_weight: 100, cpu_cores_max: Some(2) },
+        resources: cgroup::Policy { memory_mib: 1024, swap_bytes_max: 0, pids_max: 100, cpu_quota: true }.of(Resources::default()),
         limits: sandbox::Limits { wall: Duration::from_secs(60), silence: Duration::from_millis(1500), log_bytes: 1 << 20 },
     };
     let climbing = Task { name: "../../etc".to_owned(), files: vec![(ByteBuf::from("../x"), ByteBuf::new())], ..task(Reach::Itself) };
@@ -35,17 +34,8 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     let failure = Failure { class: FailureClass::LimitExceeded, message: "too much".to_owned() };
     let mut asks = stream(0, &Ask::Run(Box::new(task(Reach::Itself))));
     asks.extend_from_slice(&stream(0, &Ask::Claim(claim.clone()))[1..]);
-    let policy = Policy {
-        dir: "/var/lib/kiln".into(),
-        owner: Owner { uid: 1, gid: 1 },
-        group: "w1".to_owned(),
-        slot_first: 0,
-        slots: 2,
-        memory_bytes_max: 1 << 30,
-        shell: Path::new("/bin/busybox").to_owned(),
-        dev_kvm: true,
-        network: FixedOutputNetwork::default(),
-    };
+    let config = Config::new(WorkerId::parse("w1").expect("a name"), "/var/lib/kiln".into(), vec!["farm.example.org:7420".to_owned()]);
+    let policy = Policy::new(&config, Owner { uid: 1, gid: 1 });
     let policy = [vec![2], frame::to_bytes(&policy).expect("small")].concat();
     let stop = stream(0, &Ask::Stop);
     vec![
