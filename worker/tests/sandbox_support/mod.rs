@@ -11,7 +11,7 @@ use std::time::Duration;
 use kiln_wire::{StoreDir, StorePath};
 use kiln_worker::cgroup::{self, Cgroups};
 use kiln_worker::sandbox::disk::{self, Disk};
-use kiln_worker::sandbox::{Cancel, Ended, HostId, Limits, Network, SandboxError, Spec, env_pairs, run};
+use kiln_worker::sandbox::{Cancel, Ended, HostId, Limits, Network, Spec, env_pairs, run};
 
 /// A directory for one sandbox, and the specification of a harmless build in it.
 pub struct Bench {
