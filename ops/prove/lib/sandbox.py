@@ -1,4 +1,4 @@
-"""Compares what builders see and make under sandboxed Nix and under a farm, derivation by derivation. See ops/prove/sandbox.
+"""Compares what builders see and make under sandboxed Nix and under a farm, derivation by derivation. See ops/prove/sandbox-conformance.
 
 Every value that differs must stand in the table of worker/README.md with both values, and every row of that table must differ.
 """
