@@ -82,7 +82,7 @@ async fn outcome(workshop: Arc<Workshop>, order: Order) -> Outcome {
     match stop.unless(upload(&uplink, &lease, &built.made)).await {
         Ok(Ok(())) => Outcome::Built { outputs: built.made.into_iter().map(|made| made.output).collect(), usage },
         Ok(Err(err @ UploadError::StaleLease { .. })) => Outcome::Failed { failure: caused(FailureClass::Cancelled, "", &err), usage },
-        Ok(Err(err @ (UploadError::Request { .. } | UploadError::Read { .. }))) => {
+        Ok(Err(err @ (UploadError::Request { .. } | UploadError::Damaged { .. } | UploadError::Read { .. }))) => {
             Outcome::Failed { failure: caused(FailureClass::Infrastructure, "", &err), usage }
         }
         Err(Stopped) => Outcome::Failed { failure: stopped(), usage },

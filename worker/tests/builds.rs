@@ -215,6 +215,68 @@ async fn a_fetch_that_was_cut_goes_on_where_it_stopped() {
     worker.stop().await;
 }
 
+/// The output of a build that is 8 MiB of noise, cut in its middle on its way to the farm.
+async fn cut_upload(farm: &Farm, busybox: PathInfo, between: impl FnOnce() + Send + 'static) -> (PathInfo, Outcome) {
+    let mut noise = vec![0u8; 8 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let tree = farm.dir.path().join("noise");
+    std::fs::write(&tree, &noise).expect("write");
+    let large = farm.add(&store_path("noise"), &tree);
+    let job = Job::script("copy", &busybox.path, &["out"], &format!("$b cp /nix/store/{} $out", large.path));
+    let assignment = farm.assignment(&job, 100, vec![busybox, large.clone()]);
+    farm.cut_upload_at(large.blob.size_bytes / 2, between);
+    farm.dispatch(&assignment);
+    (large, farm.finished(&assignment.lease).await.1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_was_cut_goes_on_where_it_stopped() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let (large, outcome) = cut_upload(&farm, busybox, || ()).await;
+    assert!(matches!(outcome, Outcome::Built { .. }), "{outcome:?}");
+    let size = large.blob.size_bytes;
+    let tries = farm.upload_tries();
+    let [first, second] = tries.as_slice() else { panic!("want two tries: {tries:?}") };
+    assert_eq!(first.offset_bytes, 0);
+    assert!(first.came_bytes >= size / 2 && first.came_bytes < size, "{tries:?}");
+    // All that came is kept, but for the group that it ends in.
+    let kept = first.came_bytes / kiln_store::RESUME_BYTES * kiln_store::RESUME_BYTES;
+    assert_eq!((second.offset_bytes, second.came_bytes), (kept, size - kept), "{tries:?}");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_byte_that_flips_before_an_upload_goes_on_is_found_at_once() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    farm.hello().await;
+    let spool = farm.dir.path().join("worker/spool");
+    let (large, outcome) = cut_upload(&farm, busybox, move || flip_in(&spool, 7 << 20)).await;
+    let Outcome::Failed { failure, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(failure.class, FailureClass::Infrastructure);
+    let words = "its packed bytes have changed on the worker's disk since it was packed";
+    assert!(failure.message.contains(words), "{}", failure.message);
+    let copy = store_path("copy-out");
+    assert_eq!(farm.uploaded(&copy), None, "the farm takes no such byte");
+    let tries = farm.upload_tries();
+    assert!(tries.iter().map(|tried| tried.came_bytes).sum::<u64>() < large.blob.size_bytes, "{tries:?}");
+    worker.stop().await;
+}
+
+/// Flips a byte of the one large blob that waits in a spool, in a file without a name.
+fn flip_in(spool: &Path, at: u64) {
+    use std::os::unix::fs::FileExt as _;
+    let open = std::fs::read_dir("/proc/self/fd").expect("lists").map(|entry| entry.expect("an entry").path());
+    let spooled = open.filter(|fd| std::fs::read_link(fd).is_ok_and(|file| file.starts_with(spool)));
+    let files: Vec<_> = spooled.map(|fd| std::fs::File::options().read(true).write(true).open(fd).expect("opens")).collect();
+    let file = files.iter().find(|file| file.metadata().is_ok_and(|meta| meta.len() > at)).expect("a blob is spooled");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("reads");
+    file.write_all_at(&[byte[0] ^ 1], at).expect("writes");
+}
+
 fn cached(farm: &Farm, path: &StorePath) -> std::path::PathBuf {
     farm.dir.path().join("worker/store").join(path.as_str())
 }

@@ -66,6 +66,29 @@ async fn a_transfer_resumes_at_any_group_and_at_the_end() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_before_a_transfer_resumes_is_found_and_nothing_wrong_reaches_the_sink() {
+    let pair = pair().await;
+    let bytes = noise((1 << 20) + 777);
+    let size = bytes.len() as u64;
+    let offset = 32 * GROUP_BYTES;
+    let from = usize::try_from(offset).expect("small");
+    // In what is sent again, at its start, in its middle and at its end; and in what the peer has, of which only hashes are sent.
+    for flipped in [from, from + 200_000, bytes.len() - 1, from - 1] {
+        let mut other = bytes.clone();
+        other[flipped] ^= 1;
+        let ((mut sender, _), (_back, mut receiver)) = stream(&pair).await;
+        let mut found = Vec::new();
+        let sink = |piece: &[u8]| -> std::io::Result<()> {
+            found.extend_from_slice(piece);
+            Ok(())
+        };
+        let (_sent, received) = tokio::join!(sender.send_blob(other, size, offset), receiver.recv_blob(root(&bytes), size, offset, sink));
+        assert!(matches!(received, Err(LinkError::Blob(BlobError::Corrupt { .. }))), "flip at {flipped}: {received:?}");
+        assert!(bytes[from..].starts_with(&found), "flip at {flipped}");
+    }
+}
+
 /// Sends `bytes` as a blob of `claimed` bytes and returns what the receiver says, and what its sink got.
 async fn transfer(bytes: &[u8], expect: Blake3Hash, claimed: u64) -> (Result<(), LinkError>, Vec<u8>) {
     let pair = pair().await;

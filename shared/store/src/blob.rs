@@ -88,6 +88,17 @@ impl BlobBytes {
         }
     }
 
+    /// Returns another handle to the same bytes.
+    ///
+    /// # Errors
+    /// The kernel's, if there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::File(file) => file.try_clone().map(Self::File),
+            Self::Memory(bytes) => Ok(Self::Memory(bytes.clone())),
+        }
+    }
+
     /// Returns a reader from the start to the end.
     pub fn reader(&self) -> impl Read + '_ {
         Sequential { bytes: self, offset_bytes: 0 }

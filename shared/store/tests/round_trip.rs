@@ -92,6 +92,17 @@ async fn an_upload_goes_on_where_its_connection_broke() {
     assert_eq!(again, (info.blob.size_bytes - 1) / RESUME_BYTES * RESUME_BYTES, "the last group may come again");
     receiver.write(&blob[usize::try_from(again).expect("fits")..]).expect("skips what it has");
     assert_eq!(place.store.finish_upload(receiver).await.expect("stores"), info);
+    let (mut receiver, _) = begin(start);
+    receiver.write(&blob[..100_000]).expect("takes the bytes");
+    uploads.park(receiver, start);
+    let (mut receiver, offset) = begin(start);
+    let mut rest = blob[usize::try_from(offset).expect("fits")..].to_vec();
+    let last = rest.len() - 1;
+    rest[last / 2] ^= 1;
+    // The decoder may see it at once; the hash of the whole does in any case.
+    if receiver.write(&rest).is_ok() {
+        place.store.finish_upload(receiver).await.expect_err("a byte of the rest is another");
+    }
     let (receiver, _) = begin(start);
     uploads.park(receiver, start);
     let (receiver, offset) = begin(start + Duration::from_secs(3600));

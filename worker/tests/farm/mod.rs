@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_link::{Authority, BlobSource, Connection, Identity, Listener, Receiver, Role, Sender};
 use kiln_nix::derivation::{Derivation, Output, path_of_parsed};
 use kiln_nix::scan::Candidates;
-use kiln_store::{BlobReceiver, Packer, Provenance};
+use kiln_store::{Location, Packer, Provenance, Store, StoreConfig, Uploads};
 use kiln_wire::client::{Refusal, RefusalKind, Request, Response};
 use kiln_wire::worker::{Assignment, FromWorker, Hello, ToWorker};
 use kiln_wire::{
@@ -35,6 +35,17 @@ pub struct Farm {
     logs: Mutex<BTreeMap<AttemptId, Vec<u8>>>,
 }
 
+/// One try of an upload, as the farm saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadTry {
+    pub path: StorePath,
+    pub offset_bytes: u64,
+    pub came_bytes: u64,
+}
+
+/// Done while no connection stands.
+type Between = Box<dyn FnOnce() + Send>;
+
 struct State {
     blobs: Mutex<BTreeMap<StorePath, (PathInfo, Vec<u8>)>>,
     /// What may be uploaded: candidates of each attempt.
@@ -43,6 +54,13 @@ struct State {
     fetches: Mutex<Vec<(StorePath, u64)>>,
     /// Cuts the connection once the worker has a piece of this path in the directory.
     cut: Mutex<Option<(StorePath, PathBuf)>>,
+    /// Keeps uploads that were cut, as a coordinator does.
+    parked: Uploads,
+    store: Store,
+    /// Where each upload began, and what came of it.
+    upload_tries: Mutex<Vec<UploadTry>>,
+    /// Cuts the connection once so many bytes of an upload have come, after doing this.
+    cut_upload: Mutex<Option<(u64, Between)>>,
     /// What every upload is answered, unread.
     answers: Mutex<Vec<Response>>,
     connections: Mutex<Vec<Connection>>,
@@ -60,19 +78,30 @@ impl Farm {
         let identity = identity(&authority, "coordinator/1");
         let listener = Listener::bind("127.0.0.1:0".parse().expect("address"), &identity, None).expect("bind");
         let (sender, heard) = mpsc::unbounded_channel();
+        let spool = tempfile::tempdir().expect("temporary directory");
+        let store = StoreConfig {
+            location: Location::Memory,
+            store_dir: StoreDir::default(),
+            spool_dir: spool.path().into(),
+            cached_paths_max: 100,
+        };
         let state = Arc::new(State {
             blobs: Mutex::default(),
             candidates: Mutex::default(),
             uploads: Mutex::default(),
             fetches: Mutex::default(),
             cut: Mutex::default(),
+            parked: Uploads::default(),
+            store: Store::open(store).await.expect("a store"),
+            upload_tries: Mutex::default(),
+            cut_upload: Mutex::default(),
             answers: Mutex::default(),
             connections: Mutex::default(),
             outbox: Mutex::default(),
             sender,
             epoch: Mutex::new(10),
             leader: Mutex::new(Leader { term: 1, node: NodeId(1) }),
-            spool: tempfile::tempdir().expect("temporary directory"),
+            spool,
         });
         let addr = listener.local_addr();
         tokio::spawn(accept(listener, state.clone()));
@@ -114,6 +143,16 @@ impl Farm {
     /// Cuts the connection in the middle of a path, once.
     pub fn cut_in(&self, path: &StorePath) {
         *lock(&self.state.cut) = Some((path.clone(), self.dir.path().join("worker/incoming")));
+    }
+
+    /// Cuts the connection once so many bytes of an upload have come, once, and does something before the worker can come back.
+    pub fn cut_upload_at(&self, bytes: u64, between: impl FnOnce() + Send + 'static) {
+        *lock(&self.state.cut_upload) = Some((bytes, Box::new(between)));
+    }
+
+    /// Every try of an upload.
+    pub fn upload_tries(&self) -> Vec<UploadTry> {
+        lock(&self.state.upload_tries).clone()
     }
 
     /// From now on answers each upload so and does not read it.
@@ -319,7 +358,7 @@ async fn serve(state: Arc<State>, connection: Connection, mut sender: Sender, mu
             sender.finish().await.ok()
         }
         Request::Upload { output, .. } => {
-            let response = upload(&state, output, &mut sender, &mut receiver).await?;
+            let response = upload(&state, &connection, output, &mut sender, &mut receiver).await?;
             sender.send(&response).await.ok()?;
             sender.finish().await.ok()
         }
@@ -378,17 +417,38 @@ async fn first_piece(incoming: &Path) {
     }
 }
 
-async fn upload(state: &State, output: BuiltOutput, sender: &mut Sender, receiver: &mut Receiver) -> Option<Response> {
+/// Takes an upload as a coordinator does: one whose connection breaks is parked, and goes on where it was.
+async fn upload(
+    state: &State,
+    connection: &Connection,
+    output: BuiltOutput,
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+) -> Option<Response> {
     let candidates = lock(&state.candidates).clone();
     let info = output.info;
-    let receiving = BlobReceiver::new(&StoreDir::default(), state.spool.path(), info.clone(), Provenance::Built { candidates });
     let refused = |message: String| Response::Refused(Refusal { kind: RefusalKind::Invalid, message, paths: vec![] });
-    let mut receiving = match receiving {
-        Ok(receiving) => receiving,
+    let begun = state.parked.begin(&state.store, &info, Provenance::Built { candidates }, Instant::now());
+    let (mut receiving, offset_bytes) = match begun {
+        Ok(begun) => begun,
         Err(err) => return Some(refused(format!("{err:?}"))),
     };
-    sender.send(&Response::UploadAt(Some(0))).await.ok()?;
-    receiver.recv_blob(info.blob.blake3, info.blob.size_bytes, 0, |bytes| receiving.write(bytes)).await.ok()?;
+    sender.send(&Response::UploadAt(Some(offset_bytes))).await.ok()?;
+    let mut came_bytes = 0;
+    let took = receiver.recv_blob(info.blob.blake3, info.blob.size_bytes, offset_bytes, |bytes| {
+        came_bytes += bytes.len() as u64;
+        if let Some((_, between)) = lock(&state.cut_upload).take_if(|(at, _)| came_bytes >= *at) {
+            between();
+            connection.close("the test cuts an upload");
+        }
+        receiving.write(bytes)
+    });
+    let took = took.await;
+    lock(&state.upload_tries).push(UploadTry { path: info.path.clone(), offset_bytes, came_bytes });
+    if took.is_err() {
+        state.parked.park(receiving, Instant::now());
+        return None;
+    }
     match receiving.finish() {
         Ok(received) => {
             lock(&state.uploads).insert(info.path.clone(), received.info().clone());
