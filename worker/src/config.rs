@@ -56,10 +56,13 @@ pub struct Config {
     /// A static busybox, shown to builds as `/bin/sh`. Default `/bin/busybox`.
     #[serde(default = "default_busybox")]
     pub busybox: PathBuf,
-    /// Bytes of NAR that the store cache may hold before the least recently used paths are removed. Default 50 GiB. Paths in use
-    /// are never removed, so that it may be passed while they are.
+    /// Bytes of NAR that the store cache may hold before the least recently used paths are removed, files that several paths share counted
+    /// once. Default 50 GiB. Paths in use are never removed, so that it may be passed while they are.
     #[serde(default = "default_cache_bytes_max")]
     pub cache_bytes_max: u64,
+    /// Whether files of 4 KiB and more that hold the same bytes are one file in the store cache, by hard links. Default true.
+    #[serde(default = "default_cache_shares_files")]
+    pub cache_shares_files: bool,
     /// First of the machine's 1024 build user ids that this worker uses; it uses as many as it has slots. Default 0. Workers on
     /// one machine need ranges that do not overlap, because a build could touch the processes of another with the same user.
     #[serde(default)]
@@ -238,6 +241,7 @@ impl Config {
             features: default_features(),
             busybox: default_busybox(),
             cache_bytes_max: default_cache_bytes_max(),
+            cache_shares_files: default_cache_shares_files(),
             slot_first: 0,
             disk: disk::Choice::default(),
             disk_free_bytes_min: default_disk_free_bytes_min(),
@@ -374,6 +378,10 @@ fn default_cache_bytes_max() -> u64 {
 
 fn default_disk_free_bytes_min() -> u64 {
     1 << 30
+}
+
+fn default_cache_shares_files() -> bool {
+    true
 }
 
 fn default_fetches_max() -> u32 {

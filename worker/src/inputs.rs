@@ -172,15 +172,21 @@ impl Fetcher {
     async fn fetch(&self, info: &PathInfo) -> Result<Pin, InputError> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let incoming = self.cache.incoming();
-        let mut pin = self.cache.empty_pin();
         let kept = match self.unpack_to(info, incoming.clone()).await {
-            Ok(()) => pin.keep_incoming(info, &incoming).map_err(|err| InputError::Keep { path: info.path.clone(), err }),
+            Ok(()) => self.keep(info, incoming.clone()).await,
             Err(err) => Err(err),
         };
         if kept.is_err() {
             self.cache.discard_incoming(&incoming);
         }
-        kept.map(|()| pin)
+        kept
+    }
+
+    async fn keep(&self, info: &PathInfo, incoming: PathBuf) -> Result<Pin, InputError> {
+        let (mut pin, stated) = (self.cache.empty_pin(), info.clone());
+        let keeping = tokio::task::spawn_blocking(move || pin.keep_incoming(&stated, &incoming).map(|()| pin));
+        let kept = keeping.await.map_err(|err| InputError::Task { path: info.path.clone(), err })?;
+        kept.map_err(|err| InputError::Keep { path: info.path.clone(), err })
     }
 
     async fn unpack_to(&self, info: &PathInfo, incoming: PathBuf) -> Result<(), InputError> {

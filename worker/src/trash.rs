@@ -25,7 +25,13 @@ pub struct Trash {
 struct Shared {
     dir: OwnedFd,
     next: AtomicU64,
-    wake: mpsc::Sender<()>,
+    wake: mpsc::Sender<Wake>,
+}
+
+/// What wakes the thread that empties the trash.
+enum Wake {
+    Sweep,
+    Then(Box<dyn FnOnce() + Send>),
 }
 
 /// A tree that cannot be moved to the trash, or a trash that cannot be opened.
@@ -55,11 +61,17 @@ impl Trash {
         std::thread::Builder::new()
             .name("kiln-trash".into())
             .spawn(move || {
-                while woken.recv().is_ok() {
+                while let Ok(first) = woken.recv() {
                     // Several wake-ups at once want one sweep.
-                    while woken.try_recv().is_ok() {}
+                    let wakes: Vec<_> = std::iter::once(first).chain(woken.try_iter()).collect();
                     if let Err(err) = empty(cleaner.as_fd()) {
                         tracing::warn!(%err, "empty the trash");
+                    }
+                    for wake in wakes {
+                        match wake {
+                            Wake::Sweep => {}
+                            Wake::Then(work) => work(),
+                        }
                     }
                 }
             })
@@ -100,9 +112,15 @@ impl Trash {
         Ok(())
     }
 
+    /// Does `work` in the background once everything that was discarded before is gone, or could not be removed.
+    pub fn then(&self, work: impl FnOnce() + Send + 'static) {
+        // As below.
+        let _ = self.shared.wake.send(Wake::Then(Box::new(work)));
+    }
+
     fn sweep(&self) {
         // The thread ends only after the last sender is gone, so that a failed send means shutdown.
-        let _ = self.shared.wake.send(());
+        let _ = self.shared.wake.send(Wake::Sweep);
     }
 
     fn fresh(&self) -> CString {

@@ -9,7 +9,7 @@ use kiln_store::Packer;
 use kiln_wire::worker::Offer;
 
 use crate::builtin::Destinations;
-use crate::cache::Cache;
+use crate::cache::{Budget, Cache};
 use crate::cgroup;
 use crate::config::{Config, DefaultLimits, FixedOutputNetwork};
 use crate::inputs::Inputs;
@@ -93,7 +93,8 @@ impl Workshop {
         let trash = Trash::open(&config.dir.join("trash"))?;
         let (builtin_dir, spool_dir) = (dir("builtin")?, dir("spool")?);
         trash.discard_all(&builtin_dir)?;
-        let cache = Cache::open(&config.dir, config.cache_bytes_max, trash.clone())?;
+        let budget = Budget { bytes_max: config.cache_bytes_max, share_files: config.cache_shares_files };
+        let cache = Cache::open(&config.dir, budget, trash.clone())?;
         let inputs = Inputs::new(cache.clone(), uplink.clone(), config.fetches_max);
         Ok(Self {
             cache,

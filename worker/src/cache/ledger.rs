@@ -18,6 +18,8 @@ pub struct Line {
     pub nar_hash: Sha256Hash,
     /// Size of its NAR.
     pub nar_size_bytes: u64,
+    /// How much of it lies in shared files, which are counted once for all paths.
+    pub shared_bytes: u64,
     /// Whether it was written since the machine started, or hashed since.
     pub proven: bool,
 }
@@ -79,7 +81,8 @@ pub fn boot_id() -> String {
 }
 
 fn line_text(path: &StorePath, line: &Line) -> String {
-    format!("{path} {} {} {}\n", line.nar_hash, line.nar_size_bytes, if line.proven { '+' } else { '?' })
+    let proven = if line.proven { '+' } else { '?' };
+    format!("{path} {} {} {proven} {}\n", line.nar_hash, line.nar_size_bytes, line.shared_bytes)
 }
 
 /// A path's last line counts, and its place in the order.
@@ -108,7 +111,9 @@ fn parse_line(text: &str) -> Option<(StorePath, Line)> {
         "?" => false,
         _ => return None,
     };
-    words.next().is_none().then_some((path, Line { nar_hash, nar_size_bytes, proven }))
+    // Lines of versions that shared nothing end here.
+    let shared_bytes = words.next().map_or(Ok(0), str::parse).ok()?;
+    words.next().is_none().then_some((path, Line { nar_hash, nar_size_bytes, shared_bytes, proven }))
 }
 
 #[cfg(test)]
@@ -128,14 +133,16 @@ mod tests {
             (&format!("kiln-cache-1 run\n{A} {h} 7 +\n{B} {h} 8 +\n"), "run", "a7+ b8+"),
             (&format!("kiln-cache-1 run\n{A} {h} 7 +\n{B} {h} 8 +\n{A} {i} 9 +\n"), "run", "b8+ a9+"),
             (&format!("kiln-cache-1 run\n{A} {h} 7 +\n{B} {h} 8"), "run", "a7+"),
+            (&format!("kiln-cache-1 run\n{A} {h} 7 + 5\n{B} {h} 8 + 5 5\n"), "run", "a7+5"),
             (&format!("kiln-cache-1 run\n{A} {h} 7 +\nrubbish\n{B} {h} 8 ?\n"), "run", "a7+ b8?"),
             (&format!("kiln-cache-1 run\n{A} {h} 7 +\n"), "later", "a7?"),
             (&format!("kiln-cache-1 \n{A} {h} 7 +\n"), "", "a7?"),
         ];
         for (text, boot, expect) in table {
-            let found = parse(text, boot)
-                .into_iter()
-                .map(|(path, line)| format!("{}{}{}", path.name(), line.nar_size_bytes, if line.proven { '+' } else { '?' }));
+            let found = parse(text, boot).into_iter().map(|(path, line)| {
+                let shared = if line.shared_bytes == 0 { String::new() } else { line.shared_bytes.to_string() };
+                format!("{}{}{}{shared}", path.name(), line.nar_size_bytes, if line.proven { '+' } else { '?' })
+            });
             assert_eq!(found.collect::<Vec<_>>().join(" "), expect, "{text}");
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! A path is written aside and renamed into place, so that a name in the cache is always whole. What is there is known from memory:
 //! a build whose inputs are all present costs no I/O. Paths in use are pinned; the least recently used of the others go when the
-//! budget is passed. Does not fetch (see [`crate::inputs`]) and does not pack (see [`crate::outputs`]).
+//! budget is passed. Files that several paths have are one file on disk and counted once (see [`links`]). Does not fetch (see [`crate::inputs`]) and does not pack (see [`crate::outputs`]).
 
+mod index;
 mod ledger;
+mod links;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -17,7 +19,9 @@ use kiln_wire::{PathInfo, Sha256Hash, StorePath};
 use rustix::fs::CWD;
 
 use crate::trash::{Trash, TrashError, c_name, move_tree, names, open_dir, owned_dir, private_dir};
+use index::Index;
 use ledger::{Ledger, LedgerError, Line, boot_id};
+use links::{Links, Shared as SharedFiles, Swept};
 
 /// The store cache of one worker. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,25 +37,20 @@ struct Shared {
     incoming: OwnedFd,
     incoming_next: AtomicU64,
     trash: Trash,
+    links: Links,
+    /// Whether new trees are shared.
+    shares: bool,
     bytes_max: u64,
     index: Mutex<Index>,
 }
 
-#[derive(Debug)]
-struct Index {
-    entries: BTreeMap<StorePath, Entry>,
-    /// Unpinned entries by last use: the first is removed first.
-    idle: BTreeMap<u64, StorePath>,
-    bytes: u64,
-    clock: u64,
-    ledger: Ledger,
-}
-
-#[derive(Debug)]
-struct Entry {
-    line: Line,
-    used: u64,
-    pins: u32,
+/// What a cache may take, and how it takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Bytes of NAR, what paths share counted once.
+    pub bytes_max: u64,
+    /// Whether files with the same bytes become one.
+    pub share_files: bool,
 }
 
 /// Store paths that stay in the cache until this is dropped.
@@ -100,6 +99,10 @@ pub enum CacheError {
     },
 }
 
+/// What removed paths shared is looked at once it is more than one part in so many of the budget: a look costs some microseconds for each
+/// shared file, and until then the budget may be passed by so much.
+const UNSWEPT_SHARE: u64 = 32;
+
 /// What the cache has of a list of paths.
 #[derive(Debug)]
 pub struct Found {
@@ -116,10 +119,12 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`] names the directory or file.
-    pub fn open(dir: &Path, bytes_max: u64, trash: Trash) -> Result<Self, CacheError> {
+    pub fn open(dir: &Path, budget: Budget, trash: Trash) -> Result<Self, CacheError> {
         // Builds' first processes pass through, so that its mode is not only the worker's affair.
         let (store_dir, fd) = open_own(&dir.join("store"), |path| owned_dir(path).map(|_| ()))?;
         let (incoming_dir, incoming) = open_own(&dir.join("incoming"), private_dir)?;
+        let (links_dir, links_fd) = open_own(&dir.join("links"), private_dir)?;
+        let (links, swept) = Links::open(links_fd).map_err(|err| CacheError::Open { path: links_dir, err })?;
         let state_dir = dir.join("state");
         private_dir(&state_dir).map_err(|err| CacheError::Open { path: state_dir.clone(), err })?;
         let listed = |path: &Path, err: rustix::io::Errno| CacheError::Open { path: path.into(), err: err.into() };
@@ -131,7 +136,7 @@ impl Cache {
             present.into_iter().map(|name| (as_path(&name), name)).partition(|(path, _)| path.is_some());
         let mut unknown: BTreeMap<StorePath, CString> = paths.into_iter().filter_map(|(path, name)| Some((path?, name))).collect();
         let (ledger, lines) = Ledger::open(&state_dir.join("store.ledger"), &boot_id(), |path| unknown.contains_key(path))?;
-        let mut index = Index { entries: BTreeMap::new(), idle: BTreeMap::new(), bytes: 0, clock: 0, ledger };
+        let mut index = Index::new(ledger, swept.kept_bytes);
         for (path, line) in lines {
             unknown.remove(&path);
             index.insert(path, line);
@@ -141,8 +146,11 @@ impl Cache {
         }
         let incoming_next = AtomicU64::new(0);
         let index = Mutex::new(index);
-        let shared = Shared { dir: store_dir, fd, incoming_dir, incoming, incoming_next, trash, bytes_max, index };
+        let Budget { bytes_max, share_files: shares } = budget;
+        let shared = Shared { dir: store_dir, fd, incoming_dir, incoming, incoming_next, trash, links, shares, bytes_max, index };
         let cache = Self { shared: Arc::new(shared) };
+        // What the trash still has was counted above.
+        cache.sweep_links(0);
         cache.collect(&mut cache.index());
         Ok(cache)
     }
@@ -213,10 +221,29 @@ impl Cache {
 
     /// Removes the least recently used unpinned paths until the budget holds.
     fn collect(&self, index: &mut Index) {
-        while index.bytes > self.shared.bytes_max {
-            let Some(path) = index.idle.first_key_value().map(|(_, path)| path.clone()) else { return };
+        while index.bytes() > self.shared.bytes_max {
+            let Some(path) = index.idle.first_key_value().map(|(_, path)| path.clone()) else { break };
             self.remove(index, &path);
         }
+        if index.wants_sweep(self.shared.bytes_max / UNSWEPT_SHARE) {
+            self.sweep_links(index.leaving_bytes());
+        }
+    }
+
+    /// Has the shared files that no path has any more removed, in the background, once the paths themselves are.
+    fn sweep_links(&self, looked_at: u64) {
+        let shared = Arc::downgrade(&self.shared);
+        self.shared.trash.then(move || {
+            let Some(shared) = shared.upgrade() else { return };
+            let cache = Self { shared };
+            let swept = cache.shared.links.sweep().unwrap_or_else(|err| {
+                tracing::warn!(%err, "look for shared files that no path of the store cache has");
+                Swept::default()
+            });
+            let mut index = cache.index();
+            index.swept(swept, looked_at);
+            cache.collect(&mut index);
+        });
     }
 
     fn remove(&self, index: &mut Index, path: &StorePath) {
@@ -232,30 +259,18 @@ impl Cache {
 }
 
 impl Pin {
-    /// Moves the object `name` in `dir` into the cache as `info.path`, and pins it. If the same content is there already, that is
-    /// pinned and the new copy is thrown away.
+    /// Moves the object `name` in `dir`, made canonical, into the cache as `info.path`, and pins it. If the same content is there already,
+    /// that is pinned and the new copy is thrown away. Blocks: files of the object are read and shared.
     ///
     /// # Errors
     /// [`CacheError::InUse`] if builds use other content of the path, [`CacheError::Keep`] if the kernel refuses.
     pub fn keep(&mut self, info: &PathInfo, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), CacheError> {
-        let cache = self.cache.clone();
-        let mut index = cache.index();
-        let path = &info.path;
-        match index.entries.get(path) {
-            Some(entry) if entry.line.nar_hash == info.nar_hash && entry.line.proven => cache.trash(dir, name),
-            Some(entry) if entry.pins > 0 => {
-                return Err(CacheError::InUse { path: path.clone(), present: entry.line.nar_hash, wanted: info.nar_hash });
-            }
-            Some(_) => {
-                cache.remove(&mut index, path);
-                cache.place(&mut index, info, dir, name)?;
-            }
-            None => cache.place(&mut index, info, dir, name)?,
-        }
-        index.pin(path);
-        self.paths.push(path.clone());
-        cache.collect(&mut index);
-        Ok(())
+        let incoming = self.cache.incoming();
+        let here = c_name(Path::new(incoming.file_name().unwrap_or_default()));
+        let keep = |err| CacheError::Keep { path: info.path.clone(), err };
+        let here = here.map_err(keep)?;
+        move_tree(dir, name, self.cache.shared.incoming.as_fd(), &here).map_err(|err| keep(err.into()))?;
+        self.keep_here(info, &here).inspect_err(|_| self.cache.discard_incoming(&incoming))
     }
 
     /// Does [`Pin::keep`] with something that was written at a path from [`Cache::incoming`].
@@ -265,8 +280,37 @@ impl Pin {
     pub fn keep_incoming(&mut self, info: &PathInfo, written: &Path) -> Result<(), CacheError> {
         let name = c_name(Path::new(written.file_name().unwrap_or_default()));
         let name = name.map_err(|err| CacheError::Keep { path: info.path.clone(), err })?;
+        self.keep_here(info, &name)
+    }
+
+    fn keep_here(&mut self, info: &PathInfo, name: &CStr) -> Result<(), CacheError> {
         let cache = self.cache.clone();
-        self.keep(info, cache.shared.incoming.as_fd(), &name)
+        let incoming = cache.shared.incoming.as_fd();
+        let share = cache.shared.shares && !cache.index().has(info);
+        let files = if share { cache.shared.links.share(incoming, name) } else { SharedFiles::default() };
+        let mut index = cache.index();
+        index.shared(files);
+        let path = &info.path;
+        let placed = match index.entries.get(path) {
+            Some(_) if index.has(info) => {
+                index.unshared(files);
+                cache.trash(incoming, name);
+                Ok(())
+            }
+            Some(entry) if entry.pins > 0 => {
+                Err(CacheError::InUse { path: path.clone(), present: entry.line.nar_hash, wanted: info.nar_hash })
+            }
+            Some(_) => {
+                cache.remove(&mut index, path);
+                cache.place(&mut index, info, name, files)
+            }
+            None => cache.place(&mut index, info, name, files),
+        };
+        placed.inspect_err(|_| index.unshared(files))?;
+        index.pin(path);
+        self.paths.push(path.clone());
+        cache.collect(&mut index);
+        Ok(())
     }
 
     /// Takes over everything that `other` holds.
@@ -284,53 +328,14 @@ impl Drop for Pin {
 }
 
 impl Cache {
-    fn place(&self, index: &mut Index, info: &PathInfo, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), CacheError> {
-        move_tree(dir, name, self.shared.fd.as_fd(), &entry_name(&info.path))
+    fn place(&self, index: &mut Index, info: &PathInfo, name: &CStr, files: SharedFiles) -> Result<(), CacheError> {
+        move_tree(self.shared.incoming.as_fd(), name, self.shared.fd.as_fd(), &entry_name(&info.path))
             .map_err(|err| CacheError::Keep { path: info.path.clone(), err: err.into() })?;
-        let line = Line { nar_hash: info.nar_hash, nar_size_bytes: info.nar_size_bytes, proven: true };
+        let PathInfo { nar_hash, nar_size_bytes, .. } = *info;
+        let line = Line { nar_hash, nar_size_bytes, shared_bytes: files.bytes, proven: true };
         index.note(&info.path, &line);
         index.insert(info.path.clone(), line);
         Ok(())
-    }
-}
-
-impl Index {
-    /// Adds an unpinned entry that is not there yet.
-    fn insert(&mut self, path: StorePath, line: Line) {
-        self.clock += 1;
-        self.bytes += line.nar_size_bytes;
-        self.idle.insert(self.clock, path.clone());
-        self.entries.insert(path, Entry { line, used: self.clock, pins: 0 });
-    }
-
-    fn forget(&mut self, path: &StorePath) {
-        if let Some(entry) = self.entries.remove(path) {
-            self.idle.remove(&entry.used);
-            self.bytes -= entry.line.nar_size_bytes;
-        }
-    }
-
-    fn pin(&mut self, path: &StorePath) {
-        let entry = self.entries.get_mut(path).expect("only present entries are pinned");
-        self.idle.remove(&entry.used);
-        entry.pins += 1;
-    }
-
-    fn unpin(&mut self, path: &StorePath) {
-        let entry = self.entries.get_mut(path).expect("pinned entries are not removed");
-        entry.pins -= 1;
-        if entry.pins == 0 {
-            self.clock += 1;
-            entry.used = self.clock;
-            self.idle.insert(self.clock, path.clone());
-        }
-    }
-
-    /// A path whose line is lost is fetched again after a restart; nothing worse happens.
-    fn note(&mut self, path: &StorePath, line: &Line) {
-        if let Err(err) = self.ledger.append(path, line) {
-            tracing::warn!(%path, %err, "write the store cache's ledger");
-        }
     }
 }
 

@@ -14,7 +14,7 @@ fn info(name: char, content: u8, size: u64) -> PathInfo {
 }
 
 fn open(dir: &Path, bytes_max: u64) -> Cache {
-    Cache::open(dir, bytes_max, Trash::open(&dir.join("trash")).expect("trash")).expect("cache")
+    Cache::open(dir, Budget { bytes_max, share_files: true }, Trash::open(&dir.join("trash")).expect("trash")).expect("cache")
 }
 
 fn keep(cache: &Cache, info: &PathInfo) -> Result<Pin, CacheError> {
@@ -43,7 +43,7 @@ fn the_least_recently_used_unpinned_path_goes_first() {
     assert_eq!(present(&cache), "abd", "c was used longest ago among the unpinned");
     assert!(!cache.host_path(&c.path).exists());
     drop(pinned);
-    assert_eq!(cache.index().bytes, 30);
+    assert_eq!(cache.index().bytes(), 30);
 }
 
 #[test]
@@ -52,9 +52,9 @@ fn a_full_cache_of_pinned_paths_takes_more_and_shrinks_later() {
     let cache = open(dir.path(), 10);
     let first = keep(&cache, &info('a', 1, 10)).expect("kept");
     let second = keep(&cache, &info('b', 1, 10)).expect("kept");
-    assert_eq!(cache.index().bytes, 20);
+    assert_eq!(cache.index().bytes(), 20);
     drop((first, second));
-    assert_eq!(cache.index().bytes, 10);
+    assert_eq!(cache.index().bytes(), 10);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn other_content_of_a_path_is_missing_and_replaces_only_what_nobody_uses() {
     drop(pin);
     drop(keep(&cache, &new).expect("nobody uses the old one"));
     assert_eq!(std::fs::read_to_string(cache.host_path(&new.path)).expect("read"), new.nar_hash.to_string());
-    assert_eq!(cache.index().bytes, 20);
+    assert_eq!(cache.index().bytes(), 20);
 }
 
 #[test]
@@ -105,4 +105,156 @@ fn what_was_written_before_the_machine_started_is_hashed_first() {
     assert!(cache.pin(std::slice::from_ref(&a)).unproven.is_empty());
     let cache = open(dir.path(), 100);
     assert!(cache.pin(std::slice::from_ref(&a)).unproven.is_empty(), "a proof outlives the process");
+}
+
+/// A path that is a directory with one file of 8,000 times `letter`.
+fn tree(cache: &Cache, path: &PathInfo, letter: &str) -> PathInfo {
+    use std::os::unix::fs::PermissionsExt as _;
+    let info = PathInfo { nar_size_bytes: 10_000, ..path.clone() };
+    let incoming = cache.incoming();
+    std::fs::create_dir(&incoming).expect("mkdir");
+    let file = incoming.join("file");
+    std::fs::write(&file, letter.repeat(8000)).expect("write");
+    for (path, mode) in [(&file, 0o444), (&incoming, 0o555)] {
+        rustix::fs::futimens(std::fs::File::open(path).expect("opens"), &crate::outputs::canonical::MTIME).expect("sets");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+    let mut pin = cache.empty_pin();
+    pin.keep_incoming(&info, &incoming).expect("kept");
+    info
+}
+
+/// Waits until the trash is empty and what was to follow is done.
+fn settle(cache: &Cache) {
+    for _ in 0..2 {
+        let (done, wait) = std::sync::mpsc::channel();
+        cache.shared.trash.then(move || done.send(()).expect("the test waits"));
+        wait.recv().expect("the trash's thread lives");
+    }
+}
+
+fn file_inode(cache: &Cache, info: &PathInfo) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(cache.host_path(&info.path).join("file")).expect("stat"))
+}
+
+#[test]
+fn what_paths_share_is_counted_once_and_until_the_last_of_them_is_gone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let cache = open(dir.path(), 100_000);
+    let [a, b, c] = [("a", 'a', "x"), ("b", 'b', "x"), ("c", 'c', "y")].map(|(_, name, letter)| tree(&cache, &info(name, 1, 0), letter));
+    assert_eq!(file_inode(&cache, &a), file_inode(&cache, &b));
+    assert_eq!(cache.index().bytes(), 3 * 2000 + 2 * 8000);
+    drop(cache);
+    let cache = open(dir.path(), 100_000);
+    assert_eq!(cache.index().bytes(), 3 * 2000 + 2 * 8000, "a restart counts as much");
+    settle(&cache);
+    for (path, left) in [(&a, 2 * 2000 + 2 * 8000), (&b, 2000 + 8000), (&c, 0)] {
+        cache.reject(&path.path);
+        settle(&cache);
+        cache.sweep_links(cache.index().leaving_bytes());
+        settle(&cache);
+        assert_eq!(cache.index().bytes(), left, "{}", path.path);
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("links")).expect("lists").count(), 0);
+}
+
+#[test]
+fn removing_what_others_share_is_not_taken_for_space() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    // Two paths that share, and one of their own: 3 * 2,000 + 2 * 8,000.
+    let cache = open(dir.path(), 21_999);
+    let paths = [('a', "x"), ('b', "x"), ('c', "y")].map(|(name, letter)| tree(&cache, &info(name, 1, 0), letter));
+    settle(&cache);
+    settle(&cache);
+    // At first removing `a` seems to free 10,000; it frees 2,000, which is enough.
+    assert_eq!(present(&cache), "bc");
+    assert_eq!(cache.index().bytes(), 2 * 2000 + 2 * 8000);
+    assert!(cache.host_path(&paths[1].path).join("file").exists());
+    let pinned = cache.pin(&paths[1..]);
+    let fourth = tree(&cache, &info('d', 1, 0), "z");
+    settle(&cache);
+    settle(&cache);
+    assert_eq!(present(&cache), "bc", "{} came to a cache that is full of what is used", fourth.path);
+    drop(pinned);
+    assert_eq!(cache.index().bytes(), 2 * 2000 + 2 * 8000);
+}
+
+#[test]
+fn a_worker_without_privileges_shares_files_too() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let user = 4_000_001;
+    std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("these tests run as root");
+    let inside = || {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(user));
+        rustix::thread::set_thread_res_gid(gid, gid, gid).expect("root may");
+        rustix::thread::set_thread_res_uid(uid, uid, uid).expect("root may");
+        let cache = open(dir.path(), 100_000);
+        let [a, b] = ['a', 'b'].map(|name| tree(&cache, &info(name, 1, 0), "x"));
+        assert_eq!(file_inode(&cache, &a), file_inode(&cache, &b));
+        let meta = std::fs::metadata(cache.host_path(&b.path)).expect("stat");
+        let (mode, time) = (std::os::unix::fs::MetadataExt::mode(&meta), std::os::unix::fs::MetadataExt::mtime(&meta));
+        assert_eq!((mode & 0o7777, time), (0o555, 1));
+        cache.reject(&a.path);
+        settle(&cache);
+        assert_eq!(std::fs::read(cache.host_path(&b.path).join("file")).expect("reads").len(), 8000);
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().expect("no panic"));
+}
+
+/// Each entry of the directories in `KILN_TREES` (separated by colons) becomes a store path that is fetched, without the network.
+#[test]
+#[ignore = "a measurement, printed; its figures stand in loadtest/RESULTS.md"]
+fn what_sharing_files_saves_and_costs() {
+    let work = tempfile::tempdir_in(std::env::var_os("KILN_MEASURE_DIR").unwrap_or_else(|| "/var/tmp".into())).expect("a directory");
+    let packer = kiln_store::Packer { level: 1, spool_dir: work.path().into() };
+    let dirs = std::env::var_os("KILN_TREES").expect("`KILN_TREES` names directories");
+    let trees =
+        std::env::split_paths(&dirs).flat_map(|dir| std::fs::read_dir(dir).expect("lists")).map(|tree| tree.expect("an entry").path());
+    let none = kiln_nix::scan::Candidates::new([]);
+    // What cannot be packed is no store path: sockets, files of others.
+    let packed = trees.filter_map(|tree| packer.pack(&tree, &none).ok()).enumerate().map(|(number, packed)| {
+        let path = StorePath::parse(&format!("{number:0>32}-tree")).expect("a store path");
+        (packed.path_info(path, None, None), packed.spool.into_bytes())
+    });
+    let packed: Vec<_> = packed.collect();
+    let nar_bytes: u64 = packed.iter().map(|(info, _)| info.nar_size_bytes).sum();
+    println!("{} paths, {:.3} GB as NARs", packed.len(), nar_bytes as f64 / 1e9);
+    for round in 0..4 {
+        let share_files = round % 2 == 1;
+        let dir = work.path().join(round.to_string());
+        std::fs::create_dir(&dir).expect("mkdir");
+        let cache = Cache::open(&dir, Budget { bytes_max: u64::MAX, share_files }, Trash::open(&dir.join("trash")).expect("trash"));
+        let cache = cache.expect("cache");
+        let cpu = || std::time::Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime)).expect("a time");
+        let before = cpu();
+        for (info, body) in &packed {
+            let incoming = cache.incoming();
+            crate::outputs::unpack_canonical(info, body.reader(), &incoming).expect("unpacks");
+            cache.empty_pin().keep_incoming(info, &incoming).expect("kept");
+        }
+        let cost = (cpu() - before).as_secs_f64() / (nar_bytes as f64 / 1e9);
+        let start = cpu();
+        cache.shared.links.sweep().expect("lists");
+        let sweep = (cpu() - start).as_secs_f64() * 1e3;
+        let disk = disk_bytes(&dir.join("store"), &mut BTreeSet::new());
+        let (words, counted) = (if share_files { "shared" } else { "plain " }, cache.index().bytes());
+        println!(
+            "{words}: {cost:.2} s CPU per GB of NAR, {:.3} GB on disk, {:.3} GB counted, a sweep {sweep:.0} ms",
+            disk as f64 / 1e9,
+            counted as f64 / 1e9
+        );
+    }
+}
+
+/// Bytes of the blocks that a tree takes; a file with several names takes them once.
+fn disk_bytes(dir: &Path, seen: &mut BTreeSet<u64>) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).expect("lists") {
+        let path = entry.expect("an entry").path();
+        let meta = std::fs::symlink_metadata(&path).expect("stat");
+        bytes += if seen.insert(meta.ino()) { meta.blocks() * 512 } else { 0 };
+        bytes += if meta.is_dir() { disk_bytes(&path, seen) } else { 0 };
+    }
+    bytes
 }

@@ -48,7 +48,7 @@ pub(super) const REMAINS: &str = "remains";
 /// Where builds find their inputs: the worker's store cache.
 pub const STORE: &str = "store";
 /// Everything else of the worker's: its files lie in these directories and nowhere else.
-pub const PRIVATE: [&str; 6] = ["builtin", "incoming", "logs", "spool", "state", "trash"];
+pub const PRIVATE: [&str; 7] = ["builtin", "incoming", "links", "logs", "spool", "state", "trash"];
 
 /// Of those, what holds nothing that is worth handing over when the worker's user was changed.
 const PASSING: [&str; 4] = ["builtin", "incoming", "spool", "trash"];

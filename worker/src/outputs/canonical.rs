@@ -21,7 +21,7 @@ use crate::launcher::Owner;
 use crate::trash::open_dir;
 
 /// Directories below an output's root, as deep as a NAR may be (Nix's own bound since 2.34).
-const DEPTH_MAX: usize = 64;
+pub const DEPTH_MAX: usize = 64;
 
 /// Extended attributes that the machine puts on files by itself and that no build can set. Nix leaves them too.
 const XATTRS_IGNORED: [&[u8]; 3] = [b"security.selinux", b"system.nfs4_acl", b"security.csm"];
@@ -286,7 +286,7 @@ fn strip_xattrs(fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
 }
 
 /// The epoch plus one second, as every store object has it.
-const MTIME: Timestamps =
+pub const MTIME: Timestamps =
     Timestamps { last_access: Timespec { tv_sec: 1, tv_nsec: 0 }, last_modification: Timespec { tv_sec: 1, tv_nsec: 0 } };
 
 #[cfg(test)]
