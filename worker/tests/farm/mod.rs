@@ -54,6 +54,10 @@ struct State {
     fetches: Mutex<Vec<(StorePath, u64)>>,
     /// Cuts the connection once the worker has a piece of this path in the directory.
     cut: Mutex<Option<(StorePath, PathBuf)>>,
+    /// Fetches wait for each other here.
+    together: Mutex<Option<Arc<tokio::sync::Barrier>>>,
+    /// Fetches under way, and the most there were at a time.
+    fetching: Mutex<(usize, usize)>,
     /// Keeps uploads that were cut, as a coordinator does.
     parked: Uploads,
     store: Store,
@@ -91,6 +95,8 @@ impl Farm {
             uploads: Mutex::default(),
             fetches: Mutex::default(),
             cut: Mutex::default(),
+            together: Mutex::default(),
+            fetching: Mutex::default(),
             parked: Uploads::default(),
             store: Store::open(store).await.expect("a store"),
             upload_tries: Mutex::default(),
@@ -143,6 +149,16 @@ impl Farm {
     /// Cuts the connection in the middle of a path, once.
     pub fn cut_in(&self, path: &StorePath) {
         *lock(&self.state.cut) = Some((path.clone(), self.dir.path().join("worker/incoming")));
+    }
+
+    /// From now on answers fetches only once so many of them wait.
+    pub fn answer_fetches_together(&self, count: usize) {
+        *lock(&self.state.together) = Some(Arc::new(tokio::sync::Barrier::new(count)));
+    }
+
+    /// The most fetches that were under way at a time.
+    pub fn fetches_at_a_time(&self) -> usize {
+        lock(&self.state.fetching).1
     }
 
     /// Cuts the connection once so many bytes of an upload have come, once, and does something before the worker can come back.
@@ -388,6 +404,21 @@ async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) 
 
 async fn fetch(state: Arc<State>, connection: Connection, path: StorePath, offset: u64, sender: &mut Sender) -> Option<()> {
     lock(&state.fetches).push((path.clone(), offset));
+    {
+        let mut fetching = lock(&state.fetching);
+        fetching.0 += 1;
+        fetching.1 = fetching.1.max(fetching.0);
+    }
+    let together = lock(&state.together).clone();
+    if let Some(together) = together {
+        together.wait().await;
+    }
+    let sent = send_input(&state, connection, path, offset, sender).await;
+    lock(&state.fetching).0 -= 1;
+    sent
+}
+
+async fn send_input(state: &State, connection: Connection, path: StorePath, offset: u64, sender: &mut Sender) -> Option<()> {
     let Some((info, bytes)) = lock(&state.blobs).get(&path).cloned() else {
         let refusal = Refusal { kind: RefusalKind::NotFound, message: format!("fetch `{path}`: the farm does not have it"), paths: vec![] };
         return sender.send(&Response::Refused(refusal)).await.ok();
