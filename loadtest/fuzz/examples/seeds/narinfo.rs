@@ -10,12 +10,15 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
                    NarHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\nNarSize: 9\nReferences: \n\
                    Deriver: unknown-deriver\nSig: broken\nCA: fixed:r:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n";
     let changed = |from: &str, to: &str| foreign.replace(from, to);
+    let letters = ["a", "b", "c", "d", "f", "g", "h", "i", "j", "k", "l", "m"];
+    let references = letters.map(|letter| format!("{}-{letter}", letter.repeat(32))).join(" ");
     let table = [
         ("own", own(None)),
         ("own-fixed", own(Some("fixed:sha1:0000000000000000000000000000000000000000"))),
         ("own-text", own(Some("text:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"))),
         ("own-git", own(Some("fixed:git:sha1:0000000000000000000000000000000000000000"))),
         ("foreign", foreign.to_owned()),
+        ("foreign-twelve-references", changed("References: ", &format!("References: {references}"))),
         ("foreign-bzip2", changed("xz", "bzip2")),
         ("foreign-no-compression", changed("Compression: xz\n", "")),
         ("foreign-base16", changed("sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73", &format!("sha256:{}", "0a".repeat(32)))),
