@@ -26,6 +26,8 @@ pub struct Group {
     pub(super) cpuacct: Option<PathBuf>,
     pub(super) unified: Option<PathBuf>,
     pub(super) v2: bool,
+    /// Whether the build may make groups below it.
+    pub(super) delegated: bool,
 }
 
 impl Group {
@@ -40,6 +42,7 @@ impl Group {
             cpuacct: below(&homes.cpuacct),
             unified: below(&homes.unified),
             v2: homes.v2,
+            delegated: false,
         };
         let made = group.make(limits);
         if made.is_err() {

@@ -7,6 +7,7 @@
 //! Absences: does not start processes and does not decide limits.
 
 mod alarm;
+mod delegate;
 mod error;
 mod group;
 mod host;

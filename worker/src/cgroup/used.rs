@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::delegate::own_oom_kills;
 use super::group::Group;
 
 /// What a group used so far.
@@ -31,12 +32,16 @@ impl Group {
         let (throttled, per_ms) = if self.v2 { ("throttled_usec", 1000) } else { ("throttled_time", 1_000_000) };
         let (peak_file, events_file) =
             if self.v2 { ("memory.peak", "memory.events") } else { ("memory.max_usage_in_bytes", "memory.oom_control") };
+        let oom_kills = self.memory.as_deref().and_then(|dir| match (self.v2, self.delegated) {
+            (true, true) => own_oom_kills(dir),
+            (true, false) | (false, _) => field(&dir.join(events_file), "oom_kill"),
+        });
         Used {
             cpu_ms: unified.or(v1),
             cpu_throttled_ms: self.cpu.as_deref().and_then(|dir| field(&dir.join("cpu.stat"), throttled)).map(|time| time / per_ms),
             memory_peak_bytes: self.memory.as_deref().and_then(|dir| number(&dir.join(peak_file))),
             disk_write_bytes: self.io.as_deref().and_then(|dir| written(dir, self.v2)),
-            oom_kills: self.memory.as_deref().and_then(|dir| field(&dir.join(events_file), "oom_kill")).unwrap_or(0),
+            oom_kills: oom_kills.unwrap_or(0),
             pids_refused: self.pids.as_deref().and_then(|dir| field(&dir.join("pids.events"), "max")).unwrap_or(0),
         }
     }
