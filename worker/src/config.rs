@@ -325,7 +325,7 @@ impl Config {
         match &self.user {
             WorkerUser::Own => Ok(Owner::own()),
             WorkerUser::Auto => {
-                let HostId { uid, gid } = HostId::of_worker(self.slot_first);
+                let HostId { uid, gid, count: _ } = HostId::of_worker(self.slot_first);
                 Ok(Owner { uid, gid })
             }
             WorkerUser::Named(name) => match nix::unistd::User::from_name(name) {

@@ -30,11 +30,16 @@ impl Users {
     pub(super) fn host_id(self, slot: u32, first: u32) -> HostId {
         match self {
             Self::Pool => HostId::of_slot(slot),
-            Self::Subordinate => {
-                let id = 1 + slot.saturating_sub(first);
-                HostId { uid: id, gid: id }
-            }
-            Self::One => HostId { uid: 0, gid: 0 },
+            Self::Subordinate => HostId::one(1 + slot.saturating_sub(first)),
+            Self::One => HostId::one(0),
+        }
+    }
+
+    /// Returns the ids of a build that requires `uid-range`. Only root has so many to give.
+    pub(super) fn range(self, slot: u32) -> Option<HostId> {
+        match self {
+            Self::Pool => Some(HostId::range_of_slot(slot)),
+            Self::Subordinate | Self::One => None,
         }
     }
 

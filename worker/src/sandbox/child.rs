@@ -36,7 +36,7 @@ pub(super) extern "C" fn enter(plan: &Plan) -> ! {
 
 /// Goes through the steps and returns the one that failed.
 fn steps(plan: &Plan) -> Report {
-    let table: [(Step, Act); 25] = [
+    let table: [(Step, Act); 26] = [
         (Step::ControlGroup, enter_groups),
         (Step::Await, await_maps),
         (Step::ControlGroupNamespace, |_| call1(libc::SYS_unshare, c_long::from(libc::CLONE_NEWCGROUP))),
@@ -47,6 +47,7 @@ fn steps(plan: &Plan) -> Report {
         (Step::Private, make_private),
         (Step::Root, |_| Ok(())),
         (Step::MountProc, |plan| mount(c"proc", &plan.new_mounts.proc, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, c"")),
+        (Step::MountSys, mount_sys),
         (Step::MountShm, |plan| mount(c"tmpfs", &plan.new_mounts.shm, libc::MS_NOSUID | libc::MS_NODEV, c"size=50%,mode=1777")),
         (Step::MountPts, |plan| {
             mount(c"devpts", &plan.new_mounts.pts, libc::MS_NOSUID | libc::MS_NOEXEC, c"newinstance,mode=0620,ptmxmode=0666")
@@ -59,10 +60,10 @@ fn steps(plan: &Plan) -> Report {
         (Step::ProcessLimit, |plan| plan.processes_max.map_or(Ok(()), |most| soft_limit(libc::RLIMIT_NPROC, most))),
         (Step::Personality, |plan| call1(libc::SYS_personality, plan.personality.cast_signed())),
         (Step::WorkingDirectory, |_| call1(libc::SYS_chdir, pointer(c"/build"))),
-        (Step::User, |_| become_build_user()),
+        (Step::User, become_build_user),
         (Step::DeathSignal, |_| die_with_parent()),
         (Step::Keyring, |_| leave_keyring()),
-        (Step::Capabilities, |_| drop_capabilities()),
+        (Step::Capabilities, drop_capabilities),
         (Step::Privileges, |_| call5(libc::SYS_prctl, [c_long::from(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0, 0])),
     ];
     for (step, act) in table {
@@ -132,7 +133,10 @@ fn unblock_signals() {
 }
 
 /// Writes 0 to the limit of the user namespace that the build lives in; the build cannot raise it again.
-fn forbid_user_namespaces(_: &Plan) -> Done {
+fn forbid_user_namespaces(plan: &Plan) -> Done {
+    if plan.keeps_rights {
+        return Ok(());
+    }
     let file = c"/proc/sys/user/max_user_namespaces";
     let fd = value3(libc::SYS_open, [pointer(file), c_long::from(libc::O_WRONLY | libc::O_CLOEXEC), 0])?;
     call3(libc::SYS_write, [fd, pointer(c"0"), 1])?;
@@ -233,6 +237,12 @@ fn mount(kind: &CStr, target: &CStr, flags: c_ulong, options: &CStr) -> Done {
     call5(libc::SYS_mount, [pointer(kind), pointer(target), pointer(kind), flags.cast_signed(), pointer(options)])
 }
 
+/// While the host's is still there: the kernel shows no more of it than the host does.
+fn mount_sys(plan: &Plan) -> Done {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    plan.new_mounts.sys.as_ref().map_or(Ok(()), |target| mount(c"sysfs", target, flags, c""))
+}
+
 /// Puts the new root over the old one; the old one ends on top of the same directory and is detached next.
 fn pivot(_: &Plan) -> Done {
     call2(libc::SYS_pivot_root, [pointer(c"."), pointer(c".")])
@@ -262,9 +272,9 @@ fn soft_limit(resource: libc::__rlimit_resource_t, soft: u64) -> Done {
     call5(libc::SYS_prlimit64, [0, resource, (&raw const limit) as c_long, 0, 0])
 }
 
-fn become_build_user() -> Done {
-    call3(libc::SYS_setresgid, [c_long::from(GID); 3])?;
-    call3(libc::SYS_setresuid, [c_long::from(UID); 3])
+fn become_build_user(plan: &Plan) -> Done {
+    call3(libc::SYS_setresgid, [c_long::from(plan.gid); 3])?;
+    call3(libc::SYS_setresuid, [c_long::from(plan.uid); 3])
 }
 
 /// Forgotten at every change of user, hence called twice.
@@ -282,7 +292,10 @@ fn leave_keyring() -> Done {
 }
 
 /// The user has no right in its namespace, but the change to it from an unmapped user leaves the sets filled until `execve`.
-fn drop_capabilities() -> Done {
+fn drop_capabilities(plan: &Plan) -> Done {
+    if plan.keeps_rights {
+        return Ok(());
+    }
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
     let none = [0_u32; 6];

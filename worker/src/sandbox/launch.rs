@@ -1,6 +1,5 @@
 //! One run, from an empty directory to an empty process namespace: the parent's side.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -21,7 +20,7 @@ use super::steps::{REPORT_BYTES, Report, Step};
 use super::stock::Stock;
 use super::tree::Tree;
 use super::watch::{Watch, Watched};
-use super::{Ended, HostId, Network, SandboxError, Spec, Status, Stop, child, tree};
+use super::{Ended, HostId, Network, SandboxError, Spec, Status, Stop, range, tree};
 use crate::cgroup::{Cgroups, Group, Used};
 
 pub(super) fn run(
@@ -33,8 +32,8 @@ pub(super) fn run(
 ) -> Result<Ended, SandboxError> {
     let ahead = ahead().map_err(SandboxError::host("prepare", &spec.root_dir))?;
     let tree = tree::make(spec, &ahead.stock)?;
-    let group = cgroups.create(&spec.name, &spec.resources)?;
-    let ended = in_group(spec, &tree, &group, room, &ahead.networks, cancel, log);
+    let mut group = cgroups.create(&spec.name, &spec.resources)?;
+    let ended = range::prepare(spec, &mut group).and_then(|()| in_group(spec, &tree, &group, room, &ahead.networks, cancel, log));
     let removed = group.remove();
     let ended = ended?;
     removed?;
@@ -87,6 +86,8 @@ fn in_group(
     let descriptors = Descriptors::new(&go, &report, log_write.as_fd(), null.as_fd());
     let processes_max = (!group.limits_pids()).then(|| u64::from(spec.resources.pids_max));
     let (network, birth) = match &spec.network {
+        // One that stands ready belongs to the launcher, and its root could neither set it up nor mount /sys.
+        Network::Loopback if spec.host_id.is_range() => (None, Birth::New),
         Network::Loopback => networks.take().map_or((None, Birth::New), |network| (Some(network), Birth::Parents)),
         Network::Egress(_) => (None, Birth::New),
         Network::Host => (None, Birth::Parents),
@@ -102,7 +103,7 @@ fn in_group(
     let mut child = born.map_err(failed("start a process for"))?;
     let ((go_read, go_write), (report_read, report_write)) = (go, report);
     drop((go_read, report_write, log_write, null, network));
-    map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
+    range::map_ids(child.pid(), spec.host_id).map_err(failed("map the ids of"))?;
     let _egress = match &spec.network {
         Network::Loopback | Network::Host => None,
         Network::Egress(egress) => {
@@ -184,19 +185,13 @@ fn terminal(id: HostId) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// One user and one group; `setgroups` stays forbidden.
-fn map_ids(pid: u32, id: HostId) -> io::Result<()> {
-    fs::write(format!("/proc/{pid}/uid_map"), format!("{} {} 1", child::UID, id.uid))?;
-    fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
-    fs::write(format!("/proc/{pid}/gid_map"), format!("{} {} 1", child::GID, id.gid))
-}
-
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 

@@ -18,6 +18,7 @@ mod launch;
 mod networks;
 mod plan;
 mod prepared;
+mod range;
 mod raw;
 mod skeleton;
 mod sources;
@@ -34,7 +35,8 @@ use std::path::Path;
 pub use cancel::Cancel;
 pub use egress::{Egress, LINK_LOCAL};
 pub use error::SandboxError;
-pub use spec::{Ended, HostId, Limits, Network, Spec, Status, Stop, env_pairs};
+pub use range::UID_RANGE;
+pub use spec::{Ended, HostId, Limits, Network, RANGE_IDS, Spec, Status, Stop, env_pairs};
 
 use crate::cgroup::Cgroups;
 use disk::Room;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use libc::sock_filter;
 
+use super::range::Inside;
 use super::skeleton::DEVICES;
 use super::steps::Step;
 use super::tree::Tree;
@@ -35,6 +36,8 @@ pub(super) struct Root {
 /// Mount points as absolute host paths, for file systems that are mounted new.
 pub(super) struct NewMounts {
     pub proc: CString,
+    /// Only root of a range of ids has one.
+    pub sys: Option<CString>,
     pub shm: CString,
     pub pts: CString,
 }
@@ -69,6 +72,11 @@ pub(super) struct Plan {
     /// Netlink requests for routes in it.
     pub routes: Vec<Vec<u8>>,
     pub personality: libc::c_ulong,
+    /// Who the build becomes, as it sees itself.
+    pub uid: u32,
+    pub gid: u32,
+    /// Whether it keeps its rights over its namespaces, and may nest others.
+    pub keeps_rights: bool,
     pub processes_max: Option<u64>,
     pub filter: Vec<sock_filter>,
     pub builder: CString,
@@ -103,6 +111,7 @@ impl Plan {
         network: Birth,
     ) -> Result<Self, SandboxError> {
         let root = spec.root_dir.as_path();
+        let inside = Inside::of(spec.host_id);
         let mut devices = Vec::with_capacity(DEVICES.len() + 1);
         for name in DEVICES.into_iter().chain(spec.dev_kvm.then_some("kvm")) {
             devices.push(Bind {
@@ -123,13 +132,21 @@ impl Plan {
             },
             shell: Bind { source: path(&spec.shell)?, target: c"bin/sh".to_owned() },
             devices,
-            new_mounts: NewMounts { proc: path(&root.join("proc"))?, shm: path(&root.join("dev/shm"))?, pts: path(&root.join("dev/pts"))? },
+            new_mounts: NewMounts {
+                proc: path(&root.join("proc"))?,
+                sys: spec.host_id.is_range().then(|| path(&root.join("sys"))).transpose()?,
+                shm: path(&root.join("dev/shm"))?,
+                pts: path(&root.join("dev/pts"))?,
+            },
             network,
             routes: match &spec.network {
                 Network::Loopback | Network::Host => Vec::new(),
                 Network::Egress(egress) => egress.routes(),
             },
             personality: personality(&spec.system),
+            uid: inside.uid,
+            gid: inside.gid,
+            keeps_rights: spec.host_id.is_range(),
             processes_max,
             filter: filter::program(&spec.system),
             builder: text(spec.builder.clone(), "builder")?,

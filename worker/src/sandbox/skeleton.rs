@@ -9,10 +9,11 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, chmodat, chownat, fchmod, mkdirat, openat, symlinkat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chmodat, chownat, fchmod, mkdirat, openat, symlinkat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::egress::RESOLV_CONF;
+use super::range::Inside;
 use super::{Network, SandboxError, Spec};
 
 /// Device nodes of the host that every build has.
@@ -23,6 +24,9 @@ pub(super) fn make(spec: &Spec) -> Result<OwnedFd, SandboxError> {
     let skeleton = Skeleton { root: mount().map_err(SandboxError::host("make the file system of", "/"))?, spec };
     for dir in ["bin", "build", "dev", "dev/pts", "dev/shm", "etc", "proc", "tmp"] {
         skeleton.dir(dir)?;
+    }
+    if spec.host_id.is_range() {
+        skeleton.dir("sys")?;
     }
     skeleton.devices()?;
     skeleton.etc()?;
@@ -60,8 +64,9 @@ impl Skeleton<'_> {
     }
 
     fn etc(&self) -> Result<(), SandboxError> {
-        self.file("etc/passwd", PASSWD, 0o644)?;
-        self.file("etc/group", GROUP, 0o644)?;
+        let inside = Inside::of(self.spec.host_id);
+        self.file("etc/passwd", inside.passwd, 0o644)?;
+        self.file("etc/group", inside.group, 0o644)?;
         match &self.spec.network {
             Network::Loopback => self.file("etc/hosts", HOSTS, 0o644)?,
             Network::Host => self.name_service(&["hosts", "resolv.conf", "services"])?,
@@ -71,7 +76,7 @@ impl Skeleton<'_> {
                 self.name_service(&["services"])?;
             }
         }
-        self.mode("etc", 0o555)
+        if self.spec.host_id.is_range() { self.hand_over("etc") } else { self.mode("etc", 0o555) }
     }
 
     /// What a build with a network needs to use it; `copied` are files of the host.
@@ -101,11 +106,19 @@ impl Skeleton<'_> {
         ends.map(|end| &store[..end]).try_for_each(|path| self.dir(path))
     }
 
-    /// Only root and the build's group may enter.
+    /// Only root and the build's group may enter. Root of a range is root here too.
     fn close(&self) -> Result<(), SandboxError> {
+        if self.spec.host_id.is_range() {
+            return self.hand_over(".").and_then(|()| self.mode(".", 0o755));
+        }
         let group = Gid::from_raw(self.spec.host_id.gid);
         chownat(&self.root, ".", None, Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(failed("hand over", ""))?;
         self.mode(".", 0o750)
+    }
+
+    fn hand_over(&self, path: &str) -> Result<(), SandboxError> {
+        let (user, group) = (Uid::from_raw(self.spec.host_id.uid), Gid::from_raw(self.spec.host_id.gid));
+        chownat(&self.root, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(failed("hand over", path))
     }
 
     fn dir(&self, path: &str) -> Result<(), SandboxError> {
@@ -139,8 +152,8 @@ fn failed(step: &'static str, path: &str) -> impl FnOnce(rustix::io::Errno) -> S
     move |err| SandboxError::host(step, path)(io::Error::from(err))
 }
 
-const PASSWD: &[u8] = b"root:x:0:0:Nix build user:/build:/noshell\nnixbld:x:1000:100:Nix build user:/build:/noshell\nnobody:x:65534:65534:Nobody:/:/noshell\n";
-const GROUP: &[u8] = b"root:x:0:\nnixbld:!:100:\nnogroup:x:65534:\n";
+pub(super) const PASSWD: &[u8] = b"root:x:0:0:Nix build user:/build:/noshell\nnixbld:x:1000:100:Nix build user:/build:/noshell\nnobody:x:65534:65534:Nobody:/:/noshell\n";
+pub(super) const GROUP: &[u8] = b"root:x:0:\nnixbld:!:100:\nnogroup:x:65534:\n";
 const HOSTS: &[u8] = b"127.0.0.1 localhost\n::1 localhost\n";
 /// Where distributions keep their certificate authorities.
 const CA_BUNDLES: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];

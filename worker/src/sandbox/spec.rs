@@ -1,5 +1,6 @@
 //! What a sandbox is asked to run, and how the run ended. Plain data; nothing here touches the kernel.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ pub struct Spec {
     pub inputs: Vec<(StorePath, PathBuf)>,
     /// What the builder may reach.
     pub network: Network,
-    /// Host user and group that the build's one user (1000, group 100) stands for. No other running build may have it.
+    /// Host user and group that the build's one user (1000, group 100) stands for, or a range of them for its users 0 to 65,535. No
+    /// other running build may have any of them.
     pub host_id: HostId,
     /// The statically linked shell that is bound at `/bin/sh`.
     pub shell: PathBuf,
@@ -72,14 +74,19 @@ pub enum Network {
     Egress(Egress),
 }
 
-/// A user and group id of the host, from the pool of a worker's slots.
+/// The user and group ids of the host that a build has, from the pool of a worker's slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostId {
-    /// Host user.
+    /// Host user; the first of them.
     pub uid: u32,
-    /// Host group.
+    /// Host group; the first of them.
     pub gid: u32,
+    /// How many of each, in a row: 1, or [`RANGE_IDS`].
+    pub count: u32,
 }
+
+/// Ids of a build that requires `uid-range`, as many as Nix gives it.
+pub const RANGE_IDS: u32 = 65_536;
 
 impl HostId {
     /// Returns the id of slot number `slot`, as Nix's own automatic allocation places them.
@@ -88,8 +95,31 @@ impl HostId {
     /// If `slot` is 1024 or more: no worker has so many slots.
     pub fn of_slot(slot: u32) -> Self {
         assert!(slot < SLOTS_MAX, "slot {slot} is beyond the pool of {SLOTS_MAX} ids");
-        let id = FIRST_ID + slot;
-        Self { uid: id, gid: id }
+        Self::one(FIRST_ID + slot)
+    }
+
+    /// Returns the range of ids of slot number `slot`, for a build that requires `uid-range`.
+    ///
+    /// # Panics
+    /// As [`HostId::of_slot`].
+    pub fn range_of_slot(slot: u32) -> Self {
+        assert!(slot < SLOTS_MAX, "slot {slot} is beyond the pool of {SLOTS_MAX} ranges");
+        Self { count: RANGE_IDS, ..Self::one(FIRST_RANGE + slot * RANGE_IDS) }
+    }
+
+    /// Returns one id, of a user and of a group.
+    pub fn one(id: u32) -> Self {
+        Self { uid: id, gid: id, count: 1 }
+    }
+
+    /// Whether the build is root of many ids, rather than one user.
+    pub fn is_range(self) -> bool {
+        self.count > 1
+    }
+
+    /// Returns the host users that files of the build belong to.
+    pub fn uids(self) -> RangeInclusive<u32> {
+        self.uid..=self.uid + (self.count - 1)
     }
 
     /// Whether `uid` is that of a worker: of [`HostId::of_worker`].
@@ -102,8 +132,7 @@ impl HostId {
     /// # Panics
     /// As [`HostId::of_slot`].
     pub fn of_worker(slot_first: u32) -> Self {
-        let Self { uid, .. } = Self::of_slot(slot_first);
-        Self { uid: uid + SLOTS_MAX, gid: uid + SLOTS_MAX }
+        Self::one(Self::of_slot(slot_first).uid + SLOTS_MAX)
     }
 }
 
@@ -112,6 +141,9 @@ impl HostId {
 const FIRST_ID: u32 = 872_415_232 + 128 * 65_536;
 /// Ids in the pool: far more than any machine has slots.
 const SLOTS_MAX: u32 = 1024;
+/// First id of the ranges: behind the ids of slots and of workers, on a multiple of a range, as Nix's are. The last range ends at
+/// 947,978,239.
+const FIRST_RANGE: u32 = FIRST_ID + RANGE_IDS;
 
 /// When a run is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,4 +211,31 @@ pub enum Stop {
 /// Builds the ordered list that [`Spec::env`] wants from text pairs.
 pub fn env_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs.into_iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_of_nix_slots_workers_and_ranges_share_an_id() {
+        let mut all = vec![(872_415_232..=872_415_232 + 128 * 65_536 - 1, "Nix's own pool".to_owned())];
+        for slot in 0..SLOTS_MAX {
+            all.push((HostId::of_slot(slot).uids(), format!("slot {slot}")));
+            all.push((HostId::of_worker(slot).uids(), format!("worker of slot {slot}")));
+            all.push((HostId::range_of_slot(slot).uids(), format!("range of slot {slot}")));
+        }
+        all.sort_by_key(|(ids, _)| *ids.start());
+        for pair in all.windows(2) {
+            assert!(pair[0].0.end() < pair[1].0.start(), "{pair:?}");
+        }
+        assert_eq!(all.last().map(|(ids, _)| *ids.end()), Some(947_978_239));
+    }
+
+    #[test]
+    fn a_range_begins_where_the_first_of_its_users_is_root() {
+        let range = HostId::range_of_slot(1);
+        assert_eq!((range.uid % RANGE_IDS, range.gid, range.uids().count()), (0, range.uid, 65_536));
+        assert!(range.is_range() && !HostId::of_slot(1).is_range());
+    }
 }

@@ -18,6 +18,7 @@ pub(super) enum Step {
     BindShell,
     BindDevice,
     MountProc,
+    MountSys,
     MountShm,
     MountPts,
     Pivot,
@@ -41,7 +42,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 32] = [
+    const ALL: [(Self, &'static str); 33] = [
         (Self::ControlGroup, "enter control group"),
         (Self::Await, "wait for the id maps"),
         (Self::ControlGroupNamespace, "enter a control group namespace"),
@@ -56,6 +57,7 @@ impl Step {
         (Self::BindShell, "bind"),
         (Self::BindDevice, "bind device"),
         (Self::MountProc, "mount /proc"),
+        (Self::MountSys, "mount /sys"),
         (Self::MountShm, "mount /dev/shm"),
         (Self::MountPts, "mount /dev/pts"),
         (Self::Pivot, "pivot into the root directory"),
@@ -117,7 +119,7 @@ mod tests {
         for (number, (step, words)) in Step::ALL.iter().enumerate() {
             assert_eq!(*step as usize, number, "{words}");
         }
-        assert_eq!(Step::numbered(32), None);
+        assert_eq!(Step::numbered(33), None);
     }
 
     #[test]
