@@ -199,7 +199,13 @@ impl Room {
         let paths = outputs::output_paths(&self.derivation)?;
         let launch = builder::launch(&self.derivation, assignment, &paths, &workshop.host_env).map_err(|err| build_failure(&err))?;
         let features = self.derivation.attributes().and_then(|attributes| attributes.required_system_features());
-        let dev_kvm = features.map_err(|err| build_failure(&err))?.contains("kvm");
+        let features = features.map_err(|err| build_failure(&err))?;
+        let uid_range = features.contains(sandbox::UID_RANGE);
+        if uid_range && launch.network {
+            let what = self.about("run the builder");
+            let text = format!("{what}: `uid-range` is not for builds with a network, whose root could undo what keeps it from others");
+            return Err(failure(FailureClass::BuildFailure, &text).into());
+        }
         let pairs = |list: Vec<(Vec<u8>, Vec<u8>)>| list.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Ok(Task {
             name: format!("attempt-{}", assignment.lease.attempt),
@@ -212,7 +218,8 @@ impl Room {
             files: pairs(launch.files),
             inputs: assignment.inputs.iter().map(|info| info.path.clone()).collect(),
             reach: if launch.network { workshop.reach_outside() } else { Reach::Itself },
-            dev_kvm,
+            dev_kvm: features.contains("kvm"),
+            uid_range,
             resources: workshop.policy.of(assignment.resources),
             limits: sandbox::Limits {
                 wall: Duration::from_millis(self.limits.wall_ms_max),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Policy;
 use crate::launcher::Owner;
-use crate::sandbox::{HostId, LINK_LOCAL, disk};
+use crate::sandbox::{HostId, LINK_LOCAL, UID_RANGE, disk};
 
 /// A worker's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -50,7 +50,7 @@ pub struct Config {
     #[serde(default)]
     pub systems: Option<BTreeSet<String>>,
     /// Features that it offers to jobs which require them. Default: those that Nix has by default, `kvm` among them where `/dev/kvm` can
-    /// be used.
+    /// be used, `uid-range` where the launcher can give it.
     #[serde(default = "default_features")]
     pub features: BTreeSet<String>,
     /// A static busybox, shown to builds as `/bin/sh`. Default `/bin/busybox`.
@@ -365,7 +365,7 @@ const SLOTS_MAX: u32 = 1024;
 
 fn default_features() -> BTreeSet<String> {
     let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    ["nixos-test", "benchmark", "big-parallel"].into_iter().chain(kvm.then_some("kvm")).map(String::from).collect()
+    ["nixos-test", "benchmark", "big-parallel", UID_RANGE].into_iter().chain(kvm.then_some("kvm")).map(String::from).collect()
 }
 
 fn default_busybox() -> PathBuf {

@@ -118,7 +118,7 @@ impl Workshop {
     pub fn offer(&self, config: &Config) -> Offer {
         Offer {
             systems: config.systems(),
-            features: config.features.clone(),
+            features: config.features.difference(self.launcher.lacking()).cloned().collect(),
             capacity: kiln_wire::Resources { cores: config.cores(), memory_mib: config.memory_mib() },
             slots: config.slots(),
             guarantees: self.launcher.guarantees().iter().cloned().collect(),

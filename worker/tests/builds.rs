@@ -7,9 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use farm::{Farm, Job, store_path};
+use kiln_nix::content::{ContentAddress, Method};
+use kiln_nix::derivation::Output;
+use kiln_nix::hash::{Algorithm, Hasher};
 use kiln_wire::client::{Refusal, RefusalKind, Response};
 use kiln_wire::worker::FromWorker;
-use kiln_wire::{FailureClass, JobLimits, Outcome, PathInfo, StorePath};
+use kiln_wire::{FailureClass, JobLimits, Outcome, PathInfo, StoreDir, StorePath};
 
 /// A farm that offers a busybox, and its path.
 async fn farm_with_busybox() -> (Arc<Farm>, PathInfo) {
@@ -275,6 +278,38 @@ fn flip_in(spool: &Path, at: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("reads");
     file.write_all_at(&[byte[0] ^ 1], at).expect("writes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_requires_a_range_of_ids_is_root_of_it_and_no_other_is() {
+    use std::os::unix::fs::MetadataExt;
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker();
+    let offer = farm.hello().await.offer;
+    assert!(offer.features.contains("uid-range") && offer.guarantees["uid-range"].starts_with("65536 ids"), "{offer:?}");
+    let script = "$b mkdir $out; $b id -u > $out/id; echo x > $out/file; $b chown 4242 $out/file || echo refused";
+    let requiring = |name: &str| {
+        let mut derivation = Job::script(name, &busybox.path, &["out"], script).derivation;
+        derivation.env.insert("requiredSystemFeatures".into(), b"uid-range".to_vec());
+        derivation
+    };
+    let outputs = farm.build(&Job::new(requiring("range")), 100, vec![busybox.clone()]).await;
+    let out = cached(&farm, &outputs[0].info.path);
+    assert_eq!(std::fs::read_to_string(out.join("id")).expect("read"), "0\n");
+    let file = std::fs::metadata(out.join("file")).expect("stat");
+    assert_eq!((file.mode() & 0o7777, file.uid(), file.gid(), file.mtime()), (0o444, 0, 0, 1));
+    let outputs = farm.build(&Job::script("plain", &busybox.path, &["out"], script), 101, vec![busybox.clone()]).await;
+    assert_eq!(std::fs::read_to_string(cached(&farm, &outputs[0].info.path).join("id")).expect("read"), "1000\n");
+    // Root of a network that leads outside could open what is closed in it.
+    let mut outside = requiring("outside");
+    let hash = Hasher::new(Algorithm::Sha256).finish();
+    let address = ContentAddress { method: Method::Flat, hash };
+    let path = address.path(&StoreDir::default(), "outside", &BTreeSet::new(), false).expect("a path");
+    outside.outputs.values_mut().for_each(|output| *output = Output::Fixed { address: address.clone(), path: path.clone() });
+    let (class, message, _) = failure_of(&farm, &Job::new(outside), 102, &busybox, JobLimits::default()).await;
+    assert!(class == FailureClass::BuildFailure && message.contains("`uid-range` is not for builds with a network"), "{message}");
+    worker.stop().await;
+    assert_eq!(left_behind(&farm), Vec::<String>::new());
 }
 
 fn cached(farm: &Farm, path: &StorePath) -> std::path::PathBuf {

@@ -136,12 +136,15 @@ type Change = fn(&mut Task);
 
 /// What a launcher is not to do, whoever asks.
 fn refused(launcher: &Launcher) {
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 9] = [
+        ("is no name of a group and a directory", |task| task.name = "../store/x".to_owned()),
+        ("is longer than a year", |task| task.limits.wall = Duration::MAX),
         ("is not one of this worker's", |task| task.slot = 7),
         ("is more than the worker may give", |task| task.resources.memory_bytes_max = 1 << 40),
         ("is more than the worker may give", |task| task.resources.pids_max = 1 << 20),
         ("is more than the worker may give", |task| task.resources.swap_bytes_max = 1),
         ("is not a feature of this worker", |task| task.dev_kvm = true),
+        ("feature `uid-range` is not one of this worker's", |task| task.uid_range = true),
         ("must not be /tmp", |task| task.store_dir = StoreDir::parse("/etc").expect("a directory")),
     ];
     for (reason, change) in changes {
@@ -177,6 +180,7 @@ fn task(script: &str) -> Task {
         inputs: Vec::new(),
         reach: Reach::Itself,
         dev_kvm: false,
+        uid_range: false,
         resources: cgroup::Policy { memory_mib: 512, swap_bytes_max: 0, pids_max: 1000, cpu_quota: false }
             .of(Resources { cores: 1, memory_mib: 64 }),
         limits: Limits { wall: Duration::from_secs(60), silence: Duration::from_secs(60), log_bytes: 1 << 20 },

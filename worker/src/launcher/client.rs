@@ -1,5 +1,6 @@
 //! The worker's side: starts a launcher, and holds one conversation for each build.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -27,6 +28,7 @@ use crate::sandbox::{Cancel, Ended};
 pub struct Launcher {
     shared: Arc<Shared>,
     guarantees: Vec<(String, String)>,
+    lacking: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -115,7 +117,7 @@ impl Launcher {
         let policy = frame::to_bytes(policy).map_err(|err| LauncherError::Gone(err.into()))?;
         send_start(&shared.control, &policy).map_err(gone)?;
         match decode(&receive_start(&shared.control).map_err(gone)?).map_err(LauncherError::Gone)? {
-            Start::Ready(guarantees) => Ok(Self { shared: Arc::new(shared), guarantees }),
+            Start::Ready { guarantees, lacking } => Ok(Self { shared: Arc::new(shared), guarantees, lacking }),
             Start::Failed(reason) => Err(LauncherError::Unfit(reason)),
         }
     }
@@ -123,6 +125,11 @@ impl Launcher {
     /// Returns what builds get from it, and what the worker gave up, by name, in words for people.
     pub fn guarantees(&self) -> &[(String, String)] {
         &self.guarantees
+    }
+
+    /// Returns those of the configured features that it cannot give on this machine; its guarantees say why.
+    pub fn lacking(&self) -> &BTreeSet<String> {
+        &self.lacking
     }
 
     /// Adds something that the worker itself keeps to.

@@ -103,8 +103,7 @@ impl<'a> Conversation<'a> {
 
     fn claim(&self, spec: &Spec, claim: &Claim) -> Result<String, Failure> {
         let dir = spec.outputs_dir();
-        let uid = spec.host_id.uid;
-        make_canonical(&dir, &claim.outputs, uid..=uid, self.host.policy.owner, claim.bytes_max)?;
+        make_canonical(&dir, &claim.outputs, spec.host_id.uids(), self.host.policy.owner, claim.bytes_max)?;
         self.open_to_worker(&dir).map_err(|err| caused(FailureClass::Infrastructure, "hand over the outputs", &err))?;
         let text = dir.into_os_string().into_string();
         text.map_err(|_| failure(FailureClass::Infrastructure, "hand over the outputs: the name of the worker's directory is no text"))

@@ -68,6 +68,8 @@ pub struct Task {
     pub reach: Reach,
     /// Whether `/dev/kvm` is there.
     pub dev_kvm: bool,
+    /// Whether it is root of a range of ids.
+    pub uid_range: bool,
     /// What the build may use.
     pub resources: cgroup::Limits,
     /// When the run is stopped.

@@ -16,6 +16,7 @@ mod policy;
 mod rootless;
 mod serve;
 mod socket;
+mod trial;
 
 pub use client::{Launcher, LauncherError, Run};
 pub use message::{Answer, Ask, Claim, MESSAGE_BYTES_MAX, Reach, TalkError, Task, decode, read_message, write_message};

@@ -208,7 +208,7 @@ mod tests {
 
     /// The users of two workers.
     fn users() -> [Owner; 2] {
-        [3, 4].map(HostId::of_worker).map(|HostId { uid, gid }| Owner { uid, gid })
+        [3, 4].map(HostId::of_worker).map(|HostId { uid, gid, .. }| Owner { uid, gid })
     }
 
     #[test]

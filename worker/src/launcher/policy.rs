@@ -13,7 +13,7 @@ use super::places::{Owner, STORE};
 use super::rootless::Users;
 use crate::cgroup;
 use crate::config::{Config, FixedOutputNetwork};
-use crate::sandbox::{Network, Spec, disk};
+use crate::sandbox::{Network, Spec, UID_RANGE, disk};
 
 /// What a launcher may do for its worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub struct Policy {
     pub shell: PathBuf,
     /// Whether builds may have `/dev/kvm`.
     pub dev_kvm: bool,
+    /// Whether builds may be root of a range of ids.
+    pub uid_range: bool,
     /// What fixed-output builds may reach.
     pub network: FixedOutputNetwork,
 }
@@ -69,6 +71,7 @@ impl Policy {
             disk_free_bytes_min: config.disk_free_bytes_min,
             shell: config.busybox.clone(),
             dev_kvm: config.features.contains("kvm"),
+            uid_range: config.features.contains(UID_RANGE),
             network: config.fixed_output_network.clone(),
         }
     }
@@ -102,6 +105,9 @@ impl Policy {
         if task.dev_kvm && !self.dev_kvm {
             return refuse("device", "kvm".to_owned(), "is not a feature of this worker");
         }
+        if task.uid_range && (!self.uid_range || users.range(task.slot).is_none()) {
+            return refuse("feature", UID_RANGE.to_owned(), "is not one of this worker's");
+        }
         // Its builds are the launcher's own user, and could exchange the directories above their store.
         if users == Users::One && task.store_dir.as_str().starts_with("/tmp/") {
             return refuse("store directory", task.store_dir.to_string(), "lies below /tmp, for which builds need users of their own");
@@ -113,6 +119,7 @@ impl Policy {
     pub(super) fn spec(&self, task: Task, root_dir: PathBuf, users: Users, network: &FixedNetwork) -> Spec {
         let bytes = |list: Vec<ByteBuf>| list.into_iter().map(ByteBuf::into_vec).collect();
         let pairs = |list: Vec<(ByteBuf, ByteBuf)>| list.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
+        let range = task.uid_range.then(|| users.range(task.slot)).flatten();
         let store = self.dir.join(STORE);
         let inputs = task.inputs.into_iter().map(|path| {
             let source = store.join(path.as_str());
@@ -132,7 +139,7 @@ impl Policy {
                 Reach::Itself => Network::Loopback,
                 Reach::Outside { denied } => network.of_build(&denied),
             },
-            host_id: users.host_id(task.slot, self.slot_first),
+            host_id: range.unwrap_or_else(|| users.host_id(task.slot, self.slot_first)),
             shell: self.shell.clone(),
             dev_kvm: task.dev_kvm,
             resources: task.resources,

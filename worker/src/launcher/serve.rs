@@ -20,16 +20,23 @@ use super::places::{self, BUILDS, Owner, PlaceError};
 use super::policy::Policy;
 use super::rootless::{self, RootlessError, Users};
 use super::socket::{Received, peek_start, receive_conversation, receive_start, send_start};
+use super::trial;
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::failure::chain;
 use crate::sandbox::disk::{Disk, DiskError};
+use crate::sandbox::{RANGE_IDS, UID_RANGE};
 use crate::trash::{Trash, TrashError};
 
 /// What a launcher says once it can run builds, or that it cannot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Start {
-    /// What it gives to builds, by name, in words for people.
-    Ready(Vec<(String, String)>),
+    /// It can run builds.
+    Ready {
+        /// What it gives to builds, by name, in words for people.
+        guarantees: Vec<(String, String)>,
+        /// Features that the worker is configured to offer, and this machine does not have.
+        lacking: BTreeSet<String>,
+    },
     /// Why it cannot.
     Failed(String),
 }
@@ -135,7 +142,7 @@ fn serve(control: &OwnedFd, users: Users) -> Result<(), ServeError> {
         Ok(host) => host,
         Err(err) => return fail(control, err),
     };
-    say(control, &Start::Ready(host.guarantees()))?;
+    say(control, &Start::Ready { guarantees: host.guarantees(), lacking: host.lacking() })?;
     let conversations_max = usize::try_from(host.policy.slots).unwrap_or(1) * 2 + 16;
     let open = AtomicUsize::new(0);
     thread::scope(|scope| -> Result<(), ServeError> {
@@ -177,6 +184,8 @@ pub(super) struct Host {
     pub(super) cgroups: Cgroups,
     pub(super) disk: Disk,
     pub(super) network: FixedNetwork,
+    /// Whether builds can have a range of ids; nothing where the worker does not offer it.
+    range: Option<Result<(), String>>,
     pub(super) remains: Trash,
     pub(super) builds: PathBuf,
     pub(super) busy: Mutex<BTreeSet<u32>>,
@@ -202,11 +211,17 @@ impl Host {
         }
         remains.discard_all(&builds)?;
         let network = FixedNetwork::open(&policy.network)?;
-        Ok(Arc::new(Self { users, policy, cgroups, disk, network, remains, builds, busy: Mutex::default(), _lock: lock }))
+        let range = policy.uid_range.then(|| trial::range(&policy, users, &cgroups, &disk, &builds, &remains));
+        policy.uid_range = range == Some(Ok(()));
+        Ok(Arc::new(Self { users, policy, cgroups, disk, network, range, remains, builds, busy: Mutex::default(), _lock: lock }))
     }
 
     fn guarantees(&self) -> Vec<(String, String)> {
-        vec![
+        let range = self.range.as_ref().map(|range| match range {
+            Ok(()) => (UID_RANGE.to_owned(), format!("{RANGE_IDS} ids, and root of them, for each build that asks")),
+            Err(why) => (UID_RANGE.to_owned(), format!("none: {why}")),
+        });
+        let guarantees = [
             ("cgroup".to_owned(), self.cgroups.describe()),
             ("disk".to_owned(), self.disk.describe()),
             ("fixed-output network".to_owned(), self.network.describe()),
@@ -214,7 +229,12 @@ impl Host {
             // A build whose filter cannot be loaded does not start.
             ("system calls".to_owned(), "no set-id bits, extended attributes, keyrings, io_uring, hypervisor sockets".to_owned()),
             ("landlock".to_owned(), landlock().to_owned()),
-        ]
+        ];
+        guarantees.into_iter().chain(range).collect()
+    }
+
+    fn lacking(&self) -> BTreeSet<String> {
+        self.range.iter().filter(|range| range.is_err()).map(|_| UID_RANGE.to_owned()).collect()
     }
 
     /// Takes a build user, unless another build has it.
