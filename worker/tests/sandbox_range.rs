@@ -235,7 +235,7 @@ fn where_it_could_harm_others_it_is_not_had() {
     let detected = std::mem::replace(&mut unlimited.cgroups, Cgroups::none());
     let table = [(&outside, "network `outside`: must be its own"), (&unlimited, "must limit processes")];
     for (bench, words) in table {
-        let text = chain(&bench.try_run(&mut |_| {}).expect_err(words));
+        let text = chain(&*bench.try_run(&mut |_| {}).expect_err(words));
         assert!(text.contains(words), "{text}");
     }
     unlimited.cgroups = detected;

@@ -99,6 +99,36 @@ in
   root = { items = [ 3 6 7 9 10 11 13 39 ]; drv = sees "root" { inherit dep; } tree; };
   kvm-asked-for = { items = [ 9 29 ]; needs = "/dev/kvm"; drv = sees "kvm-asked-for" { requiredSystemFeatures = [ "kvm" ]; } devices; };
   kvm-not-asked-for = { items = [ 9 29 ]; needs = "/dev/kvm"; drv = sees "kvm-not-asked-for" { } devices; };
+  # Nix 2.8 does not know this feature, and builds as ever where it is told that it has it.
+  uid-range = {
+    items = [ 3 7 10 11 29 ];
+    drv = sees "uid-range" { requiredSystemFeatures = [ "uid-range" ]; } ''
+      say ids "$(id)"
+      for map in uid_map gid_map; do say $map "$(awk '{ print $1, $3 }' /proc/$$/$map)"; done
+      say setgroups "$(cat /proc/$$/setgroups)"
+      say environment "$(tr '\0' '\n' </proc/$$/environ | grep -v -e ^out= -e ^name= | sort | tr '\n' ' ')"
+      for path in / /bin /build /dev /etc /etc/group /etc/hosts /etc/passwd /nix /nix/store /proc /sys /tmp; do
+        say "$path" "$(stat -c '%F %a %u:%g' $path 2>/dev/null || echo absent)"
+      done
+      say passwd "$(tr '\n' ' ' </etc/passwd)"
+      say group "$(tr '\n' ' ' </etc/group)"
+      say network "$(ls /sys/class/net 2>&1)"
+      say "control groups" "$(cut -d: -f3 /proc/$$/cgroup | sort -u | grep -c -x /)"
+      say capabilities "$([ $(grep ^CapEff: /proc/$$/status | cut -f2) = 0000000000000000 ] && echo none || echo some)"
+      try "mount" sh -c "mkdir -p /run && mount -t tmpfs none /run && umount /run"
+      try "mount a new /proc" unshare -mpf --mount-proc true
+      try "nest a user namespace" unshare -Ur id -u
+      echo >file
+      try "give a file away" sh -c "chown 4242:4242 file && stat -c %u:%g file"
+      try "give a file to nobody it knows" chown 65536 file
+      try "become nobody" su -s /bin/sh nobody -c "id -u"
+      try "change /etc" sh -c "echo x >/etc/new && rm /etc/new"
+      try "set-id" chmod 4755 file
+      try "make a device" mknod device c 1 3
+      try "write an input" sh -c "echo >>${shell}/busybox"
+      echo >$out/given; chown 4242:4242 $out/given 2>/dev/null || true
+    '';
+  };
   etc = { items = [ 11 ]; drv = make "etc" { } "mkdir $out; cp /etc/* $out"; };
   mounts = {
     items = [ 6 8 9 10 ];
