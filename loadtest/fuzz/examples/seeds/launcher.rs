@@ -25,6 +25,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         inputs: vec![path.clone()],
         reach,
         dev_kvm: false,
+        uid_range: false,
         resources: cgroup::Policy { memory_mib: 1024, swap_bytes_max: 0, pids_max: 100, cpu_quota: true }.of(Resources::default()),
         limits: sandbox::Limits { wall: Duration::from_secs(60), silence: Duration::from_millis(1500), log_bytes: 1 << 20 },
     };
