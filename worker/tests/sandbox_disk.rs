@@ -187,10 +187,10 @@ impl Drop for Small {
 
 #[test]
 fn a_disk_that_runs_low_ends_the_build_that_uses_the_most_and_starts_none() {
-    let mut small = Bench::new("head -c 20000000 /dev/zero >/build/x; until [ -e /build/go ]; do sleep 0.1; done; echo unharmed");
-    let mut large = Bench::new("head -c 120000000 /dev/zero >/build/x; sleep 60");
-    let disk = Small::new(&small.host("disk"), "size=200m");
-    let floor = 100 * MIB;
+    let mut small = Bench::new("head -c 4000000 /dev/zero >/build/x; until [ -e /build/go ]; do sleep 0.1; done; sleep 1; echo unharmed");
+    let mut large = Bench::new("head -c 40000000 /dev/zero >/build/x; sleep 60");
+    let disk = Small::new(&small.host("disk"), "size=64m");
+    let floor = 32 * MIB;
     let shared = Arc::new(Disk::open(Choice::Polling, &disk.0, LIMITS_LARGE, floor).expect("a disk"));
     for (bench, name) in [(&mut small, "small"), (&mut large, "large")] {
         bench.disk = shared.clone();
@@ -206,11 +206,12 @@ fn a_disk_that_runs_low_ends_the_build_that_uses_the_most_and_starts_none() {
             matches!(refused, Err(DiskError::Full { free_bytes, free_bytes_min }) if free_bytes < floor && free_bytes_min == floor),
             "{refused:?}"
         );
+        // What the large one left is still there, and not the small one's fault, however often somebody looks at the disk in its last second.
         fs::write(disk.0.join("small/build/go"), "").expect("let it go on");
         (small_ran.join().expect("no panic"), large_ran)
     });
     let Some(Stop::Disk(Excess::Floor { free_bytes, free_bytes_min, used_bytes })) = large_ran.stopped else { panic!("{large_ran:?}") };
-    assert!(free_bytes < floor && free_bytes_min == floor && used_bytes > 80 * MIB, "{large_ran:?}");
+    assert!(free_bytes < floor && free_bytes_min == floor && used_bytes > 24 * MIB, "{large_ran:?}");
     assert!(small_ran.ended.succeeded() && small_ran.log == "unharmed\n", "{:?} {}", small_ran.ended, small_ran.log);
     fs::remove_dir_all(disk.0.join("large")).expect("clean up");
     shared.room(&disk.0.join("new")).expect("there is space again");

@@ -72,6 +72,8 @@ const LOOK_PART: u32 = 20;
 const LOOK_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at the whole disk while something runs.
 const LOOK_FLOOR: Duration = Duration::from_millis(250);
+/// Within it the files of a build that was ended are gone.
+const RELIEF: Duration = Duration::from_secs(30);
 /// When the disk runs low, a build that uses less than this part of the floor is not to blame and its end would not help.
 const BLAME_PART: u64 = 16;
 
@@ -144,14 +146,21 @@ impl Shared {
     }
 
     fn run(&self) {
+        let mut blamed = None;
         while let Some(entries) = self.wait() {
             for entry in entries.iter().filter(|entry| entry.seen().due <= Instant::now()) {
                 if let Err(err) = entry.look() {
                     tracing::warn!(%err, "measure the disk of a build");
                 }
             }
-            if let Some(free_bytes) = free_bytes(&self.dir).filter(|free| *free < self.free_bytes_min) {
-                self.relieve(&entries, free_bytes);
+            match free_bytes(&self.dir).filter(|free| *free < self.free_bytes_min) {
+                Some(free_bytes) if blamed.is_none_or(|blamed| is_in_vain(blamed, free_bytes, Instant::now())) => {
+                    if self.relieve(&entries, free_bytes) {
+                        blamed = Some((Instant::now(), free_bytes));
+                    }
+                }
+                Some(_) => {}
+                None => blamed = None,
             }
         }
     }
@@ -177,22 +186,27 @@ impl Shared {
         }
     }
 
-    /// Ends the build that uses the most, one at a time: its end must have its effect before another is blamed.
-    fn relieve(&self, entries: &[Arc<Entry>], free_bytes: u64) {
+    /// Ends the build that uses the most, if that would help.
+    fn relieve(&self, entries: &[Arc<Entry>], free_bytes: u64) -> bool {
         let on_disk = || entries.iter().filter(|entry| entry.gauge.is_on_disk());
-        if on_disk().any(|entry| matches!(entry.seen().excess, Some(Excess::Floor { .. }))) {
-            return;
-        }
         for entry in on_disk() {
             // What was seen last may be old.
             let _ = entry.look();
         }
         let unblamed = on_disk().filter(|entry| entry.seen().excess.is_none());
         let most = unblamed.map(|entry| (entry.seen().last.bytes, entry)).max_by_key(|(used_bytes, _)| *used_bytes);
-        if let Some((used_bytes, entry)) = most.filter(|(used_bytes, _)| *used_bytes >= self.free_bytes_min / BLAME_PART) {
+        let most = most.filter(|(used_bytes, _)| *used_bytes >= self.free_bytes_min / BLAME_PART);
+        if let Some((used_bytes, entry)) = most {
             entry.alarm(Excess::Floor { free_bytes, free_bytes_min: self.free_bytes_min, used_bytes });
         }
+        most.is_some()
     }
+}
+
+/// Whether the end of the build that was blamed, then and with so much left, was not enough. Its files go away after it, one by one, and
+/// until then no other may pay for them.
+fn is_in_vain((then, free_bytes_then): (Instant, u64), free_bytes: u64, now: Instant) -> bool {
+    now >= then + RELIEF || free_bytes < free_bytes_then / 2
 }
 
 impl Entry {
@@ -240,6 +254,19 @@ impl Gauge {
             (true, _) => LOOK_CHEAP,
             (false, false) => LOOK_DEAR,
             (false, true) => LOOK_MAX,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_else_is_blamed_until_the_end_of_the_first_must_have_helped_or_things_get_much_worse() {
+        let then = Instant::now();
+        for (seconds, free_bytes, want) in [(0, 100, false), (29, 51, false), (29, 49, true), (30, 100, true)] {
+            assert_eq!(is_in_vain((then, 100), free_bytes, then + Duration::from_secs(seconds)), want, "{seconds} s, {free_bytes} bytes");
         }
     }
 }
