@@ -80,6 +80,46 @@ fn every_target_has_a_program_that_searches() {
     }
 }
 
+/// The programs are a workspace of their own, whose lock file no other build reads.
+#[test]
+fn the_programs_are_locked_to_what_the_farm_is_made_of() {
+    let root = home().ancestors().nth(2).expect("the tree's root");
+    let table = |path: PathBuf| -> toml::Table {
+        let text = fs::read_to_string(&path).unwrap_or_else(|err| panic!("read `{}`: {err}", path.display()));
+        text.parse().unwrap_or_else(|err| panic!("read `{}`: {err}", path.display()))
+    };
+    let (ours, theirs) = (locked(&table(root.join("Cargo.lock"))), locked(&table(home().join("libfuzzer/Cargo.lock"))));
+    let again = "take the lock file anew: cp Cargo.lock loadtest/fuzz/libfuzzer/ && cargo metadata --manifest-path loadtest/fuzz/libfuzzer/Cargo.toml";
+    for (name, (versions, _)) in &theirs {
+        let ours = ours.get(name).map_or(versions, |(versions, _)| versions);
+        assert!(versions.is_subset(ours), "{name} is {versions:?} there and {ours:?} here; {again}");
+    }
+    let mut compared = 0;
+    for member in table(root.join("Cargo.toml"))["workspace"]["members"].as_array().expect("members") {
+        let manifest = table(root.join(member.as_str().expect("a path")).join("Cargo.toml"));
+        let name = manifest["package"]["name"].as_str().expect("a name");
+        let (Some((_, needed)), Some(wanted)) = (theirs.get(name), manifest.get("dependencies").and_then(toml::Value::as_table)) else {
+            continue;
+        };
+        let missing: Vec<_> = wanted.keys().filter(|wanted| !needed.contains(*wanted)).collect();
+        assert!(missing.is_empty(), "{name} needs {missing:?}; {again}");
+        compared += 1;
+    }
+    assert!(compared >= 4, "only {compared} of our crates are in that lock file");
+}
+
+/// Versions and dependencies of each package in a lock file.
+fn locked(lock: &toml::Table) -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
+    let mut locked: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
+    for package in lock["package"].as_array().expect("packages") {
+        let (versions, needed) = locked.entry(package["name"].as_str().expect("a name").to_owned()).or_default();
+        versions.insert(package["version"].as_str().expect("a version").to_owned());
+        let names = package.get("dependencies").and_then(|names| names.as_array()).into_iter().flatten();
+        needed.extend(names.map(|name| name.as_str().expect("a name").split(' ').next().unwrap_or_default().to_owned()));
+    }
+    locked
+}
+
 #[test]
 fn a_corpus_is_small() {
     for target in &TARGETS {
