@@ -198,7 +198,7 @@ fn its_control_group_is_its_own_and_the_limits_of_that_are_not() {
 
 /// Its root may limit a part of it, and have that killed.
 #[test]
-fn a_part_that_is_out_of_memory_is_not_the_build() {
+fn a_part_that_is_out_of_memory_or_processes_is_not_the_build() {
     let eat = "dd if=/dev/zero of=/dev/shm/x bs=1M count=400 2>/dev/null";
     let ran = bench(eat).run();
     assert!(ran.ended.out_of_memory, "{:?}", ran.ended);
@@ -207,7 +207,9 @@ fn a_part_that_is_out_of_memory_is_not_the_build() {
         mount -t cgroup2 none /sys/fs/cgroup; cd /sys/fs/cgroup; mkdir rest part
         echo 0 >rest/cgroup.procs; echo +memory >cgroup.subtree_control; echo 20M >part/memory.max; [ ! -e part/memory.swap.max ] || echo 0 >part/memory.swap.max
         ! sh -c 'echo 0 >part/cgroup.procs; {eat}'
-        grep oom_kill part/memory.events"
+        grep '^oom_kill ' part/memory.events
+        echo +pids >cgroup.subtree_control; mkdir few; echo 2 >few/pids.max
+        ! sh -c 'echo 0 >few/cgroup.procs; sleep 9 | sleep 9 | sleep 9'; grep max few/pids.events; echo survived"
     ));
     if bench.cgroups.mode() != Mode::V2 {
         // Memory cannot be delegated here.
@@ -215,7 +217,7 @@ fn a_part_that_is_out_of_memory_is_not_the_build() {
         return;
     }
     let ran = bench.run();
-    assert!(ran.ended.succeeded() && ran.log.contains("oom_kill 1"), "{:?}\n{}", ran.ended, ran.log);
+    assert!(ran.ended.succeeded() && ran.log.contains("oom_kill 1") && ran.log.ends_with("survived\n"), "{:?}\n{}", ran.ended, ran.log);
 }
 
 #[test]

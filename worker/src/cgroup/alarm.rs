@@ -62,7 +62,7 @@ impl Group {
     }
 
     fn pids_event(&self) -> Result<Option<Alarm>, CgroupError> {
-        let Some(path) = self.pids.as_ref().map(|dir| dir.join("pids.events")).filter(|path| path.exists()) else { return Ok(None) };
+        let Some(path) = self.pids_events().filter(|path| path.exists()) else { return Ok(None) };
         let file = File::open(&path).map_err(CgroupError::io("open", &path))?;
         let alarm = Alarm { fd: file.into(), kind: Kind::Pids };
         // What was read once is news only when it changes.

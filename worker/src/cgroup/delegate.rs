@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::lchown;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::CgroupError;
 use super::group::Group;
@@ -35,6 +35,14 @@ impl Group {
         }
         self.delegated = true;
         Ok(true)
+    }
+
+    /// Returns the file that counts the processes which could not be made for the group's own limit, not for one that the build gave to a
+    /// part of itself: kernels since 6.11 add these up in the group's usual file, and have another one beside it.
+    pub(super) fn pids_events(&self) -> Option<PathBuf> {
+        let dir = self.pids.as_ref()?;
+        let local = dir.join("pids.events.local");
+        Some(if self.delegated && local.exists() { local } else { dir.join("pids.events") })
     }
 }
 

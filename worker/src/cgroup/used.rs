@@ -42,7 +42,7 @@ impl Group {
             memory_peak_bytes: self.memory.as_deref().and_then(|dir| number(&dir.join(peak_file))),
             disk_write_bytes: self.io.as_deref().and_then(|dir| written(dir, self.v2)),
             oom_kills: oom_kills.unwrap_or(0),
-            pids_refused: self.pids.as_deref().and_then(|dir| field(&dir.join("pids.events"), "max")).unwrap_or(0),
+            pids_refused: self.pids_events().and_then(|file| field(&file, "max")).unwrap_or(0),
         }
     }
 }

@@ -4,8 +4,8 @@
 //! Making and removing a mount point for each input costs a disk ten times what the kernel takes for the mount. Exactness comes first: an
 //! input counts as the same only if it is the same inode, a build sees the declared inputs and no other, and it can change neither the
 //! directory's mount points (they are root's, and the directory is sticky) nor anything else that a later build would find in it.
-//! Absences: does not decide where a build's own files lie; keeps nothing for a build whose directory is a file system of its own, or whose
-//! store lies below `/tmp`.
+//! Absences: does not decide where a build's own files lie; keeps nothing for a build whose directory is a file system of its own, whose
+//! store lies below `/tmp`, or that is root of a range of ids.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -201,7 +201,9 @@ fn is_kept(spec: &Spec, root: &OwnedFd) -> bool {
     let beside = home.is_some_and(|home| device(&home).is_ok() && device(&home) == device(root));
     // A launcher without root may have but one user, and its builds then own the store and could change it for those to come.
     let is_anothers = spec.host_id.uid != rustix::process::geteuid().as_raw();
-    spec.store_below_tmp().is_none() && spec.inputs.len() <= KEPT_INPUTS_MAX && beside && is_anothers
+    // Root of a range can look below the mounts.
+    let is_range = spec.host_id.is_range();
+    !is_range && spec.store_below_tmp().is_none() && spec.inputs.len() <= KEPT_INPUTS_MAX && beside && is_anothers
 }
 
 /// Returns which of `waiting` holds just the inputs of `spec`.
