@@ -35,7 +35,7 @@ pub enum Choice {
     /// [`Choice::Polling`].
     #[default]
     Auto,
-    /// Project quotas of ext4 or xfs, mounted with `prjquota`. Exact; the build sees a full disk.
+    /// Project quotas of ext4, mounted with `prjquota`. Exact; the build sees a full disk.
     ProjectQuota,
     /// Subvolumes of a btrfs that keeps quotas. Bytes are exact; files are polled. Outputs are copied into the store cache.
     Btrfs,

@@ -1,4 +1,4 @@
-//! Project quotas of ext4 and xfs: the kernel counts bytes and inodes of a directory, exactly, and the build sees a full disk.
+//! Project quotas of ext4 (xfs has the same calls; not tried): the kernel counts bytes and inodes of a directory, exactly, and the build sees a full disk.
 //!
 //! Root passes such a limit unharmed, and so would an owner of files who may change their project: a build is neither, in its own user
 //! namespace. What leaves the directory keeps its project, so that a project number is used again only once nothing is left in it.
