@@ -60,7 +60,8 @@ pub struct Config {
     /// once. Default 50 GiB. Paths in use are never removed, so that it may be passed while they are.
     #[serde(default = "default_cache_bytes_max")]
     pub cache_bytes_max: u64,
-    /// Whether files of 4 KiB and more that hold the same bytes are one file in the store cache, by hard links. Default true.
+    /// Whether files of 4 KiB and more that hold the same bytes are one file in the store cache, by hard links. Default true:
+    /// one closure takes 6 % less of the disk, two generations of it half; unpacking an input takes a tenth to a half more CPU time, once.
     #[serde(default = "default_cache_shares_files")]
     pub cache_shares_files: bool,
     /// First of the machine's 1024 build user ids that this worker uses; it uses as many as it has slots. Default 0. Workers on
