@@ -27,8 +27,8 @@ const BYTES: [&str; 4] = [
     "head -c 60000000 /dev/zero >/build/x && sleep 60",
     "for n in 1 2 3 4 5 6; do head -c 10000000 /dev/zero >/tmp/$n || exit 1; done; sleep 60",
     "mkdir $out && head -c 60000000 /dev/zero >$out/x && sleep 60",
-    // Nobody finds it by its name.
-    "exec 3>/build/x; rm /build/x; head -c 60000000 /dev/zero >&3 && sleep 60",
+    // Nobody finds it by its name. It is gone with its last process: what nobody has looked at by then is a build that failed.
+    "exec 3>/build/x; rm /build/x; head -c 60000000 /dev/zero >&3 || { sleep 5; exit 1; }; sleep 60",
 ];
 const INODES: [&str; 2] = [
     "cd /build; i=0; while [ $i -lt 9000 ]; do : >$i || exit 1; i=$((i+1)); done; sleep 60",
