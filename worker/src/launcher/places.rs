@@ -82,8 +82,11 @@ pub enum PlaceError {
 
 /// Held by the launcher that works in a directory.
 const LOCK: &str = "launcher.lock";
-/// Longest wait for the launcher of a worker that has just died: it kills its builds and removes their control groups.
-const PREDECESSOR_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the launcher of a worker that has just died: it kills its builds, finishes with outputs that it was handing over, and
+/// removes control groups, which takes a busy machine its time.
+const PREDECESSOR_MAX: Duration = Duration::from_secs(300);
+/// After this long, people are told that there is something to wait for.
+const PREDECESSOR_QUIET: Duration = Duration::from_secs(2);
 
 /// Waits until no other launcher works in `dir`, and keeps others out of it while the result lives.
 pub(super) fn lock(dir: &Path, owner: Owner) -> Result<OwnedFd, PlaceError> {
@@ -93,8 +96,14 @@ pub(super) fn lock(dir: &Path, owner: Owner) -> Result<OwnedFd, PlaceError> {
     known(dir, owner)?;
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|err| failed("open the lock", err.into()))?;
-    let until = Instant::now() + PREDECESSOR_MAX;
+    let start = Instant::now();
+    let until = start + PREDECESSOR_MAX;
+    let mut told = false;
     loop {
+        if !told && start.elapsed() > PREDECESSOR_QUIET {
+            tracing::warn!(dir = %dir.display(), "waits for the launcher of another worker in this directory to end");
+            told = true;
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
             Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
