@@ -39,13 +39,12 @@ pub enum Alert {
 const STALL_WINDOW_MS: u32 = 10_000;
 
 impl Group {
-    /// Returns everything that this group can be waited for, given its kernel.
+    /// Returns what this group can be waited for from its start on, given its kernel.
     ///
     /// # Errors
     /// [`CgroupError`] if the kernel has a file but refuses to notify.
-    pub fn alarms(&self, limits: &Limits) -> Result<Vec<Alarm>, CgroupError> {
-        let alarms = [self.oom_event()?, self.pids_event()?, self.stall_event(limits.memory_stall_ms_max)?];
-        Ok(alarms.into_iter().flatten().collect())
+    pub fn alarms(&self) -> Result<Vec<Alarm>, CgroupError> {
+        Ok([self.oom_event()?, self.pids_event()?].into_iter().flatten().collect())
     }
 
     /// With v1 the kernel kills one process of the group. All of it is to be killed, as v2 does by itself.
@@ -70,12 +69,17 @@ impl Group {
         Ok(Some(alarm))
     }
 
-    /// The unified hierarchy tells, also where v1 holds the limit. A kernel may lack it, or have it switched off.
-    fn stall_event(&self, stall_ms_max: u32) -> Result<Option<Alarm>, CgroupError> {
+    /// Returns what tells of a group that stalls for want of memory, which shows within seconds only. Not for a group that may end
+    /// sooner: the kernel takes some 10 ms to let go of the alarm. The unified hierarchy tells, also where v1 holds the limit; a
+    /// kernel may lack it, or have it switched off.
+    ///
+    /// # Errors
+    /// [`CgroupError`] if the kernel has the file but refuses to notify.
+    pub fn stall_alarm(&self, limits: &Limits) -> Result<Option<Alarm>, CgroupError> {
         let Some(dir) = self.memory.as_ref().and(self.unified.as_ref()) else { return Ok(None) };
         let path = dir.join("memory.pressure");
         let Ok(mut file) = File::options().read(true).write(true).open(&path) else { return Ok(None) };
-        match file.write_all(trigger(stall_ms_max).as_bytes()) {
+        match file.write_all(trigger(limits.memory_stall_ms_max).as_bytes()) {
             Ok(()) => Ok(Some(Alarm { fd: file.into(), kind: Kind::Stall })),
             Err(err) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
             Err(err) => Err(CgroupError::io("watch", path)(err)),

@@ -19,7 +19,7 @@ use super::plan::{Birth, Descriptors, Plan};
 use super::steps::{REPORT_BYTES, Report, Step};
 use super::stock::Stock;
 use super::tree::Tree;
-use super::watch::{Watch, Watched};
+use super::watch::{Watch, WatchError, Watched};
 use super::{Ended, HostId, Network, SandboxError, Spec, Status, Stop, range, tree};
 use crate::cgroup::{Cgroups, Group, Used};
 
@@ -74,7 +74,7 @@ fn in_group(
 ) -> Result<Ended, SandboxError> {
     let failed = |step| SandboxError::host(step, &spec.root_dir);
     let disk = room.watch(group.processes()).map_err(failed("watch the disk of"))?;
-    let alarms = group.alarms(&spec.resources)?;
+    let alarms = group.alarms()?;
     let birthplace = group.birthplace()?;
     let (log_read, log_write) = terminal(spec.host_id).map_err(failed("open a terminal for"))?;
     let go = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(failed("open a pipe for"))?;
@@ -116,13 +116,17 @@ fn in_group(
         child: &child,
         log: log_read.as_fd(),
         cancel,
-        alarms: &alarms,
+        group,
+        alarms,
+        resources: &spec.resources,
         disk: &disk,
-        processes_max: spec.resources.pids_max,
         limits: spec.limits,
         start,
     };
-    let watched = watch.until_end(log).map_err(failed("watch the build in"))?;
+    let watched = watch.until_end(log).map_err(|err| match err {
+        WatchError::Io(err) => failed("watch the build in")(err),
+        WatchError::Group(err) => err.into(),
+    })?;
     let file_write_bytes = child.file_write_bytes();
     let reaped = child.reap().map_err(failed("reap the build in"))?;
     let wall = start.elapsed();

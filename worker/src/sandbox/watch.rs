@@ -8,17 +8,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::birth::Child;
 use super::{Limits, Stop, disk};
-use crate::cgroup::{Alarm, Alert};
+use crate::cgroup::{self, Alarm, Alert, CgroupError, Group};
 
 /// What is watched.
 pub(super) struct Watch<'a> {
     pub child: &'a Child<'a>,
     pub log: BorrowedFd<'a>,
     pub cancel: BorrowedFd<'a>,
-    pub alarms: &'a [Alarm],
+    pub group: &'a Group,
+    pub alarms: Vec<Alarm>,
+    pub resources: &'a cgroup::Limits,
     pub disk: &'a disk::Watch,
-    /// Processes that the group may have.
-    pub processes_max: u32,
     pub limits: Limits,
     pub start: Instant,
 }
@@ -31,6 +31,15 @@ pub(super) struct Watched {
     pub out_of_memory: bool,
 }
 
+/// A build that cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WatchError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Group(#[from] CgroupError),
+}
+
 /// Whether more log may come.
 #[derive(PartialEq, Eq)]
 enum Log {
@@ -40,17 +49,24 @@ enum Log {
 
 /// How often alarms are looked at that the kernel may not sound. Soon enough for a fork bomb, and nothing beside a build.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a build runs before it is watched for stalls, which take seconds to be seen. Shorter builds are spared the alarm's price.
+const STALLS_AFTER: Duration = Duration::from_secs(1);
 /// Bytes read from the terminal at a time; the kernel hands out at most 4 KiB.
 const CHUNK_BYTES: usize = 16 << 10;
 
 impl Watch<'_> {
     /// Waits until the main process has ended and the log is read. The process is not reaped.
-    pub(super) fn until_end(&self, sink: &mut dyn FnMut(&[u8])) -> io::Result<Watched> {
+    pub(super) fn until_end(mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Watched, WatchError> {
         let mut seen = Watched { stopped: None, log_bytes: 0, out_of_memory: false };
         let mut last_log = self.start;
         let mut log = Log::Open;
         let mut killed = false;
+        let mut listens_for_stalls = false;
         loop {
+            if !listens_for_stalls && self.start.elapsed() >= STALLS_AFTER {
+                self.alarms.extend(self.group.stall_alarm(self.resources)?);
+                listens_for_stalls = true;
+            }
             let ready = self.poll(&seen, &log, last_log, killed)?;
             if ready.log {
                 let before = seen.log_bytes;
@@ -76,7 +92,7 @@ impl Watch<'_> {
         if ready.cancelled {
             Some(Stop::Cancelled)
         } else if ready.alert == Some(Alert::Pids) {
-            Some(Stop::Processes { max: self.processes_max })
+            Some(Stop::Processes { max: self.resources.pids_max })
         } else if let Some(excess) = ready.disk {
             Some(Stop::Disk(excess))
         } else if now >= self.start + self.limits.wall {
@@ -98,13 +114,14 @@ impl Watch<'_> {
         let log_at = (*log == Log::Open && seen.stopped.is_none()).then_some(fds.len());
         fds.extend(log_at.map(|_| PollFd::new(&self.log, PollFlags::IN)));
         let alarms_at = fds.len();
-        let alarms = if killed { &[] } else { self.alarms };
+        let alarms = if killed { &[] } else { &self.alarms[..] };
         fds.extend(alarms.iter().map(|alarm| PollFd::new(alarm, alarm.flags())));
         let timeout = (!killed).then(|| {
-            let due = (self.start + self.limits.wall).min(last_log + self.limits.silence);
-            let looks = alarms.iter().any(Alarm::is_silent).then_some(LOOK_EVERY);
-            let left = due.saturating_duration_since(Instant::now());
-            timespec(looks.map_or(left, |every| every.min(left)))
+            let now = Instant::now();
+            let due = (self.start + self.limits.wall).min(last_log + self.limits.silence).saturating_duration_since(now);
+            let look = alarms.iter().any(Alarm::is_silent).then_some(LOOK_EVERY);
+            let stalls = STALLS_AFTER.checked_sub(now.saturating_duration_since(self.start));
+            timespec([look, stalls].into_iter().flatten().fold(due, Duration::min))
         });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
