@@ -155,6 +155,11 @@ impl Cache {
         Ok(cache)
     }
 
+    /// Returns the bytes that the budget counts.
+    pub fn bytes(&self) -> u64 {
+        self.index().bytes()
+    }
+
     /// Returns where `path` lies, or would lie.
     pub fn host_path(&self, path: &StorePath) -> PathBuf {
         self.shared.dir.join(path.as_str())
