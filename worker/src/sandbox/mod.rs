@@ -5,6 +5,7 @@
 //! from [`Spec::outputs_dir`] after the run. Blocking: call it on a thread that may wait.
 //! Invariant: when [`run`] returns, no process of the build exists.
 
+mod arrivals;
 mod attributes;
 mod birth;
 mod cancel;

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, Mode, RawDir, mkdirat, renameat, symlinkat, unlinkat};
+use rustix::io::Errno;
 
+use super::arrivals::{Arrivals, Number};
 use super::attributes::{SEALED, take_mount};
 use super::inputs::{self, Difference, Given, Input, Kept, Kind};
 use super::sources::Moment;
@@ -38,6 +40,8 @@ pub(super) struct Prepared {
     pub looked: Option<Moment>,
     /// When it was last put back.
     pub since: Instant,
+    /// Tells what came into its directory, if that is watched.
+    number: Option<Number>,
 }
 
 /// Where a build's store lies in its directory, unless it lies below `/tmp`.
@@ -49,7 +53,7 @@ const BATCH: usize = 64;
 
 impl Prepared {
     /// Starts with an empty store.
-    pub(super) fn new(place: Place, home: &Path) -> Self {
+    pub(super) fn new(place: Place, home: &Path, number: Option<Number>) -> Self {
         Self {
             place,
             home: home.to_owned(),
@@ -59,6 +63,7 @@ impl Prepared {
             dirs: Vec::new(),
             looked: None,
             since: Instant::now(),
+            number,
         }
     }
 
@@ -117,6 +122,11 @@ impl Prepared {
         Ok(())
     }
 
+    /// Starts to watch what comes into its directory.
+    pub(super) fn watch(&self, arrivals: &Arrivals) {
+        self.number.into_iter().for_each(|number| arrivals.start(number));
+    }
+
     /// Moves it into a build's directory.
     pub(super) fn move_in(&self, root: &OwnedFd) -> io::Result<()> {
         Ok(renameat(CWD, self.waiting_path(), root, STORE)?)
@@ -124,17 +134,29 @@ impl Prepared {
 
     /// Moves it out of a build's directory, and what the build made into a new directory in its place. Returns whether it can be used
     /// again; if not, all lies where it lay.
-    pub(super) fn move_out(&self, spec: &Spec) -> io::Result<bool> {
+    pub(super) fn move_out(&self, spec: &Spec, arrivals: &Arrivals) -> io::Result<bool> {
         let root = open_dir(CWD, &spec.root_dir)?;
         let store = open_dir(&root, Path::new(STORE))?;
-        let Some(made) = self.made(&store)? else { return Ok(false) };
+        let made = match self.number.and_then(|number| arrivals.since_start(number)) {
+            Some(came) => Vec::from_iter(came),
+            None => match self.made(&store)? {
+                Some(made) => made,
+                None => return Ok(false),
+            },
+        };
         if let Err(err) = renameat(&root, STORE, CWD, self.waiting_path()) {
             tracing::debug!(%err, path = %self.waiting_path().display(), "a store cannot be kept");
             return Ok(false);
         }
         mkdirat(&root, STORE, Mode::from_raw_mode(0o755))?;
         let outputs = open_dir(&root, Path::new(STORE))?;
-        made.iter().try_for_each(|name| renameat(&store, name.as_c_str(), &outputs, name.as_c_str()))?;
+        for name in made {
+            match renameat(&store, &name, &outputs, &name) {
+                // It came and went.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
         Ok(true)
     }
 

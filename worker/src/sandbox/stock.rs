@@ -8,7 +8,7 @@
 //! store lies below `/tmp`, or that is root of a range of ids.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Gid, fchown, fstat};
 
+use super::arrivals::Arrivals;
 use super::attributes::{WRITABLE, take_mount};
 use super::inputs::{self, Given, Input};
 use super::prepared::{Prepared, STORE};
@@ -29,6 +30,7 @@ use super::{SandboxError, Spec};
 pub(super) struct Stock {
     stage: Stage,
     sources: Sources,
+    arrivals: Arrivals,
     waiting: Mutex<Vec<Prepared>>,
     next: AtomicU64,
 }
@@ -65,7 +67,13 @@ impl Stock {
     /// # Errors
     /// The kernel's, if it grants no mount namespace.
     pub(super) fn open() -> io::Result<Self> {
-        Ok(Self { stage: Stage::open()?, sources: Sources::open(), waiting: Mutex::default(), next: AtomicU64::new(0) })
+        Ok(Self {
+            stage: Stage::open()?,
+            sources: Sources::open(),
+            arrivals: Arrivals::open(),
+            waiting: Mutex::default(),
+            next: AtomicU64::new(0),
+        })
     }
 
     /// Prepares the store of `spec` in its directory `root`. `make` makes an empty one there if none stands ready.
@@ -90,7 +98,9 @@ impl Stock {
         fchown(&store, None, Some(Gid::from_raw(spec.host_id.gid))).map_err(io::Error::from).map_err(failed("hand over"))?;
         let place = hold.prepared().place;
         let tree = if is_kept { self.stage.copy(place) } else { self.stage.take_off(place) };
-        if !is_kept {
+        if is_kept {
+            hold.prepared().watch(&self.arrivals);
+        } else {
             hold.prepared = None;
         }
         Ok(Lease { hold, tree: tree.map_err(failed("copy the mounts of"))? })
@@ -152,7 +162,9 @@ impl Stock {
         let place = Place(self.next.fetch_add(1, Ordering::Relaxed));
         self.stage.stand(place, take_mount(root, spec.store_on_disk(), &WRITABLE)?)?;
         let home = spec.root_dir.parent().unwrap_or(Path::new("/"));
-        Ok(Hold { stock: self, prepared: Some(Prepared::new(place, home)) })
+        let store = open_dir(root, Path::new(&spec.store_on_disk()))?;
+        let number = self.arrivals.watch(store.as_fd());
+        Ok(Hold { stock: self, prepared: Some(Prepared::new(place, home, number)) })
     }
 
     /// Takes a store off the stage and removes its directory, in the background.
@@ -254,7 +266,9 @@ impl Lease {
     /// [`SandboxError`] if that cannot be moved.
     pub(super) fn end(mut self, spec: &Spec) -> Result<(), SandboxError> {
         let Some(prepared) = self.hold.prepared.as_mut() else { return Ok(()) };
-        let moved = prepared.move_out(spec).map_err(SandboxError::host("take what was built out of", spec.root_dir.join(STORE)))?;
+        let moved = prepared
+            .move_out(spec, &self.hold.stock.arrivals)
+            .map_err(SandboxError::host("take what was built out of", spec.root_dir.join(STORE)))?;
         if moved && let Some(mut prepared) = self.hold.prepared.take() {
             prepared.since = Instant::now();
             self.hold.stock.put_back(prepared);
