@@ -165,7 +165,7 @@ def prove():
     parser.add_argument("--passes", type=int, default=3, help="the kinds take turns so many times; the median pass counts")
     parser.add_argument("--tree", default="/usr/lib/x86_64-linux-gnu", help="the tree whose bytes go the way of an output")
     args = parser.parse_args()
-    work = pathlib.Path(os.environ["PROVE_DIR"])
+    work = pathlib.Path(os.environ["WORK_DIR"])
     print(f"cost of a sandbox: {kiln.machine()}")
     claims = kiln.Claims()
     adopt_orphans()
