@@ -113,6 +113,11 @@ impl Shell {
         let actions = match event {
             AttemptEvent::Started(lease) => self.agent.started(&lease),
             AttemptEvent::Ended(lease, outcome) => {
+                let end = match &outcome {
+                    Outcome::Built { .. } => "built".to_owned(),
+                    Outcome::Failed { failure, .. } => failure.class.to_string(),
+                };
+                tracing::debug!(attempt = lease.attempt.0, derivation = %lease.derivation, end, "attempt ended");
                 self.running.remove(&lease);
                 self.agent.ended(&lease, outcome)
             }
@@ -167,8 +172,13 @@ impl Shell {
         let mut messages = Vec::new();
         for action in actions {
             match action {
-                Action::Start(assignment) => self.start(*assignment),
+                Action::Start(assignment) => {
+                    let Lease { attempt, derivation, .. } = &assignment.lease;
+                    tracing::debug!(attempt = attempt.0, %derivation, leader = %assignment.leader.node, "attempt begins");
+                    self.start(*assignment);
+                }
                 Action::Kill(lease) => {
+                    tracing::debug!(attempt = lease.attempt.0, derivation = %lease.derivation, "attempt is stopped");
                     if let Some(stop) = self.running.get(&lease) {
                         stop.stop();
                     }

@@ -16,6 +16,7 @@ mod snapshot;
 mod state_machine;
 #[cfg(test)]
 mod storage_tests;
+mod trace;
 mod types;
 mod wal;
 

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use super::api::{Leadership, Owed};
 use super::record::from_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
+use super::trace;
 use super::types::{Change, Entry, LogId, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig};
 
 /// openraft's word for a snapshot and what is known about it.
@@ -85,6 +86,7 @@ impl StateMachine {
             }
             state.last = Some(entry.log_id);
         }
+        trace::tell(index, &effects);
         self.shared.follow(leader);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
