@@ -16,6 +16,7 @@ mod driver;
 mod follow;
 mod granted;
 pub mod http;
+mod leading;
 mod logs;
 mod meter;
 mod parts;

@@ -11,7 +11,7 @@ use kiln_wire::{DrvPath, StorePath, WorkerId};
 use crate::closure::{ClosureError, closure};
 use crate::driver::Chain;
 use crate::parts::Parts;
-use crate::{follow, refuse, submit, transfer, views, worker_session};
+use crate::{follow, leading, refuse, submit, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -51,6 +51,10 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
         (Request::Session, Some(worker)) => return worker_session::serve(parts.clone(), worker.clone(), sender, receiver).await,
         (Request::Upload { lease, output }, Some(worker)) if lease.worker == *worker => {
             transfer::upload(parts, lease, output, &mut sender, &mut receiver).await?;
+            return sender.finish().await;
+        }
+        (Request::Leader, _) => {
+            leading::tell(parts, &mut sender, &mut receiver).await?;
             return sender.finish().await;
         }
         (Request::FetchBlob { path, offset_bytes }, asker) => {
@@ -93,8 +97,8 @@ async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender,
         Request::Workers => sender.send(&Response::Workers(views::workers(parts))).await,
         Request::Log { derivation, attempt, follow } => follow::log(parts, &derivation, attempt, follow, sender).await,
         Request::PathInfos { paths, closure } => path_infos(parts, paths, closure, sender).await,
-        // Routed before: a worker's requests, and the one that both may make.
-        Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => Ok(()),
+        // Routed before: a worker's requests, and those that both may make.
+        Request::Leader | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => Ok(()),
     }
 }
 

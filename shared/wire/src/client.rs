@@ -10,13 +10,17 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, RequestId, Resources, Root, StoreDir, StorePath,
-    Timestamp, Usage, WorkerId,
+    AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, NotLeader, OutputName, PathInfo, RequestId, Resources, Root, StoreDir,
+    StorePath, Timestamp, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// Anyone: who leads. Answered by every coordinator, with a [`Response::Leader`] at once and with every change until the asker
+    /// finishes its half of the stream. All other requests are answered by the leader alone; another coordinator answers
+    /// [`Response::NotLeader`].
+    Leader,
     /// Worker: turns this stream into a session; frames of [`crate::worker`] follow in both directions.
     Session,
     /// Worker: offers one output of a leased attempt. Answered by [`Response::UploadAt`]; the verified stream of the blob follows,
@@ -101,6 +105,10 @@ pub enum Response {
     Done,
     /// It was refused, for a reason that the asker can act on.
     Refused(Refusal),
+    /// Who leads.
+    Leader(WhoLeads),
+    /// The coordinator that was asked does not lead: ask the one that does.
+    NotLeader(NotLeader),
     /// Send the verified stream from this offset; `None`: the farm has the blob already; what is under way is not read.
     UploadAt(Option<u64>),
     /// The upload is verified and stored.

@@ -9,7 +9,9 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttemptId, DrvPath, Epoch, JobLimits, Leader, Lease, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath, WorkerId};
+use crate::{
+    AttemptId, DrvPath, Epoch, JobLimits, Leader, Lease, NotLeader, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath, WorkerId,
+};
 
 /// What a worker says of itself when it opens a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,8 @@ pub enum ToWorker {
         /// Attempts that go on, under the epoch that their lease names.
         keep: Vec<Lease>,
     },
+    /// The coordinator does not lead; the stream ends. Attempts go on: only the leader may end them.
+    NotLeader(NotLeader),
     /// Start an attempt.
     Dispatch(Assignment),
     /// Stop an attempt: kill its group, report nothing.

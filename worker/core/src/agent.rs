@@ -61,6 +61,8 @@ impl Agent {
     pub fn receive(&mut self, message: ToWorker) -> Vec<Action> {
         match message {
             ToWorker::Welcome { leader, epoch, keep } => self.obey(leader, |agent| agent.welcome(epoch, &keep)),
+            // Of concern to whoever looks for the leader; attempts go on.
+            ToWorker::NotLeader(_) => Vec::new(),
             ToWorker::Dispatch(assignment) => self.obey(assignment.leader, |agent| agent.dispatch(Box::new(assignment))),
             ToWorker::Revoke { leader, lease } => self.obey(leader, |agent| agent.revoke(&lease)),
             ToWorker::Acknowledge { derivation, attempt } => self.acknowledge(&derivation, attempt),

@@ -9,8 +9,9 @@ use kiln_wire::client::{
 use kiln_wire::frame::to_frame;
 use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, ToWorker};
 use kiln_wire::{
-    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, Epoch, Failure, FailureClass, JobLimits, Leader, Lease, NodeId, Outcome,
-    OutputName, PathInfo, RequestId, Resources, Root, Sha256Hash, StoreDir, StorePath, Timestamp, Usage, WorkerId,
+    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, Epoch, Failure, FailureClass, JobLimits, Leader, LeaderAt, Lease, NodeId,
+    NotLeader, Outcome, OutputName, PathInfo, RequestId, Resources, Root, Sha256Hash, StoreDir, StorePath, Timestamp, Usage, WhoLeads,
+    WorkerId,
 };
 use serde::Serialize;
 
@@ -67,6 +68,10 @@ fn lease() -> Lease {
     Lease { derivation: drv(), attempt: AttemptId(7), worker: worker(), epoch: Epoch(3) }
 }
 
+fn leader_at() -> LeaderAt {
+    LeaderAt { leader: leader(), link: "kiln-2.example:7420".into() }
+}
+
 fn leader() -> Leader {
     Leader { term: 2, node: NodeId(1) }
 }
@@ -105,6 +110,7 @@ fn requests() -> Vec<Request> {
         Request::Upload { lease: lease(), output: BuiltOutput { name: out(), info: info() } },
         Request::Import(info()),
         Request::FetchBlob { path: path(), offset_bytes: 16_384 },
+        Request::Leader,
         Request::Missing(vec![path(), path()]),
         Request::AddDerivations(vec![DerivationFile { path: drv(), bytes: b"Derive(".to_vec() }]),
         Request::Submit(submission),
@@ -171,6 +177,8 @@ fn responses() -> Vec<Response> {
         Response::UploadAt(Some(0)),
         Response::Stored,
         Response::Blob(info()),
+        Response::Leader(WhoLeads { is_self: false, leader: Some(leader()), coordinators: vec![leader_at().link] }),
+        Response::NotLeader(NotLeader { leader: Some(leader_at()) }),
         Response::Paths(vec![path()]),
         Response::PathInfos(vec![info()]),
         Response::Submitted(BuildId(5)),
@@ -210,6 +218,7 @@ fn to_worker() -> Vec<ToWorker> {
     };
     vec![
         ToWorker::Welcome { leader: leader(), epoch: Epoch(3), keep: vec![lease()] },
+        ToWorker::NotLeader(NotLeader { leader: Some(leader_at()) }),
         ToWorker::Dispatch(assignment),
         ToWorker::Revoke { leader: leader(), lease: lease() },
         ToWorker::Acknowledge { derivation: drv(), attempt: AttemptId(7) },
