@@ -14,7 +14,6 @@ pub mod cache;
 pub mod cgroup;
 pub mod config;
 mod confine;
-mod dial;
 mod failure;
 mod inputs;
 mod journal;

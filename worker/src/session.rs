@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use kiln_link::{Connection, LinkError, Receiver, Sender};
-use kiln_wire::Lease;
 use kiln_wire::client::Request;
 use kiln_wire::limits::{HEARTBEAT_MS, LOG_CHUNK_BYTES_MAX};
 use kiln_wire::worker::{FromWorker, ToWorker};
+use kiln_wire::{Lease, NotLeader};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -33,6 +33,12 @@ pub enum SessionEnd {
     /// No welcome came.
     #[error("no welcome came for {} s", WELCOME.as_secs())]
     NotWelcomed,
+    /// The coordinator does not lead.
+    #[error("the coordinator does not lead; the leader is {}", .0.leader.as_ref().map_or("unknown", |at| &at.link))]
+    NotLeader(NotLeader),
+    /// Another coordinator leads.
+    #[error("another coordinator leads")]
+    Superseded,
     /// The coordinator was deposed.
     #[error(transparent)]
     Stale(#[from] kiln_agent::StaleLeader),

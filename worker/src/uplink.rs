@@ -30,6 +30,9 @@ pub enum RequestError {
     /// The coordinator refuses.
     #[error("{}", .0.message)]
     Refused(Refusal),
+    /// The coordinator does not lead.
+    #[error("the coordinator does not lead")]
+    NotLeader,
     /// The coordinator answers with something else.
     #[error("the coordinator's answer does not fit the request")]
     Answer,
@@ -43,7 +46,7 @@ impl RequestError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Link(LinkError::Blob(_) | LinkError::Frame(_)) | Self::Answer | Self::Unreachable => false,
-            Self::Link(_) => true,
+            Self::Link(_) | Self::NotLeader => true,
             Self::Refused(refusal) => refusal.kind == RefusalKind::Unavailable,
         }
     }
@@ -109,10 +112,11 @@ impl Tries {
 /// Returns the answer, unless there is none or it is a refusal.
 ///
 /// # Errors
-/// [`RequestError::Refused`]; [`RequestError::Answer`] if the stream ended.
+/// [`RequestError::Refused`]; [`RequestError::NotLeader`]; [`RequestError::Answer`] if the stream ended.
 pub fn answer(response: Option<Response>) -> Result<Response, RequestError> {
     match response {
         Some(Response::Refused(refusal)) => Err(RequestError::Refused(refusal)),
+        Some(Response::NotLeader(_)) => Err(RequestError::NotLeader),
         Some(response) => Ok(response),
         None => Err(RequestError::Answer),
     }

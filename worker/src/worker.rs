@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_link::{Connection, Dialer, Identity, LinkError, Role};
+use kiln_route::{Found, Pause, Scouts};
 use kiln_wire::WorkerId;
 use kiln_wire::worker::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, watch};
@@ -12,7 +13,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{Config, ConfigError};
-use crate::dial::Route;
 use crate::failure::chain;
 use crate::journal::{Journal, JournalError};
 use crate::launcher::Launcher;
@@ -23,6 +23,10 @@ use crate::workshop::{Workshop, WorkshopError};
 
 /// Longest time that a worker which stops waits for the acknowledgement of its last results. They stay in the journal.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// The first pause before a leader is greeted again after a session with it failed.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// The longest such pause.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// A worker that cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +109,10 @@ impl Worker {
         let (events_sender, events) = mpsc::unbounded_channel();
         let shell = Shell::new(config.name.clone(), offer, journal, logs_dir.clone(), workshop.clone(), events_sender).map_err(logs)?;
         let (orders, told) = watch::channel(Order::Work);
-        let route = Route::new(config.coordinators.clone());
-        let task = Life { shell, workshop, launcher_end, events, dialer, route, connection, told, launcher_gone: false, farewell: None };
+        let scouts = Scouts::start(dialer.clone(), config.coordinators.iter().cloned());
+        let pause = Pause::new(PAUSE_MIN, PAUSE_MAX);
+        let farewell = None;
+        let task = Life { shell, workshop, launcher_end, events, dialer, scouts, pause, connection, told, launcher_gone: false, farewell };
         Ok(Self { orders, task: tokio::spawn(task.run()) })
     }
 
@@ -173,7 +179,9 @@ struct Life {
     launcher_end: watch::Receiver<()>,
     events: mpsc::UnboundedReceiver<AttemptEvent>,
     dialer: Dialer,
-    route: Route,
+    scouts: Scouts,
+    /// Before the next session, if the last one failed before its welcome.
+    pause: Pause,
     connection: watch::Sender<Option<Connection>>,
     told: watch::Receiver<Order>,
     launcher_gone: bool,
@@ -183,12 +191,14 @@ struct Life {
 
 impl Life {
     async fn run(mut self) -> Result<(), WorkerError> {
-        while let Some(connection) = self.find().await {
-            let address = connection.remote_addr();
-            let end = self.serve(&connection).await;
+        let mut pausing = false;
+        while let Some(found) = self.find(pausing).await {
+            let address = found.connection.remote_addr();
+            let end = self.serve(&found).await;
             self.connection.send_replace(None);
+            pausing = !self.shell.is_connected();
             self.shell.disconnected();
-            connection.close("the session has ended");
+            found.connection.close("the session has ended");
             match end {
                 Some(end) => tracing::info!(coordinator = %address, reason = %chain(&end), "session ended"),
                 None => break,
@@ -209,14 +219,16 @@ impl Life {
         if launcher_gone { Err(WorkerError::LauncherGone) } else { Ok(()) }
     }
 
-    /// Dials until a coordinator answers; attempts go on meanwhile. Nothing if the worker is to end.
-    async fn find(&mut self) -> Option<Connection> {
+    /// Waits for a leader, after a pause if so wanted; attempts go on meanwhile. Nothing if the worker is to end.
+    async fn find(&mut self, pausing: bool) -> Option<Found> {
+        let mut paused = !pausing;
         loop {
             if self.is_over() {
                 return None;
             }
             tokio::select! {
-                connection = self.route.dial(&self.dialer) => return Some(connection),
+                () = self.pause.wait(), if !paused => paused = true,
+                found = self.scouts.leader(), if paused => return Some(found),
                 Some(event) = self.events.recv() => {
                     // Without a session nothing is sent; the agent says everything again after the next welcome.
                     let _ = self.shell.take(event);
@@ -247,13 +259,10 @@ impl Life {
     }
 
     /// Serves one session; returns why it ended, or nothing if the worker is to end.
-    async fn serve(&mut self, connection: &Connection) -> Option<SessionEnd> {
-        let mut session = match Session::open(connection).await {
+    async fn serve(&mut self, found: &Found) -> Option<SessionEnd> {
+        let mut session = match Session::open(&found.connection).await {
             Ok(session) => session,
-            Err(err) => {
-                self.route.advance();
-                return Some(err.into());
-            }
+            Err(err) => return Some(err.into()),
         };
         session.send(FromWorker::Hello(self.shell.hello()));
         loop {
@@ -262,6 +271,7 @@ impl Life {
             }
             let happening = tokio::select! {
                 happening = session.next(&mut self.shell, &mut self.events) => happening,
+                () = self.scouts.superseded(found.leader) => return Some(SessionEnd::Superseded),
                 changed = self.told.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return None,
@@ -272,12 +282,7 @@ impl Life {
                     continue;
                 }
             };
-            if let Err(end) = happening.and_then(|happening| self.happened(happening, connection, &mut session)) {
-                if self.shell.is_connected() {
-                    self.route.leads();
-                } else {
-                    self.route.advance();
-                }
+            if let Err(end) = happening.and_then(|happening| self.happened(happening, &found.connection, &mut session)) {
                 return Some(end);
             }
         }
@@ -285,12 +290,14 @@ impl Life {
 
     fn happened(&mut self, happening: Happening, connection: &Connection, session: &mut Session) -> Result<(), SessionEnd> {
         let messages = match happening {
+            Happening::Message(ToWorker::NotLeader(answer)) => return Err(SessionEnd::NotLeader(answer)),
             Happening::Message(message) => {
                 let welcome = matches!(message, ToWorker::Welcome { .. });
                 let messages = self.shell.receive(message)?;
                 if welcome && self.shell.is_connected() {
                     tracing::info!(coordinator = %connection.remote_addr(), "welcomed");
                     session.welcomed();
+                    self.pause.reset();
                     self.connection.send_replace(Some(connection.clone()));
                 }
                 messages

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+mod leaders;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,12 +22,15 @@ use kiln_wire::{
 };
 use kiln_worker::launcher::{Launcher, Owner, Policy};
 use kiln_worker::{Config, Worker};
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
 /// Longest wait for anything: machines that run tests are loaded.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A farm of one scripted coordinator, and the directories of its worker.
+/// The coordinator that a farm starts with.
+const FIRST: NodeId = NodeId(1);
+
+/// A farm of one scripted coordinator or several, and the directories of its worker.
 pub struct Farm {
     pub dir: tempfile::TempDir,
     authority: Authority,
@@ -71,7 +76,7 @@ struct State {
     outbox: Mutex<Option<mpsc::UnboundedSender<ToWorker>>>,
     sender: mpsc::UnboundedSender<FromWorker>,
     epoch: Mutex<u64>,
-    leader: Mutex<Leader>,
+    leader: watch::Sender<Leader>,
     spool: tempfile::TempDir,
 }
 
@@ -106,11 +111,11 @@ impl Farm {
             outbox: Mutex::default(),
             sender,
             epoch: Mutex::new(10),
-            leader: Mutex::new(Leader { term: 1, node: NodeId(1) }),
+            leader: watch::Sender::new(Leader { term: 1, node: FIRST }),
             spool,
         });
         let addr = listener.local_addr();
-        tokio::spawn(accept(listener, state.clone()));
+        tokio::spawn(accept(listener, FIRST, state.clone()));
         let dir = tempfile::tempdir().expect("temporary directory");
         Arc::new(Self { dir, authority, state, addr, heard: AsyncMutex::new(heard), logs: Mutex::default() })
     }
@@ -194,7 +199,7 @@ impl Farm {
         candidates.extend(inputs.iter().map(|info| info.path.clone()));
         candidates.extend(job.derivation.outputs.values().filter_map(Output::path).cloned());
         Assignment {
-            leader: *lock(&self.state.leader),
+            leader: self.state.leader(),
             lease: self.lease(&job.path, attempt),
             store_dir: StoreDir::default(),
             derivation: job.bytes.clone(),
@@ -214,7 +219,7 @@ impl Farm {
     }
 
     pub fn revoke(&self, lease: &Lease) {
-        self.send(ToWorker::Revoke { leader: *lock(&self.state.leader), lease: lease.clone() });
+        self.send(ToWorker::Revoke { leader: self.state.leader(), lease: lease.clone() });
     }
 
     pub fn acknowledge(&self, lease: &Lease) {
@@ -348,21 +353,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().expect("no test panicked with it")
 }
 
-async fn accept(listener: Listener, state: Arc<State>) {
+async fn accept(listener: Listener, node: NodeId, state: Arc<State>) {
     while let Some(connection) = listener.accept().await {
         lock(&state.connections).push(connection.clone());
         let state = state.clone();
         tokio::spawn(async move {
             while let Ok(Some((sender, receiver))) = connection.accept().await {
-                tokio::spawn(serve(state.clone(), connection.clone(), sender, receiver));
+                tokio::spawn(serve(state.clone(), node, connection.clone(), sender, receiver));
             }
         });
     }
 }
 
 /// Whatever ends a stream early is what the test did to it.
-async fn serve(state: Arc<State>, connection: Connection, mut sender: Sender, mut receiver: Receiver) -> Option<()> {
+async fn serve(state: Arc<State>, node: NodeId, connection: Connection, mut sender: Sender, mut receiver: Receiver) -> Option<()> {
     match receiver.recv::<Request>().await.ok()?? {
+        Request::Leader => leaders::tell(&state, node, &mut sender).await,
+        Request::Session if state.leader().node != node => leaders::refuse(&mut sender).await,
         Request::Session => session(state, sender, receiver).await,
         Request::FetchBlob { path, offset_bytes } => fetch(state, connection, path, offset_bytes, &mut sender).await,
         Request::Upload { .. } if !lock(&state.answers).is_empty() => {
@@ -390,7 +397,7 @@ async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) 
         Epoch(*epoch)
     };
     let (outbox, mut inbox) = mpsc::unbounded_channel();
-    let welcome = ToWorker::Welcome { leader: *lock(&state.leader), epoch, keep: hello.attempts.clone() };
+    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone() };
     sender.send(&welcome).await.ok()?;
     *lock(&state.outbox) = Some(outbox);
     state.sender.send(FromWorker::Hello(hello)).ok()?;
