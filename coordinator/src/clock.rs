@@ -1,21 +1,39 @@
-//! The leader's clock: the only place of the coordinator that asks what time it is.
+//! The coordinator's clocks: the only place of it that asks what time it is.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use kiln_core::{StampClock, Steady};
 use kiln_wire::Timestamp;
 
-/// Wall time that never runs backwards within one process, so that commands carry growing stamps.
-#[derive(Debug, Default)]
+/// The clock of one process.
+#[derive(Debug)]
 pub(crate) struct Clock {
-    last_ms: AtomicU64,
+    started: Instant,
+    stamps: Mutex<StampClock>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { started: Instant::now(), stamps: Mutex::default() }
+    }
 }
 
 impl Clock {
-    /// Returns the time, or the last returned time if the machine's clock stepped back.
+    /// Returns the stamp for a command that is proposed at this moment.
     pub(crate) fn now(&self) -> Timestamp {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        Timestamp(self.last_ms.fetch_max(wall_ms, Ordering::Relaxed).max(wall_ms))
+        self.stamps.lock().unwrap_or_else(PoisonError::into_inner).now(Timestamp(wall_ms), self.steady())
+    }
+
+    /// Returns the moment, for measuring how long something lasts.
+    pub(crate) fn steady(&self) -> Steady {
+        Steady(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Gives no stamp before `seen` from here on.
+    pub(crate) fn not_before(&self, seen: Timestamp) {
+        self.stamps.lock().unwrap_or_else(PoisonError::into_inner).not_before(seen);
     }
 }

@@ -1,4 +1,4 @@
-//! The leader's loop: does what effects say, plans when anything changed, and wakes for deadlines.
+//! The leader's loop: does what effects say, and what `kiln_core::Lead` decides: when to plan, what deadlines ask for, when to wake.
 //!
 //! Never waits for a disk, a store or a peer: whatever takes time is a task that reports back as a command. Nothing polls: a wake
 //! time always belongs to a deadline of the farm or of a session.
@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_core::{Command, Effect, Limits, plan};
+use kiln_core::{Command, Effect, Lead, Turn};
 use kiln_wire::worker::ToWorker;
-use kiln_wire::{Leader, Timestamp, WorkerId};
+use kiln_wire::{Leader, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
 use crate::parts::Parts;
@@ -18,11 +18,11 @@ use crate::{archiving, dispatch, publish};
 /// Runs the loop until consensus stops or `stop` is told.
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
     let mut leadership = parts.consensus.leadership();
-    let (assigned, mut assignments_done) = mpsc::channel(1);
-    let mut driver = Driver { parts, assigned, assigning: false, leads: false, changed: false };
+    let (settled, mut fates) = mpsc::unbounded_channel();
+    let mut driver = Driver { parts, settled, lead: Lead::default() };
     loop {
         driver.follow(*leadership.borrow_and_update());
-        driver.plan_if_changed();
+        driver.plan();
         let wake = driver.wake_after();
         tokio::select! {
             () = stop.notified() => return,
@@ -31,10 +31,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
                 Some(owed) => driver.act(owed.leader, owed.effects),
                 None => return,
             },
-            Some(()) = assignments_done.recv() => {
-                driver.assigning = false;
-                driver.changed = true;
-            }
+            Some(fate) = fates.recv() => driver.settle(fate),
             () = tokio::time::sleep(wake) => driver.enforce_deadlines(),
         }
     }
@@ -42,36 +39,52 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
 
 struct Driver {
     parts: Arc<Parts>,
-    /// Told when the `Assign` in flight has been applied.
-    assigned: mpsc::Sender<()>,
-    /// Whether an `Assign` is in flight. Planning meanwhile would propose the same leases again.
-    assigning: bool,
-    /// Whether this node leads and has taken over.
-    leads: bool,
-    /// Whether anything changed since the last plan.
-    changed: bool,
+    /// Told what became of the loop's own proposals.
+    settled: mpsc::UnboundedSender<Fate>,
+    /// Decides when to plan and what deadlines ask for.
+    lead: Lead,
+}
+
+/// What became of a proposal of the loop's own.
+struct Fate {
+    what: Proposed,
+    /// Under which leadership it was made.
+    leader: Leader,
+    applied: bool,
+}
+
+enum Proposed {
+    Leases,
+    Deadlines,
 }
 
 impl Driver {
     /// On becoming leader: does what is owed, and gives the workers it inherits the usual time to come back.
     fn follow(&mut self, leadership: Leadership) {
-        if leadership.is_self && !self.leads {
-            let now = self.parts.clock.now();
-            let (owed, workers) = self.parts.farm(|farm| {
-                (farm.pending_effects(), farm.registrations().map(|(worker, epoch)| (worker.clone(), epoch)).collect::<Vec<_>>())
-            });
-            for (worker, epoch) in workers {
-                self.parts.sessions.expect(worker, epoch, now);
+        match self.lead.follow(leadership.is_self.then_some(leadership.leader)) {
+            Turn::Same => {}
+            Turn::TakesOver(leader) => {
+                self.parts.sessions.forget_all();
+                self.parts.clock.not_before(self.parts.farm(|farm| farm.latest()));
+                self.expect_workers();
+                let owed = self.parts.farm(|farm| farm.pending_effects());
+                self.act(leader, owed);
+                self.enforce_deadlines();
             }
-            self.act(leadership.leader, owed);
-            // A deadline that passed while nobody led has no wake time of its own.
-            self.enforce_deadlines();
+            Turn::StepsDown => self.parts.sessions.forget_all(),
         }
-        self.leads = leadership.is_self;
+    }
+
+    fn expect_workers(&self) {
+        let now = self.parts.clock.steady();
+        let workers: Vec<_> = self.parts.farm(|farm| farm.registrations().map(|(worker, epoch)| (worker.clone(), epoch)).collect());
+        for (worker, epoch) in workers {
+            self.parts.sessions.expect(worker, epoch, now);
+        }
     }
 
     fn act(&mut self, leader: Leader, effects: Vec<Effect>) {
-        self.changed = true;
+        self.lead.changed();
         for effect in effects {
             self.act_on(leader, effect);
         }
@@ -82,7 +95,7 @@ impl Driver {
         match effect {
             Effect::Welcome { worker, epoch, keep } => {
                 parts.granted.keep_only(&worker, &keep);
-                parts.sessions.registered(&worker, epoch);
+                parts.sessions.registered(&worker, epoch, parts.clock.steady());
                 self.send(&worker, ToWorker::Welcome { leader, epoch, keep });
             }
             Effect::Dispatch { lease, resources, limits } => {
@@ -120,57 +133,60 @@ impl Driver {
         }
     }
 
-    fn plan_if_changed(&mut self) {
-        if self.leads && self.changed && !self.assigning {
-            self.changed = false;
-            self.plan();
-        }
-    }
-
     fn plan(&mut self) {
-        let now = self.parts.clock.now();
+        let (now, steady) = (self.parts.clock.now(), self.parts.clock.steady());
         let started = Instant::now();
-        let (plan, report) = self.parts.farm(|farm| plan(farm, now, &Limits::default()));
-        self.parts.meter.planned(started.elapsed(), &report);
-        if !plan.placements.is_empty() {
-            self.assigning = true;
-            let done = self.assigned.clone();
-            // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
-            let assign = |placement| Command::Assign { placements: vec![placement], now };
-            let proposal = propose(self.parts.clone(), plan.placements.into_iter().map(assign).collect());
-            tokio::spawn(async move {
-                if let Err(error) = proposal.await {
-                    tracing::warn!(error = %Chain(&error), "assign");
-                }
-                let _driver_is_gone = done.send(()).await.is_err();
-            });
+        let lead = &mut self.lead;
+        if let Some((commands, report)) = self.parts.farm(|farm| lead.plan(farm, now, steady)) {
+            self.parts.meter.planned(started.elapsed(), &report);
+            self.propose(Proposed::Leases, commands);
         }
     }
 
     fn enforce_deadlines(&mut self) {
-        self.changed = true;
-        let now = self.parts.clock.now();
-        let mut commands = self.parts.farm(|farm| farm.due(now));
-        for (worker, epoch) in self.parts.sessions.take_silent(now) {
-            tracing::warn!(%worker, %epoch, "worker is silent: its leases are lost");
-            self.parts.granted.forget_worker(&worker);
-            commands.push(Command::Lose { worker, epoch, now });
+        let silent = self.parts.sessions.take_silent(self.parts.clock.steady());
+        for (worker, _) in &silent {
+            tracing::warn!(%worker, "worker is silent: its leases are lost");
+            self.parts.granted.forget_worker(worker);
         }
-        if !commands.is_empty() {
-            let proposal = propose(self.parts.clone(), commands);
-            tokio::spawn(async move {
-                if let Err(error) = proposal.await {
-                    tracing::warn!(error = %Chain(&error), "enforce deadlines");
+        let now = self.parts.clock.now();
+        let lead = &mut self.lead;
+        let commands = self.parts.farm(|farm| lead.enforce(farm, silent, now));
+        self.propose(Proposed::Deadlines, commands);
+    }
+
+    /// Proposes in a task of its own, which tells the loop what became of it.
+    fn propose(&self, what: Proposed, commands: Vec<Command>) {
+        let Some(leader) = self.lead.leader().filter(|_| !commands.is_empty()) else { return };
+        let (proposal, settled) = (propose(self.parts.clone(), commands), self.settled.clone());
+        tokio::spawn(async move {
+            let proposed = proposal.await;
+            if let Err(error) = &proposed {
+                tracing::warn!(error = %Chain(error), "propose what plan or deadlines ask for");
+            }
+            let _driver_is_gone = settled.send(Fate { what, leader, applied: proposed.is_ok() }).is_err();
+        });
+    }
+
+    fn settle(&mut self, Fate { what, leader, applied }: Fate) {
+        let steady = self.parts.clock.steady();
+        match what {
+            Proposed::Leases => self.lead.assigned(leader, applied, steady),
+            Proposed::Deadlines => {
+                self.lead.enforced(leader, applied, steady);
+                if !applied && self.lead.leader() == Some(leader) {
+                    // Those that were taken out as silent and not lost.
+                    self.expect_workers();
                 }
-            });
+            }
         }
     }
 
     fn wake_after(&self) -> Duration {
-        let now = self.parts.clock.now();
-        let farm = self.parts.farm(|farm| farm.next_wake(now)).map(|(at, _reason)| at);
-        let next = [farm, self.parts.sessions.next_silence()].into_iter().flatten().min();
-        next.map_or(IDLE, |at: Timestamp| Duration::from_millis(at.since_ms(now).max(1)))
+        let (now, steady) = (self.parts.clock.now(), self.parts.clock.steady());
+        let silence = self.parts.sessions.next_silence();
+        let wake = self.parts.farm(|farm| self.lead.wake_after_ms(farm, silence, now, steady));
+        wake.map_or(IDLE, Duration::from_millis)
     }
 }
 

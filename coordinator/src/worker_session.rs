@@ -46,11 +46,11 @@ async fn read(
     receiver: &mut Receiver,
 ) -> Result<(), LinkError> {
     while let Some(message) = receiver.recv::<FromWorker>().await? {
-        parts.sessions.heard(worker, parts.clock.now());
+        parts.sessions.heard(worker, parts.clock.steady());
         match message {
             FromWorker::Hello(hello) => match outbox.take() {
                 Some(outbox) if hello.worker == *worker => {
-                    parts.sessions.open(worker, session, outbox, parts.clock.now());
+                    parts.sessions.open(worker, session, outbox, parts.clock.steady());
                     register(parts, hello).await;
                 }
                 Some(_) | None => {

@@ -98,6 +98,24 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Returns the leader's time when it proposed the command.
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::Register { now, .. }
+            | Self::Lose { now, .. }
+            | Self::Stage { now, .. }
+            | Self::Submit { now, .. }
+            | Self::Assign { now, .. }
+            | Self::Finish { now, .. }
+            | Self::Publish { now, .. }
+            | Self::Cancel { now, .. }
+            | Self::Revoke { now, .. }
+            | Self::Retire { now, .. } => *now,
+        }
+    }
+}
+
 /// A proposed lease: this job on that worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Placement {

@@ -27,6 +27,9 @@ pub struct Farm {
 pub(crate) struct Facts {
     /// The last applied entry.
     pub applied: Option<LogIndex>,
+    /// The latest stamp of an applied command.
+    #[serde(default)]
+    pub latest: Timestamp,
     /// The next job's key; keys are not reused.
     pub job_next: u32,
     pub jobs: BTreeMap<JobKey, Job>,
@@ -51,6 +54,11 @@ impl Farm {
     /// Returns the log index of the last applied command.
     pub fn applied(&self) -> Option<LogIndex> {
         self.facts.applied
+    }
+
+    /// Returns the latest stamp of an applied command. A new leader stamps nothing earlier.
+    pub fn latest(&self) -> Timestamp {
+        self.facts.latest
     }
 
     /// Returns registered workers with their registration. A new leader expects each to open a session, or to be lost.

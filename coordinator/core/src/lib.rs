@@ -5,14 +5,16 @@
 //!
 //! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
 //! `apply/finish.rs` commits outputs and releases dependents, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
-//! builds end and leave. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
+//! builds end and leave. `lead.rs` is the leader's loop without the loop. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
 
 extern crate alloc;
 
 mod apply;
 mod build;
+mod clock;
 mod command;
+mod contacts;
 mod effect;
 mod estimate;
 mod farm;
@@ -20,18 +22,22 @@ mod fleet;
 mod index;
 mod invariant;
 mod job;
+mod lead;
 mod plan;
 mod report;
 mod snapshot;
 mod view;
 mod wake;
 
+pub use clock::{StampClock, Steady};
 pub use command::{Command, Placement};
+pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
 pub use farm::Farm;
 pub use fleet::SYSTEM_BUILTIN;
 pub use invariant::Violation;
 pub use job::Needs;
+pub use lead::{Lead, Turn};
 pub use plan::{Limits, Plan, plan};
 pub use report::{PlanReport, WaitReason, Waiting};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};

@@ -28,6 +28,7 @@ impl Farm {
             return Vec::new();
         }
         self.facts.applied = Some(index);
+        self.facts.latest = self.facts.latest.max(command.now());
         let mut fx = Effects::new();
         match command {
             Command::Register { worker, offer, attempts, now } => self.register(index, worker, offer, attempts, now, &mut fx),

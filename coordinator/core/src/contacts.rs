@@ -1,0 +1,131 @@
+//! Who was heard of when: the leader's memory of its workers beside their durable registration. Pure: time comes in as `now`.
+//!
+//! Holds no streams (the shell does, by the number of the session). A silence becomes a `Lose` command, and the farm decides what that
+//! means. Invariant: a session that ends late never closes its successor.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use kiln_wire::limits::WORKER_SILENCE_MS_MAX;
+use kiln_wire::{Epoch, WorkerId};
+
+use crate::clock::Steady;
+
+/// What a leader knows of its workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contacts {
+    workers: BTreeMap<WorkerId, Contact>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Contact {
+    /// The number of the live session, if there is one.
+    session: Option<u64>,
+    /// The registration that a silence would end; none until the farm has answered.
+    epoch: Option<Epoch>,
+    heard_at: Steady,
+}
+
+impl Contacts {
+    /// Notes a worker that the farm knows and this leader has not heard of: it has the usual time to come back.
+    pub fn expect(&mut self, worker: WorkerId, epoch: Epoch, now: Steady) {
+        self.workers.entry(worker).or_insert(Contact { session: None, epoch: Some(epoch), heard_at: now });
+    }
+
+    /// Opens a session; it takes the place of an earlier one of the same worker.
+    pub fn open(&mut self, worker: &WorkerId, session: u64, now: Steady) {
+        let contact = self.workers.entry(worker.clone()).or_insert(Contact { session: None, epoch: None, heard_at: now });
+        contact.session = Some(session);
+        contact.heard_at = now;
+    }
+
+    /// Closes a session, unless a later one has taken its place. Returns whether it was the live one.
+    pub fn close(&mut self, worker: &WorkerId, session: u64) -> bool {
+        let contact = self.workers.get_mut(worker).filter(|contact| contact.session == Some(session));
+        contact.map(|contact| contact.session = None).is_some()
+    }
+
+    /// Notes that a worker lives.
+    pub fn heard(&mut self, worker: &WorkerId, now: Steady) {
+        if let Some(contact) = self.workers.get_mut(worker) {
+            contact.heard_at = contact.heard_at.max(now);
+        }
+    }
+
+    /// Notes the registration that the farm gave to a worker. One that was given up meanwhile is expected again: a registration that
+    /// nobody watches would hold its leases for ever.
+    pub fn registered(&mut self, worker: &WorkerId, epoch: Epoch, now: Steady) {
+        self.expect(worker.clone(), epoch, now);
+        if let Some(contact) = self.workers.get_mut(worker) {
+            contact.epoch = contact.epoch.max(Some(epoch));
+        }
+    }
+
+    /// Returns the number of a worker's live session.
+    pub fn session(&self, worker: &WorkerId) -> Option<u64> {
+        self.workers.get(worker)?.session
+    }
+
+    /// Returns the workers with a live session.
+    pub fn connected(&self) -> impl Iterator<Item = &WorkerId> {
+        self.workers.iter().filter(|(_, contact)| contact.session.is_some()).map(|(worker, _)| worker)
+    }
+
+    /// Takes out the workers that have been silent for too long at `now`, with the registration that ends by it.
+    pub fn take_silent(&mut self, now: Steady) -> Vec<(WorkerId, Option<Epoch>)> {
+        let mut silent = Vec::new();
+        self.workers.retain(|worker, contact| {
+            let over = now.since_ms(contact.heard_at) >= WORKER_SILENCE_MS_MAX;
+            if over {
+                silent.push((worker.clone(), contact.epoch));
+            }
+            !over
+        });
+        silent
+    }
+
+    /// Returns when the next worker will have been silent for too long.
+    pub fn next_silence(&self) -> Option<Steady> {
+        self.workers.values().map(|contact| contact.heard_at.after_ms(WORKER_SILENCE_MS_MAX)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker() -> WorkerId {
+        WorkerId::parse("w1").expect("a name")
+    }
+
+    #[test]
+    fn only_a_worker_that_is_silent_for_the_whole_time_is_taken_out() {
+        let mut contacts = Contacts::default();
+        contacts.expect(worker(), Epoch(3), Steady(1000));
+        contacts.heard(&worker(), Steady(2000));
+        assert_eq!(contacts.next_silence(), Some(Steady(2000 + WORKER_SILENCE_MS_MAX)));
+        assert_eq!(contacts.take_silent(Steady(1999 + WORKER_SILENCE_MS_MAX)), []);
+        assert_eq!(contacts.take_silent(Steady(2000 + WORKER_SILENCE_MS_MAX)), [(worker(), Some(Epoch(3)))]);
+        assert_eq!(contacts.take_silent(Steady(u64::MAX)), []);
+    }
+
+    #[test]
+    fn a_registration_that_took_longer_than_patience_is_watched_all_the_same() {
+        let mut contacts = Contacts::default();
+        contacts.open(&worker(), 1, Steady(0));
+        assert_eq!(contacts.take_silent(Steady(WORKER_SILENCE_MS_MAX)), [(worker(), None)]);
+        contacts.registered(&worker(), Epoch(9), Steady(20_000));
+        assert_eq!(contacts.take_silent(Steady(20_000 + WORKER_SILENCE_MS_MAX)), [(worker(), Some(Epoch(9)))]);
+    }
+
+    #[test]
+    fn an_old_session_that_ends_late_does_not_close_its_successor() {
+        let mut contacts = Contacts::default();
+        contacts.open(&worker(), 1, Steady(0));
+        contacts.open(&worker(), 2, Steady(0));
+        assert!(!contacts.close(&worker(), 1));
+        assert_eq!(contacts.session(&worker()), Some(2));
+        assert!(contacts.close(&worker(), 2));
+        assert_eq!(contacts.connected().count(), 0);
+    }
+}

@@ -1,0 +1,203 @@
+//! What a leader does with its farm, without the loop that does it: when it takes over, when it plans, what deadlines ask for, when to
+//! look again.
+//!
+//! Pure: time comes in, commands come out; the shell proposes them and says what became of them. Does not do effects. Invariants: what
+//! makes a job or a worker eligible leads to a plan; a proposal that failed is made again while the node leads.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use kiln_wire::{Epoch, Leader, Timestamp, WorkerId};
+
+use crate::clock::Steady;
+use crate::command::Command;
+use crate::farm::Farm;
+use crate::plan::{Limits, plan};
+use crate::report::PlanReport;
+
+/// The leader's part of one coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lead {
+    /// Under which leadership this node acts; none while it does not lead.
+    leader: Option<Leader>,
+    /// Something changed since the last plan.
+    changed: bool,
+    /// Leases are being proposed. Planning meanwhile would propose the same ones again.
+    assigning: bool,
+    /// A proposal failed: not before this moment again.
+    again_at: Option<Steady>,
+}
+
+/// What changed with the leadership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing.
+    Same,
+    /// This node leads under a leadership that it has not acted under: it owes `Farm::pending_effects`, expects every registered
+    /// worker, stamps nothing before `Farm::latest`, and looks at the deadlines, for one that passed while nobody led wakes nobody.
+    TakesOver(Leader),
+    /// This node leads no more: whatever it keeps for its workers is another's to keep.
+    StepsDown,
+}
+
+impl Lead {
+    /// Follows the leadership: `leader` is this node's own, none while it does not lead.
+    pub fn follow(&mut self, leader: Option<Leader>) -> Turn {
+        if leader == self.leader {
+            return Turn::Same;
+        }
+        *self = Self { leader, changed: leader.is_some(), ..Self::default() };
+        leader.map_or(Turn::StepsDown, Turn::TakesOver)
+    }
+
+    /// Returns the leadership under which this node acts.
+    pub fn leader(&self) -> Option<Leader> {
+        self.leader
+    }
+
+    /// Notes that something changed: the next [`Lead::plan`] plans.
+    pub fn changed(&mut self) {
+        self.changed = true;
+    }
+
+    /// Plans if that can tell something new. Returns the report with the leases to propose, if there are any: then
+    /// [`Lead::assigned`] is owed.
+    pub fn plan(&mut self, farm: &Farm, now: Timestamp, steady: Steady) -> Option<(Vec<Command>, PlanReport)> {
+        if self.leader.is_none() || !self.changed || self.assigning || self.again_at.is_some_and(|at| at > steady) {
+            return None;
+        }
+        self.changed = false;
+        let (plan, report) = plan(farm, now, &Limits::STANDARD);
+        // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
+        let assign = |placement| Command::Assign { placements: vec![placement], now };
+        let commands: Vec<Command> = plan.placements.into_iter().map(assign).collect();
+        self.assigning = !commands.is_empty();
+        Some((commands, report))
+    }
+
+    /// Notes that the leases proposed under `leader` are applied, or that this failed.
+    pub fn assigned(&mut self, leader: Leader, applied: bool, steady: Steady) {
+        if self.leader == Some(leader) {
+            self.assigning = false;
+            self.changed = true;
+            self.pause_if(!applied, steady);
+        }
+    }
+
+    /// Returns the commands that deadlines ask for: of the farm, and of workers that are silent. They stay due until they are applied.
+    pub fn enforce(&mut self, farm: &Farm, silent: impl IntoIterator<Item = (WorkerId, Option<Epoch>)>, now: Timestamp) -> Vec<Command> {
+        if self.leader.is_none() {
+            return Vec::new();
+        }
+        self.changed = true;
+        self.again_at = None;
+        let lose = |(worker, epoch): (WorkerId, Option<Epoch>)| epoch.map(|epoch| Command::Lose { worker, epoch, now });
+        let mut commands = farm.due(now);
+        commands.extend(silent.into_iter().filter_map(lose));
+        commands
+    }
+
+    /// Notes what became of the proposal of [`Lead::enforce`] under `leader`. If it failed, silent workers are to be expected again.
+    pub fn enforced(&mut self, leader: Leader, applied: bool, steady: Steady) {
+        if self.leader == Some(leader) {
+            self.pause_if(!applied, steady);
+        }
+    }
+
+    /// Returns in how many milliseconds [`Lead::enforce`] is to be asked although nothing happens; none if only happenings matter.
+    pub fn wake_after_ms(&self, farm: &Farm, silence: Option<Steady>, now: Timestamp, steady: Steady) -> Option<u64> {
+        self.leader?;
+        let farm = farm.next_wake(now).map(|(at, _reason)| at.since_ms(now));
+        let others = silence.into_iter().chain(self.again_at).map(|at| at.since_ms(steady));
+        farm.into_iter().chain(others).min().map(|ms| ms.max(1))
+    }
+
+    fn pause_if(&mut self, failed: bool, steady: Steady) {
+        if failed {
+            self.again_at = Some(steady.after_ms(PAUSE_MS));
+        }
+    }
+}
+
+/// Milliseconds before a failed proposal is made again: what makes one fail while its node leads is a queue that is full.
+const PAUSE_MS: u64 = 100;
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+    use alloc::string::String;
+
+    use kiln_wire::worker::Offer;
+    use kiln_wire::{DrvPath, JobKind, JobLimits, JobSpec, LogIndex, NodeId, RequestId, Resources};
+
+    use super::*;
+
+    const HERE: Leader = Leader { term: 1, node: NodeId(1) };
+
+    /// A farm with one job that is ready for one worker.
+    fn farm() -> Farm {
+        let worker = WorkerId::parse("w1").expect("a name");
+        let capacity = Resources { cores: 1, memory_mib: 1 };
+        let offer = Offer { systems: BTreeSet::new(), features: BTreeSet::new(), capacity, slots: 1, guarantees: Default::default() };
+        let job = JobSpec {
+            derivation: DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path"),
+            system: String::from(crate::SYSTEM_BUILTIN),
+            required_features: BTreeSet::new(),
+            outputs: Default::default(),
+            inputs: Vec::new(),
+            kind: JobKind::Builtin,
+            prefer_local: false,
+            resources: Resources::default(),
+            limits: JobLimits::default(),
+        };
+        let (request, now) = (RequestId(1), Timestamp(5));
+        let mut farm = Farm::new();
+        farm.apply(LogIndex(1), Command::Register { worker, offer, attempts: Vec::new(), now });
+        farm.apply(LogIndex(2), Command::Stage { request, jobs: vec![job], now: Timestamp(9) });
+        farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: false, now });
+        farm
+    }
+
+    fn leases(lead: &mut Lead, farm: &Farm, steady: u64) -> Option<usize> {
+        lead.plan(farm, Timestamp(10), Steady(steady)).map(|(commands, _)| commands.len())
+    }
+
+    #[test]
+    fn the_latest_stamp_is_that_of_the_most_advanced_clock() {
+        assert_eq!(farm().latest(), Timestamp(9));
+    }
+
+    #[test]
+    fn a_plan_follows_a_change_and_no_second_one_while_leases_are_under_way() {
+        let (farm, mut lead) = (farm(), Lead::default());
+        lead.changed();
+        assert_eq!(leases(&mut lead, &farm, 0), None, "a follower plans nothing");
+        assert_eq!(lead.follow(Some(HERE)), Turn::TakesOver(HERE));
+        assert_eq!(leases(&mut lead, &farm, 0), Some(1));
+        lead.changed();
+        assert_eq!(leases(&mut lead, &farm, 0), None);
+        lead.assigned(HERE, true, Steady(0));
+        assert_eq!(leases(&mut lead, &farm, 0), Some(1));
+        lead.assigned(HERE, false, Steady(0));
+        assert_eq!(leases(&mut lead, &farm, 1), None, "what failed is not proposed again at once");
+        assert_eq!(lead.wake_after_ms(&farm, None, Timestamp(10), Steady(1)), Some(PAUSE_MS - 1));
+        assert_eq!(lead.enforce(&farm, [], Timestamp(10)), []);
+        assert_eq!(leases(&mut lead, &farm, 1), Some(1), "after the pause it is");
+    }
+
+    #[test]
+    fn a_second_term_of_the_same_node_takes_over_again_and_forgets_what_was_under_way() {
+        let (farm, mut lead) = (farm(), Lead::default());
+        assert_eq!(lead.follow(Some(HERE)), Turn::TakesOver(HERE));
+        assert_eq!(leases(&mut lead, &farm, 0), Some(1));
+        let again = Leader { term: 3, ..HERE };
+        assert_eq!(lead.follow(Some(again)), Turn::TakesOver(again));
+        assert_eq!(leases(&mut lead, &farm, 0), Some(1));
+        lead.assigned(HERE, true, Steady(0));
+        lead.changed();
+        assert_eq!(leases(&mut lead, &farm, 0), None, "the first term's proposal says nothing of the second's");
+        assert_eq!(lead.follow(None), Turn::StepsDown);
+        assert_eq!(lead.enforce(&farm, [(WorkerId::parse("w1").expect("a name"), Some(Epoch(1)))], Timestamp(10)), []);
+        assert_eq!(lead.wake_after_ms(&farm, Some(Steady(5)), Timestamp(10), Steady(0)), None, "a follower has no deadlines");
+    }
+}
