@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kiln_link::{BlobSource, LinkError, Receiver, Sender};
-use kiln_store::{BlobBytes, Provenance, StoreError};
+use kiln_store::{Begun, BlobBytes, Provenance, Received, StoreError};
 use kiln_wire::client::{Refusal, Response};
 use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
 
@@ -79,23 +79,38 @@ async fn receive(
         Err(error) => return refused(&error, sender).await,
     }
     let (mut upload, offset) = match parts.uploads.begin(&parts.store, &stated, provenance, Instant::now()) {
-        Ok(begun) => begun,
+        Ok(Begun::Receive(upload, offset)) => (upload, offset),
+        Ok(Begun::Complete(received)) => {
+            sender.send(&Response::UploadAt(None)).await?;
+            return keep_received(parts, received, sender).await;
+        }
         Err(error) => return refused(&error, sender).await,
     };
     sender.send(&Response::UploadAt(Some(offset))).await?;
     let mut lie: Option<StoreError> = None;
-    let sink = |bytes: &[u8]| block_if_large(bytes, || upload.write(bytes)).map_err(|error| keep(&mut lie, error));
+    let sink = |bytes: &[u8]| block_if_large(bytes, || upload.write(bytes)).map_err(|error| aside(&mut lie, error));
     let took = receiver.recv_blob(stated.blob.blake3, stated.blob.size_bytes, offset, sink).await;
     match (took, lie) {
         (_, Some(error)) => refused(&error, sender).await,
         (Err(error), None) => {
-            parts.uploads.park(upload, Instant::now());
+            parts.uploads.park(*upload, Instant::now());
             Err(error)
         }
-        (Ok(()), None) => match parts.store.finish_upload(upload).await {
-            Ok(stored) => Ok(Some(stored)),
+        (Ok(()), None) => match parts.store.check_upload(*upload).await {
+            Ok(received) => keep_received(parts, Box::new(received), sender).await,
             Err(error) => refused(&error, sender).await,
         },
+    }
+}
+
+/// Stores what has arrived. If the store is away, the bytes stay here for the peer's next try.
+async fn keep_received(parts: &Parts, received: Box<Received>, sender: &mut Sender) -> Result<Option<PathInfo>, LinkError> {
+    match parts.store.keep(&received).await {
+        Ok(stored) => Ok(Some(stored)),
+        Err(error) => {
+            parts.uploads.park_complete(received, Instant::now());
+            refused(&error, sender).await
+        }
     }
 }
 
@@ -105,7 +120,7 @@ fn block_if_large<R>(bytes: &[u8], work: impl FnOnce() -> R) -> R {
 }
 
 /// Puts the store's error aside and returns a stand-in that ends the stream.
-fn keep(slot: &mut Option<StoreError>, error: StoreError) -> std::io::Error {
+fn aside(slot: &mut Option<StoreError>, error: StoreError) -> std::io::Error {
     *slot = Some(error);
     std::io::Error::other("the store refused the bytes")
 }

@@ -115,7 +115,7 @@ async fn a_cache_serves_its_own_files_and_nothing_else() {
     let cache = Cache::start().await;
     let info = cache.publish(&path(APP, "app"), &[], 200_000).await;
     std::fs::write(cache.dir.path().join("store/secret"), "secret").expect("writes");
-    let nar = format!("/{}", kiln_nix::narinfo::blob_key(&info.nar_hash));
+    let nar = format!("/{}", kiln_nix::narinfo::blob_key(&info.blob.sha256));
     let size = info.blob.size_bytes;
     let (status, head, body) = cache.request("GET /nix-cache-info", "").await;
     assert_eq!((status, body.as_slice()), (200, &b"StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 40\n"[..]));
@@ -202,7 +202,7 @@ async fn nix_copies_a_closure_and_refuses_what_was_tampered_with() {
     let refused = cache.nix("references", &copy).await;
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("signature"), "{refused:?}");
     std::fs::write(&narinfo, &text).expect("writes");
-    let object = cache.dir.path().join("store").join(kiln_nix::narinfo::blob_key(&info.nar_hash));
+    let object = cache.dir.path().join("store").join(kiln_nix::narinfo::blob_key(&info.blob.sha256));
     let mut blob = std::fs::read(&object).expect("reads");
     let middle = blob.len() / 2;
     blob[middle] ^= 0x10;

@@ -10,7 +10,7 @@ use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_T
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use kiln_store::{BlobReader, Store, StoreError};
 
 use super::State;
@@ -38,12 +38,11 @@ pub(super) async fn narinfo(Shared(state): Shared<State>, Path(file): Path<Strin
 
 /// `nar/<NAR hash>.nar.zst`, whole or one range of it.
 pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file): Path<String>, headers: HeaderMap) -> Response {
-    let blob = match state.store.open_nar_file(&file).await {
-        Ok(Some(blob)) => blob,
+    let size_bytes = match state.store.nar_file_size(&file).await {
+        Ok(Some(size_bytes)) => size_bytes,
         Ok(None) => return StatusCode::NOT_FOUND.into_response(),
         Err(error) => return failed(&file, &error),
     };
-    let size_bytes = blob.size_bytes();
     let wanted = headers.get(RANGE).and_then(|value| value.to_str().ok()).and_then(|text| range(text, size_bytes));
     let mut answer = Response::builder().header(CONTENT_TYPE, "application/x-nix-nar").header(ACCEPT_RANGES, "bytes");
     let span = match wanted {
@@ -60,10 +59,27 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
     };
     answer = answer.header(CONTENT_LENGTH, span.end - span.start);
     let body = match method {
-        Method::HEAD => Body::empty(),
-        _ => Body::from_stream(pieces(state.store, blob, span)),
+        Method::HEAD => Ok(Some(Body::empty())),
+        // Hyper asks nothing of a body of no bytes, and no store has a span of none.
+        _ if span.is_empty() => Ok(Some(Body::empty())),
+        _ => body(&state.store, &file, span).await,
     };
-    answer.body(body).expect("the headers are well-formed")
+    match body {
+        Ok(Some(body)) => answer.body(body).expect("the headers are well-formed"),
+        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Err(error) => failed(&file, &error),
+    }
+}
+
+/// Returns a span of a blob as it comes: from its file, or from the bucket as the bytes arrive.
+async fn body(store: &Store, file: &str, span: Range<u64>) -> Result<Option<Body>, StoreError> {
+    if !store.is_shared() {
+        let blob = store.open_nar_file(file).await?;
+        return Ok(blob.map(|blob| Body::from_stream(pieces(store.clone(), blob, span))));
+    }
+    let counting = store.clone();
+    let bytes = store.stream_nar_file(file, span).await?;
+    Ok(bytes.map(|bytes| Body::from_stream(bytes.inspect_ok(move |piece| counting.count_served(piece.len() as u64)))))
 }
 
 /// Reads `bytes=first-last`, `bytes=first-` or `bytes=-count`. Anything else, several ranges included, is as if nothing had been

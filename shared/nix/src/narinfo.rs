@@ -141,9 +141,10 @@ pub fn sign(store_dir: &StoreDir, info: &PathInfo, key: &SecretKey) -> Signature
     key.sign(fingerprint(store_dir, info).as_bytes())
 }
 
-/// Returns the object key of a NAR's blob, which is also the `URL` of its narinfo.
-pub fn blob_key(nar_hash: &Sha256Hash) -> String {
-    format!("nar/{}.nar.zst", nix32(&nar_hash.0))
+/// Returns the object key of a blob, which is also the `URL` of its narinfo: it follows from the blob's own bytes, so that whoever
+/// writes the object writes the same.
+pub fn blob_key(blob_sha256: &Sha256Hash) -> String {
+    format!("nar/{}.nar.zst", nix32(&blob_sha256.0))
 }
 
 /// Returns the object key of a path's narinfo.
@@ -163,18 +164,23 @@ pub fn write(store_dir: &StoreDir, info: &PathInfo, signatures: &[Signature]) ->
         nix_narinfo::NixSignature::parse(&signature.to_string()).expect("a signature's text reads back, it was checked when it was made")
     };
     let nar_hash = Hash::from(info.nar_hash).theirs();
-    let record =
-        nix_narinfo::NarInfo::builder_in(their_dir(store_dir), theirs(&info.path), blob_key(&info.nar_hash), nar_hash, info.nar_size_bytes)
-            .compression(nix_narinfo::Compression::Zstd)
-            .file_hash(Some(Hash::from(info.blob.sha256).theirs()))
-            .file_size(Some(info.blob.size_bytes))
-            .references(info.references.iter().map(theirs))
-            .deriver(info.deriver.as_ref().map(|path| theirs(path.as_path())))
-            .signatures(signatures.iter().map(signature))
-            .content_address(address)
-            .extension(nix_narinfo::Field { name: BLAKE3_LINE.to_owned(), value: info.blob.blake3.to_string() })
-            .build()
-            .map_err(|err| refuse(err.to_string()))?;
+    let record = nix_narinfo::NarInfo::builder_in(
+        their_dir(store_dir),
+        theirs(&info.path),
+        blob_key(&info.blob.sha256),
+        nar_hash,
+        info.nar_size_bytes,
+    )
+    .compression(nix_narinfo::Compression::Zstd)
+    .file_hash(Some(Hash::from(info.blob.sha256).theirs()))
+    .file_size(Some(info.blob.size_bytes))
+    .references(info.references.iter().map(theirs))
+    .deriver(info.deriver.as_ref().map(|path| theirs(path.as_path())))
+    .signatures(signatures.iter().map(signature))
+    .content_address(address)
+    .extension(nix_narinfo::Field { name: BLAKE3_LINE.to_owned(), value: info.blob.blake3.to_string() })
+    .build()
+    .map_err(|err| refuse(err.to_string()))?;
     Ok(String::from_utf8(record.to_canonical_bytes()).expect("every field of a narinfo is text"))
 }
 

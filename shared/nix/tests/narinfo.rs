@@ -43,7 +43,7 @@ fn a_narinfo_is_written_in_the_order_of_nix_and_reads_back() {
     assert!(text.contains("\nReferences: 0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar 1bxagw21mzw0pr7y9jcyjfyrlya5fnxz-dep\n"), "{text}");
     let parsed = NarInfo::parse(&store_dir, text.as_bytes()).expect("reads back");
     assert_eq!(parsed.path_info(), Ok(info()));
-    assert_eq!((parsed.url.clone(), parsed.signatures.clone()), (narinfo::blob_key(&info().nar_hash), vec![signature]));
+    assert_eq!((parsed.url.clone(), parsed.signatures.clone()), (narinfo::blob_key(&info().blob.sha256), vec![signature]));
     assert!(parsed.is_signed_by(&store_dir, &[key().public()]));
 }
 
@@ -237,7 +237,7 @@ fn nix_takes_what_we_sign_and_we_take_what_nix_signs() {
     let compressed = zstd::encode_all(nar.as_slice(), 1).expect("compresses");
     let sha256 = <sha2::Sha256 as sha2::Digest>::digest(&compressed);
     info.blob = Blob { size_bytes: compressed.len() as u64, sha256: Sha256Hash(sha256.into()), ..info.blob };
-    fs::write(format!("{cache}/{}", narinfo::blob_key(&info.nar_hash)), compressed).expect("a file");
+    fs::write(format!("{cache}/{}", narinfo::blob_key(&info.blob.sha256)), compressed).expect("a file");
     fs::write(format!("{cache}/nix-cache-info"), format!("StoreDir: {store_dir}\n")).expect("a file");
     let write = |key: &SecretKey| {
         let text = narinfo::write(&store_dir, &info, &[narinfo::sign(&store_dir, &info, key)]).expect("writes");

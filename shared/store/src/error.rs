@@ -168,6 +168,20 @@ impl StoreError {
         Self::Refused { path: info.path.clone(), lie: Box::new(lie.into()) }
     }
 
+    /// Returns whether the same may succeed a while later: the store is away or busy, and nothing is wrong with what was asked.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Object { err, .. } => !matches!(
+                err,
+                object_store::Error::PermissionDenied { .. }
+                    | object_store::Error::Unauthenticated { .. }
+                    | object_store::Error::NotSupported { .. }
+            ),
+            Self::Task { .. } | Self::Spool { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Returns whether the peer's bytes or claims are at fault, and not the store.
     pub fn is_peers_fault(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::WrongDerivation { .. })

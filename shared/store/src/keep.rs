@@ -1,10 +1,10 @@
-//! Storing verified blobs, once.
+//! Storing verified blobs.
 //!
-//! Invariant: the facts that leave this module describe the bytes that are stored. Where two producers compressed the same NAR
-//! differently, the bytes that came first stay, and both get the facts of those.
+//! Invariant: an object's key is the hash of its bytes, so that it is never overwritten by others. Where two producers compressed the
+//! same NAR differently, both their blobs are kept, and each has its own facts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use kiln_wire::PathInfo;
 
@@ -13,34 +13,27 @@ use crate::error::StoreError;
 use crate::inspect::{Facts, Inspector};
 use crate::key;
 use crate::lie::Lie;
-use crate::objects::Put;
 use crate::receive::{Provenance, Received, candidates, check_content, check_statement};
-use crate::spool::Spool;
 use crate::store::Store;
 
 /// Blobs of at most this size, holding NARs of at most as much, are worked on where they are: a change of threads costs more.
 pub(crate) const INLINE_BYTES_MAX: u64 = 256 << 10;
 
 impl Store {
-    /// Stores a verified blob. When this returns, it is durable, and readable by its NAR hash; its path is not valid before it is
-    /// published. Returns the facts that hold: those of the stored bytes.
+    /// Stores a verified blob. When this returns, it is durable, and readable by its hash; its path is not valid before it is
+    /// published. Doing it twice is harmless. Returns the facts.
     ///
     /// # Errors
-    /// [`StoreError::Object`] if the store fails; nothing is visible then.
-    pub async fn keep(&self, received: Received) -> Result<PathInfo, StoreError> {
-        let Received { info, provenance, spool } = received;
-        let spool = Arc::new(spool);
-        if self.put_blob(&info, &spool).await? == Put::Existed {
-            if let Some(info) = self.adopt(&info, &provenance).await? {
-                return Ok(info);
-            }
-            self.replace_blob(&info, &spool).await?;
-        }
+    /// [`StoreError::Object`] if the store fails; nothing is visible then, and what was received can be stored later.
+    pub async fn keep(&self, received: &Received) -> Result<PathInfo, StoreError> {
+        let info = &received.info;
+        // Also where there is such an object already: its bytes may be damaged, these are not.
+        self.inner.objects.put_spool(&key::nar(&info.blob.sha256), Arc::clone(&received.spool)).await?;
         self.inner.received_bytes.fetch_add(info.blob.size_bytes, Ordering::Relaxed);
-        Ok(info)
+        Ok(info.clone())
     }
 
-    /// Looks whether the NAR of `stated` is stored already, so that it need not be sent. Then everything stated is checked against
+    /// Looks whether the blob of `stated` is stored already, so that it need not be sent. Then everything stated is checked against
     /// the stored bytes, as if they had just arrived, and the facts that hold are returned. `None`: it must be sent (also where the
     /// stored bytes are damaged, which is logged).
     ///
@@ -49,15 +42,15 @@ impl Store {
     pub async fn adopt(&self, stated: &PathInfo, provenance: &Provenance) -> Result<Option<PathInfo>, StoreError> {
         let refuse = |lie| StoreError::refused(stated, lie);
         check_statement(self.store_dir(), stated, provenance).map_err(refuse)?;
-        let key = key::nar(&stated.nar_hash);
+        let key = key::nar(&stated.blob.sha256);
         let Some(blob) = self.open_object(&key).await? else {
             return Ok(None);
         };
         let blob = Arc::new(blob);
         let facts = match self.inspect(Arc::clone(&blob), stated.nar_size_bytes, provenance).await? {
-            Ok(facts) if facts.nar_hash == stated.nar_hash => facts,
+            Ok(facts) if facts.blob.sha256 == stated.blob.sha256 => facts,
             Ok(facts) => {
-                tracing::warn!(%key, found = %facts.nar_hash, "a stored NAR is damaged: it has another hash");
+                tracing::warn!(%key, found = %facts.blob.sha256, "a stored NAR is damaged: its bytes have another hash");
                 return Ok(None);
             }
             // The peer may have stated a size that is too small, in which case an upload will tell.
@@ -66,11 +59,11 @@ impl Store {
                 return Ok(None);
             }
         };
-        facts.check_nar(stated).map_err(refuse)?;
+        facts.check_blob(&stated.blob).and_then(|()| facts.check_nar(stated)).map_err(refuse)?;
         let (store, described) = (self.clone(), stated.clone());
         let content = tokio::task::spawn_blocking(move || check_content(store.store_dir(), &described, || blob.reader()));
         content.await.map_err(|err| StoreError::Task { operation: "check content", err })?.map_err(refuse)?;
-        Ok(Some(PathInfo { blob: facts.blob, ..stated.clone() }))
+        Ok(Some(stated.clone()))
     }
 
     /// Finds the facts of a stored blob.
@@ -92,25 +85,6 @@ impl Store {
                 let err = object_store::Error::Generic { store: "blob", source: err.into() };
                 Err(StoreError::Object { operation: "read", key, err })
             }
-        }
-    }
-
-    async fn put_blob(&self, info: &PathInfo, spool: &Arc<Spool>) -> Result<Put, StoreError> {
-        let key = key::nar(&info.nar_hash);
-        match spool.as_memory() {
-            Some(bytes) => self.inner.objects.put_new(&key, bytes::Bytes::copy_from_slice(bytes)).await,
-            None => {
-                let staging = key::staging(&info.nar_hash, &unique());
-                self.inner.objects.put_new_large(&staging, &key, Arc::clone(spool)).await
-            }
-        }
-    }
-
-    async fn replace_blob(&self, info: &PathInfo, spool: &Arc<Spool>) -> Result<(), StoreError> {
-        let key = key::nar(&info.nar_hash);
-        match spool.as_memory() {
-            Some(bytes) => self.inner.objects.put_over(&key, bytes::Bytes::copy_from_slice(bytes)).await,
-            None => self.inner.objects.put_large(&key, Arc::clone(spool)).await,
         }
     }
 }
@@ -136,11 +110,4 @@ fn inspect_blob(blob: &BlobReader, mut inspector: Inspector) -> Result<Facts, Re
             }
         }
     }
-}
-
-/// Returns a text that no other upload of this or another live process has.
-fn unique() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    format!("{}-{now}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }

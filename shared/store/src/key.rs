@@ -1,9 +1,9 @@
 //! Keys of objects: the layout of the store, which is that of a Nix binary cache.
 //!
-//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<NAR hash in Nix's base 32>.nar.zst` · `drv/<base name>` · `staging/…` for large
-//! objects that are not complete yet. Every key is made of checked parts, so that none leaves its directory.
+//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
+//! `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build`. Every key is made of checked parts, so that none leaves its
+//! directory. A key that follows from the content is written without a condition: whoever writes it writes the same.
 
-use kiln_nix::hash::nix32;
 use kiln_nix::narinfo::blob_key;
 use kiln_wire::{DrvPath, Sha256Hash};
 use object_store::path::Path;
@@ -13,7 +13,7 @@ pub(crate) const NARINFO_SUFFIX: &str = ".narinfo";
 /// Ending of a NAR's key.
 const NAR_SUFFIX: &str = ".nar.zst";
 /// Characters of a SHA-256 in Nix's base 32.
-const NAR_HASH_CHARS: usize = 52;
+const SHA256_CHARS: usize = 52;
 /// Characters of a store path's hash part.
 const HASH_PART_CHARS: usize = 32;
 const NIX32_CHARS: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
@@ -26,14 +26,15 @@ pub(crate) fn narinfo(hash_part: &str) -> Path {
     Path::from(format!("{hash_part}{NARINFO_SUFFIX}"))
 }
 
-pub(crate) fn nar(nar_hash: &Sha256Hash) -> Path {
-    Path::from(blob_key(nar_hash))
+/// Returns the key of the blob with this SHA-256.
+pub(crate) fn nar(blob_sha256: &Sha256Hash) -> Path {
+    Path::from(blob_key(blob_sha256))
 }
 
 /// Returns the key of a NAR that is asked for by its file name, if that is one.
 pub(crate) fn nar_file(file_name: &str) -> Option<Path> {
     let hash = file_name.strip_suffix(NAR_SUFFIX)?;
-    is_nix32(hash, NAR_HASH_CHARS).then(|| Path::from(format!("nar/{file_name}")))
+    is_nix32(hash, SHA256_CHARS).then(|| Path::from(format!("nar/{file_name}")))
 }
 
 pub(crate) fn derivation(path: &DrvPath) -> Path {
@@ -42,15 +43,6 @@ pub(crate) fn derivation(path: &DrvPath) -> Path {
 
 pub(crate) fn derivation_dir() -> Path {
     Path::from("drv")
-}
-
-pub(crate) fn staging_dir() -> Path {
-    Path::from("staging")
-}
-
-/// Returns a key for a large object until it is complete. `unique` tells this process's uploads apart.
-pub(crate) fn staging(nar_hash: &Sha256Hash, unique: &str) -> Path {
-    staging_dir().join(format!("{}-{unique}", nix32(&nar_hash.0)))
 }
 
 pub(crate) fn is_hash_part(text: &str) -> bool {

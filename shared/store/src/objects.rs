@@ -1,36 +1,34 @@
 //! The object store beneath: keys, and writes that are visible all at once or not at all.
 //!
-//! Everything goes through [`object_store`], so that a local disk, memory and S3 differ in the configuration only. Knows nothing of
-//! what the objects mean.
+//! Everything goes through [`object_store`], so that a local disk, memory and S3 differ in the configuration only. Nothing leans on
+//! conditional writes, which not every service has: objects whose key follows from their content are written again without harm.
+//! Knows nothing of what the objects mean.
 
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{GetResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, GetRange, GetResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 
 use crate::error::StoreError;
+use crate::s3::S3;
 use crate::spool::Spool;
 
-/// Bytes of one part of a large object. S3 allows 10,000 parts of at least 5 MiB: enough for 78 GiB.
+/// Bytes of one part of a large object, and of the largest that is written in one request. S3 allows 10,000 parts of at least 5 MiB:
+/// enough for 78 GiB.
 const PART_BYTES: usize = 8 << 20;
+/// Parts of one object under way at a time: what a fast link to S3 can carry, in 32 MiB of memory.
+const PARTS_MAX: usize = 4;
 
 /// Where objects lie.
 #[derive(Clone, Debug)]
 pub(crate) struct Objects {
     inner: Arc<dyn ObjectStore>,
-}
-
-/// What became of a write-once write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Put {
-    /// The object is new.
-    Written,
-    /// An object of that key was there and is kept.
-    Existed,
 }
 
 impl Objects {
@@ -46,9 +44,21 @@ impl Objects {
         Self { inner: Arc::new(InMemory::new()) }
     }
 
+    /// Objects in a bucket.
+    pub(crate) fn s3(s3: &S3) -> Result<Self, StoreError> {
+        let inner = s3.open().map_err(|err| StoreError::Open { location: s3.url(), err })?;
+        Ok(Self { inner })
+    }
+
     /// Returns an object opened for reading, if it exists.
     pub(crate) async fn get(&self, key: &Path) -> Result<Option<GetResult>, StoreError> {
-        optional(self.inner.get(key).await).map_err(|err| StoreError::Object { operation: "read", key: key.to_string(), err })
+        optional(self.inner.get(key).await).map_err(|err| failed("read", key, err))
+    }
+
+    /// Returns a span of an object opened for reading, if the object exists.
+    pub(crate) async fn get_range(&self, key: &Path, span: std::ops::Range<u64>) -> Result<Option<GetResult>, StoreError> {
+        let options = GetOptions { range: Some(GetRange::Bounded(span)), ..GetOptions::default() };
+        optional(self.inner.get_opts(key, options).await).map_err(|err| failed("read", key, err))
     }
 
     /// Returns a small object's bytes, if it exists.
@@ -62,81 +72,79 @@ impl Objects {
         if object.meta.size > bytes_max {
             return Err(StoreError::Oversize { key: key.to_string(), size_bytes: object.meta.size, bytes_max });
         }
-        object.bytes().await.map(Some).map_err(|err| StoreError::Object { operation: "read", key: key.to_string(), err })
+        object.bytes().await.map(Some).map_err(|err| failed("read", key, err))
     }
 
     /// Returns an object's size and age, if it exists.
     pub(crate) async fn head(&self, key: &Path) -> Result<Option<ObjectMeta>, StoreError> {
-        optional(self.inner.head(key).await).map_err(|err| StoreError::Object { operation: "look up", key: key.to_string(), err })
-    }
-
-    /// Writes an object unless one of that key exists.
-    pub(crate) async fn put_new(&self, key: &Path, bytes: Bytes) -> Result<Put, StoreError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        written(self.inner.put_opts(key, PutPayload::from_bytes(bytes), options).await.map(drop), key)
+        optional(self.inner.head(key).await).map_err(|err| failed("look up", key, err))
     }
 
     /// Writes an object in place of what was there.
-    pub(crate) async fn put_over(&self, key: &Path, bytes: Bytes) -> Result<(), StoreError> {
-        let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
-        let result = self.inner.put_opts(key, PutPayload::from_bytes(bytes), options).await;
-        result.map(drop).map_err(|err| StoreError::Object { operation: "write", key: key.to_string(), err })
+    pub(crate) async fn put(&self, key: &Path, bytes: Bytes) -> Result<(), StoreError> {
+        self.inner.put(key, PutPayload::from_bytes(bytes)).await.map(drop).map_err(|err| failed("write", key, err))
     }
 
-    /// Writes a large object unless one of that key exists. It is put together under `staging` first.
-    pub(crate) async fn put_new_large(&self, staging: &Path, key: &Path, spool: Arc<Spool>) -> Result<Put, StoreError> {
-        self.put_large(staging, spool).await?;
-        let result = written(self.inner.rename_if_not_exists(staging, key).await, key);
-        if !matches!(result, Ok(Put::Written)) {
-            self.delete(staging).await?;
+    /// Writes spooled bytes in place of what was there; many in parts, which are seen once the last has arrived.
+    pub(crate) async fn put_spool(&self, key: &Path, spool: Arc<Spool>) -> Result<(), StoreError> {
+        if let Some(bytes) = spool.as_memory() {
+            return self.put(key, Bytes::copy_from_slice(bytes)).await;
         }
-        result
-    }
-
-    /// Writes a large object in place of what was there.
-    pub(crate) async fn put_large(&self, key: &Path, spool: Arc<Spool>) -> Result<(), StoreError> {
-        let failed = |err| StoreError::Object { operation: "write", key: key.to_string(), err };
-        let mut upload = self.inner.put_multipart(key).await.map_err(failed)?;
-        match put_parts(upload.as_mut(), spool).await {
-            Ok(()) => upload.complete().await.map(drop).map_err(failed),
-            Err(err) => {
-                if let Err(abort) = upload.abort().await {
-                    tracing::warn!(key = %key, error = %abort, "a half-written object could not be given up");
-                }
-                Err(failed(err))
+        if spool.size_bytes() <= PART_BYTES as u64 {
+            let bytes = part(spool, 0).await.map_err(|err| failed("write", key, err))?;
+            return self.put(key, bytes).await;
+        }
+        match self.put_large(key, Arc::clone(&spool)).await {
+            // The answer to the last request may have been lost: the next try of it finds no upload any more.
+            Err(err) if self.head(key).await?.is_some_and(|found| found.size == spool.size_bytes()) => {
+                tracing::debug!(%key, error = crate::store::chain(&err), "an object was written although its writing seemed to fail");
+                Ok(())
             }
+            written => written,
         }
     }
 
-    /// Deletes an object; one that is absent is fine.
-    pub(crate) async fn delete(&self, key: &Path) -> Result<(), StoreError> {
-        let result = optional(self.inner.delete(key).await);
-        result.map(drop).map_err(|err| StoreError::Object { operation: "delete", key: key.to_string(), err })
+    async fn put_large(&self, key: &Path, spool: Arc<Spool>) -> Result<(), StoreError> {
+        let mut upload = self.inner.put_multipart(key).await.map_err(|err| failed("write", key, err))?;
+        let written = match put_parts(upload.as_mut(), spool).await {
+            Ok(()) => upload.complete().await.map(drop),
+            Err(err) => Err(err),
+        };
+        if written.is_err()
+            && let Err(abort) = upload.abort().await
+        {
+            tracing::debug!(%key, error = %abort, "a half-written object could not be given up");
+        }
+        written.map_err(|err| failed("write", key, err))
     }
 
     /// Lists the objects directly below a prefix (none: the root), by key.
     pub(crate) async fn list(&self, prefix: Option<&Path>) -> Result<Vec<ObjectMeta>, StoreError> {
-        let listed = self.inner.list_with_delimiter(prefix).await.map_err(|err| StoreError::Object {
-            operation: "list",
-            key: prefix.map(Path::to_string).unwrap_or_default(),
-            err,
-        })?;
-        let mut objects = listed.objects;
+        let listed = self.inner.list_with_delimiter(prefix).await;
+        let mut objects = listed.map_err(|err| failed("list", prefix.unwrap_or(&Path::default()), err))?.objects;
         objects.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(objects)
     }
 }
 
 async fn put_parts(upload: &mut dyn MultipartUpload, spool: Arc<Spool>) -> Result<(), object_store::Error> {
+    let mut under_way = FuturesUnordered::new();
     let mut offset_bytes = 0;
     while offset_bytes < spool.size_bytes() {
-        let source = Arc::clone(&spool);
-        let read = tokio::task::spawn_blocking(move || read_part(&source, offset_bytes)).await;
-        let part = read.map_err(|err| generic(err.into()))?.map_err(|err| generic(err.into()))?;
-        offset_bytes += part.len() as u64;
-        upload.put_part(PutPayload::from_bytes(part)).await?;
+        let bytes = part(Arc::clone(&spool), offset_bytes).await?;
+        offset_bytes += bytes.len() as u64;
+        under_way.push(upload.put_part(PutPayload::from_bytes(bytes)));
+        if under_way.len() >= PARTS_MAX {
+            under_way.next().await.transpose()?;
+        }
     }
+    while under_way.next().await.transpose()?.is_some() {}
     Ok(())
+}
+
+async fn part(spool: Arc<Spool>, offset_bytes: u64) -> Result<Bytes, object_store::Error> {
+    let read = tokio::task::spawn_blocking(move || read_part(&spool, offset_bytes)).await;
+    read.map_err(|err| generic(err.into()))?.map_err(|err| generic(err.into()))
 }
 
 fn read_part(spool: &Spool, offset_bytes: u64) -> std::io::Result<Bytes> {
@@ -156,12 +164,8 @@ fn generic(source: Box<dyn std::error::Error + Send + Sync>) -> object_store::Er
     object_store::Error::Generic { store: "spool", source }
 }
 
-fn written(result: Result<(), object_store::Error>, key: &Path) -> Result<Put, StoreError> {
-    match result {
-        Ok(()) => Ok(Put::Written),
-        Err(object_store::Error::AlreadyExists { .. }) => Ok(Put::Existed),
-        Err(err) => Err(StoreError::Object { operation: "write", key: key.to_string(), err }),
-    }
+fn failed(operation: &'static str, key: &Path, err: object_store::Error) -> StoreError {
+    StoreError::Object { operation, key: key.to_string(), err }
 }
 
 fn optional<T>(result: Result<T, object_store::Error>) -> Result<Option<T>, object_store::Error> {

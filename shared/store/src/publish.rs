@@ -34,17 +34,17 @@ impl Store {
     }
 
     async fn publish_one(&self, info: &PathInfo, signing_key: &SecretKey) -> Result<(), StoreError> {
-        let nar = key::nar(&info.nar_hash);
-        let Some(stored) = self.inner.objects.head(&nar).await? else {
+        let Some((nar, found_bytes)) = self.find_blob(info).await? else {
+            let nar = key::nar(&info.blob.sha256);
             return Err(StoreError::MissingBlob { path: info.path.clone(), key: nar.to_string() });
         };
-        if stored.size != info.blob.size_bytes {
-            let lie = Box::new(Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes: stored.size });
+        if found_bytes != info.blob.size_bytes {
+            let lie = Box::new(Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes });
             return Err(StoreError::DamagedBlob { path: info.path.clone(), key: nar.to_string(), lie });
         }
         let text =
             narinfo::write(self.store_dir(), info, signing_key).map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
-        self.inner.objects.put_over(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
+        self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
         Ok(())
     }

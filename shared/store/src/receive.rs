@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use kiln_nix::content;
 use kiln_nix::scan::Candidates;
@@ -46,11 +47,11 @@ pub struct BlobReceiver {
 }
 
 /// A blob that is what it was said to be, not stored yet. Only [`BlobReceiver::finish`] makes one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Received {
     pub(crate) info: PathInfo,
     pub(crate) provenance: Provenance,
-    pub(crate) spool: Spool,
+    pub(crate) spool: Arc<Spool>,
 }
 
 impl BlobReceiver {
@@ -140,7 +141,7 @@ impl BlobReceiver {
             check_content(&store_dir, &stated, || SpoolReader { spool: &spool, offset_bytes: 0 })
         };
         match check() {
-            Ok(()) => Ok(Received { info: stated, provenance, spool }),
+            Ok(()) => Ok(Received { info: stated, provenance, spool: Arc::new(spool) }),
             Err(lie) => Err(StoreError::refused(&stated, lie)),
         }
     }

@@ -20,8 +20,9 @@ use crate::cache::PathInfoCache;
 use crate::error::StoreError;
 use crate::key;
 use crate::narinfo;
-use crate::objects::{Objects, Put};
+use crate::objects::Objects;
 use crate::receive::{BlobReceiver, Provenance};
+use crate::s3::S3;
 
 /// How a store is opened. Read from the daemon's configuration file; nothing in it changes what the store does, only where.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub enum Location {
         /// Whether to wait for stable storage. A farm's store must; tests need not.
         durable: bool,
     },
+    /// A bucket, which other coordinators of the farm use as well.
+    S3(S3),
     /// This process's memory, for tests.
     Memory,
 }
@@ -59,6 +62,7 @@ pub struct Store {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) objects: Objects,
+    pub(crate) shared: bool,
     pub(crate) store_dir: StoreDir,
     pub(crate) spool_dir: PathBuf,
     pub(crate) infos: PathInfoCache,
@@ -90,11 +94,14 @@ impl Store {
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
         let objects = match &config.location {
             Location::Local { dir, durable } => Objects::local(dir, *durable)?,
+            Location::S3(s3) => Objects::s3(s3)?,
             Location::Memory => Objects::memory(),
         };
+        let shared = matches!(config.location, Location::S3(_));
         std::fs::create_dir_all(&config.spool_dir).map_err(|err| StoreError::Directory { dir: config.spool_dir.clone(), err })?;
         let inner = Inner {
             objects,
+            shared,
             store_dir: config.store_dir,
             spool_dir: config.spool_dir,
             infos: PathInfoCache::new(config.cached_paths_max),
@@ -103,8 +110,12 @@ impl Store {
         };
         let store = Self { inner: Arc::new(inner) };
         store.claim().await?;
-        store.clear_staging().await?;
         Ok(store)
+    }
+
+    /// Returns whether other machines use the same store, so that nothing of it need lie on this one.
+    pub fn is_shared(&self) -> bool {
+        self.inner.shared
     }
 
     /// Returns the directory that the farm's store paths name.
@@ -184,23 +195,7 @@ impl Store {
         if let Err(reason) = check_derivation(&self.inner.store_dir, path, &bytes) {
             return Err(StoreError::WrongDerivation { path: path.clone(), reason });
         }
-        match self.inner.objects.put_new(&key::derivation(path), bytes.clone()).await? {
-            Put::Written => Ok(()),
-            Put::Existed => self.heal_derivation(path, bytes).await,
-        }
-    }
-
-    /// Replaces what is stored for a derivation if it is damaged.
-    async fn heal_derivation(&self, path: &DrvPath, bytes: Bytes) -> Result<(), StoreError> {
-        let key = key::derivation(path);
-        match self.inner.objects.get_small(&key, DERIVATION_BYTES_MAX as u64).await {
-            Ok(Some(stored)) if stored == bytes => Ok(()),
-            Ok(_) | Err(StoreError::Oversize { .. }) => {
-                tracing::warn!(%key, "a stored derivation was damaged and is replaced");
-                self.inner.objects.put_over(&key, bytes).await
-            }
-            Err(err) => Err(err),
-        }
+        self.inner.objects.put(&key::derivation(path), bytes).await
     }
 
     /// Returns the bytes of a derivation, checked against its path. `None`: the store does not have it.
@@ -247,26 +242,30 @@ impl Store {
     /// # Errors
     /// [`StoreError::MissingBlob`] or [`StoreError::DamagedBlob`] name the object.
     pub async fn open_blob(&self, info: &PathInfo) -> Result<BlobReader, StoreError> {
-        let key = key::nar(&info.nar_hash);
-        let blob =
-            self.open_object(&key).await?.ok_or_else(|| StoreError::MissingBlob { path: info.path.clone(), key: key.to_string() })?;
+        let key = key::nar(&info.blob.sha256);
+        let blob = match self.open_object(&key).await? {
+            Some(blob) => Some(blob),
+            // See `Store::find_blob`.
+            None => self.open_object(&key::nar(&info.nar_hash)).await?,
+        };
+        let blob = blob.ok_or_else(|| StoreError::MissingBlob { path: info.path.clone(), key: key.to_string() })?;
         let (stated_bytes, found_bytes) = (info.blob.size_bytes, blob.size_bytes());
         if found_bytes != stated_bytes {
             let lie = Box::new(crate::Lie::BlobSize { stated_bytes, found_bytes });
-            return Err(StoreError::DamagedBlob { path: info.path.clone(), key: key.to_string(), lie });
+            return Err(StoreError::DamagedBlob { path: info.path.clone(), key: blob.object_key().to_owned(), lie });
         }
         Ok(blob)
     }
 
-    /// Opens the blob with this file name (`<nar hash>.nar.zst`). `None`: there is no such blob, or the text is no such name.
-    ///
-    /// # Errors
-    /// [`StoreError::Object`] if the store fails.
-    pub async fn open_nar_file(&self, file_name: &str) -> Result<Option<BlobReader>, StoreError> {
-        match key::nar_file(file_name) {
-            Some(key) => self.open_object(&key).await,
-            None => Ok(None),
+    /// Finds the object of a path's blob, and its size. Farms that were made before blobs lay under their own hash have them under
+    /// that of their NAR.
+    pub(crate) async fn find_blob(&self, info: &PathInfo) -> Result<Option<(Path, u64)>, StoreError> {
+        for key in [key::nar(&info.blob.sha256), key::nar(&info.nar_hash)] {
+            if let Some(found) = self.inner.objects.head(&key).await? {
+                return Ok(Some((key, found.size)));
+            }
         }
+        Ok(None)
     }
 
     pub(crate) async fn open_object(&self, key: &Path) -> Result<Option<BlobReader>, StoreError> {
@@ -288,10 +287,9 @@ impl Store {
     /// Writes `nix-cache-info`, or refuses a store whose paths live elsewhere.
     async fn claim(&self) -> Result<(), StoreError> {
         let key = key::cache_info();
-        if self.inner.objects.put_new(&key, self.cache_info().into()).await? == Put::Written {
-            return Ok(());
-        }
-        let stored = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await?.unwrap_or_default();
+        let Some(stored) = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await? else {
+            return self.inner.objects.put(&key, self.cache_info().into()).await;
+        };
         let text = String::from_utf8_lossy(&stored);
         let found = text.lines().find_map(|line| line.strip_prefix("StoreDir:")).map_or("", str::trim);
         match found == self.inner.store_dir.as_str() {
@@ -299,22 +297,7 @@ impl Store {
             false => Err(StoreError::OtherStoreDir { found: found.to_owned(), wanted: self.inner.store_dir.to_string() }),
         }
     }
-
-    /// Deletes what an earlier process left half-written. Another coordinator's live uploads are younger than the limit.
-    async fn clear_staging(&self) -> Result<(), StoreError> {
-        let now = std::time::SystemTime::now();
-        for object in self.inner.objects.list(Some(&key::staging_dir())).await? {
-            let age = now.duration_since(object.last_modified.into()).unwrap_or_default();
-            if age >= STAGING_AGE_MAX {
-                self.inner.objects.delete(&object.location).await?;
-            }
-        }
-        Ok(())
-    }
 }
-
-/// The largest object takes less to write.
-const STAGING_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 fn check_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<(), String> {
     if bytes.len() > DERIVATION_BYTES_MAX {

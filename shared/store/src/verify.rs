@@ -79,11 +79,8 @@ impl Store {
 
     async fn verify_blob(&self, info: &PathInfo) -> Result<(), StoreError> {
         let blob = Arc::new(self.open_blob(info).await?);
-        let damaged = |lie: crate::Lie| StoreError::DamagedBlob {
-            path: info.path.clone(),
-            key: key::nar(&info.nar_hash).to_string(),
-            lie: lie.into(),
-        };
+        let object = blob.object_key().to_owned();
+        let damaged = |lie: crate::Lie| StoreError::DamagedBlob { path: info.path.clone(), key: object.clone(), lie: lie.into() };
         let mut candidates: BTreeSet<_> = info.references.clone();
         candidates.insert(info.path.clone());
         // Imported paths may state references that a scan does not find: their path vouches for them.

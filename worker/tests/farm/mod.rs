@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kiln_link::{Authority, BlobSource, Connection, Identity, Listener, Receiver, Role, Sender};
 use kiln_nix::derivation::{Derivation, Output, path_of_parsed};
 use kiln_nix::scan::Candidates;
-use kiln_store::{Location, Packer, Provenance, Store, StoreConfig, Uploads};
+use kiln_store::{Begun, Location, Packer, Provenance, Store, StoreConfig, Uploads};
 use kiln_wire::client::{Refusal, RefusalKind, Request, Response};
 use kiln_wire::worker::{Assignment, FromWorker, Hello, ToWorker};
 use kiln_wire::{
@@ -468,7 +468,8 @@ async fn upload(
     let refused = |message: String| Response::Refused(Refusal { kind: RefusalKind::Invalid, message, paths: vec![] });
     let begun = state.parked.begin(&state.store, &info, Provenance::Built { candidates }, Instant::now());
     let (mut receiving, offset_bytes) = match begun {
-        Ok(begun) => begun,
+        Ok(Begun::Receive(receiving, offset_bytes)) => (*receiving, offset_bytes),
+        Ok(Begun::Complete(received)) => return Some(refused(format!("{:?} was parked", received.info()))),
         Err(err) => return Some(refused(format!("{err:?}"))),
     };
     sender.send(&Response::UploadAt(Some(offset_bytes))).await.ok()?;

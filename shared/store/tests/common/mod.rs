@@ -1,4 +1,4 @@
-//! What the tests of the store share: stores of both kinds, and trees to put into them.
+//! What the tests of the store share: stores of every kind, and trees to put into them.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_nix::scan::Candidates;
 use kiln_nix::sign::SecretKey;
-use kiln_store::{BlobReceiver, Location, Packed, Packer, Provenance, Store, StoreConfig, StoreError};
+use kiln_s3::{Config, S3Server};
+use kiln_store::{BlobReceiver, Location, Packed, Packer, Provenance, S3, S3Credentials, Store, StoreConfig, StoreError};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
 use tempfile::TempDir;
 
@@ -20,23 +21,45 @@ pub struct Place {
     pub store: Store,
     pub dir: TempDir,
     pub key: SecretKey,
+    /// What serves the bucket of a store that is in one.
+    pub server: Option<S3Server>,
+    pub bucket_dir: Option<TempDir>,
 }
 
 impl Place {
     pub async fn on_disk() -> Self {
-        Self::open(|dir| Location::Local { dir: dir.join("store"), durable: true }).await
+        Self::open(|dir| Location::Local { dir: dir.join("store"), durable: true }, None).await
     }
 
     pub async fn in_memory() -> Self {
-        Self::open(|_| Location::Memory).await
+        Self::open(|_| Location::Memory, None).await
     }
 
-    /// One of each kind: whatever holds for one must hold for the other.
-    pub async fn both() -> [Self; 2] {
-        [Self::on_disk().await, Self::in_memory().await]
+    pub async fn in_bucket() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let server = serve(&dir, "127.0.0.1:0").await;
+        let location = bucket(&server);
+        let place = Self::open(|_| location.clone(), Some(server)).await;
+        // The bucket's directory lives as long as the place does.
+        Self { bucket_dir: Some(dir), ..place }
     }
 
-    async fn open(location: impl Fn(&Path) -> Location) -> Self {
+    /// One of each kind: whatever holds for one must hold for the others.
+    pub async fn each() -> [Self; 3] {
+        [Self::on_disk().await, Self::in_memory().await, Self::in_bucket().await]
+    }
+
+    /// Another store over the same bucket, as another coordinator has it.
+    pub async fn beside(&self) -> Self {
+        let location = bucket(self.server());
+        Self::open(|_| location.clone(), None).await
+    }
+
+    pub fn server(&self) -> &S3Server {
+        self.server.as_ref().expect("a store in a bucket")
+    }
+
+    async fn open(location: impl Fn(&Path) -> Location, server: Option<S3Server>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = StoreConfig {
             location: location(dir.path()),
@@ -45,7 +68,7 @@ impl Place {
             cached_paths_max: 100,
         };
         let key = SecretKey::from_seed("farm-1", [7; 32]).expect("a good name");
-        Self { store: Store::open(config).await.expect("opens"), dir, key }
+        Self { store: Store::open(config).await.expect("opens"), dir, key, server, bucket_dir: None }
     }
 
     pub fn packer(&self) -> Packer {
@@ -75,6 +98,30 @@ impl Place {
         }
         Ok(receiver)
     }
+}
+
+/// Serves the bucket `kiln` from a directory.
+pub async fn serve(dir: &TempDir, listen: &str) -> S3Server {
+    let config = Config {
+        listen: listen.parse().expect("an address"),
+        dir: dir.path().join("s3"),
+        access_key: "key".to_owned(),
+        secret_key: "secret".to_owned(),
+        buckets: vec!["kiln".to_owned()],
+    };
+    S3Server::start(config).await.expect("starts")
+}
+
+/// Where the bucket of a server is.
+pub fn bucket(server: &S3Server) -> Location {
+    Location::S3(S3 {
+        bucket: "kiln".to_owned(),
+        prefix: "farms/one".to_owned(),
+        endpoint: Some(server.endpoint()),
+        region: Some("us-east-1".to_owned()),
+        allow_http: true,
+        credentials: S3Credentials::Key { access_key_id: "key".to_owned(), secret_access_key: "secret".to_owned() },
+    })
 }
 
 /// Bytes that compress to about half.
