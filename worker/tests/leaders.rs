@@ -31,7 +31,7 @@ async fn a_build_goes_on_when_its_leader_is_cut_off_and_the_next_one_takes_its_r
     farm.started(&assignment.lease).await;
     // The first leader neither closes the session nor answers; nothing waits for a time-out.
     farm.elect(2);
-    assert_eq!(farm.hello().await.attempts, [assignment.lease.clone()], "the attempt goes on under its lease");
+    assert_eq!(farm.hello().await.attempts, std::slice::from_ref(&assignment.lease), "the attempt goes on under its lease");
     let (log, outcome) = farm.finished(&assignment.lease).await;
     assert_eq!(log, "before\nafter\n");
     assert!(matches!(outcome, Outcome::Built { .. }), "{outcome:?}");
