@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// Which farm to talk to.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FarmArgs {
-    /// The farm: `kiln://HOST:PORT`, or the directory of a running `kiln up`
+    /// The farm: `kiln://HOST:PORT` of its coordinators (several with commas between), or the directory of a running `kiln up`
     #[arg(long, env = "KILN_FARM", value_name = "URL")]
     pub farm: Option<String>,
     /// Directory with this client's certificate (made by `kiln ca issue`); a `kiln up` directory brings its own

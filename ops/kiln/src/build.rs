@@ -1,15 +1,17 @@
 //! `kiln build`: from an expression or `.drv` files to output paths.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use kiln_wire::client::{BuildState, BuildView, Request, Response, Submission};
+use kiln_link::Sender;
+use kiln_wire::client::{BuildState, BuildView, Event, Request, Response, Submission};
 use kiln_wire::{BuildId, DrvPath, OutputName, RequestId, Root, StoreDir, StorePath};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{DirArgs, FarmArgs};
-use crate::client::{Client, unexpected};
+use crate::client::{Answers, Client, Tries, unexpected};
 use crate::daemons::runtime;
 use crate::embedded::{Farm, Shape};
 use crate::evaluate::{Expression, evaluate};
@@ -95,7 +97,7 @@ async fn build(args: &Args, client: &Client, embedded: bool) -> anyhow::Result<E
     let submission = Submission { request: draw_request(), name, roots: roots.clone(), keep_going: args.keep_going };
     let build = match client.one(&Request::Submit(submission)).await? {
         Response::Submitted(build) => build,
-        _ => return Err(unexpected("another kind")),
+        _ => return Err(unexpected("another kind").into_error()),
     };
     let view = watch(client, build, &mut progress).await?;
     progress.finish(&view);
@@ -114,12 +116,12 @@ async fn build(args: &Args, client: &Client, embedded: bool) -> anyhow::Result<E
 async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyhow::Result<BuildView> {
     // One listener for the whole time: an interrupt between two looks must not be lost.
     let mut interrupts = signal(SignalKind::interrupt()).context("listen for interrupts")?;
-    let (_sender, mut answers) = client.ask(&Request::Watch(build)).await?;
+    let mut watching = Watching { build, tries: client.tries(), answers: None, told: HashSet::new() };
     let mut last = None;
     let mut cancelled = false;
     loop {
         let next = tokio::select! {
-            next = answers.next_view(|event| progress.event(&event)) => next?,
+            next = watching.next(|event| progress.event(&event)) => next?,
             Some(()) = interrupts.recv() => {
                 if cancelled {
                     return Err(left(build));
@@ -139,9 +141,62 @@ async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyh
                 progress.view(&view);
                 last = Some(view);
             }
-            None => return last.ok_or_else(|| unexpected("nothing")),
+            None => return last.ok_or_else(|| unexpected("nothing").into_error()),
         }
     }
+}
+
+/// A build that is followed from one leader to the next. Each tells its events from the first that it knows of; none is passed on twice.
+struct Watching {
+    build: BuildId,
+    tries: Tries,
+    answers: Option<(Sender, Answers)>,
+    /// Of each event that was passed on, a hash.
+    told: HashSet<u64>,
+}
+
+impl Watching {
+    /// Returns the next view; none after the last. Cancel safe.
+    async fn next(&mut self, mut event: impl FnMut(Event)) -> anyhow::Result<Option<BuildView>> {
+        loop {
+            let told = &mut self.told;
+            let next = match &mut self.answers {
+                Some((_, answers)) => {
+                    answers
+                        .next_view(|fresh| {
+                            if told.insert(hash(&fresh)) {
+                                event(fresh)
+                            }
+                        })
+                        .await
+                }
+                None => match self.tries.leader().await?.ask(&Request::Watch(self.build)).await {
+                    Ok(stream) => {
+                        self.answers = Some(stream);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match next {
+                Ok(view) => {
+                    self.tries.progress();
+                    return Ok(view);
+                }
+                Err(error) => {
+                    self.answers = None;
+                    self.tries.failed(error).await?;
+                }
+            }
+        }
+    }
+}
+
+fn hash(event: &Event) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    event.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn left(build: BuildId) -> anyhow::Error {

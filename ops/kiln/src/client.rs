@@ -1,22 +1,40 @@
-//! A client's connection to a farm: finds it, asks it, and turns its refusals into errors with the right exit code.
+//! A client's way to a farm: finds the leading coordinator, asks it, goes on with the next one when it is gone, and turns refusals
+//! into errors with the right exit code.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+mod tries;
+
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
-use kiln_link::{Connection, Dialer, Identity, Receiver, Sender};
-use kiln_wire::client::{BuildView, FarmView, Refusal, RefusalKind, Request, Response};
+use kiln_link::{Dialer, Identity};
+use kiln_route::Scouts;
+use kiln_wire::client::{FarmView, Request, Response};
 
+pub use self::tries::{Answers, AskError, Leading, Tries, lost, unexpected};
 use crate::args::{DirArgs, FarmArgs};
 use crate::beacon::Beacon;
 use crate::words::{bad_input, unreachable_farm};
 
-/// A connection to a farm.
+/// A farm, as a client reaches it.
+#[derive(Debug)]
 pub struct Client {
-    // Owns the socket of the connection.
-    _dialer: Dialer,
-    connection: Connection,
+    scouts: Scouts,
+    patience: Patience,
 }
+
+/// How long a client waits for a farm that it was connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Not once every coordinator is gone: the farm is one process of this machine, and whoever stopped it knows.
+    WhileAnyAnswers,
+    /// [`LEADERLESS_MAX`], whoever answers: coordinators are elected and restarted.
+    Long,
+}
+
+/// Longest time without a leader, or without an answer that can be used, after which a client gives up. Elections take less than a second,
+/// restarts a few.
+pub const LEADERLESS_MAX: Duration = Duration::from_secs(60);
 
 impl Client {
     /// Connects to the farm that the arguments name.
@@ -37,7 +55,7 @@ impl Client {
     pub async fn open_if_any(args: &FarmArgs, dir: &Path) -> anyhow::Result<Option<Self>> {
         match args.farm.as_deref() {
             Some(url) => match url.strip_prefix("kiln://") {
-                Some(host) => Self::open_remote(host, args).await.map(Some),
+                Some(hosts) => Self::open_remote(hosts, args).await.map(Some),
                 None => match Beacon::read(Path::new(url)) {
                     Some(beacon) => Self::open_local(&beacon).await.map(Some),
                     None => Err(unreachable_farm(format!("no farm runs in `{url}`; start one with `kiln up --dir {url}`"))),
@@ -50,96 +68,85 @@ impl Client {
         }
     }
 
-    async fn open_remote(host: &str, args: &FarmArgs) -> anyhow::Result<Self> {
-        let addr = host.to_socket_addrs().ok().and_then(|mut found| found.next());
-        let addr = addr.ok_or_else(|| bad_input(format!("`kiln://{host}`: want kiln://HOST:PORT with a host that resolves")))?;
+    async fn open_remote(hosts: &str, args: &FarmArgs) -> anyhow::Result<Self> {
+        let coordinators = parse_hosts(hosts)?;
         let dir = args.identity.as_ref().ok_or_else(|| {
             bad_input("name the directory of your certificate with --identity; `kiln ca issue --role client/NAME` makes one")
         })?;
-        Self::dial(addr, &Identity::load(dir).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?).await
+        let identity = Identity::load(dir).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+        Self::find(coordinators, &identity, Patience::Long).await
     }
 
     async fn open_local(beacon: &Beacon) -> anyhow::Result<Self> {
         let identity = Identity::load(&beacon.identity).context("read the local farm's client certificate")?;
-        Self::dial(beacon.link, &identity).await
+        Self::find(vec![beacon.link.to_string()], &identity, Patience::WhileAnyAnswers).await
     }
 
-    /// Connects to a coordinator.
-    pub async fn dial(addr: SocketAddr, identity: &Identity) -> anyhow::Result<Self> {
-        let dialer = Dialer::new(identity)?;
-        let connected = dialer.connect(addr).await.map_err(anyhow::Error::from);
-        let connection = connected.map_err(|error| unreachable_farm(format!("connect to the farm at {addr}: {error:#}")))?;
-        Ok(Self { _dialer: dialer, connection })
+    /// Finds the leader among coordinators, `host:port` each.
+    pub async fn find(coordinators: Vec<String>, identity: &Identity, patience: Patience) -> anyhow::Result<Self> {
+        let mut scouts = Scouts::start(Dialer::new(identity)?, coordinators);
+        match scouts.leader_if_any(LEADERLESS_MAX).await {
+            Ok(_) => Ok(Self { scouts, patience }),
+            Err(lost) => Err(unreachable_farm(format!("connect to the farm: {}", lost.troubles))),
+        }
     }
 
-    /// Asks, and returns the stream of the answer.
-    pub async fn ask(&self, request: &Request) -> anyhow::Result<(Sender, Answers)> {
-        let lost = |error| unreachable_farm(format!("ask the farm: {:#}", anyhow::Error::from(error)));
-        let (mut sender, receiver) = self.connection.open().await.map_err(lost)?;
-        sender.send(request).await.map_err(lost)?;
-        Ok((sender, Answers(receiver)))
+    /// Starts the tries of something that may be asked more than once.
+    pub fn tries(&self) -> Tries {
+        Tries::new(self.scouts.clone(), self.patience)
     }
 
-    /// Asks what has one answer.
+    /// Asks what has one answer, of one leader after the other until one answers.
     pub async fn one(&self, request: &Request) -> anyhow::Result<Response> {
-        let (_sender, mut answers) = self.ask(request).await?;
-        answers.next().await?.ok_or_else(|| unexpected("nothing"))
+        let mut tries = self.tries();
+        loop {
+            match tries.leader().await?.one(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => tries.failed(error).await?,
+            }
+        }
     }
 
     /// Asks what has any number of answers, and collects what `take` finds in them.
     pub async fn all<T>(&self, request: &Request, take: impl Fn(Response) -> Option<Vec<T>>) -> anyhow::Result<Vec<T>> {
-        let (_sender, mut answers) = self.ask(request).await?;
-        let mut found = Vec::new();
-        while let Some(answer) = answers.next().await? {
-            found.extend(take(answer).ok_or_else(|| unexpected("another kind"))?);
+        let mut tries = self.tries();
+        loop {
+            match tries.leader().await?.all(request, &take).await {
+                Ok(found) => return Ok(found),
+                Err(error) => tries.failed(error).await?,
+            }
         }
-        Ok(found)
     }
 
     /// Asks for the farm at a glance.
     pub async fn status(&self) -> anyhow::Result<FarmView> {
         match self.one(&Request::Status).await? {
             Response::Status(view) => Ok(view),
-            _ => Err(unexpected("another kind")),
+            _ => Err(unexpected("another kind").into_error()),
         }
     }
 }
 
-/// The answers to one request.
-pub struct Answers(pub Receiver);
-
-impl Answers {
-    /// Returns the next answer; none after the last. A refusal is an error.
-    pub async fn next(&mut self) -> anyhow::Result<Option<Response>> {
-        let answer = self.0.recv::<Response>().await;
-        match answer.map_err(|error| unreachable_farm(format!("the farm's answer broke off: {:#}", anyhow::Error::from(error))))? {
-            Some(Response::Refused(refusal)) => Err(error_of(refusal)),
-            answer => Ok(answer),
-        }
-    }
-
-    /// Returns the next view of a build, passing events to `event`.
-    pub async fn next_view(&mut self, mut event: impl FnMut(kiln_wire::client::Event)) -> anyhow::Result<Option<BuildView>> {
-        loop {
-            match self.next().await? {
-                Some(Response::Build(view)) => return Ok(Some(view)),
-                Some(Response::Event(told)) => event(told),
-                Some(_) => return Err(unexpected("another kind")),
-                None => return Ok(None),
-            }
-        }
+/// Reads `HOST:PORT` or several with commas between them. Names are looked up with each try: they may lead elsewhere by then.
+fn parse_hosts(hosts: &str) -> anyhow::Result<Vec<String>> {
+    let is_address = |host: &str| host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
+    match hosts.split(',').find(|host| !is_address(host)) {
+        Some(_) => Err(bad_input(format!("`kiln://{hosts}`: want kiln://HOST:PORT, or several as kiln://HOST:PORT,HOST:PORT"))),
+        None => Ok(hosts.split(',').map(str::to_owned).collect()),
     }
 }
 
-fn error_of(refusal: Refusal) -> anyhow::Error {
-    match refusal.kind {
-        RefusalKind::Invalid | RefusalKind::Missing | RefusalKind::NotFound => bad_input(refusal.message),
-        RefusalKind::Forbidden | RefusalKind::StaleLease => anyhow::anyhow!(refusal.message),
-        RefusalKind::Unavailable => unreachable_farm(refusal.message),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An answer that this version does not understand.
-pub fn unexpected(what: &str) -> anyhow::Error {
-    anyhow::anyhow!("the farm answered {what} where this version of kiln expects something else; use the farm's version")
+    #[test]
+    fn a_farm_is_named_by_one_coordinator_or_several() {
+        for (hosts, count) in [("a:1", 1), ("a:1,b:2,[::1]:3", 3)] {
+            assert_eq!(parse_hosts(hosts).expect(hosts).len(), count);
+        }
+        for hosts in ["", "a", "a:1,", "a:b", ":1", "a:1,b"] {
+            assert!(parse_hosts(hosts).is_err(), "{hosts}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use kiln_worker::Worker;
 use kiln_worker::launcher::{Launcher, Owner, Policy};
 
 use crate::beacon::{Beacon, Lit};
-use crate::client::Client;
+use crate::client::{Client, Patience};
 
 /// What the farm should be like.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl Farm {
 
     /// Connects to the farm as a client.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        Client::dial(self.coordinator.link_addr(), &self.client).await
+        Client::find(vec![self.coordinator.link_addr().to_string()], &self.client, Patience::WhileAnyAnswers).await
     }
 
     /// Stops everything. What runs is stopped too, and tried again at the next start.

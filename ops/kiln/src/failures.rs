@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobView, Request, Response};
 
-use crate::client::{Client, unexpected};
+use crate::client::{AskError, Client, Leading, unexpected};
 use crate::{tame, words};
 
 /// Prints the failures of a build on standard error. `dir` is where an embedded farm keeps its logs.
@@ -64,7 +64,18 @@ fn outcome(attempt: &AttemptView, reason: &str) -> String {
 async fn log_of(client: &Client, job: &JobView) -> anyhow::Result<Vec<u8>> {
     let attempt = job.attempts.last().map(|attempt| attempt.attempt);
     let request = Request::Log { derivation: job.derivation.clone(), attempt, follow: false };
-    let (_sender, mut answers) = client.ask(&request).await?;
+    let mut tries = client.tries();
+    loop {
+        match tail_of(&tries.leader().await?, &request).await {
+            Ok(log) => return Ok(log),
+            Err(error) => tries.failed(error).await?,
+        }
+    }
+}
+
+/// Returns the last bytes of a log.
+async fn tail_of(leader: &Leading, request: &Request) -> Result<Vec<u8>, AskError> {
+    let (_sender, mut answers) = leader.ask(request).await?;
     let mut log = Vec::new();
     while let Some(answer) = answers.next().await? {
         match answer {

@@ -15,7 +15,7 @@ use kiln_wire::client::{DerivationFile, Request, Response};
 use kiln_wire::limits::{DERIVATION_BATCH_BYTES, PATHS_PER_REQUEST_MAX};
 use kiln_wire::{DrvPath, PathInfo, Root, StoreDir, StorePath};
 
-use crate::client::{Client, unexpected};
+use crate::client::{AskError, Client, Leading, unexpected};
 use crate::progress::Progress;
 use crate::words::{self, bad_input};
 
@@ -85,7 +85,7 @@ async fn missing(client: &Client, paths: Vec<StorePath>) -> anyhow::Result<Vec<S
     for chunk in paths.chunks(PATHS_PER_REQUEST_MAX) {
         match client.one(&Request::Missing(chunk.to_vec())).await? {
             Response::Paths(mut paths) => missing.append(&mut paths),
-            _ => return Err(unexpected("another kind")),
+            _ => return Err(unexpected("another kind").into_error()),
         }
     }
     Ok(missing)
@@ -131,17 +131,27 @@ async fn upload_source(
         }
     }
     progress.say(&format!("uploading {} ({})", path.name(), words::size(info.blob.size_bytes)));
-    let size = info.blob.size_bytes;
-    let (mut sender, mut answers) = client.ask(&Request::Import(info)).await?;
+    let body = packed.spool.into_bytes();
+    let mut tries = client.tries();
+    loop {
+        match send(&tries.leader().await?, &info, &body).await {
+            Ok(()) => return Ok(()),
+            Err(error) => tries.failed(error).await?,
+        }
+    }
+}
+
+async fn send(leader: &Leading, info: &PathInfo, body: &BlobBytes) -> Result<(), AskError> {
+    let (mut sender, mut answers) = leader.ask(&Request::Import(info.clone())).await?;
     match answers.next().await? {
         Some(Response::UploadAt(None)) => {}
         Some(Response::UploadAt(Some(offset))) => {
-            let source: BlobSource = match packed.spool.into_bytes() {
+            let source: BlobSource = match body.try_clone()? {
                 BlobBytes::File(file) => file.into(),
                 BlobBytes::Memory(bytes) => bytes.into(),
             };
             // What the farm has against the bytes is in its answer, which is read in either case.
-            if let Err(error) = sender.send_blob(source, size, offset).await {
+            if let Err(error) = sender.send_blob(source, info.blob.size_bytes, offset).await {
                 tracing::debug!(%error, "send source");
             }
         }

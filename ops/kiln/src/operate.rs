@@ -8,7 +8,7 @@ use kiln_wire::client::{BuildState, BuildView, FarmView, JobView, Request, Respo
 use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir, StorePath};
 
 use crate::args::FarmArgs;
-use crate::client::{Client, unexpected};
+use crate::client::{AskError, Client, Leading, unexpected};
 use crate::daemons::runtime;
 use crate::json;
 use crate::tables;
@@ -139,7 +139,7 @@ pub fn workers(args: &Args) -> anyhow::Result<ExitCode> {
     let workers = runtime()?.block_on(async {
         match Client::open(&args.farm).await?.one(&Request::Workers).await? {
             Response::Workers(workers) => Ok(workers),
-            _ => Err(unexpected("another kind")),
+            _ => Err(unexpected("another kind").into_error()),
         }
     })?;
     if args.json {
@@ -173,20 +173,55 @@ pub fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let request = Request::Log { derivation, attempt: args.attempt.map(AttemptId), follow: args.follow };
     runtime()?.block_on(async {
         let client = Client::open(&args.farm).await?;
-        let (_sender, mut answers) = client.ask(&request).await?;
-        let mut out = std::io::stdout().lock();
-        let mut terminal = out.is_terminal().then(Tame::default);
-        while let Some(answer) = answers.next().await? {
-            match (answer, &mut terminal) {
-                (Response::Log(bytes), None) => out.write_all(&bytes)?,
-                (Response::Log(bytes), Some(tame)) => out.write_all(tame.push(&bytes).as_bytes())?,
-                _ => return Err(unexpected("another kind")),
+        let mut printed = Printed::default();
+        let mut tries = client.tries();
+        loop {
+            let before = printed.bytes;
+            match print_log(&tries.leader().await?, &request, &mut printed).await {
+                Ok(()) => break,
+                Err(error) => {
+                    if printed.bytes > before {
+                        tries.progress();
+                    }
+                    tries.failed(error).await?;
+                }
             }
-            out.flush()?;
         }
-        out.write_all(terminal.map(Tame::finish).unwrap_or_default().as_bytes())?;
+        std::io::stdout().lock().write_all(printed.terminal.map(Tame::finish).unwrap_or_default().as_bytes())?;
         Ok(ExitCode::from(words::SUCCESS))
     })
+}
+
+/// What was printed of a log. Another coordinator sends it from its start; what was printed before is not printed again.
+struct Printed {
+    bytes: u64,
+    /// Keeps a terminal safe, if that is where it goes.
+    terminal: Option<Tame>,
+}
+
+impl Default for Printed {
+    fn default() -> Self {
+        Self { bytes: 0, terminal: std::io::stdout().is_terminal().then(Tame::default) }
+    }
+}
+
+async fn print_log(leader: &Leading, request: &Request, printed: &mut Printed) -> Result<(), AskError> {
+    let (_sender, mut answers) = leader.ask(request).await?;
+    let mut skip = printed.bytes;
+    while let Some(answer) = answers.next().await? {
+        let Response::Log(bytes) = answer else { return Err(unexpected("another kind")) };
+        let known = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
+        skip -= known as u64;
+        let fresh = &bytes[known..];
+        printed.bytes += fresh.len() as u64;
+        let mut out = std::io::stdout().lock();
+        match &mut printed.terminal {
+            None => out.write_all(fresh)?,
+            Some(tame) => out.write_all(tame.push(fresh).as_bytes())?,
+        }
+        out.flush()?;
+    }
+    Ok(())
 }
 
 fn parse_job(job: &str) -> anyhow::Result<DrvPath> {

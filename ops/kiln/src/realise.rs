@@ -7,7 +7,7 @@ use kiln_store::{Spool, unpack};
 use kiln_wire::client::{Request, Response};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
 
-use crate::client::{Client, unexpected};
+use crate::client::{AskError, Client, Leading, lost, unexpected};
 use crate::progress::Progress;
 use crate::words;
 
@@ -31,7 +31,7 @@ pub async fn realise(client: &Client, paths: Vec<StorePath>, root: &Path, store_
     }
     for info in lacking {
         let path = info.path.clone();
-        fetch(client, info, &store).await.with_context(|| format!("fetch `{path}`"))?;
+        fetch_patiently(client, info, &store).await.with_context(|| format!("fetch `{path}`"))?;
     }
     Ok(())
 }
@@ -43,17 +43,28 @@ fn infos_of(answer: Response) -> Option<Vec<PathInfo>> {
     }
 }
 
-async fn fetch(client: &Client, wanted: PathInfo, store: &Path) -> anyhow::Result<()> {
-    let (_sender, mut answers) = client.ask(&Request::FetchBlob { path: wanted.path.clone(), offset_bytes: 0 }).await?;
+async fn fetch_patiently(client: &Client, wanted: PathInfo, store: &Path) -> anyhow::Result<()> {
+    let mut tries = client.tries();
+    loop {
+        match fetch(&tries.leader().await?, &wanted, store).await {
+            Ok(()) => return Ok(()),
+            Err(error) => tries.failed(error).await?,
+        }
+    }
+}
+
+async fn fetch(leader: &Leading, wanted: &PathInfo, store: &Path) -> Result<(), AskError> {
+    let (_sender, mut answers) = leader.ask(&Request::FetchBlob { path: wanted.path.clone(), offset_bytes: 0 }).await?;
     let info = match answers.next().await? {
         Some(Response::Blob(info)) if info.nar_hash == wanted.nar_hash => info,
         _ => return Err(unexpected("another kind")),
     };
     let mut spool = Spool::new(store);
     let sink = |bytes: &[u8]| std::io::Write::write_all(&mut spool, bytes);
-    answers.0.recv_blob(info.blob.blake3, info.blob.size_bytes, 0, sink).await?;
+    answers.receiver().recv_blob(info.blob.blake3, info.blob.size_bytes, 0, sink).await.map_err(lost)?;
     let (store, path) = (store.to_path_buf(), info.path.clone());
-    tokio::task::spawn_blocking(move || place(&info, spool, &store)).await?.with_context(|| format!("unpack `{path}`"))
+    let placed = tokio::task::spawn_blocking(move || place(&info, spool, &store)).await.map_err(anyhow::Error::from)?;
+    Ok(placed.with_context(|| format!("unpack `{path}`"))?)
 }
 
 /// Unpacks beside the final place, then renames.

@@ -22,12 +22,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Longest time for one dial. A handshake takes milliseconds; what a partition swallowed must not hold up the next try.
 const DIAL_MAX: Duration = Duration::from_secs(2);
 
-/// Keeps a connection to each coordinator, and knows who leads. Its tasks end when it is dropped; connections that were found
-/// stay open while somebody has them.
-#[derive(Debug)]
+/// Keeps a connection to each coordinator, and knows who leads. Cheap to clone; the tasks end when the last clone is dropped, connections
+/// that were found stay open while somebody has them.
+#[derive(Clone, Debug)]
 pub struct Scouts {
     board: watch::Receiver<Board<Connection>>,
-    _chief: ChiefGuard,
+    _chief: Arc<ChiefGuard>,
 }
 
 /// The leader, and the way to it.
@@ -54,7 +54,7 @@ impl Scouts {
     pub fn start(dialer: Dialer, coordinators: impl IntoIterator<Item = String>) -> Self {
         let (sender, board) = watch::channel(Board::new(coordinators));
         let chief = tokio::spawn(lead(dialer, Arc::new(sender))).abort_handle();
-        Self { board, _chief: ChiefGuard(chief) }
+        Self { board, _chief: Arc::new(ChiefGuard(chief)) }
     }
 
     /// Waits for a coordinator that says it leads, over a connection that stands. Cancel safe.
@@ -85,7 +85,12 @@ impl Scouts {
             }
         };
         let found = timeout(patience, hope).await.unwrap_or(None);
-        found.ok_or_else(|| Lost { troubles: self.board.borrow().troubles() })
+        found.ok_or_else(|| Lost { troubles: self.troubles() })
+    }
+
+    /// Tells for each coordinator what it said last, or why it cannot be asked.
+    pub fn troubles(&self) -> String {
+        self.board.borrow().troubles()
     }
 
     /// Waits until a later leader than `leader` is known. Cancel safe.

@@ -90,7 +90,7 @@ pub struct Failure {
 }
 
 /// What kind of failure it was. Decides whether the job is tried again and who is charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum FailureClass {
     /// The builder exited non-zero or made something wrong. Permanent.
     BuildFailure,
