@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use kiln_wire::{NodeId, StoreDir};
 use serde::Deserialize;
 
+use crate::shared_store::SharedStore;
+
 /// What a coordinator needs to know before it starts.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +31,32 @@ pub struct Config {
     pub store_dir: StoreDir,
     /// Directory with this coordinator's certificate, key and CA, as `kiln ca issue` writes them.
     pub identity: PathBuf,
+    /// Where outputs, finished logs and ended builds are kept. Default: below `dir`, which is enough for one coordinator.
+    #[serde(default)]
+    pub store: Option<SharedStore>,
+    /// The key that signs the cache (`kiln keys generate`). Default: `signing.key` below `dir`, made at the first start.
+    #[serde(default)]
+    pub signing_key: Option<PathBuf>,
+    /// Coordinators of the farm that this one joins, as `HOST:PORT`. Default none: an empty `dir` becomes a farm of its own.
+    #[serde(default)]
+    pub join: Vec<String>,
+}
+
+/// Why a coordinator cannot be one of several.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeersError {
+    /// Its store is on its own disk.
+    #[error(
+        "a farm of several coordinators needs a store that they share: what is on one coordinator's disk is lost with it, and no other \
+         could serve it; give every coordinator the same `[store]` with `url = \"s3://BUCKET/PREFIX\"`"
+    )]
+    OwnStore,
+    /// It makes its own key.
+    #[error(
+        "a farm of several coordinators needs one signing key: each makes its own otherwise, and who trusts one refuses what another \
+         signed; give every coordinator a copy of the same key, and its path as `signing_key`"
+    )]
+    OwnKey,
 }
 
 /// A configuration that cannot be used.
@@ -55,6 +83,18 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Says whether this coordinator may be one of several.
+    ///
+    /// # Errors
+    /// [`PeersError`] says what it lacks, and why that is needed.
+    pub fn may_have_peers(&self) -> Result<(), PeersError> {
+        match (&self.store, &self.signing_key) {
+            (None, _) => Err(PeersError::OwnStore),
+            (Some(_), None) => Err(PeersError::OwnKey),
+            (Some(_), Some(_)) => Ok(()),
+        }
+    }
+
     /// Reads a configuration file.
     ///
     /// # Errors
@@ -89,6 +129,21 @@ mod tests {
     fn a_small_file_is_enough() {
         let config: Config = toml::from_str("dir = '/var/lib/kiln'\nidentity = '/etc/kiln'").expect("defaults fill the rest");
         assert_eq!((config.farm.as_str(), config.node, config.listen.port()), ("kiln", NodeId(1), 7420));
+    }
+
+    #[test]
+    fn several_coordinators_need_one_store_and_one_key() {
+        let text = |more: &str| format!("dir = '/d'\nidentity = '/i'\njoin = ['a:7420']\n{more}");
+        let store = "[store]\nurl = 's3://kiln/farm'";
+        let table = [
+            (text(""), Err(PeersError::OwnStore)),
+            (text("signing_key = '/k'"), Err(PeersError::OwnStore)),
+            (text(store), Err(PeersError::OwnKey)),
+            (text(&format!("signing_key = '/k'\n{store}")), Ok(())),
+        ];
+        for (text, expected) in table {
+            assert_eq!(toml::from_str::<Config>(&text).expect("a configuration").may_have_peers(), expected, "{text}");
+        }
     }
 
     #[test]

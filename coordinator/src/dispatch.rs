@@ -11,6 +11,7 @@ use crate::closure::{ClosureError, closure};
 use crate::derivations::{DerivationError, output_paths};
 use crate::driver::{Chain, propose};
 use crate::parts::Parts;
+use crate::pauses::Pauses;
 
 /// An assignment that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +22,27 @@ pub(crate) enum DispatchError {
     Closure(#[from] ClosureError),
 }
 
-/// Sends the job to its worker. What cannot be assembled ends the attempt as an infrastructure failure, so that the slot is free again.
+impl DispatchError {
+    /// Whether only the store is away: nothing is wrong with the job or its worker.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Derivation(DerivationError::Store { source, .. }) | Self::Closure(ClosureError::Store(source)) => source.is_passing(),
+            Self::Derivation(_) | Self::Closure(_) => false,
+        }
+    }
+}
+
+/// Sends the job to its worker. What cannot be assembled ends the attempt as an infrastructure failure, so that the slot is free
+/// again; a store that is away is waited for, for no other worker would get more of it.
 pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, resources: Resources, limits: JobLimits) {
-    match assignment(&parts, leader, &lease, resources, limits).await {
+    let mut pauses = Pauses::default();
+    let made = loop {
+        match assignment(&parts, leader, &lease, resources, limits).await {
+            Err(error) if error.is_passing() && is_live(&parts, &lease) => pauses.after(&error).await,
+            made => break made,
+        }
+    };
+    match made {
         Ok(assignment) => {
             let worker = lease.worker.clone();
             parts.granted.note(&lease, assignment.inputs.iter().map(|info| &info.path));
@@ -89,16 +108,17 @@ pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result
 
 /// Returns the paths that an output of a derivation may refer to: the closure of its inputs, and its own outputs; none where the
 /// recipe wants the output's references forgotten.
-pub(crate) async fn reference_candidates(parts: &Parts, derivation: &DrvPath, output: &OutputName) -> Result<BTreeSet<StorePath>, String> {
-    let found = async {
-        let parsed = parts.derivations.get(&parts.store, derivation).await?;
-        // Attributes that cannot be read are the worker's to refuse.
-        if parsed.attributes().and_then(|attributes| attributes.discards_references(output.as_str())).unwrap_or(false) {
-            return Ok(BTreeSet::new());
-        }
-        let (inputs, _) = input_closure(parts, derivation).await?;
-        let own = output_paths(parsed.as_ref());
-        Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).collect())
-    };
-    found.await.map_err(|error: DispatchError| Chain(&error).to_string())
+pub(crate) async fn reference_candidates(
+    parts: &Parts,
+    derivation: &DrvPath,
+    output: &OutputName,
+) -> Result<BTreeSet<StorePath>, DispatchError> {
+    let parsed = parts.derivations.get(&parts.store, derivation).await?;
+    // Attributes that cannot be read are the worker's to refuse.
+    if parsed.attributes().and_then(|attributes| attributes.discards_references(output.as_str())).unwrap_or(false) {
+        return Ok(BTreeSet::new());
+    }
+    let (inputs, _) = input_closure(parts, derivation).await?;
+    let own = output_paths(parsed.as_ref());
+    Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).collect())
 }

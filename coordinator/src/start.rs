@@ -13,16 +13,17 @@ use tokio::task::JoinHandle;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::checked::Checked;
-use crate::config::Config;
+use crate::config::{Config, PeersError};
 use crate::derivations::Derivations;
 use crate::granted::Granted;
 use crate::http::Http;
 use crate::logs::Logs;
 use crate::parts::Parts;
 use crate::raft::{Consensus, ConsensusConfig, ConsensusError};
+use crate::shared_store::{SharedStore, SharedStoreError};
 use crate::verified::Verified;
 use crate::watch::Watchers;
-use crate::{driver, http, requests, scrape};
+use crate::{driver, http, requests, scrape, shared_store};
 
 /// A running coordinator.
 pub struct Coordinator {
@@ -51,6 +52,12 @@ pub enum StartError {
     /// The log or its snapshot cannot be used.
     #[error("start consensus")]
     Consensus(#[from] ConsensusError),
+    /// It is to be one of several, and lacks what that needs.
+    #[error("join a farm")]
+    Peers(#[from] PeersError),
+    /// The shared store is not described well.
+    #[error("find the shared store")]
+    SharedStore(#[from] SharedStoreError),
     /// The store cannot be used.
     #[error("open store")]
     Store(#[from] StoreError),
@@ -86,6 +93,9 @@ impl Coordinator {
     /// # Errors
     /// [`StartError`] names the part that cannot start; nothing runs then.
     pub async fn start(config: Config, identity: &Identity) -> Result<Self, StartError> {
+        if !config.join.is_empty() {
+            config.may_have_peers()?;
+        }
         make_dir(&config.dir)?;
         let (consensus, effects) = Consensus::start(ConsensusConfig::new(config.dir.join("raft"), config.node)).await?;
         let web = TcpListener::bind(config.http).await.map_err(|source| StartError::Http { addr: config.http, source })?;
@@ -143,19 +153,27 @@ async fn accept(parts: Arc<Parts>, listener: Arc<Listener>) {
 
 async fn parts(config: &Config, consensus: Consensus, http_addr: SocketAddr) -> Result<Parts, StartError> {
     let dir = &config.dir;
+    let own = || Location::Local { dir: dir.join("store"), durable: true };
+    let signing_key = match &config.signing_key {
+        Some(path) => keys::load(path)?,
+        None => keys::load_or_create(&dir.join("signing.key"), &config.farm)?,
+    };
     let store = Store::open(StoreConfig {
-        location: Location::Local { dir: dir.join("store"), durable: true },
+        location: config.store.as_ref().map_or_else(|| Ok(own()), SharedStore::location)?,
         store_dir: config.store_dir.clone(),
         spool_dir: dir.join("spool"),
         cached_paths_max: CACHED_PATHS_MAX,
     })
     .await?;
+    if store.is_shared() {
+        shared_store::claim(&store, &config.farm, &signing_key.public()).await?;
+    }
     let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
     Ok(Parts {
         consensus,
         store,
         store_dir: config.store_dir.clone(),
-        signing_key: keys::load_or_create(&dir.join("signing.key"), &config.farm)?,
+        signing_key,
         cache_url: Some(format!("http://{http_addr}")),
         derivations: Derivations::new(config.store_dir.clone()),
         checked: Mutex::new(Checked::new(config.store_dir.clone())),

@@ -47,9 +47,10 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
             output.info.path, output.name, lease.derivation
         )));
     }
-    let candidates = reference_candidates(parts, &lease.derivation, &output.name)
-        .await
-        .map_err(|message| refuse::invalid(format!("upload: {message}")))?;
+    let candidates = reference_candidates(parts, &lease.derivation, &output.name).await.map_err(|error| match error.is_passing() {
+        true => refuse::unavailable("upload", &error),
+        false => refuse::invalid(format!("upload: {}", Chain(&error))),
+    })?;
     Ok(Provenance::Built { candidates })
 }
 

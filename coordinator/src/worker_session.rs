@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_core::Command;
 use kiln_link::{LinkError, Receiver, Sender};
-use kiln_store::Provenance;
+use kiln_store::{Provenance, StoreError};
 use kiln_wire::worker::{FromWorker, Hello, ToWorker};
-use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, WorkerId};
+use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, StorePath, WorkerId};
 use tokio::sync::mpsc;
 
-use crate::dispatch::{is_live, reference_candidates};
+use crate::dispatch::{DispatchError, is_live, reference_candidates};
 use crate::driver::{Chain, propose};
 use crate::parts::Parts;
+use crate::pauses::Pauses;
 use crate::sessions::Outbox;
 
 /// Serves a session until its stream ends. The worker's leases outlive it: it comes back, or its silence ends them.
@@ -95,10 +96,23 @@ fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, 
 async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
     let outcome = match outcome {
         // A report that came too late is refused by the farm, which also lets the worker forget it.
-        Outcome::Built { outputs, usage } if is_live(&parts, &lease) => match check_outputs(&parts, &lease, outputs).await {
-            Ok(outputs) => Outcome::Built { outputs, usage },
-            Err(message) => Outcome::Failed { failure: Failure { class: FailureClass::Infrastructure, message }, usage },
-        },
+        Outcome::Built { outputs, usage } if is_live(&parts, &lease) => {
+            // A store that is away does not undo a build: the report waits for it.
+            let mut pauses = Pauses::default();
+            let checked = loop {
+                match check_outputs(&parts, &lease, &outputs).await {
+                    Err(error) if error.is_passing() && is_live(&parts, &lease) => pauses.after(&error).await,
+                    checked => break checked,
+                }
+            };
+            match checked {
+                Ok(outputs) => Outcome::Built { outputs, usage },
+                Err(error) => {
+                    let failure = Failure { class: FailureClass::Infrastructure, message: Chain(&error).to_string() };
+                    Outcome::Failed { failure, usage }
+                }
+            }
+        }
         outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
     };
     let now = parts.clock.now();
@@ -108,19 +122,40 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
     }
 }
 
+/// Outputs that cannot be committed.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error(transparent)]
+    Inputs(#[from] DispatchError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("commit output `{0}`: it was reported, but its NAR is not in the store")]
+    Absent(StorePath),
+}
+
+impl CheckError {
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Inputs(error) => error.is_passing(),
+            Self::Store(error) => error.is_passing(),
+            Self::Absent(_) => false,
+        }
+    }
+}
+
 /// Returns the outputs with the facts of the stored bytes. What this leader did not verify on upload it verifies from the store.
-async fn check_outputs(parts: &Parts, lease: &Lease, outputs: Vec<BuiltOutput>) -> Result<Vec<BuiltOutput>, String> {
+async fn check_outputs(parts: &Parts, lease: &Lease, outputs: &[BuiltOutput]) -> Result<Vec<BuiltOutput>, CheckError> {
     let mut checked = Vec::with_capacity(outputs.len());
     for output in outputs {
         let info = match parts.verified.find(lease, &output.info) {
             Some(info) => info,
             None => {
                 let provenance = Provenance::Built { candidates: reference_candidates(parts, &lease.derivation, &output.name).await? };
-                let adopted = parts.store.adopt(&output.info, &provenance).await.map_err(|error| Chain(&error).to_string())?;
-                adopted.ok_or_else(|| format!("commit output `{}`: it was reported, but its NAR is not in the store", output.info.path))?
+                let adopted = parts.store.adopt(&output.info, &provenance).await?;
+                adopted.ok_or_else(|| CheckError::Absent(output.info.path.clone()))?
             }
         };
-        checked.push(BuiltOutput { name: output.name, info });
+        checked.push(BuiltOutput { name: output.name.clone(), info });
     }
     Ok(checked)
 }

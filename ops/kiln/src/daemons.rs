@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use kiln_coordinator::Coordinator;
+use kiln_coordinator::{Coordinator, StartError};
 use kiln_link::Identity;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,7 +37,12 @@ pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
     let config = kiln_coordinator::Config::read(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
     let identity = Identity::load(&config.identity).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
     runtime()?.block_on(async {
-        let coordinator = Coordinator::start(config, &identity).await.context("start coordinator")?;
+        let started = Coordinator::start(config, &identity).await.map_err(|error| match error {
+            // What the configuration lacks is the reader's to mend.
+            error @ (StartError::Peers(_) | StartError::SharedStore(_)) => bad_input(format!("{:#}", anyhow::Error::from(error))),
+            error => error.into(),
+        });
+        let coordinator = started.context("start coordinator")?;
         tracing::info!(link = %coordinator.link_addr(), http = %coordinator.http_addr(), "coordinator is up");
         tokio::select! {
             told = told_to_stop() => told?,

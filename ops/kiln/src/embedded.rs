@@ -55,6 +55,9 @@ impl Farm {
             http: shape.http,
             store_dir: shape.store_dir.clone(),
             identity: PathBuf::new(),
+            store: None,
+            signing_key: None,
+            join: Vec::new(),
         };
         let coordinator = Coordinator::start(config, &identity(Role::Coordinator(NodeId(1)))?).await;
         let coordinator = coordinator.with_context(|| format!("start a coordinator in `{}`", shape.dir.display()))?;

@@ -36,6 +36,17 @@ pub enum StoreError {
         /// What the farm's configuration says.
         wanted: String,
     },
+    /// The store belongs to another farm, or another key signs in it.
+    #[error(
+        "open store: it belongs to a farm `{found}`, this coordinator is of `{wanted}`; give every farm a prefix of its own, and every \
+         coordinator of a farm the same signing key"
+    )]
+    OtherFarm {
+        /// Name and key that the store names.
+        found: String,
+        /// Those of this coordinator.
+        wanted: String,
+    },
     /// An object cannot be read or written.
     #[error("{operation} object `{key}`")]
     Object {

@@ -1,7 +1,7 @@
 //! Keys of objects: the layout of the store, which is that of a Nix binary cache.
 //!
-//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
-//! `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build`. Every key is made of checked parts, so that none leaves its
+//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm`.
+//! Every key is made of checked parts, so that none leaves its
 //! directory. A key that follows from the content is written without a condition: whoever writes it writes the same.
 
 use kiln_nix::narinfo::blob_key;
@@ -20,6 +20,10 @@ const NIX32_CHARS: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
 pub(crate) fn cache_info() -> Path {
     Path::from("nix-cache-info")
+}
+
+pub(crate) fn farm() -> Path {
+    Path::from("farm")
 }
 
 pub(crate) fn narinfo(hash_part: &str) -> Path {

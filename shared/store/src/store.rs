@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use kiln_nix::drv_path_of;
+use kiln_nix::sign::PublicKey;
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
 use object_store::path::Path;
@@ -109,7 +110,10 @@ impl Store {
             served_bytes: AtomicU64::new(0),
         };
         let store = Self { inner: Arc::new(inner) };
-        store.claim().await?;
+        // A bucket may be away: who opens it asks `belong_to`, and can wait.
+        if !shared {
+            store.claim().await?;
+        }
         Ok(store)
     }
 
@@ -282,6 +286,25 @@ impl Store {
     /// As [`BlobReceiver::new`].
     pub fn receive(&self, stated: PathInfo, provenance: Provenance) -> Result<BlobReceiver, StoreError> {
         BlobReceiver::new(&self.inner.store_dir, &self.inner.spool_dir, stated, provenance)
+    }
+
+    /// Makes a shared store a farm's own, by its name and the key that signs in it, or refuses a store that is another's: builds are
+    /// kept by their number, and what two keys sign no client trusts.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherFarm`] and [`StoreError::OtherStoreDir`] name both.
+    pub async fn belong_to(&self, farm: &str, signing_key: &PublicKey) -> Result<(), StoreError> {
+        self.claim().await?;
+        let (key, wanted) = (key::farm(), format!("{farm}, which signs with {signing_key}"));
+        // Two that write at once both read what came last: one of them is refused, or both are of one farm.
+        if self.inner.objects.head(&key).await?.is_none() {
+            self.inner.objects.put(&key, Bytes::from(wanted.clone())).await?;
+        }
+        let stored = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await?.unwrap_or_default();
+        match stored == wanted.as_bytes() {
+            true => Ok(()),
+            false => Err(StoreError::OtherFarm { found: String::from_utf8_lossy(&stored).into_owned(), wanted }),
+        }
     }
 
     /// Writes `nix-cache-info`, or refuses a store whose paths live elsewhere.

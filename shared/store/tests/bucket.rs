@@ -107,8 +107,23 @@ async fn a_server_that_starts_again_has_everything_and_a_wrong_secret_opens_noth
         spool_dir: place.dir.path().join("spool"),
         cached_paths_max: 10,
     };
-    let error = Store::open(config).await.map(drop).expect_err("a wrong secret");
+    let store = Store::open(config).await.expect("nothing is asked yet");
+    let error = store.belong_to("one", &place.key.public()).await.expect_err("a wrong secret");
     assert!(matches!(error, StoreError::Object { .. }) && !error.is_passing(), "{}", chain(&error));
     assert!(!format!("{error:?}").contains("guessed"), "{error:?}");
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_belongs_to_one_farm_and_one_key() {
+    let place = Place::in_bucket().await;
+    let beside = place.beside().await;
+    let key = place.key.public();
+    place.store.belong_to("one", &key).await.expect("it is new");
+    beside.store.belong_to("one", &key).await.expect("the same farm");
+    let other = kiln_nix::SecretKey::from_seed("farm-1", [8; 32]).expect("a good name").public();
+    for (farm, key) in [("two", &key), ("one", &other)] {
+        let error = beside.store.belong_to(farm, key).await.expect_err("another farm");
+        assert!(matches!(error, StoreError::OtherFarm { .. }) && error.to_string().contains("same signing key"), "{error}");
+    }
 }

@@ -40,14 +40,18 @@ fn a_set_builds_once_and_a_real_nix_verifies_what_the_cache_gives_it() {
     assert_eq!(info.as_array().map(Vec::len), Some(2), "one output refers to the other: {info}");
 }
 
-/// Copies a path from the farm's cache with Nix, which checks signature and hash, and lets Nix check its content again.
 fn verify_with_nix(place: &Place, path: &str) {
     let beacon = place.beacon();
     let text = |key: &str| beacon[key].as_str().expect("the beacon names it").to_owned();
+    copy_with_nix(place, &text("cache"), &text("public_key"), path);
+}
+
+/// Copies a path from a cache with Nix, which checks signature and hash, and lets Nix check its content again.
+pub fn copy_with_nix(place: &Place, cache: &str, key: &str, path: &str) {
     let store = format!("local?root={}", place.path("nix").display());
     let config = place.path("nix-config");
     std::fs::create_dir_all(&config).expect("make directory");
-    let keys = format!("trusted-public-keys = {}\nexperimental-features = nix-command\nsubstituters =\n", text("public_key"));
+    let keys = format!("trusted-public-keys = {key}\nexperimental-features = nix-command\nsubstituters =\n");
     std::fs::write(config.join("nix.conf"), keys).expect("write");
     let nix = |program: &str, args: &[&str]| {
         let mut command = Command::new(program);
@@ -55,7 +59,7 @@ fn verify_with_nix(place: &Place, path: &str) {
         let ran = command.output().expect("nix-bin is installed");
         assert!(ran.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&ran.stderr));
     };
-    nix("nix", &["copy", "--from", &text("cache"), "--to", &store, path]);
+    nix("nix", &["copy", "--from", cache, "--to", &store, path]);
     nix("nix-store", &["--store", &store, "--verify", "--check-contents"]);
     assert!(Path::new(&format!("{}{path}", place.path("nix").display())).exists());
 }

@@ -15,5 +15,6 @@ mod parity;
 mod roles;
 mod rootless;
 mod served;
+mod shared;
 mod split;
 mod stops;

@@ -1,0 +1,104 @@
+//! A farm whose store is a bucket: nothing of a finished build is on the coordinator's disk, and a bucket that fails delays and loses nothing.
+
+use std::path::Path;
+
+use kiln_s3::{Config, Faults, S3Server};
+use tokio::runtime::Runtime;
+
+use crate::builds::copy_with_nix;
+use crate::crashes::Daemons;
+
+/// A chain and a few beside it, small enough to be quick.
+pub const SET: &str = r#"
+let step = name: deps: drv name "cat $deps /dev/null > $out; echo ${name} >> $out; echo made ${name}" deps; in
+rec {
+  all = map (i: step "row-${i}" [ chain ]) (range 3);
+  chain = builtins.foldl' (below: i: step "chain-${i}" [ below ]) (step "chain" [ ]) (range 3);
+  broken = drv "broken" "echo this one fails; exit 1" [ chain ];
+}
+"#;
+
+/// A bucket of the test's own.
+pub struct Bucket {
+    pub server: S3Server,
+    _runtime: Runtime,
+}
+
+impl Bucket {
+    /// Serves a bucket from a directory.
+    pub fn serve(dir: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let config = Config {
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            dir: dir.to_owned(),
+            access_key: "key".to_owned(),
+            secret_key: "secret".to_owned(),
+            buckets: vec!["kiln".to_owned()],
+        };
+        let server = runtime.block_on(S3Server::start(config)).expect("starts");
+        Self { server, _runtime: runtime }
+    }
+
+    /// Changes what goes wrong.
+    pub fn set_faults(&self, faults: &str) {
+        self.server.set_faults(Faults::parse(faults).expect("faults"));
+    }
+}
+
+/// Gives the coordinator of these daemons a store in the bucket and a signing key beside its directory.
+pub fn share_store(daemons: &Daemons, bucket: &Bucket) {
+    let place = &daemons.place;
+    place.run(&["keys", "generate", "--name", "test-1", "signing.key"]).expect_success();
+    let secret = place.path("s3.toml");
+    std::fs::write(&secret, "access_key_id = 'key'\nsecret_access_key = 'secret'\n").expect("write");
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+    let file = place.path("coordinator.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    let store = format!(
+        "signing_key = '{}'\n[store]\nurl = 's3://kiln/farms/test'\nendpoint = '{}'\nallow_http = true\ncredentials = '{}'\n",
+        place.path("signing.key").display(),
+        bucket.server.endpoint(),
+        secret.display(),
+    );
+    std::fs::write(file, text + &store).expect("write");
+}
+
+#[test]
+fn a_farm_on_a_bucket_that_fails_builds_everything_and_nix_reads_it() {
+    let daemons = Daemons::with(SET);
+    let place = &daemons.place;
+    let bucket = Bucket::serve(&place.path("s3"));
+    share_store(&daemons, &bucket);
+    let _coordinator = daemons.start("coordinator");
+    let _worker = daemons.start("worker");
+    daemons.wait_until_up();
+    bucket.set_faults("errors_percent=20&lost_percent=5&cut_percent=5&delay_ms=2&seed=4");
+    let built = place.run(&[&["build", "-f", "set.nix", "-A", "all"], &daemons.farm()[..]].concat()).expect_success();
+    assert!(bucket.server.served().faults > 10, "{:?}", bucket.server.served());
+    bucket.set_faults("");
+    assert!(!place.path("coordinator/store").exists(), "no output is on the coordinator's disk");
+    let status = place.run(&[&["status", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
+    let text = |name: &str| status[name].as_str().expect("text").to_owned();
+    assert!(text("publicKey").starts_with("test-1:"), "the key that was configured signs: {}", text("publicKey"));
+    for path in built.out().lines() {
+        copy_with_nix(place, &text("cacheUrl"), &text("publicKey"), path);
+    }
+}
+
+#[test]
+fn a_coordinator_that_joins_must_share_a_store_and_a_key_and_is_told_why() {
+    let daemons = Daemons::with("{ }");
+    let place = &daemons.place;
+    let file = place.path("coordinator.toml");
+    let alone = std::fs::read_to_string(&file).expect("read");
+    for (more, expected) in [
+        ("", "is lost with it, and no other could serve it"),
+        ("[store]\nurl = 's3://kiln/farm'\n", "who trusts one refuses what another signed"),
+    ] {
+        std::fs::write(&file, format!("join = ['127.0.0.1:1']\n{alone}{more}")).expect("write");
+        let refused = place.run(&["coordinator", "--config", "coordinator.toml"]);
+        assert_eq!(refused.code(), 2, "{}", refused.err());
+        assert!(refused.err().contains(expected) && refused.err().contains("join a farm"), "{}", refused.err());
+        assert!(!place.path("coordinator").exists(), "nothing was begun");
+    }
+}
