@@ -17,7 +17,7 @@ use crate::receive::{Provenance, Received, candidates, check_content, check_stat
 use crate::store::Store;
 
 /// Blobs of at most this size, holding NARs of at most as much, are worked on where they are: a change of threads costs more.
-pub(crate) const INLINE_BYTES_MAX: u64 = 256 << 10;
+const INLINE_BYTES_MAX: u64 = 256 << 10;
 
 impl Store {
     /// Stores a verified blob. When this returns, it is durable, and readable by its hash; its path is not valid before it is
@@ -61,8 +61,8 @@ impl Store {
         };
         facts.check_blob(&stated.blob).and_then(|()| facts.check_nar(stated)).map_err(refuse)?;
         let (store, described) = (self.clone(), stated.clone());
-        let content = tokio::task::spawn_blocking(move || check_content(store.store_dir(), &described, || blob.reader()));
-        content.await.map_err(|err| StoreError::Task { operation: "check content", err })?.map_err(refuse)?;
+        let check = move || check_content(store.store_dir(), &described, || blob.reader());
+        off_thread(stated.nar_size_bytes, "check content", check).await?.map_err(refuse)?;
         Ok(Some(stated.clone()))
     }
 
@@ -74,11 +74,11 @@ impl Store {
         provenance: &Provenance,
     ) -> Result<Result<Facts, Lie>, StoreError> {
         let candidates = candidates(provenance);
-        let pass = tokio::task::spawn_blocking(move || {
+        let pass = move || {
             let inspector = Inspector::new(nar_size_bytes, candidates.as_ref()).map_err(Read::Lie)?;
             inspect_blob(&blob, inspector)
-        });
-        match pass.await.map_err(|err| StoreError::Task { operation: "inspect a stored NAR", err })? {
+        };
+        match off_thread(nar_size_bytes, "inspect a stored NAR", pass).await? {
             Ok(facts) => Ok(Ok(facts)),
             Err(Read::Lie(lie)) => Ok(Err(lie)),
             Err(Read::Io { key, err }) => {
@@ -86,6 +86,18 @@ impl Store {
                 Err(StoreError::Object { operation: "read", key, err })
             }
         }
+    }
+}
+
+/// Does work on a NAR: on a blocking thread, unless handing a small one over would take longer than the work.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    nar_size_bytes: u64,
+    operation: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    match nar_size_bytes <= INLINE_BYTES_MAX {
+        true => Ok(work()),
+        false => tokio::task::spawn_blocking(work).await.map_err(|err| StoreError::Task { operation, err }),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kiln_wire::{Blake3Hash, PathInfo, Sha256Hash, StorePath};
 
 use crate::error::StoreError;
-use crate::keep::INLINE_BYTES_MAX;
+use crate::keep::off_thread;
 use crate::receive::{BlobReceiver, Provenance, Received};
 use crate::store::Store;
 
@@ -121,13 +121,8 @@ impl Store {
     /// # Errors
     /// As [`BlobReceiver::finish`].
     pub async fn check_upload(&self, receiver: BlobReceiver) -> Result<Received, StoreError> {
-        match receiver.stated().nar_size_bytes <= INLINE_BYTES_MAX {
-            true => receiver.finish(),
-            false => {
-                let finished = tokio::task::spawn_blocking(|| receiver.finish()).await;
-                finished.map_err(|err| StoreError::Task { operation: "check an upload", err })?
-            }
-        }
+        let nar_size_bytes = receiver.stated().nar_size_bytes;
+        off_thread(nar_size_bytes, "check an upload", || receiver.finish()).await?
     }
 }
 
