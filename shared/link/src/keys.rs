@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use quinn::EndpointConfig;
 use quinn::crypto::{CryptoError, HmacKey};
+#[cfg(not(feature = "simulation"))]
 use rustls::crypto::aws_lc_rs;
 
 use crate::LinkError;
@@ -22,7 +23,19 @@ const KEYS_BYTES: usize = 32 + 8;
 pub(crate) struct NodeKeys([u8; KEYS_BYTES]);
 
 impl NodeKeys {
+    /// Makes keys from what a simulation gives out as randomness: an endpoint's choices follow from them.
+    #[cfg(feature = "simulation")]
+    pub fn fresh() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        let mut keys = [0; KEYS_BYTES];
+        for (index, chunk) in keys.chunks_mut(8).enumerate() {
+            chunk.copy_from_slice(&RandomState::new().hash_one(index).to_le_bytes());
+        }
+        Self(keys)
+    }
+
     /// Makes keys for an endpoint that need not outlive the process.
+    #[cfg(not(feature = "simulation"))]
     pub fn fresh() -> Self {
         let mut keys = [0; KEYS_BYTES];
         aws_lc_rs::default_provider().secure_random.fill(&mut keys).expect("the system has randomness");
@@ -48,6 +61,12 @@ impl NodeKeys {
             }
             Err(err) => Err(fail(err)),
         }
+    }
+
+    /// Returns a seed for an endpoint of a simulation: what it draws follows from its keys.
+    #[cfg(feature = "simulation")]
+    pub fn seed(&self) -> [u8; 32] {
+        *blake3::hash(&self.0).as_bytes()
     }
 
     /// Returns the settings of an endpoint with these keys.
