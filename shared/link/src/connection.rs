@@ -9,9 +9,8 @@ use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use tokio::task::AbortHandle;
 
-use crate::config::ALPN;
 use crate::leaf::{CertificateRefusal, Leaf};
-use crate::{Closed, LinkError, Peer, Receiver, Sender};
+use crate::{Closed, LinkError, Peer, Protocol, Receiver, Role, Sender};
 
 /// A live, mutually authenticated connection. Cheap to clone; it closes when the last clone and the last stream are dropped, and
 /// at the latest when the peer's certificate expires.
@@ -21,6 +20,7 @@ pub struct Connection(Arc<Inner>);
 pub(crate) struct Inner {
     quinn: quinn::Connection,
     peer: Peer,
+    protocol: Protocol,
     expiry: AbortHandle,
 }
 
@@ -33,20 +33,30 @@ impl Connection {
             LinkError::Peer { addr, refusal }
         };
         let protocol = quinn.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok()).and_then(|data| data.protocol);
-        if protocol.as_deref() != Some(ALPN) {
+        let Some(protocol) = protocol.as_deref().and_then(Protocol::from_alpn) else {
             quinn.close(VarInt::from_u32(0), b"this is kiln/1");
             return Err(LinkError::Connect { addr, closed: Closed::Refused { reason: "the peer does not speak kiln/1".to_owned() } });
-        }
+        };
         let chain = quinn.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
         let der = chain.as_ref().and_then(|chain| chain.first()).ok_or(CertificateRefusal::Missing).map_err(refuse)?;
         let leaf = Leaf::read(der).map_err(refuse)?;
+        if let (Protocol::Raft, Role::Worker(_) | Role::Client(_) | Role::Admin(_)) = (protocol, &leaf.peer.role) {
+            quinn.close(VarInt::from_u32(0), b"only coordinators speak kiln-raft/1");
+            let reason = format!("{} is no coordinator, and only these speak kiln-raft/1", leaf.peer);
+            return Err(LinkError::Connect { addr, closed: Closed::Refused { reason } });
+        }
         let expiry = tokio::spawn(close_at(quinn.clone(), leaf.not_after)).abort_handle();
-        Ok(Self(Arc::new(Inner { quinn, peer: leaf.peer, expiry })))
+        Ok(Self(Arc::new(Inner { quinn, peer: leaf.peer, protocol, expiry })))
     }
 
     /// Returns who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.0.peer
+    }
+
+    /// Returns what is spoken on it.
+    pub fn protocol(&self) -> Protocol {
+        self.0.protocol
     }
 
     /// Returns where the other end is.

@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 
 use crate::config::{self, End};
 use crate::keys::NodeKeys;
-use crate::{Closed, Connection, Identity, LinkError, Role, socket, tls};
+use crate::{Closed, Connection, Identity, LinkError, Protocol, Role, socket, tls};
 
 /// The name given to TLS, which wants one. Coordinators are known by role and farm, not by host name.
 const SERVER_NAME: &str = "coordinator.kiln";
@@ -20,18 +20,27 @@ pub struct Dialer(Arc<Inner>);
 struct Inner {
     identity: Identity,
     client: ClientConfig,
+    protocol: Protocol,
     v4: OnceCell<Endpoint>,
     v6: OnceCell<Endpoint>,
 }
 
 impl Dialer {
-    /// Makes a dialer. Sockets are opened with the first connection.
+    /// Makes a dialer that speaks as workers and clients do. Sockets are opened with the first connection.
     ///
     /// # Errors
     /// [`LinkError::Identity`].
     pub fn new(identity: &Identity) -> Result<Self, LinkError> {
-        let client = ClientConfig::new(Arc::new(tls::client(identity)?));
-        Ok(Self(Arc::new(Inner { identity: identity.clone(), client, v4: OnceCell::new(), v6: OnceCell::new() })))
+        Self::speaking(identity, Protocol::Farm)
+    }
+
+    /// Makes a dialer that speaks `protocol`.
+    ///
+    /// # Errors
+    /// [`LinkError::Identity`].
+    pub fn speaking(identity: &Identity, protocol: Protocol) -> Result<Self, LinkError> {
+        let client = ClientConfig::new(Arc::new(tls::client(identity, protocol)?));
+        Ok(Self(Arc::new(Inner { identity: identity.clone(), client, protocol, v4: OnceCell::new(), v6: OnceCell::new() })))
     }
 
     /// Connects to the coordinator at `addr`. Each call makes a connection of its own. Returns once the coordinator has verified
@@ -59,7 +68,7 @@ impl Dialer {
     async fn handshake(&self, addr: SocketAddr) -> Result<Connection, LinkError> {
         let endpoint = self.endpoint(addr).await?;
         let mut client = self.0.client.clone();
-        client.transport_config(config::transport(End::Dialer, addr));
+        client.transport_config(config::transport(End::Dialer, self.0.protocol, addr));
         let connecting = endpoint
             .connect_with(client, addr, SERVER_NAME)
             .map_err(|err| LinkError::Connect { addr, closed: Closed::Refused { reason: err.to_string() } })?;

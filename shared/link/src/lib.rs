@@ -1,7 +1,7 @@
 //! QUIC endpoints, mutual TLS identities and verified byte streams: the only module that names quinn, rustls, rcgen and x509.
 //!
 //! Goals
-//! - Every connection is mutually authenticated TLS 1.3 with ALPN `kiln/1`; who the peer is follows from its certificate alone
+//! - Every connection is mutually authenticated TLS 1.3 with ALPN `kiln/1`, or `kiln-raft/1` among coordinators; who the peer is follows from its certificate alone
 //!   ([`Peer`]): one URI `spiffe://<farm>/<role>/<name>`.
 //! - Messages are frames of `kiln_wire::frame` on bidirectional streams; a stream that ends without saying so is an error, so a
 //!   peer that died is never mistaken for one that had no more to say.
@@ -37,6 +37,7 @@ mod keys;
 mod leaf;
 mod listener;
 mod name;
+mod protocol;
 mod socket;
 mod stream;
 mod tls;
@@ -52,4 +53,5 @@ pub use identity::{Identity, IdentityError};
 pub use leaf::CertificateRefusal;
 pub use listener::Listener;
 pub use name::{FarmName, MemberName, NameError, Peer, Role};
+pub use protocol::Protocol;
 pub use stream::{Receiver, Sender};

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::config::{self, End};
 use crate::keys::NodeKeys;
-use crate::{Closed, Connection, Identity, LinkError, socket, tls};
+use crate::{Closed, Connection, Identity, LinkError, Protocol, socket, tls};
 
 /// A listening endpoint.
 pub struct Listener {
@@ -127,7 +127,8 @@ async fn admit(endpoint: Endpoint, server: Arc<RwLock<ServerConfig>>, ready: mps
 async fn handshake(incoming: Incoming, mut server: ServerConfig) -> Result<Connection, LinkError> {
     let addr = incoming.remote_address();
     let fail = |err: quinn::ConnectionError| LinkError::Connect { addr, closed: err.into() };
-    server.transport_config(config::transport(End::Listener, addr));
+    // Which protocol it will be is known only after the handshake.
+    server.transport_config(config::transport(End::Listener, Protocol::Farm, addr));
     let quinn = incoming.accept_with(Arc::new(server)).map_err(fail)?.await.map_err(fail)?;
     let connection = Connection::identify(quinn)?;
     connection.welcome().await?;

@@ -9,7 +9,7 @@ use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 
-use crate::config::ALPN;
+use crate::Protocol;
 use crate::verifier::{CoordinatorVerifier, DialerVerifier};
 use crate::{Identity, IdentityError};
 
@@ -23,7 +23,7 @@ pub(crate) fn server(identity: &Identity) -> Result<QuicServerConfig, IdentityEr
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(identity.chain(), identity.key())
         .map_err(IdentityError::Tls)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::ALL.iter().map(|protocol| protocol.alpn().to_vec()).collect();
     tls.max_early_data_size = 0;
     tls.send_half_rtt_data = false;
     tls.send_tls13_tickets = 0;
@@ -31,8 +31,8 @@ pub(crate) fn server(identity: &Identity) -> Result<QuicServerConfig, IdentityEr
     QuicServerConfig::try_from(tls).map_err(|err| IdentityError::Setup { reason: err.to_string() })
 }
 
-/// Returns TLS for the side that dials.
-pub(crate) fn client(identity: &Identity) -> Result<QuicClientConfig, IdentityError> {
+/// Returns TLS for the side that dials, to speak `protocol`.
+pub(crate) fn client(identity: &Identity, protocol: Protocol) -> Result<QuicClientConfig, IdentityError> {
     let provider = provider();
     let verifier = CoordinatorVerifier::new(identity, &provider);
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -42,7 +42,7 @@ pub(crate) fn client(identity: &Identity) -> Result<QuicClientConfig, IdentityEr
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(identity.chain(), identity.key())
         .map_err(IdentityError::Tls)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![protocol.alpn().to_vec()];
     tls.enable_early_data = false;
     tls.enable_sni = false;
     tls.resumption = Resumption::disabled();

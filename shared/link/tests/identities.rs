@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::{authority, identity};
-use kiln_link::{Authority, Closed, Credentials, Dialer, FarmName, Identity, LinkError, Listener, Role, config};
+use kiln_link::{Authority, Closed, Credentials, Dialer, FarmName, Identity, LinkError, Listener, Protocol, Role, config};
 use kiln_wire::client::Request;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
@@ -199,6 +199,9 @@ async fn a36_a_dialer_with_a_wrong_certificate_or_protocol_is_refused() {
     cases.push(("no protocol", good(), vec![]));
     cases.push(("other protocol", good(), vec![b"h3"]));
     cases.push(("other version", good(), vec![b"kiln/2"]));
+    for role in ["worker/w1", "client/ann", "admin/ops"] {
+        cases.push((role, farm.forge(&[&format!("spiffe://demo/{role}")], |_| {}), vec![config::RAFT_ALPN]));
+    }
     for (what, shown, alpn) in cases {
         let let_in = dial(listener.local_addr(), shown, &alpn).await.is_ok();
         assert!(!let_in, "let in: {what}");
@@ -226,6 +229,21 @@ async fn a36_a_dialer_believes_only_a_coordinator_of_its_farm() {
     assert!(dialer.connect(wrong_protocol.local_addr().expect("address")).await.is_err());
     let server = serve(good(), &[config::ALPN]);
     dialer.connect(server.local_addr().expect("address")).await.expect("a good one is believed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coordinators_speak_of_consensus_among_themselves() {
+    let farm = Farm::new("demo");
+    let listener = listen(&farm);
+    let dialer = Dialer::speaking(&identity(&farm.authority, "coordinator/2"), Protocol::Raft).expect("dialer");
+    let dialled = dialer.connect(listener.local_addr()).await.expect("let in");
+    let accepted = listener.accept().await.expect("accepts");
+    assert_eq!((dialled.protocol(), accepted.protocol()), (Protocol::Raft, Protocol::Raft));
+    let worker =
+        Dialer::new(&identity(&farm.authority, "worker/w1")).expect("dialer").connect(listener.local_addr()).await.expect("let in");
+    assert_eq!((worker.protocol(), listener.accept().await.expect("accepts").protocol()), (Protocol::Farm, Protocol::Farm));
+    let worker = Dialer::speaking(&identity(&farm.authority, "worker/w1"), Protocol::Raft).expect("dialer");
+    assert!(matches!(worker.connect(listener.local_addr()).await, Err(LinkError::Connect { .. })));
 }
 
 /// A dialer that keeps whatever it could resume with, and dials again with it.
