@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use kiln_core::{Answer, Effect};
+use kiln_link::{Identity, LinkError};
 use kiln_wire::{Leader, LogIndex, NodeId};
 use tokio::sync::mpsc;
 
 use super::latency::Latencies;
+use super::member::Member;
+use super::network::Common;
 use super::snapshot::SnapshotError;
 use super::wal::WalError;
 
@@ -27,6 +30,21 @@ pub struct ConsensusConfig {
     pub keep_entries: u64,
     /// Bytes of log kept behind a snapshot for followers that lag.
     pub keep_bytes: u64,
+    /// Between two signs of life of the leader, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Shortest and longest wait of a follower that hears nothing before it stands for election, in milliseconds. The longest is
+    /// also how long a leader counts as one after a quorum last answered.
+    pub election_ms: [u64; 2],
+    /// Who this coordinator is towards others; without it, it runs alone.
+    pub identity: Option<Identity>,
+    /// `host:port` where others reach it.
+    pub link: String,
+    /// `host:port` of its binary cache.
+    pub http: String,
+    /// An empty directory waits to be added to a group; otherwise it becomes a group of one. A directory that is in a group stays.
+    pub join: bool,
+    /// What every coordinator of the farm must have in common, by name. Compared when one is added.
+    pub common: Common,
 }
 
 impl ConsensusConfig {
@@ -40,6 +58,13 @@ impl ConsensusConfig {
             snapshot_entries: 100_000,
             keep_entries: 20_000,
             keep_bytes: 16 << 20,
+            heartbeat_ms: 50,
+            election_ms: [250, 400],
+            identity: None,
+            link: String::new(),
+            http: String::new(),
+            join: false,
+            common: Common::new(),
         }
     }
 }
@@ -73,8 +98,23 @@ pub type EffectReceiver = mpsc::UnboundedReceiver<Owed>;
 pub struct Leadership {
     /// Term and node.
     pub leader: Leader,
-    /// This node leads, and everything of earlier terms is applied here.
+    /// This node leads, a quorum has answered lately, and everything of earlier terms is applied here.
     pub is_self: bool,
+}
+
+/// A coordinator as the group sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub node: NodeId,
+    /// What is on record of it.
+    pub member: Member,
+    /// Whether it votes; a learner becomes a voter once it is in step.
+    pub votes: bool,
+    /// Its last entry that equals the leader's. Known to the leader only.
+    pub matched: Option<LogIndex>,
+    /// Milliseconds since it last answered the leader. Known to the leader only.
+    pub silent_ms: Option<u64>,
 }
 
 /// Figures for `/metrics`.
@@ -134,6 +174,9 @@ pub enum ConsensusError {
     /// The snapshot cannot be read or is damaged.
     #[error("recover the snapshot")]
     Snapshot(#[source] SnapshotError),
+    /// The identity cannot be used towards other coordinators.
+    #[error("speak with other coordinators")]
+    Link(#[source] LinkError),
     /// Raft could not start from what the disk holds.
     #[error("start raft: {reason}")]
     Start {

@@ -2,16 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kiln_core::{Command, Farm};
-use kiln_wire::{LogIndex, NodeId};
+use kiln_link::Connection;
+use kiln_wire::{Leader, LogIndex, NodeId};
 use openraft::errors::ClientWriteError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::api::{Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, PROPOSALS_IN_FLIGHT_MAX};
+use super::api::{
+    Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, PROPOSALS_IN_FLIGHT_MAX, Standing,
+};
+use super::cluster::{ClusterError, Order, Ordered};
+use super::follow::Progress;
 use super::latency::Recorder;
-use super::node::{self, Progress, Proposed};
+use super::member::Member;
+use super::node::{self, Inbox, Proposed};
 use super::state_machine::StateMachine;
 use super::types::{Answers, Change, Responder, TypeConfig};
 use super::wal::WalStats;
@@ -24,7 +30,10 @@ pub struct Consensus {
 
 #[derive(Debug)]
 struct Inner {
+    node: NodeId,
     proposals: mpsc::UnboundedSender<Vec<Proposed>>,
+    connections: mpsc::UnboundedSender<Connection>,
+    orders: mpsc::UnboundedSender<Ordered>,
     machine: StateMachine,
     leadership: watch::Receiver<Leadership>,
     progress: watch::Receiver<Progress>,
@@ -40,6 +49,7 @@ struct Inner {
 #[must_use = "a proposal's fate is known only to whoever waits for it"]
 pub struct Pending {
     answers: Vec<Answers>,
+    leader: Leader,
     since: Instant,
     slot: Slot,
 }
@@ -49,19 +59,23 @@ pub struct Pending {
 struct Slot(Arc<Inner>);
 
 impl Consensus {
-    /// Opens or makes the directory, recovers log and snapshot, and returns once this node leads and has applied everything that
-    /// was committed. A fresh directory becomes a farm with this node as its only voter.
+    /// Opens or makes the directory and recovers log and snapshot. A group of one is returned once this node leads it and has
+    /// applied everything that was committed; a member of a larger one, or one that waits to be added to one, at once. A fresh
+    /// directory becomes a group with this node as its only voter, unless the configuration says that it joins one.
     ///
     /// # Errors
     /// [`ConsensusError`] if the directory is in use, belongs to another node, or holds a damaged log or snapshot.
     pub async fn start(config: ConsensusConfig) -> Result<(Self, EffectReceiver), ConsensusError> {
-        let dir = config.dir.clone();
+        let (dir, node) = (config.dir.clone(), config.node);
         let (started, ready) = oneshot::channel();
-        let (proposals, inbox) = mpsc::unbounded_channel();
+        let (proposals, proposed) = mpsc::unbounded_channel();
+        let (connections, connected) = mpsc::unbounded_channel();
+        let (orders, ordered) = mpsc::unbounded_channel();
         let (stop, stopping) = watch::channel(false);
         let (ending, ended) = watch::channel(false);
+        let inbox = Inbox { proposals: proposed, connections: connected, orders: ordered, stop: stopping };
         let run = move || {
-            node::run(&config, started, inbox, stopping);
+            node::run(&config, started, inbox);
             ending.send_replace(true);
         };
         let spawned = std::thread::Builder::new().name("raft".into()).spawn(run);
@@ -69,7 +83,10 @@ impl Consensus {
         let ended_early = |_| ConsensusError::Stopped { reason: "its thread ended while starting".into() };
         let started = ready.await.map_err(ended_early)??;
         let inner = Inner {
+            node,
             proposals,
+            connections,
+            orders,
             machine: started.machine,
             leadership: started.leadership,
             progress: started.progress,
@@ -93,13 +110,18 @@ impl Consensus {
     }
 
     /// Proposes commands without waiting. Proposals are written in the order of the calls; what is proposed while the disk writes
-    /// goes into one write together, so that batches are of size 1 when idle and grow under load.
+    /// goes into one write together, so that batches are of size 1 when idle and grow under load. They are written under the
+    /// leadership that is known now or not at all.
     ///
     /// # Errors
-    /// [`ConsensusError::Busy`], [`ConsensusError::Stopped`] or [`ConsensusError::Empty`].
+    /// [`ConsensusError::NotLeader`], [`ConsensusError::Busy`], [`ConsensusError::Stopped`] or [`ConsensusError::Empty`].
     pub fn propose_nowait(&self, commands: Vec<Command>) -> Result<Pending, ConsensusError> {
         if commands.is_empty() {
             return Err(ConsensusError::Empty);
+        }
+        let Leadership { leader, is_self } = *self.inner.leadership.borrow();
+        if !is_self {
+            return Err(if *self.inner.ended.borrow() { self.inner.stopped() } else { self.inner.not_leader() });
         }
         let in_flight = self.inner.in_flight.fetch_add(1, Ordering::Relaxed);
         let slot = Slot(Arc::clone(&self.inner));
@@ -107,9 +129,9 @@ impl Consensus {
             return Err(ConsensusError::Busy);
         }
         let since = Instant::now();
-        let (proposed, answers) = commands.into_iter().map(propose_one).unzip();
+        let (proposed, answers) = commands.into_iter().map(|command| propose_one(leader, command)).unzip();
         self.inner.proposals.send(proposed).map_err(|_| self.inner.stopped())?;
-        Ok(Pending { answers, since, slot })
+        Ok(Pending { answers, leader, since, slot })
     }
 
     /// Looks at the farm. Nothing is applied meanwhile: `look` must be short and must not propose or block.
@@ -121,6 +143,72 @@ impl Consensus {
     /// Before any leader is known its term is 0.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.clone()
+    }
+
+    /// Returns who leads in this term and where it listens, if anybody is known to.
+    pub fn leader(&self) -> Option<(Leader, Member)> {
+        let progress = self.inner.progress.borrow();
+        let node = progress.leader?;
+        Some((Leader { term: progress.term, node }, progress.members.get(&node)?.clone()))
+    }
+
+    /// Returns the members of the group; of a coordinator that waits to be added to one, none.
+    pub fn members(&self) -> Vec<Standing> {
+        let progress = self.inner.progress.borrow();
+        let leads = progress.leader == Some(self.inner.node);
+        let of = |(node, member): (&NodeId, &Member)| {
+            let is_self = *node == self.inner.node;
+            let silent = || Some(u64::try_from(progress.heard.get(node)?.elapsed().as_millis()).unwrap_or(u64::MAX));
+            Standing {
+                node: *node,
+                member: member.clone(),
+                votes: progress.voters.contains(node),
+                matched: if leads && is_self { Some(progress.last_log) } else { progress.matched.get(node).copied() }.map(LogIndex),
+                silent_ms: if leads && is_self { Some(0) } else { silent() },
+            }
+        };
+        progress.members.iter().map(of).collect()
+    }
+
+    /// Returns this coordinator's number.
+    pub fn node(&self) -> NodeId {
+        self.inner.node
+    }
+
+    /// Answers another coordinator on a connection that speaks of consensus.
+    pub fn serve(&self, connection: Connection) {
+        // Once consensus has stopped there is nobody to answer: the connection ends.
+        let _ = self.inner.connections.send(connection);
+    }
+
+    /// Takes a coordinator into the group, as a learner first; or notes that a member listens somewhere else.
+    ///
+    /// # Errors
+    /// [`ClusterError`] says why not.
+    pub async fn add(&self, node: NodeId, link: String) -> Result<(), ClusterError> {
+        self.order(Order::Add { node, link }).await
+    }
+
+    /// Lets a coordinator go for good: its number is never used again.
+    ///
+    /// # Errors
+    /// [`ClusterError`] says why not.
+    pub async fn remove(&self, node: NodeId) -> Result<(), ClusterError> {
+        self.order(Order::Remove { node }).await
+    }
+
+    /// Has another voter lead: the one named, or whoever is most in step.
+    ///
+    /// # Errors
+    /// [`ClusterError`] says why not.
+    pub async fn hand_over(&self, to: Option<NodeId>) -> Result<(), ClusterError> {
+        self.order(Order::HandOver { to }).await
+    }
+
+    async fn order(&self, order: Order) -> Result<(), ClusterError> {
+        let (done, outcome) = oneshot::channel();
+        self.inner.orders.send(Ordered { order, done }).map_err(|_| ClusterError::Stopped)?;
+        outcome.await.unwrap_or(Err(ClusterError::Stopped))
     }
 
     /// Waits until consensus has stopped and says why. A failed disk stops it: the process must end then, not try again.
@@ -161,9 +249,25 @@ impl Pending {
     /// As [`Consensus::propose`].
     pub async fn applied(self) -> Result<Applied, ConsensusError> {
         let inner = &self.slot.0;
+        let mut leadership = inner.leadership.clone();
         let mut applied = Applied { index: LogIndex(0), answers: Vec::new() };
         for answer in self.answers {
-            let mut response = answer.await.map_err(|_| inner.stopped())?.map_err(refused)?;
+            let answer = tokio::select! {
+                biased;
+                answer = answer => answer,
+                // A leader that hears no quorum may wait for ever, while others commit it or throw it away.
+                Ok(_) = leadership.wait_for(|known| !known.is_self || known.leader != self.leader) => return Err(ConsensusError::Unknown),
+            };
+            let mut response = match answer.map_err(|_| inner.stopped())? {
+                Ok(response) => response,
+                Err(err) => {
+                    // Raft knows a moment before it is told to all that this node leads no more. Who hears it from here must find
+                    // it so.
+                    let lost = leadership.wait_for(|known| !known.is_self || known.leader != self.leader);
+                    let _told_or_leads_again = tokio::time::timeout(TELL_MAX, lost).await;
+                    return Err(refused(err));
+                }
+            };
             applied.index = LogIndex(response.log_id.index);
             applied.answers.append(&mut response.data);
         }
@@ -173,6 +277,10 @@ impl Pending {
 }
 
 impl Inner {
+    fn not_leader(&self) -> ConsensusError {
+        ConsensusError::NotLeader { leader: self.progress.borrow().leader }
+    }
+
     fn stopped(&self) -> ConsensusError {
         let reason = self.progress.borrow().failed.clone().unwrap_or_else(|| "it was shut down".into());
         ConsensusError::Stopped { reason }
@@ -185,9 +293,9 @@ impl Drop for Slot {
     }
 }
 
-fn propose_one(command: Command) -> (Proposed, Answers) {
+fn propose_one(leader: Leader, command: Command) -> (Proposed, Answers) {
     let (responder, answer) = Responder::complete_only();
-    (Proposed { change: Change(command), responder }, answer)
+    (Proposed { leader, change: Change(command), responder }, answer)
 }
 
 fn refused(err: ClientWriteError<TypeConfig>) -> ConsensusError {
@@ -198,3 +306,6 @@ fn refused(err: ClientWriteError<TypeConfig>) -> ConsensusError {
         ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_) => ConsensusError::Unknown,
     }
 }
+
+/// Longest wait until a loss of leadership that raft knows of is told.
+const TELL_MAX: Duration = Duration::from_secs(1);

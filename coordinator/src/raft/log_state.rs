@@ -101,6 +101,22 @@ impl LogState {
 
     /// Returns the entries in `range` that are there.
     pub fn entries(&self, range: impl RangeBounds<u64>) -> impl Iterator<Item = &Entry> {
+        self.sized(range).map(|(entry, _)| entry)
+    }
+
+    /// Returns the first entries of `range` that have `bytes_max` bytes together; the very first whatever its size.
+    pub fn entries_within(&self, range: impl RangeBounds<u64>, bytes_max: u64) -> impl Iterator<Item = &Entry> {
+        let mut before = 0;
+        self.sized(range)
+            .take_while(move |(_, bytes)| {
+                let fits = before == 0 || before + bytes <= bytes_max;
+                before += bytes.max(&1);
+                fits
+            })
+            .map(|(entry, _)| entry)
+    }
+
+    fn sized(&self, range: impl RangeBounds<u64>) -> impl Iterator<Item = &(Entry, u64)> {
         let first = self.entries.front().map_or(0, |(first, _)| first.log_id.index);
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
@@ -114,7 +130,7 @@ impl LogState {
         };
         let place = |index: u64| usize::try_from(index.saturating_sub(first)).unwrap_or(usize::MAX).min(self.entries.len());
         let (start, end) = (place(start), place(end));
-        self.entries.range(start..end.max(start)).map(|(entry, _)| entry)
+        self.entries.range(start..end.max(start))
     }
 
     /// Returns the last entry up to `upto` to drop so that at most `entries_max` entries and `bytes_max` bytes stay.

@@ -12,6 +12,7 @@ use openraft::{LogState as RaftLogState, OptionalSend, RaftLogReader};
 use tokio::sync::{Notify, oneshot};
 
 use super::log_state::LogState;
+use super::member::DirectoryId;
 use super::record::Record;
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
 use super::wal::{NewRecord, Wal, WalError, WalStats};
@@ -55,6 +56,11 @@ impl LogStore {
         self.shared.state.lock().expect("no user of the log panics")
     }
 
+    /// Returns the directory's identity: that of its log.
+    pub fn directory(&self) -> DirectoryId {
+        DirectoryId(self.shared.wal.log_id())
+    }
+
     /// Returns the log's figures.
     pub fn stats(&self) -> &Arc<WalStats> {
         self.shared.wal.stats()
@@ -90,6 +96,11 @@ impl LogStore {
 impl RaftLogReader<TypeConfig> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> io::Result<Vec<Entry>> {
         Ok(self.state().entries(range).cloned().collect())
+    }
+
+    /// As many as travel well in one message, but at least one.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        Ok(self.state().entries_within(start..end, APPEND_BYTES_MAX).cloned().collect())
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -143,6 +154,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.write_durably(Record::Purge(upto)).await
     }
 }
+
+/// Bytes of entries in one message to a follower: enough to fill a fast link, and soon over on a slow one.
+const APPEND_BYTES_MAX: u64 = 1 << 20;
 
 impl Growth {
     fn add(&self, bytes: u64) {

@@ -1,14 +1,18 @@
 //! Consensus: the farm's replicated log. The only module that names openraft, and no type of openraft leaves it.
 //!
 //! Where to look: `consensus` is the handle, `node` the thread behind it, `state_machine` applies entries to the farm, `log_store`
-//! and `wal` keep them, `snapshot` lets old ones go, `network` will carry them to other coordinators.
+//! and `wal` keep them, `snapshot` lets old ones go, `network` carries them to other coordinators, `cluster` changes who these are,
+//! `follow` tells who leads.
 //! Does not decide anything about builds, and does none of the effects that it hands on.
 
 mod api;
+mod cluster;
 mod consensus;
+mod follow;
 mod latency;
 mod log_state;
 mod log_store;
+mod member;
 mod network;
 mod node;
 mod record;
@@ -20,8 +24,13 @@ mod trace;
 mod types;
 mod wal;
 
-pub use api::{Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, Owed, PROPOSALS_IN_FLIGHT_MAX};
+pub use api::{
+    Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, Owed, PROPOSALS_IN_FLIGHT_MAX, Standing,
+};
+pub use cluster::ClusterError;
 pub use consensus::{Consensus, Pending};
 pub use latency::{BOUNDS_US, Latencies};
+pub use member::{DirectoryId, Member};
+pub use network::Common;
 pub use snapshot::SnapshotError;
 pub use wal::WalError;

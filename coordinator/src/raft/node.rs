@@ -6,42 +6,49 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_core::Farm;
-use kiln_wire::NodeId;
-use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{BasicNode, RaftMetrics, SnapshotPolicy};
-use tokio::sync::{mpsc, oneshot, watch};
+use kiln_link::Connection;
+use kiln_wire::{Leader, NodeId};
+use openraft::SnapshotPolicy;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::api::{ConsensusConfig, ConsensusError, EffectReceiver, Leadership};
+use super::cluster::{self, Group, Ordered};
+use super::follow::{self, Progress};
 use super::log_store::LogStore;
-use super::network::Peers;
+use super::member::Member;
+use super::network::{self, Dial, Host, Pace, Peers};
+use super::record::to_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir};
 use super::state_machine::{Led, StateMachine};
 use super::types::{Change, Responder, StoredMembership, TypeConfig};
 use super::wal::WalStats;
 
-type Raft = openraft::Raft<TypeConfig, StateMachine>;
+/// openraft over our types.
+pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// A command on its way to the log.
 pub struct Proposed {
+    /// Under whose leadership it was decided; under another it must not be written.
+    pub leader: Leader,
     /// The command.
     pub change: Change,
     /// Who waits for it.
     pub responder: Responder,
 }
 
-/// How far this node is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Raft's term.
-    pub term: u64,
-    /// Index of the last entry.
-    pub last_log: u64,
-    /// Index up to which a snapshot reaches.
-    pub snapshot: u64,
-    /// Why raft cannot go on.
-    pub failed: Option<String>,
+/// What comes in from the handle.
+pub struct Inbox {
+    /// Commands for the log.
+    pub proposals: mpsc::UnboundedReceiver<Vec<Proposed>>,
+    /// Connections of other coordinators.
+    pub connections: mpsc::UnboundedReceiver<Connection>,
+    /// Changes of the group.
+    pub orders: mpsc::UnboundedReceiver<Ordered>,
+    /// Told to stop.
+    pub stop: watch::Receiver<bool>,
 }
 
 /// What the handle needs of a node that has started.
@@ -60,12 +67,7 @@ pub struct Started {
 }
 
 /// Runs a node until it is told to stop, fails, or no handle is left.
-pub fn run(
-    config: &ConsensusConfig,
-    started: oneshot::Sender<Result<Started, ConsensusError>>,
-    inbox: mpsc::UnboundedReceiver<Vec<Proposed>>,
-    stop: watch::Receiver<bool>,
-) {
+pub fn run(config: &ConsensusConfig, started: oneshot::Sender<Result<Started, ConsensusError>>, inbox: Inbox) {
     let (disk, snapshot) = match Disk::open(config) {
         Ok(opened) => opened,
         Err(err) => {
@@ -83,7 +85,7 @@ pub fn run(
     };
     let joining = async {
         let joined = join(config, &disk, snapshot).await;
-        live(config, &disk, joined, started, inbox, stop).await;
+        live(config, &disk, joined, started, inbox).await;
     };
     runtime.block_on(joining);
     // In this order: first whatever still uses the log, then the log, which writes what is queued, then the lock.
@@ -95,12 +97,11 @@ pub fn run(
 async fn live(
     config: &ConsensusConfig,
     disk: &Disk,
-    joined: Result<(Raft, Started), ConsensusError>,
+    joined: Result<(Arc<Group>, Started), ConsensusError>,
     started: oneshot::Sender<Result<Started, ConsensusError>>,
-    inbox: mpsc::UnboundedReceiver<Vec<Proposed>>,
-    stop: watch::Receiver<bool>,
+    inbox: Inbox,
 ) {
-    let (raft, parts) = match joined {
+    let (group, parts) = match joined {
         Ok(joined) => joined,
         Err(err) => {
             let _ = started.send(Err(err));
@@ -109,15 +110,25 @@ async fn live(
     };
     let mut failed = parts.progress.clone();
     let _ = started.send(Ok(parts));
-    let mut stop = stop;
+    let Inbox { proposals, connections, orders, mut stop } = inbox;
+    let host = Arc::clone(&group.host);
     tokio::select! {
-        () = feed(&raft, inbox) => {}
-        () = compact(&raft, config, &disk.log) => {}
+        () = feed(&host.raft, proposals) => {}
+        () = answer(&host, connections) => {}
+        () = cluster::run(group, orders) => {}
+        () = compact(&host.raft, config, &disk.log) => {}
         _ = stop.wait_for(|stop| *stop) => {}
         _ = failed.wait_for(|progress| progress.failed.is_some()) => {}
     }
-    if raft.shutdown().await.is_err() {
+    if host.raft.shutdown().await.is_err() {
         tracing::error!("raft panicked");
+    }
+}
+
+/// Answers other coordinators until no handle is left.
+async fn answer(host: &Arc<Host>, mut connections: mpsc::UnboundedReceiver<Connection>) {
+    while let Some(connection) = connections.recv().await {
+        tokio::spawn(network::serve(Arc::clone(host), connection));
     }
 }
 
@@ -153,7 +164,7 @@ impl Disk {
         }
         let snapshot = match newest {
             Some(path) => snapshot::read(&path).map_err(ConsensusError::Snapshot)?,
-            None => Snapshot { farm: Farm::new(), last: None, members: StoredMembership::default() },
+            None => Snapshot { farm: Farm::new(), last: None, members: StoredMembership::default(), directories: Default::default() },
         };
         match owner {
             Some(_) => {}
@@ -186,46 +197,62 @@ fn set_owner(dir: &Path, node: NodeId) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Starts raft over what the disk holds and waits until this node leads.
-async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Result<(Raft, Started), ConsensusError> {
+/// Starts raft over what the disk holds. A group of one is returned once this node leads it.
+async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Result<(Arc<Group>, Started), ConsensusError> {
     let failed = |err: &dyn std::fmt::Display| ConsensusError::Start { reason: err.to_string() };
     let (effects, owed) = mpsc::unbounded_channel();
-    let unknown = Leadership { leader: kiln_wire::Leader::default(), is_self: false };
+    let unknown = Leadership { leader: Leader::default(), is_self: false };
     let (lead, mut leadership) = watch::channel(unknown);
     let after_term = disk.log.state().vote().map_or(0, |vote| vote.leader_id.term);
     let led = Led { node: config.node.0, after_term };
-    let machine = StateMachine::new(snapshot, disk.snapshots.clone(), led, effects, lead.clone());
+    let machine = StateMachine::new(snapshot, disk.snapshots.clone(), led, effects);
     let settings = Arc::new(settings(config).validate().map_err(|err| failed(&err))?);
-    let raft = Raft::new(config.node.0, settings, Peers, disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
+    let pace = Pace { heartbeat_ms: config.heartbeat_ms, election_ms: config.election_ms };
+    let dial = config.identity.as_ref().map(Dial::new).transpose().map_err(ConsensusError::Link)?;
+    let member = Member { link: config.link.clone(), http: config.http.clone(), directory: disk.log.directory() };
+    let peers = Peers::new(config.node, member.directory, dial.clone(), pace);
+    let raft = Raft::new(config.node.0, settings, peers, disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
-    tokio::spawn(follow(raft.clone(), config.node, tell, lead));
-    if raft.is_initialized().await.map_err(|err| failed(&err))? {
+    let lease = Duration::from_millis(config.election_ms[1]);
+    tokio::spawn(follow::follow(raft.clone(), config.node, lease, tell, lead));
+    let has_group = raft.is_initialized().await.map_err(|err| failed(&err))?;
+    let is_alone = has_group && raft.voter_ids().all(|voter| voter == config.node.0);
+    if is_alone {
         raft.trigger().elect(false).await.map_err(|err| failed(&err))?;
-    } else {
-        let alone = std::collections::BTreeMap::from([(config.node.0, BasicNode::default())]);
+    } else if !has_group && !config.join {
+        let alone = std::collections::BTreeMap::from([(config.node.0, member.clone())]);
         raft.initialize(alone).await.map_err(|err| failed(&err))?;
     }
+    let must_lead = is_alone || !has_group && !config.join;
     tokio::select! {
-        _ = leadership.wait_for(|known| known.is_self) => {}
+        _ = leadership.wait_for(|known| known.is_self || !must_lead) => {}
         stopped = progress.wait_for(|progress| progress.failed.is_some()) => {
             let reason = stopped.ok().and_then(|progress| progress.failed.clone()).unwrap_or_default();
             return Err(ConsensusError::Start { reason });
         }
     }
+    let (node, common, snapshots) = (config.node, config.common.clone(), disk.snapshots.clone());
+    let host = Host { node, member, common, raft, machine: machine.clone(), snapshots, receiving: Mutex::default() };
+    let group = Group { host: Arc::new(host), dial, pace, progress: progress.clone(), changing: Mutex::default() };
     let log = Arc::clone(disk.log.stats());
-    Ok((raft, Started { machine, leadership, progress, log, effects: owed }))
+    Ok((Arc::new(group), Started { machine, leadership, progress, log, effects: owed }))
 }
 
-/// Times as measured for failover in PLATFORM.md section 3.3: about 1.6 s until a new leader writes.
+/// A new leader writes about the longest wait, one more wait and a tenth of a second after the old one fell silent.
 fn settings(config: &ConsensusConfig) -> openraft::Config {
+    let [election_timeout_min, election_timeout_max] = config.election_ms;
     openraft::Config {
         cluster_name: "kiln".into(),
-        heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
-        quorum_loss_probe_interval: Some(2500),
+        heartbeat_interval: config.heartbeat_ms,
+        election_timeout_min,
+        election_timeout_max,
+        // Long enough that those who still hear a leader without a quorum can elect another.
+        quorum_loss_probe_interval: Some(2 * election_timeout_max + election_timeout_max / 2),
         enable_pre_vote: Some(true),
         max_payload_entries: 1024,
+        // A follower gets entries as long as the leader has them; `compact` decides how long that is.
+        replication_lag_threshold: u64::MAX,
+        install_snapshot_timeout: 120_000,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
         // `compact` drops entries by count and by bytes; openraft would count only.
         max_in_snapshot_log_to_keep: u64::MAX,
@@ -238,8 +265,8 @@ fn settings(config: &ConsensusConfig) -> openraft::Config {
 /// Hands proposals to raft, in order, until no handle is left or raft stops.
 async fn feed(raft: &Raft, mut inbox: mpsc::UnboundedReceiver<Vec<Proposed>>) {
     while let Some(proposal) = inbox.recv().await {
-        for Proposed { change, responder } in proposal {
-            if raft.client_write_ff(change, Some(responder)).await.is_err() {
+        for Proposed { leader, change, responder } in proposal {
+            if raft.write(change).responder(responder).with_leader(to_leader_id(leader)).await.is_err() {
                 return;
             }
         }
@@ -268,34 +295,4 @@ async fn compact(raft: &Raft, config: &ConsensusConfig, log: &LogStore) {
             return;
         }
     }
-}
-
-/// Tells the handle how far raft is, that it failed, and that this node no longer leads.
-async fn follow(raft: Raft, node: NodeId, progress: watch::Sender<Progress>, leadership: watch::Sender<Leadership>) {
-    let mut metrics = raft.metrics();
-    drop(raft);
-    loop {
-        let seen = metrics.borrow_watched().clone();
-        step_down(&seen, node, &leadership);
-        progress.send_replace(Progress {
-            term: seen.current_term,
-            last_log: seen.last_log_index.unwrap_or(0),
-            snapshot: seen.snapshot.map_or(0, |last| last.index),
-            failed: seen.running_state.err().map(|err| err.to_string()),
-        });
-        if metrics.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// That this node leads is told by the state machine, once everything of earlier terms is applied; that it does not, here.
-fn step_down(seen: &RaftMetrics<TypeConfig>, node: NodeId, leadership: &watch::Sender<Leadership>) {
-    leadership.send_if_modified(|known| {
-        let deposed = known.is_self && seen.current_term >= known.leader.term && seen.current_leader != Some(node.0);
-        if deposed {
-            known.is_self = false;
-        }
-        deposed
-    });
 }

@@ -1,6 +1,7 @@
 //! What Kiln writes into its log: our own types, so that a change in openraft never changes the disk.
 //!
-//! Every payload is MessagePack with named fields; its version stands in the record's head. Version 1 is pinned by a golden file.
+//! Every payload is MessagePack with named fields; its version stands in the record's head, and a golden file pins each version.
+//! Version 2 says of a member who and where it is; version 1, which is still read, had no more than an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +12,14 @@ use openraft::EntryPayload;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::member::Member;
 use super::types::{self, Change, LogId, StoredMembership, Vote};
 use super::wal::{Kind, NewRecord, Stored};
 
-/// Version of the payloads' encoding.
-pub const VERSION: u8 = 1;
+/// Version of the payloads' encoding that this program writes.
+pub const VERSION: u8 = 2;
+/// The oldest version that it reads.
+pub const VERSION_OLDEST: u8 = 1;
 
 /// A place in the log: whose entry, and which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +35,8 @@ pub struct Position {
 pub struct Members {
     /// Sets of voters; two while they change.
     pub voters: Vec<BTreeSet<NodeId>>,
-    /// Where each voter or learner listens.
-    pub nodes: BTreeMap<NodeId, String>,
+    /// What is on record of each voter and learner.
+    pub nodes: BTreeMap<NodeId, Member>,
 }
 
 /// What an entry holds.
@@ -100,8 +104,8 @@ impl Record {
     /// # Errors
     /// Text for `WalError::Damaged`.
     pub fn decode(stored: Stored<'_>) -> Result<Self, String> {
-        if stored.version != VERSION {
-            return Err(format!("the record has version {}, this program reads version {VERSION}", stored.version));
+        if !(VERSION_OLDEST..=VERSION).contains(&stored.version) {
+            return Err(format!("the record has version {}, this program reads {VERSION_OLDEST} to {VERSION}", stored.version));
         }
         let record = match stored.kind {
             Kind::Entry => Self::Entry(read::<Entry>(stored)?.into_raft()?),
@@ -136,13 +140,26 @@ impl Entry {
         Self { position: Position::from(&entry.log_id), content }
     }
 
-    fn into_raft(self) -> Result<types::Entry, String> {
+    /// Returns the entry as openraft has it; the error says what is wrong with it.
+    pub fn into_raft(self) -> Result<types::Entry, String> {
         let payload = match self.content {
             Content::Blank => EntryPayload::Blank,
             Content::Command(command) => EntryPayload::Normal(Change(command)),
             Content::Members(members) => EntryPayload::Membership(members.try_into()?),
         };
         Ok(types::Entry { log_id: self.position.into(), payload })
+    }
+}
+
+impl From<types::Entry> for Entry {
+    fn from(entry: types::Entry) -> Self {
+        let position = Position::from(&entry.log_id);
+        let content = match entry.payload {
+            EntryPayload::Blank => Content::Blank,
+            EntryPayload::Normal(Change(command)) => Content::Command(command),
+            EntryPayload::Membership(membership) => Content::Members(Members::from(&membership)),
+        };
+        Self { position, content }
     }
 }
 
@@ -173,7 +190,7 @@ impl From<VoteRecord> for Vote {
 impl From<&types::Membership> for Members {
     fn from(membership: &types::Membership) -> Self {
         let voters = membership.get_joint_config().iter().map(|set| set.iter().copied().map(NodeId).collect()).collect();
-        let nodes = membership.nodes().map(|(id, node)| (NodeId(*id), node.addr.clone())).collect();
+        let nodes = membership.nodes().map(|(id, node)| (NodeId(*id), node.clone())).collect();
         Self { voters, nodes }
     }
 }
@@ -183,8 +200,7 @@ impl TryFrom<Members> for types::Membership {
 
     fn try_from(members: Members) -> Result<Self, String> {
         let voters = members.voters.into_iter().map(|set| set.into_iter().map(|id| id.0).collect()).collect();
-        let nodes: BTreeMap<u64, openraft::BasicNode> =
-            members.nodes.into_iter().map(|(id, addr)| (id.0, openraft::BasicNode { addr })).collect();
+        let nodes: BTreeMap<u64, Member> = members.nodes.into_iter().map(|(id, member)| (id.0, member)).collect();
         Self::new(voters, nodes).map_err(|err| err.to_string())
     }
 }
@@ -217,6 +233,7 @@ pub fn from_leader_id(id: &types::LeaderId) -> Leader {
     Leader { term: id.term, node: NodeId(id.node_id) }
 }
 
-fn to_leader_id(leader: Leader) -> types::LeaderId {
+/// Returns raft's name for a leader.
+pub fn to_leader_id(leader: Leader) -> types::LeaderId {
     types::LeaderId { term: leader.term, node_id: leader.node.0 }
 }

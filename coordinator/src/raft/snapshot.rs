@@ -4,23 +4,28 @@
 //! `meta` is MessagePack, `farm` is the core's own snapshot. A file gets its name only when it is durable, and it is verified whole
 //! before any of it is used. Never falls back to an older state: the log behind a snapshot may be gone.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_core::Farm;
-use kiln_wire::frame;
+use kiln_wire::{NodeId, frame};
 use serde::{Deserialize, Serialize};
 
+use super::member::DirectoryId;
 use super::record::{MembersAt, Position};
 use super::types::{LogId, SnapshotMeta, StoredMembership};
 
 /// The version that this program writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The oldest version that it reads: of members it held an address only.
+pub const VERSION_OLDEST: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"KILNSNAP";
 const ENDING: &str = ".snapshot";
 const UNFINISHED: &str = "unfinished.tmp";
+const RECEIVED: &str = "received.tmp";
 const HASH_BYTES: usize = 32;
 
 /// A snapshot that cannot be written or read.
@@ -66,6 +71,8 @@ pub enum SnapshotError {
 struct Meta {
     last: Option<Position>,
     members: MembersAt,
+    #[serde(default)]
+    directories: BTreeMap<NodeId, DirectoryId>,
 }
 
 /// A snapshot in memory.
@@ -77,9 +84,22 @@ pub struct Snapshot {
     pub last: Option<LogId>,
     /// The members as of that entry.
     pub members: StoredMembership,
+    /// The directory of everybody who was ever a member: a number is never used again.
+    pub directories: BTreeMap<NodeId, DirectoryId>,
 }
 
 impl Snapshot {
+    /// Takes in a change of the members.
+    pub fn change_members(&mut self, members: StoredMembership) {
+        for (node, member) in members.membership().nodes() {
+            let known = self.directories.entry(NodeId(*node)).or_default();
+            if *known == DirectoryId(0) {
+                *known = member.directory;
+            }
+        }
+        self.members = members;
+    }
+
     /// Returns what openraft wants to know about it.
     pub fn meta(&self) -> SnapshotMeta {
         SnapshotMeta { last_log_id: self.last, last_membership: self.members.clone() }
@@ -99,11 +119,33 @@ impl SnapshotDir {
     /// [`SnapshotError::Io`] if the system refuses.
     pub fn open(path: PathBuf) -> Result<Self, SnapshotError> {
         std::fs::create_dir_all(&path).map_err(at("create", &path))?;
-        let unfinished = path.join(UNFINISHED);
-        if unfinished.exists() {
-            std::fs::remove_file(&unfinished).map_err(at("remove", &unfinished))?;
+        for unfinished in [path.join(UNFINISHED), path.join(RECEIVED)] {
+            if unfinished.exists() {
+                std::fs::remove_file(&unfinished).map_err(at("remove", &unfinished))?;
+            }
         }
         Ok(Self { path })
+    }
+
+    /// Returns where a snapshot from another coordinator is put until it is verified.
+    pub fn received(&self) -> PathBuf {
+        self.path.join(RECEIVED)
+    }
+
+    /// Gives a durable and verified file its name and removes older ones.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`] if the disk refuses; the older snapshot is still there then.
+    pub fn adopt(&self, file: &Path, last: Option<LogId>) -> Result<PathBuf, SnapshotError> {
+        let path = self.path.join(name(last));
+        std::fs::rename(file, &path).map_err(at("name", &path))?;
+        sync_dir(&self.path)?;
+        for older in self.list()? {
+            if older != path {
+                std::fs::remove_file(&older).map_err(at("remove", &older))?;
+            }
+        }
+        Ok(path)
     }
 
     /// Writes a snapshot, makes it durable and removes older ones. Returns its path.
@@ -115,17 +157,14 @@ impl SnapshotDir {
         let unfinished = self.path.join(UNFINISHED);
         let file = File::create(&unfinished).map_err(at("create", &unfinished))?;
         let out = Hashed { file: io::BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
-        let meta = Meta { last: snapshot.last.as_ref().map(Position::from), members: MembersAt::from(&snapshot.members) };
+        let meta = Meta {
+            last: snapshot.last.as_ref().map(Position::from),
+            members: MembersAt::from(&snapshot.members),
+            directories: snapshot.directories.clone(),
+        };
         let meta = frame::to_bytes(&meta).map_err(|err| at("encode", &path)(io::Error::other(err)))?;
         out.write_all(&meta, &snapshot.farm.to_snapshot()).map_err(at("write", &unfinished))?;
-        std::fs::rename(&unfinished, &path).map_err(at("name", &path))?;
-        sync_dir(&self.path)?;
-        for older in self.list()? {
-            if older != path {
-                std::fs::remove_file(&older).map_err(at("remove", &older))?;
-            }
-        }
-        Ok(path)
+        self.adopt(&unfinished, snapshot.last)
     }
 
     /// Returns the newest snapshot's path, if there is one.
@@ -140,7 +179,7 @@ impl SnapshotDir {
         let mut paths = Vec::new();
         for file in std::fs::read_dir(&self.path).map_err(at("list", &self.path))? {
             let path = file.map_err(at("list", &self.path))?.path();
-            if path.file_name().is_some_and(|name| name == UNFINISHED) {
+            if path.file_name().is_some_and(|name| name == UNFINISHED || name == RECEIVED) {
                 continue;
             }
             if path.extension().is_none_or(|ending| ENDING.trim_start_matches('.') != ending) {
@@ -159,7 +198,7 @@ impl SnapshotDir {
 /// [`SnapshotError::Damaged`] if a single byte differs from what was written, [`SnapshotError::Farm`] if the core refuses it.
 pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
     let bytes = std::fs::read(path).map_err(at("read", path))?;
-    let damaged = |what: &str| SnapshotError::Damaged { path: path.to_owned(), what: what.to_owned() };
+    let damaged = |what: &str| damaged(path, what);
     let body_bytes = bytes.len().checked_sub(HASH_BYTES).ok_or_else(|| damaged("the file is too short"))?;
     let (body, hash) = bytes.split_at(body_bytes);
     if body.get(..8) != Some(&MAGIC) {
@@ -169,8 +208,8 @@ pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
         return Err(damaged("its hash does not match"));
     }
     let (version, rest) = split_u32(&body[8..]).ok_or_else(|| damaged("the header is cut off"))?;
-    if version != VERSION {
-        return Err(damaged(&format!("it has version {version}, this program reads {VERSION}")));
+    if !(VERSION_OLDEST..=VERSION).contains(&version) {
+        return Err(damaged(&format!("it has version {version}, this program reads {VERSION_OLDEST} to {VERSION}")));
     }
     let (meta, rest) =
         split_u32(rest).and_then(|(size, rest)| rest.split_at_checked(size as usize)).ok_or_else(|| damaged("the meta data is cut off"))?;
@@ -181,7 +220,28 @@ pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
     let meta: Meta = frame::from_bytes(meta).map_err(|err| damaged(&format!("its meta data: {err}")))?;
     let farm = Farm::from_snapshot(farm).map_err(|err| SnapshotError::Farm { path: path.to_owned(), err })?;
     let members = meta.members.try_into().map_err(|what: String| damaged(&what))?;
-    Ok(Snapshot { farm, last: meta.last.map(LogId::from), members })
+    Ok(Snapshot { farm, last: meta.last.map(LogId::from), members, directories: meta.directories })
+}
+
+/// Reads what a snapshot is of, without the farm and without verifying it: for a file that was verified when it got its name, and
+/// is verified again by whoever uses it.
+///
+/// # Errors
+/// [`SnapshotError`] if the file cannot be read so far.
+pub fn read_meta(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
+    let mut file = File::open(path).map_err(at("open", path))?;
+    let mut head = [0; 16];
+    file.read_exact(&mut head).map_err(at("read", path))?;
+    let (_, size) = head.split_at(12);
+    let mut meta = vec![0; split_u32(size).map_or(0, |(size, _)| size as usize)];
+    file.read_exact(&mut meta).map_err(at("read", path))?;
+    let meta: Meta = frame::from_bytes(&meta).map_err(|err| damaged(path, &format!("its meta data: {err}")))?;
+    let members = meta.members.try_into().map_err(|what: String| damaged(path, &what))?;
+    Ok(SnapshotMeta { last_log_id: meta.last.map(LogId::from), last_membership: members })
+}
+
+fn damaged(path: &Path, what: &str) -> SnapshotError {
+    SnapshotError::Damaged { path: path.to_owned(), what: what.to_owned() }
 }
 
 /// Writes to a file and hashes what it writes.

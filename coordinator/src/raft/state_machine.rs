@@ -13,9 +13,9 @@ use kiln_core::{Answer, Effect};
 use kiln_wire::{Leader, LogIndex};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
-use super::api::{Leadership, Owed};
+use super::api::Owed;
 use super::record::from_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
 use super::trace;
@@ -43,7 +43,6 @@ struct Shared {
     snapshots: SnapshotDir,
     led: Led,
     effects: mpsc::UnboundedSender<Owed>,
-    leadership: watch::Sender<Leadership>,
 }
 
 /// Which entries this process wrote as leader: this node's, of terms later than any that its disk knew at the start.
@@ -57,14 +56,8 @@ pub struct Led {
 
 impl StateMachine {
     /// Returns the farm as of `snapshot`, which came from `snapshots`.
-    pub fn new(
-        snapshot: Snapshot,
-        snapshots: SnapshotDir,
-        led: Led,
-        effects: mpsc::UnboundedSender<Owed>,
-        leadership: watch::Sender<Leadership>,
-    ) -> Self {
-        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, effects, leadership }) }
+    pub fn new(snapshot: Snapshot, snapshots: SnapshotDir, led: Led, effects: mpsc::UnboundedSender<Owed>) -> Self {
+        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, effects }) }
     }
 
     /// Returns the farm and how far it is. Held briefly: nothing is applied meanwhile.
@@ -82,12 +75,11 @@ impl StateMachine {
             match entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(Change(command)) => effects = state.farm.apply(index, command),
-                EntryPayload::Membership(members) => state.members = StoredMembership::new(Some(entry.log_id), members),
+                EntryPayload::Membership(members) => state.change_members(StoredMembership::new(Some(entry.log_id), members)),
             }
             state.last = Some(entry.log_id);
         }
         trace::tell(index, &effects);
-        self.shared.follow(leader);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
             Effect::Answer(answer) => {
@@ -114,24 +106,10 @@ impl StateMachine {
     fn install(&self, path: &std::path::Path) -> Result<(), SnapshotError> {
         let snapshot = snapshot::read(path)?;
         if self.shared.snapshots.newest()?.as_deref() != Some(path) {
-            self.shared.snapshots.write(&snapshot)?;
+            self.shared.snapshots.adopt(path, snapshot.last)?;
         }
         *self.shared.state.write().expect("no user of the farm panics while changing it") = snapshot;
         Ok(())
-    }
-}
-
-impl Shared {
-    /// A new leader's first entry tells that everything of earlier terms is applied.
-    fn follow(&self, leader: Leader) {
-        let is_self = self.led.holds(leader);
-        self.leadership.send_if_modified(|known| {
-            let newer = leader > known.leader || (leader == known.leader && is_self && !known.is_self && leader.term > 0);
-            if newer {
-                *known = Leadership { leader, is_self };
-            }
-            newer
-        });
     }
 }
 
@@ -177,7 +155,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let snapshots = self.shared.snapshots.clone();
         blocking(move || {
             let Some(path) = snapshots.newest()? else { return Ok(None) };
-            let meta = snapshot::read(&path)?.meta();
+            let meta = snapshot::read_meta(&path)?;
             Ok(Some(StoredSnapshot { meta, snapshot: SnapshotFile { path } }))
         })
         .await

@@ -6,6 +6,8 @@ use kiln_core::{Answer, Command};
 use openraft::type_config::alias;
 use serde::{Deserialize, Serialize};
 
+use super::member::Member;
+
 /// What one log entry does. One command each: attempts, builds and epochs are named by the index of their command, and the farm
 /// takes an index once. Many entries still share one write and one fdatasync.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +26,7 @@ openraft::declare_raft_types!(
         D = Change,
         R = Vec<Answer>,
         NodeId = u64,
-        Node = openraft::BasicNode,
+        Node = Member,
 );
 
 /// A leader: term and node.
@@ -36,7 +38,7 @@ pub type Vote = alias::VoteOf<TypeConfig>;
 /// A log entry.
 pub type Entry = alias::EntryOf<TypeConfig>;
 /// Who takes part.
-pub type Membership = openraft::Membership<u64, openraft::BasicNode>;
+pub type Membership = openraft::Membership<u64, Member>;
 /// Who takes part as of some entry.
 pub type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
 /// What a snapshot covers.

@@ -1,5 +1,9 @@
 //! What the tests of consensus share.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod group;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

@@ -103,6 +103,7 @@ pub struct Wal {
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<std::thread::JoinHandle<()>>,
     stats: Arc<WalStats>,
+    log_id: u64,
 }
 
 impl Wal {
@@ -116,10 +117,11 @@ impl Wal {
         let recovered = recover::recover(dir, &mut replay)?;
         let stats = Arc::new(WalStats::default());
         let writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats))?;
+        let log_id = writer.log_id();
         let (requests, inbox) = mpsc::channel();
         let thread =
             std::thread::Builder::new().name("wal".into()).spawn(move || writer.run(&inbox)).map_err(at("start a thread for", dir))?;
-        Ok(Self { requests: Some(requests), thread: Some(thread), stats })
+        Ok(Self { requests: Some(requests), thread: Some(thread), stats, log_id })
     }
 
     /// Writes `records` and calls `done` once they, and everything asked for before, are durable, or with the error.
@@ -133,6 +135,11 @@ impl Wal {
     pub fn note(&self, record: NewRecord) {
         // A thread that has ended has told why to whoever waited for a sync.
         let _ = self.requests().send(Request::Note(record));
+    }
+
+    /// Returns what was drawn when the log was begun. No other log has it.
+    pub fn log_id(&self) -> u64 {
+        self.log_id
     }
 
     /// Returns the log's figures.

@@ -68,6 +68,11 @@ impl Writer {
         Ok(writer)
     }
 
+    /// Returns what was drawn when the log was begun.
+    pub fn log_id(&self) -> u64 {
+        self.current.header.log_id
+    }
+
     /// Serves requests until no sender is left.
     pub fn run(mut self, inbox: &mpsc::Receiver<Request>) {
         while let Ok(first) = inbox.recv() {

@@ -1,0 +1,302 @@
+//! Who belongs to the group: adding, removing, handing over. Runs at the leader.
+//!
+//! Goals: a number is never used by two directories; a group keeps a quorum that answers; a learner votes once it is in step, and
+//! no sooner. One change at a time. Non-goals: starting or stopping processes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_wire::NodeId;
+use openraft::ChangeMembers;
+use openraft::errors::ClientWriteError;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use super::follow::Progress;
+use super::member::{DirectoryId, Member};
+use super::network::{Dial, Host, Introduction, LaneError, Pace, Route, open};
+use super::types::TypeConfig;
+
+/// A change of the group that was refused or did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// This node does not lead.
+    #[error("this coordinator does not lead: ask the leader")]
+    NotLeader,
+    /// This node has no identity towards others.
+    #[error("this coordinator runs alone: it has no identity towards others")]
+    Alone,
+    /// The new coordinator cannot be reached.
+    #[error("add coordinator {node}: reach it at `{link}`")]
+    Unreachable {
+        /// Which.
+        node: NodeId,
+        /// Where.
+        link: String,
+        /// Why not.
+        #[source]
+        source: Box<LaneError>,
+    },
+    /// A rule of the group forbids it.
+    #[error("{operation} coordinator {node}: {why}")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// Of which coordinator.
+        node: NodeId,
+        /// The rule, and what to do.
+        why: String,
+    },
+    /// Raft did not carry it out.
+    #[error("{operation} coordinator {node}: whether it was carried out is unknown ({why}); look at `kiln cluster status`")]
+    Unknown {
+        /// What was asked.
+        operation: &'static str,
+        /// Of which coordinator.
+        node: NodeId,
+        /// Raft's words.
+        why: String,
+    },
+    /// Consensus has stopped.
+    #[error("consensus has stopped")]
+    Stopped,
+}
+
+/// What is asked of the group.
+#[derive(Debug)]
+pub enum Order {
+    /// Take in the coordinator that listens there, or note that it listens somewhere else.
+    Add { node: NodeId, link: String },
+    /// Let it go for good.
+    Remove { node: NodeId },
+    /// Let it lead; anybody who is in step if none is named.
+    HandOver { to: Option<NodeId> },
+}
+
+/// An order and who waits for it.
+#[derive(Debug)]
+pub struct Ordered {
+    /// What is asked.
+    pub order: Order,
+    /// Told what became of it.
+    pub done: oneshot::Sender<Result<(), ClusterError>>,
+}
+
+/// What orders are carried out with.
+#[derive(Debug)]
+pub struct Group {
+    /// This node.
+    pub host: Arc<Host>,
+    /// How to reach a coordinator that is no member yet.
+    pub dial: Option<Dial>,
+    /// How fast things go.
+    pub pace: Pace,
+    /// How far everybody is.
+    pub progress: watch::Receiver<Progress>,
+    /// Held during a change.
+    pub changing: Mutex<()>,
+}
+
+/// Carries out orders, and makes voters of learners that are in step, until raft ends.
+pub async fn run(group: Arc<Group>, mut orders: mpsc::UnboundedReceiver<Ordered>) {
+    let mut look = tokio::time::interval(PROMOTE_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ordered = orders.recv() => {
+                let Some(Ordered { order, done }) = ordered else { return };
+                let group = Arc::clone(&group);
+                tokio::spawn(async move {
+                    // Whoever asked may have gone.
+                    let _ = done.send(group.carry_out(order).await);
+                });
+            }
+            _ = look.tick() => group.tend().await,
+        }
+    }
+}
+
+impl Group {
+    async fn carry_out(&self, order: Order) -> Result<(), ClusterError> {
+        match order {
+            Order::Add { node, link } => self.add(node, link).await,
+            Order::Remove { node } => self.remove(node).await,
+            Order::HandOver { to } => self.hand_over(to).await,
+        }
+    }
+
+    async fn add(&self, node: NodeId, link: String) -> Result<(), ClusterError> {
+        let refused = |why: String| ClusterError::Refused { operation: "add", node, why };
+        let unreachable = |source| ClusterError::Unreachable { node, link: link.clone(), source };
+        let _alone = self.changing.lock().await;
+        let now = self.leading()?;
+        let dial = self.dial.clone().ok_or(ClusterError::Alone)?;
+        let member = Member { link: link.clone(), ..Member::default() };
+        let host = &self.host;
+        let dial_max = Duration::from_secs(5);
+        let route = Route { from: host.node, directory: host.member.directory, to: node, member, dial_max };
+        let (_connection, found) = open(dial, route).await.map_err(|source| unreachable(Box::new(source)))?;
+        let known = host.machine.state().directories.get(&node).copied();
+        if let Some(why) = objection(&now, known, node, &found, &host.common) {
+            return Err(refused(why));
+        }
+        // The address that worked from here counts, whatever the other side calls itself.
+        let member = Member { link, ..found.member };
+        let change = match now.members.get(&node) {
+            Some(known) if *known == member => return Ok(()),
+            Some(_) => ChangeMembers::SetNodes([(node.0, member)].into()),
+            None => ChangeMembers::AddNodes([(node.0, member)].into()),
+        };
+        self.change("add", node, change, true).await
+    }
+
+    async fn remove(&self, node: NodeId) -> Result<(), ClusterError> {
+        let refused = |why: &str| ClusterError::Refused { operation: "remove", node, why: why.to_owned() };
+        let _alone = self.changing.lock().await;
+        let now = self.leading()?;
+        if !now.members.contains_key(&node) {
+            return Err(refused("it is no member; `kiln cluster status` lists these"));
+        }
+        if !now.voters.contains(&node) {
+            return self.change("remove", node, ChangeMembers::RemoveNodes([node.0].into()), false).await;
+        }
+        let left: Vec<NodeId> = now.voters.iter().copied().filter(|voter| *voter != node).collect();
+        if left.is_empty() {
+            return Err(refused("it is the last voter: the farm's state would be lost with it"));
+        }
+        let answer = left.iter().filter(|voter| **voter == self.host.node || self.answers(&now, **voter)).count();
+        if answer <= left.len() / 2 {
+            return Err(refused("too few of those that are left answer: they could not go on. Bring one back first"));
+        }
+        self.change("remove", node, ChangeMembers::RemoveVoters([node.0].into()), false).await
+    }
+
+    async fn hand_over(&self, to: Option<NodeId>) -> Result<(), ClusterError> {
+        let _alone = self.changing.lock().await;
+        let now = self.leading()?;
+        let me = self.host.node;
+        let others = now.voters.iter().copied().filter(|voter| *voter != me);
+        let best = || others.filter(|voter| self.is_in_step(&now, *voter)).max_by_key(|voter| now.matched.get(voter).copied());
+        let refused = |node, why: &str| ClusterError::Refused { operation: "transfer to", node, why: why.to_owned() };
+        let to = match to {
+            Some(to) if to == me => return Ok(()),
+            Some(to) if !now.voters.contains(&to) => return Err(refused(to, "it is no voter")),
+            Some(to) if !self.answers(&now, to) => return Err(refused(to, "it does not answer")),
+            Some(to) if !self.is_in_step(&now, to) => return Err(refused(to, "it lags behind: wait until it is in step")),
+            Some(to) => to,
+            None => best().ok_or_else(|| refused(me, "no other voter is in step"))?,
+        };
+        let unknown = |why: &str| ClusterError::Unknown { operation: "transfer to", node: to, why: why.to_owned() };
+        self.host.raft.trigger().transfer_leader(to.0).await.map_err(|_| ClusterError::Stopped)?;
+        let mut progress = self.progress.clone();
+        let term = now.term;
+        let taken = progress.wait_for(|seen| seen.term > term && seen.leader.is_some());
+        let taken = tokio::time::timeout(self.patience(), taken).await.map(|taken| taken.map(drop));
+        match taken {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(ClusterError::Stopped),
+            Err(_) => {
+                // Raft takes no proposals from the moment of the hand-over on: only another election ends that.
+                self.host.raft.trigger().elect(false).await.map_err(|_| ClusterError::Stopped)?;
+                Err(unknown("the other coordinator did not take over in time"))
+            }
+        }
+    }
+
+    /// What a leader does by itself: ends a change that an earlier leader began, notes where it listens, and makes a voter of a
+    /// learner that is in step.
+    async fn tend(&self) {
+        let Ok(_alone) = self.changing.try_lock() else { return };
+        let Ok(now) = self.leading() else { return };
+        let me = self.host.node;
+        let moved = now.members.get(&me).filter(|known| **known != self.host.member);
+        let learner = now.members.keys().find(|node| !now.voters.contains(node) && self.is_in_step(&now, **node)).copied();
+        let (operation, node, change) = match (now.is_changing, moved, learner) {
+            (true, _, _) => ("end a change begun before", me, ChangeMembers::AddVoterIds([].into())),
+            (false, Some(_), _) => ("move", me, ChangeMembers::SetNodes([(me.0, self.host.member.clone())].into())),
+            (false, None, Some(learner)) => ("promote", learner, ChangeMembers::AddVoterIds([learner.0].into())),
+            (false, None, None) => return,
+        };
+        match self.change(operation, node, change, true).await {
+            Ok(()) => tracing::info!(%node, operation, "changed the group"),
+            Err(error) => tracing::warn!(%node, operation, %error, "change the group"),
+        }
+    }
+
+    /// Changes the members; what is removed stays as a learner if `retain` says so.
+    async fn change(
+        &self,
+        operation: &'static str,
+        node: NodeId,
+        change: ChangeMembers<u64, Member>,
+        retain: bool,
+    ) -> Result<(), ClusterError> {
+        let unknown = |why: String| ClusterError::Unknown { operation, node, why };
+        let changed = tokio::time::timeout(CHANGE_MAX, self.host.raft.change_membership(change, retain)).await;
+        match changed.map_err(|_| unknown("too few coordinators answer".to_owned()))? {
+            Ok(_) => Ok(()),
+            Err(err) => match err.into_api_error() {
+                Some(ClientWriteError::<TypeConfig>::ForwardToLeader(_)) => Err(ClusterError::NotLeader),
+                Some(ClientWriteError::ChangeMembershipError(err)) => Err(ClusterError::Refused { operation, node, why: err.to_string() }),
+                Some(err @ (ClientWriteError::LogEntryDiscarded(_) | ClientWriteError::PreconditionFailed(_))) => {
+                    Err(unknown(err.to_string()))
+                }
+                None => Err(ClusterError::Stopped),
+            },
+        }
+    }
+
+    fn leading(&self) -> Result<Progress, ClusterError> {
+        let now = self.progress.borrow().clone();
+        if now.leader == Some(self.host.node) && now.failed.is_none() { Ok(now) } else { Err(ClusterError::NotLeader) }
+    }
+
+    fn answers(&self, now: &Progress, node: NodeId) -> bool {
+        now.heard.get(&node).is_some_and(|at| at.elapsed() < self.patience())
+    }
+
+    fn is_in_step(&self, now: &Progress, node: NodeId) -> bool {
+        let matched = now.matched.get(&node).copied().unwrap_or(0);
+        self.answers(now, node) && now.last_log.saturating_sub(matched) <= IN_STEP_ENTRIES
+    }
+
+    /// How long a coordinator may say nothing and still count as one that answers.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(2 * self.pace.election_ms[1])
+    }
+}
+
+/// Returns why a coordinator that says so of itself cannot be a member.
+fn objection(
+    now: &Progress,
+    known: Option<DirectoryId>,
+    node: NodeId,
+    found: &Introduction,
+    common: &super::network::Common,
+) -> Option<String> {
+    let directory = found.member.directory;
+    match known {
+        Some(known) if !known.may_be(directory) => {
+            return Some(format!("number {node} was used by another directory ({known}): a number is never used again, choose a new one"));
+        }
+        Some(_) if !now.members.contains_key(&node) => {
+            return Some(format!("number {node} was removed: a number is never used again, wipe its directory and choose a new one"));
+        }
+        Some(_) => {}
+        None if found.has_group => {
+            return Some("it belongs to a group already: wipe its directory and set `join` in its configuration".to_owned());
+        }
+        None => {}
+    }
+    let differs = common.iter().find(|(name, ours)| found.common.get(*name) != Some(*ours));
+    differs.map(|(name, ours)| {
+        let theirs = found.common.get(name).map_or("none", String::as_str);
+        format!("its {name} is `{theirs}`, that of the farm `{ours}`: all coordinators of a farm need the same")
+    })
+}
+
+/// Entries that a coordinator may lag behind and count as in step: less than a fast log takes in while one round trip is under way.
+const IN_STEP_ENTRIES: u64 = 1000;
+/// How often a leader looks whether a learner is in step.
+const PROMOTE_EVERY: Duration = Duration::from_millis(100);
+/// Longest wait for a quorum to take a change of the group.
+const CHANGE_MAX: Duration = Duration::from_secs(10);

@@ -1,0 +1,129 @@
+//! Tells how far raft is and who leads.
+//!
+//! This node leads when raft says so, an entry of its own term is applied (so everything of earlier terms is), and a quorum has
+//! answered within the longest election wait: until then nobody else can have been elected. When that time runs out it leads no
+//! more, which openraft itself notes only when somebody proposes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kiln_wire::{Leader, NodeId};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, RaftMetrics, ServerState};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::api::Leadership;
+use super::member::Member;
+use super::node::Raft;
+use super::types::TypeConfig;
+
+/// How far this node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Raft's term.
+    pub term: u64,
+    /// Index of the last entry.
+    pub last_log: u64,
+    /// Index up to which a snapshot reaches.
+    pub snapshot: u64,
+    /// Why raft cannot go on.
+    pub failed: Option<String>,
+    /// Who leads in this term, if anybody.
+    pub leader: Option<NodeId>,
+    /// Who belongs to the group.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Who of them votes. While the voters change, only those who vote before and after.
+    pub voters: Vec<NodeId>,
+    /// The voters change: whoever began it must end it, or else the next leader.
+    pub is_changing: bool,
+    /// How far the others are; of a leader only.
+    pub matched: BTreeMap<NodeId, u64>,
+    /// When they last answered; of a leader only.
+    pub heard: BTreeMap<NodeId, Instant>,
+}
+
+/// Follows raft until it ends. `lease` is how long a quorum's answer counts.
+pub async fn follow(raft: Raft, node: NodeId, lease: Duration, progress: watch::Sender<Progress>, leadership: watch::Sender<Leadership>) {
+    let mut metrics = raft.metrics();
+    drop(raft);
+    loop {
+        let seen = metrics.borrow_watched().clone();
+        let until = leads_until(&seen, node, lease);
+        progress.send_if_modified(|known| {
+            let fresh = Progress::of(&seen);
+            let differs = *known != fresh;
+            *known = fresh;
+            differs
+        });
+        tell_leadership(&seen, until.is_some_and(|until| Instant::now() < until), node, &leadership);
+        let expiry = async {
+            match until {
+                Some(until) if Instant::now() < until => tokio::time::sleep_until(until).await,
+                Some(_) | None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            () = expiry => {}
+        }
+    }
+}
+
+/// Returns until when this node leads for all that is known; none if it does not.
+fn leads_until(seen: &RaftMetrics<TypeConfig>, node: NodeId, lease: Duration) -> Option<Instant> {
+    let applied_own = seen.last_applied.is_some_and(|last| last.leader_id.term == seen.current_term && last.leader_id.node_id == node.0);
+    if seen.state != ServerState::Leader || seen.current_leader != Some(node.0) || !applied_own {
+        return None;
+    }
+    let voters = &seen.membership_config;
+    if voters.voter_ids().all(|voter| voter == node.0) {
+        return Some(Instant::now() + ALONE);
+    }
+    seen.last_quorum_acked.as_ref().map(|acked| ago(acked.elapsed()) + lease)
+}
+
+fn tell_leadership(seen: &RaftMetrics<TypeConfig>, leads: bool, node: NodeId, leadership: &watch::Sender<Leadership>) {
+    leadership.send_if_modified(|known| {
+        let leader = match seen.current_leader {
+            Some(leader) if seen.current_term >= known.leader.term => Leader { term: seen.current_term, node: NodeId(leader) },
+            Some(_) | None => known.leader,
+        };
+        let fresh = Leadership { leader, is_self: leads && leader.node == node };
+        let differs = *known != fresh;
+        *known = fresh;
+        differs
+    });
+}
+
+impl Progress {
+    fn of(seen: &RaftMetrics<TypeConfig>) -> Self {
+        let members = &seen.membership_config;
+        let sets = members.membership().get_joint_config();
+        Self {
+            term: seen.current_term,
+            last_log: seen.last_log_index.unwrap_or(0),
+            snapshot: seen.snapshot.map_or(0, |last| last.index),
+            failed: seen.running_state.as_ref().err().map(|err| err.to_string()),
+            leader: seen.current_leader.map(NodeId),
+            members: members.nodes().map(|(node, member)| (NodeId(*node), member.clone())).collect(),
+            voters: members.voter_ids().filter(|voter| sets.iter().all(|set| set.contains(voter))).map(NodeId).collect(),
+            is_changing: sets.len() > 1,
+            matched: seen
+                .replication
+                .iter()
+                .flatten()
+                .map(|(node, matched)| (NodeId(*node), matched.map_or(0, |last| last.index)))
+                .collect(),
+            heard: seen.heartbeat.iter().flatten().filter_map(|(node, at)| Some((NodeId(*node), ago(at.as_ref()?.elapsed())))).collect(),
+        }
+    }
+}
+
+fn ago(elapsed: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(elapsed).unwrap_or(now)
+}
+
+/// How long a group of one looks ahead: nobody else can be elected.
+const ALONE: Duration = Duration::from_secs(3600);

@@ -1,0 +1,184 @@
+//! What other coordinators ask of this one.
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
+use kiln_wire::NodeId;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
+use tokio::sync::Mutex;
+
+use super::messages::{
+    Append, Appended, Ballot, BallotReply, Call, Common, Greeted, Greeting, HandOver, HandOverReply, Introduction, SnapshotHead,
+    SnapshotReply, VERSION, VERSION_OLDEST,
+};
+use super::{chain, parts, snapshot};
+use crate::raft::member::Member;
+use crate::raft::node::Raft;
+use crate::raft::record::VoteRecord;
+use crate::raft::snapshot::{self as file, SnapshotDir};
+use crate::raft::state_machine::{SnapshotFile, StateMachine, StoredSnapshot};
+use crate::raft::types::TypeConfig;
+
+/// What answers other coordinators.
+#[derive(Debug)]
+pub struct Host {
+    /// This coordinator.
+    pub node: NodeId,
+    /// Where it listens, and its directory.
+    pub member: Member,
+    /// What it has in common with the others.
+    pub common: Common,
+    /// Its raft.
+    pub raft: Raft,
+    /// Its farm, and who belongs to the group.
+    pub machine: StateMachine,
+    /// Where its snapshots lie.
+    pub snapshots: SnapshotDir,
+    /// Held while a snapshot comes in: there is one place for it.
+    pub receiving: Mutex<()>,
+}
+
+/// Answers a coordinator until its connection ends.
+pub async fn serve(host: Arc<Host>, connection: Connection) {
+    let peer = connection.peer().role.clone();
+    let refused = match greet(&host, &connection).await {
+        Ok(refused) => refused,
+        Err(err) => return tracing::debug!(%peer, error = chain(&err), "a coordinator did not greet"),
+    };
+    if let Some(why) = refused {
+        tracing::warn!(%peer, why, "refused a coordinator");
+        // The other end has read why, or goes away by itself.
+        connection.closed().await;
+        return;
+    }
+    while let Ok(Some((sender, receiver))) = connection.accept().await {
+        let (host, peer) = (Arc::clone(&host), peer.clone());
+        tokio::spawn(async move {
+            if let Err(err) = answer(&host, sender, receiver).await {
+                tracing::debug!(%peer, error = chain(&err), "a coordinator's call ended early");
+            }
+        });
+    }
+}
+
+/// Reads the greeting and answers it; returns why the peer is refused, if it is.
+async fn greet(host: &Host, connection: &Connection) -> Result<Option<String>, LinkError> {
+    let Some((mut sender, mut receiver)) = connection.accept().await? else { return Ok(None) };
+    let greeting = receiver.recv::<Greeting>().await?.ok_or(LinkError::Truncated)?;
+    let refused = host.objection(&greeting, &connection.peer().role);
+    let answer = match &refused {
+        Some(why) => Greeted::Refused(why.clone()),
+        None => Greeted::Welcome(host.introduction().await),
+    };
+    sender.send(&answer).await?;
+    Ok(refused)
+}
+
+impl Host {
+    fn objection(&self, greeting: &Greeting, role: &Role) -> Option<String> {
+        let Greeting { version, from, directory, to, want } = greeting;
+        if *version < VERSION_OLDEST {
+            return Some(format!("coordinator {from} speaks version {version}, this one {VERSION_OLDEST} to {VERSION}"));
+        }
+        if *role != Role::Coordinator(*from) {
+            return Some(format!("a certificate of {role} does not make a coordinator {from}"));
+        }
+        if *to != self.node {
+            return Some(format!("this is coordinator {}, not {to}", self.node));
+        }
+        if want.is_some_and(|want| !want.may_be(self.member.directory)) {
+            return Some(format!(
+                "coordinator {to} has another directory than the one on record: it was wiped. Remove it and add it under a new number"
+            ));
+        }
+        let known = self.machine.state().directories.get(from).copied();
+        if known.is_some_and(|known| !known.may_be(*directory)) {
+            return Some(format!("number {from} belongs to another directory: a number is never used again"));
+        }
+        None
+    }
+
+    async fn introduction(&self) -> Introduction {
+        Introduction {
+            version: VERSION,
+            node: self.node,
+            member: self.member.clone(),
+            has_group: self.raft.is_initialized().await.unwrap_or(true),
+            common: self.common.clone(),
+        }
+    }
+}
+
+async fn answer(host: &Arc<Host>, mut sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
+    let Some(call) = receiver.recv::<Call>().await? else { return Ok(()) };
+    match call {
+        Call::Append => return append(host, sender, receiver).await,
+        Call::Vote(ballot) => {
+            let Ok(reply) = host.raft.vote(ballot.into()).await else { return Err(LinkError::NotOpen) };
+            sender.send(&BallotReply::from(reply)).await?;
+        }
+        Call::PreVote(ballot) => {
+            let Ok(reply) = host.raft.pre_vote(Ballot::into(ballot)).await else { return Err(LinkError::NotOpen) };
+            sender.send(&BallotReply::from(reply)).await?;
+        }
+        Call::HandOver(HandOver { from, to, last }) => {
+            let request = TransferLeaderRequest::new(from.into(), to.0, last.map(Into::into));
+            let Ok(reply) = host.raft.handle_transfer_leader(request).await else { return Err(LinkError::NotOpen) };
+            sender.send(&HandOverReply { refused: reply.err().map(|err| err.to_string()) }).await?;
+        }
+        Call::Snapshot(head) => {
+            let reply = install(host, head, &mut receiver).await;
+            sender.send(&reply).await?;
+        }
+    }
+    sender.finish().await
+}
+
+/// Passes appends on to raft as they come, and answers in their order.
+async fn append(host: &Arc<Host>, mut sender: Sender, receiver: Receiver) -> Result<(), LinkError> {
+    let mut answers = Box::pin(host.raft.stream_append(requests(receiver)));
+    while let Some(answer) = answers.next().await {
+        let Ok(result) = answer else { return Err(LinkError::NotOpen) };
+        sender.send(&Appended::from(result)).await?;
+    }
+    sender.finish().await
+}
+
+/// The requests of a stream. It ends with the first thing that is none.
+fn requests(receiver: Receiver) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    futures::stream::unfold(receiver, |mut receiver| async move {
+        match parts::recv::<Append>(&mut receiver).await {
+            Ok(Some(append)) => match AppendEntriesRequest::try_from(append) {
+                Ok(request) => Some((request, receiver)),
+                Err(why) => {
+                    tracing::warn!(why, "an append that cannot be");
+                    None
+                }
+            },
+            // A sender that is dropped ends so, as a connection that breaks does.
+            Ok(None) | Err(_) => None,
+        }
+    })
+}
+
+/// Takes a snapshot in and has raft install it.
+async fn install(host: &Arc<Host>, head: SnapshotHead, receiver: &mut Receiver) -> SnapshotReply {
+    let _alone = host.receiving.lock().await;
+    if let Err(err) = snapshot::receive(&host.snapshots, head, receiver).await {
+        tracing::warn!(error = chain(&err), "receive snapshot");
+        return SnapshotReply::Refused(chain(&err));
+    }
+    let path = host.snapshots.received();
+    let read = path.clone();
+    let meta = match tokio::task::spawn_blocking(move || file::read(&read)).await {
+        Ok(Ok(snapshot)) => snapshot.meta(),
+        Ok(Err(err)) => return SnapshotReply::Refused(chain(&err)),
+        Err(err) => return SnapshotReply::Refused(err.to_string()),
+    };
+    let snapshot = StoredSnapshot { meta, snapshot: SnapshotFile { path } };
+    match host.raft.install_full_snapshot(head.vote.into(), snapshot).await {
+        Ok(response) => SnapshotReply::Taken(VoteRecord::from(&response.vote)),
+        Err(err) => SnapshotReply::Refused(err.to_string()),
+    }
+}

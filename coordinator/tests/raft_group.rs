@@ -1,0 +1,218 @@
+//! Several coordinators as one group: elections, isolation, wiped disks, long absences, changes of the group.
+
+mod raft_support;
+
+use kiln_coordinator::raft::{ClusterError, Consensus, ConsensusConfig, ConsensusError};
+use kiln_wire::NodeId;
+use raft_support::group::{Group, Node, add, agree, commit, leader, until};
+use raft_support::{chain, register};
+
+fn refusal(outcome: Result<(), ClusterError>) -> String {
+    let err = outcome.expect_err("refused");
+    assert!(matches!(err, ClusterError::Refused { .. } | ClusterError::Unreachable { .. }), "{err:?}");
+    chain(&err)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_coordinators_apply_the_same_and_only_the_leader_takes_proposals() {
+    let group = Group::new();
+    let nodes = group.form(3).await;
+    for number in 0..50 {
+        commit(&nodes, register(number)).await;
+    }
+    agree(&nodes).await;
+    let leading = leader(&nodes).await.number;
+    for node in nodes.iter().filter(|node| node.number != leading) {
+        let refused = node.consensus.propose(vec![register(99)]).await;
+        assert!(matches!(refused, Err(ConsensusError::NotLeader { leader: Some(known) }) if known == leading), "{refused:?}");
+        let (known, member) = node.consensus.leader().expect("known");
+        assert_eq!((known.node, &member.link), (leading, &nodes.iter().find(|node| node.number == leading).expect("one").addr.to_string()));
+        assert_eq!(node.consensus.members().len(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_leader_dies_another_goes_on_and_the_dead_one_comes_back() {
+    let group = Group::new();
+    let mut nodes = group.form(3).await;
+    let terms = leader(&nodes).await.consensus.leadership().borrow().leader;
+    commit(&nodes, register(1)).await;
+    let dead = nodes.iter().position(Node::leads).expect("somebody leads");
+    let dead = nodes.remove(dead);
+    let number = dead.number;
+    let addr = dead.stop().await;
+    commit(&nodes, register(2)).await;
+    assert!(leader(&nodes).await.consensus.leadership().borrow().leader > terms);
+    agree(&nodes).await;
+    nodes.push(group.start_as(group.config(number.0), addr).await);
+    commit(&nodes, register(3)).await;
+    agree(&nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_the_others_leads_no_more_and_commits_nothing() {
+    let group = Group::new();
+    let nodes = group.form(3).await;
+    commit(&nodes, register(1)).await;
+    agree(&nodes).await;
+    let old = leader(&nodes).await;
+    let under_way = old.consensus.propose_nowait(vec![register(2)]);
+    group.cut(old.number);
+    let lost = old.consensus.propose_nowait(vec![register(3)]);
+    until("the isolated leader leads no more", || !old.leads()).await;
+    assert!(matches!(old.consensus.propose(vec![register(4)]).await, Err(ConsensusError::NotLeader { .. })));
+    if let Ok(lost) = lost {
+        // Answers may have been on their way when the cut came.
+        assert!(matches!(lost.applied().await, Ok(_) | Err(ConsensusError::Unknown)));
+    }
+    drop(under_way);
+    let others: Vec<&Node> = nodes.iter().filter(|node| node.number != old.number).collect();
+    commit(others.iter().copied(), register(5)).await;
+    assert!(!old.leads(), "two leaders");
+    group.mend(old.number);
+    commit(&nodes, register(6)).await;
+    agree(&nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_coordinator_is_refused_under_its_number_and_taken_in_under_another() {
+    let group = Group::new();
+    let mut nodes = group.form(3).await;
+    commit(&nodes, register(1)).await;
+    let lost = nodes.iter().position(|node| !node.leads()).expect("a follower");
+    let lost = nodes.remove(lost);
+    let number = lost.number;
+    let addr = lost.stop().await;
+    std::fs::remove_dir_all(group.dir(number.0)).expect("wipes");
+    let wiped = group.start_as(ConsensusConfig { join: true, ..group.config(number.0) }, addr).await;
+    commit(&nodes, register(2)).await;
+    assert_eq!(wiped.consensus.members(), [], "nobody tells it anything");
+    let refused = refusal(leader(&nodes).await.consensus.add(number, addr.to_string()).await);
+    assert!(refused.contains("never used again"), "{refused}");
+    wiped.stop().await;
+    leader(&nodes).await.consensus.remove(number).await.expect("removes");
+    let new = group.start(4).await;
+    add(leader(&nodes).await, &new).await;
+    nodes.push(new);
+    commit(&nodes, register(3)).await;
+    agree(&nodes).await;
+    let refused = refusal(leader(&nodes).await.consensus.remove(number).await);
+    assert!(refused.contains("no member"), "{refused}");
+}
+
+/// Small segments and snapshots, so that the log of a short test is soon dropped.
+fn short(config: ConsensusConfig) -> ConsensusConfig {
+    ConsensusConfig { segment_bytes: 32 << 10, snapshot_log_bytes: 64 << 10, keep_entries: 20, ..config }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_was_away_for_long_gets_a_snapshot_while_the_others_go_on() {
+    let group = Group::new();
+    let any = || "127.0.0.1:0".parse().expect("an address");
+    let mut nodes = vec![group.start_as(short(group.config(1)), any()).await];
+    for number in [2, 3] {
+        let node = group.start_as(short(group.config(number)), any()).await;
+        add(&nodes[0], &node).await;
+        nodes.push(node);
+    }
+    let away = nodes.iter().position(|node| !node.leads()).expect("a follower");
+    let away = nodes.remove(away);
+    let (number, before) = (away.number, away.consensus.metrics());
+    let addr = away.stop().await;
+    let leading = leader(&nodes).await;
+    for round in 0.. {
+        assert!(round < 2000, "no snapshot after {round} rounds");
+        leading.consensus.propose((0..16).map(|worker| register(round * 16 + worker)).collect()).await.expect("commits");
+        // Once the log it needs is gone, only a snapshot helps.
+        if leading.consensus.metrics().snapshot_index.0 > before.last_log_index.0 + 100 && leading.consensus.metrics().log_segments < 8 {
+            break;
+        }
+    }
+    let back = group.start_as(short(group.config(number.0)), addr).await;
+    for worker in 0..20 {
+        commit(&nodes, register(1_000_000 + worker)).await;
+    }
+    let all: Vec<&Node> = nodes.iter().chain([&back]).collect();
+    agree(all.iter().copied()).await;
+    until("it has caught up by a snapshot", || back.consensus.metrics().snapshot_index > before.last_log_index).await;
+    let farm = back.farm();
+    let addr = back.stop().await;
+    let again = group.start_as(short(group.config(number.0)), addr).await;
+    until("the restarted one has the same", || again.farm() == farm).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_is_handed_to_a_voter_that_is_in_step_only() {
+    let group = Group::new();
+    let nodes = group.form(3).await;
+    commit(&nodes, register(1)).await;
+    let old = leader(&nodes).await;
+    let to = nodes.iter().find(|node| node.number != old.number).expect("another");
+    old.consensus.hand_over(Some(to.number)).await.unwrap_or_else(|err| panic!("{}", chain(&err)));
+    until("the other leads", || to.leads()).await;
+    commit(&nodes, register(2)).await;
+    let refused = refusal(to.consensus.hand_over(Some(NodeId(9))).await);
+    assert!(refused.contains("no voter"), "{refused}");
+    assert!(matches!(old.consensus.hand_over(None).await, Err(ClusterError::NotLeader)));
+    group.cut(old.number);
+    until("its silence is noted", || {
+        to.consensus.members().iter().any(|standing| standing.node == old.number && standing.silent_ms.is_some_and(|ms| ms > 1000))
+    })
+    .await;
+    let refused = refusal(to.consensus.hand_over(Some(old.number)).await);
+    assert!(refused.contains("does not answer"), "{refused}");
+    to.consensus.hand_over(None).await.expect("the third takes over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_would_cost_the_farm_its_state_are_refused() {
+    let group = Group::new();
+    let first = group.start(1).await;
+    let refused = refusal(first.consensus.remove(NodeId(1)).await);
+    assert!(refused.contains("last voter"), "{refused}");
+    let refused = refusal(first.consensus.remove(NodeId(7)).await);
+    assert!(refused.contains("no member"), "{refused}");
+    let refused = refusal(first.consensus.hand_over(None).await);
+    assert!(refused.contains("no other voter"), "{refused}");
+
+    let own = group.start_as(ConsensusConfig { join: false, ..group.config(5) }, "127.0.0.1:0".parse().expect("an address")).await;
+    let refused = refusal(first.consensus.add(NodeId(5), own.addr.to_string()).await);
+    assert!(refused.contains("belongs to a group already"), "{refused}");
+    let refused = refusal(first.consensus.add(NodeId(6), own.addr.to_string()).await);
+    assert!(refused.contains("its certificate says"), "{refused}");
+    let mut other = group.config(6);
+    other.common.insert("signing key".into(), "demo:2".into());
+    let other = group.start_as(other, "127.0.0.1:0".parse().expect("an address")).await;
+    let refused = refusal(first.consensus.add(NodeId(6), other.addr.to_string()).await);
+    assert!(refused.contains("its signing key is `demo:2`, that of the farm `demo:1`"), "{refused}");
+
+    let second = group.start(2).await;
+    add(&first, &second).await;
+    let third = group.start(3).await;
+    add(&first, &third).await;
+    group.cut(NodeId(2));
+    until("its silence is noted", || {
+        first.consensus.members().iter().any(|standing| standing.node == NodeId(2) && standing.silent_ms.is_some_and(|ms| ms > 1000))
+    })
+    .await;
+    let leading = leader([&first, &third]).await;
+    let answering = if leading.number == NodeId(1) { NodeId(3) } else { NodeId(1) };
+    let refused = refusal(leading.consensus.remove(answering).await);
+    assert!(refused.contains("too few"), "{refused}");
+    leading.consensus.remove(NodeId(2)).await.expect("a silent one may go");
+    commit([&first, &third], register(1)).await;
+    commit([&first, &third], register(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_waits_to_be_added_leads_nothing() {
+    let group = Group::new();
+    let waiting = group.start(2).await;
+    assert!(!waiting.leads() && waiting.consensus.members().is_empty() && waiting.consensus.leader().is_none());
+    let refused = waiting.consensus.propose(vec![register(1)]).await;
+    assert!(matches!(refused, Err(ConsensusError::NotLeader { leader: None })), "{refused:?}");
+    assert!(matches!(waiting.consensus.remove(NodeId(1)).await, Err(ClusterError::NotLeader)));
+    waiting.stop().await;
+    let again: Consensus = group.start(2).await.consensus;
+    assert!(again.leader().is_none());
+}
