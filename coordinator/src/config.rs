@@ -37,9 +37,21 @@ pub struct Config {
     /// The key that signs the cache (`kiln keys generate`). Default: `signing.key` below `dir`, made at the first start.
     #[serde(default)]
     pub signing_key: Option<PathBuf>,
-    /// Coordinators of the farm that this one joins, as `HOST:PORT`. Default none: an empty `dir` becomes a farm of its own.
+    /// Coordinators of a farm, `host:port` each. An empty `dir` then waits to be taken in with `kiln cluster add`; without this it
+    /// becomes a new farm. Set it at every coordinator of a farm, for a wiped `dir` must never begin another one. Default none.
     #[serde(default)]
     pub join: Vec<String>,
+    /// `host:port` where other coordinators, workers and clients reach this one. Default `listen`, which must then name an address.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// `host:port` of the binary cache for others. Default `http`.
+    #[serde(default)]
+    pub advertise_http: Option<String>,
+    /// Shortest and longest wait, in milliseconds, of a coordinator that hears no leader before it stands for election. The leader
+    /// gives a sign of life every fifth of the shortest. Default 250 and 400, for coordinators within a few milliseconds of each other;
+    /// the shortest should be ten round trips. From 50 to 60,000, and the same at every coordinator.
+    #[serde(default = "election_default")]
+    pub election_ms: [u64; 2],
 }
 
 /// Why a coordinator cannot be one of several.
@@ -80,6 +92,14 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// Values that do not go together.
+    #[error("read configuration `{}`: {rule}", path.display())]
+    Rule {
+        /// Which file.
+        path: PathBuf,
+        /// Which rule they break, and what to do.
+        rule: String,
+    },
 }
 
 impl Config {
@@ -101,12 +121,33 @@ impl Config {
     /// [`ConfigError`] names the file, the line and the rule.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
-        toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source: Box::new(source) })
+        let config: Self =
+            toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source: Box::new(source) })?;
+        match config.objection() {
+            None => Ok(config),
+            Some(rule) => Err(ConfigError::Rule { path: path.to_path_buf(), rule }),
+        }
+    }
+
+    /// Returns the rule that the values break, if they do.
+    fn objection(&self) -> Option<String> {
+        let [shortest, longest] = self.election_ms;
+        if !(50..=60_000).contains(&shortest) || !(50..=60_000).contains(&longest) || longest <= shortest {
+            return Some(format!("`election_ms` is [{shortest}, {longest}]: the shortest wait, then a longer one, from 50 to 60000"));
+        }
+        if !self.join.is_empty() && self.advertise.is_none() && self.listen.ip().is_unspecified() {
+            return Some(format!("`join` needs `advertise`: nobody can reach this coordinator at {}", self.listen));
+        }
+        None
     }
 }
 
 fn farm_default() -> String {
     "kiln".to_owned()
+}
+
+fn election_default() -> [u64; 2] {
+    [250, 400]
 }
 
 fn node_default() -> NodeId {
@@ -143,6 +184,22 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(toml::from_str::<Config>(&text).expect("a configuration").may_have_peers(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn values_that_do_not_go_together_are_named() {
+        let file = |more: &str| -> Config { toml::from_str(&format!("dir = '/d'\nidentity = '/i'\n{more}")).expect("parses") };
+        for (more, named) in [
+            ("election_ms = [400, 250]", Some("`election_ms`")),
+            ("election_ms = [10, 20]", Some("`election_ms`")),
+            ("join = ['c1:7420']", Some("`advertise`")),
+            ("join = ['c1:7420']\nadvertise = 'c2:7420'", None),
+            ("join = ['c1:7420']\nlisten = '192.0.2.1:7420'", None),
+        ] {
+            let objection = file(more).objection();
+            assert_eq!(named.is_some(), objection.is_some(), "{more}: {objection:?}");
+            assert!(objection.unwrap_or_default().contains(named.unwrap_or_default()), "{more}");
         }
     }
 

@@ -28,7 +28,10 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
             () = stop.notified() => return,
             followed = leadership.changed() => if followed.is_err() { return },
             owed = effects.recv() => match owed {
-                Some(owed) => driver.act(owed.leader, owed.effects),
+                Some(owed) => {
+                    driver.follow(*leadership.borrow_and_update());
+                    driver.act_as(owed.leader, owed.effects);
+                }
                 None => return,
             },
             Some(fate) = fates.recv() => driver.settle(fate),
@@ -64,6 +67,7 @@ impl Driver {
         match self.lead.follow(leadership.is_self.then_some(leadership.leader)) {
             Turn::Same => {}
             Turn::TakesOver(leader) => {
+                tracing::info!(term = leader.term, node = %leader.node, "this coordinator leads");
                 self.parts.sessions.forget_all();
                 self.parts.clock.not_before(self.parts.farm(|farm| farm.latest()));
                 self.expect_workers();
@@ -71,7 +75,20 @@ impl Driver {
                 self.act(leader, owed);
                 self.enforce_deadlines();
             }
-            Turn::StepsDown => self.parts.sessions.forget_all(),
+            Turn::StepsDown => {
+                tracing::info!("this coordinator leads no more");
+                self.parts.sessions.forget_all();
+                self.parts.granted.forget_all();
+                self.parts.verified.forget_all();
+                self.parts.watchers.forget_all();
+            }
+        }
+    }
+
+    /// Does what follows from an entry, unless this coordinator has stopped leading since it wrote it: then its successor does.
+    fn act_as(&mut self, leader: Leader, effects: Vec<Effect>) {
+        if self.lead.leader() == Some(leader) {
+            self.act(leader, effects);
         }
     }
 

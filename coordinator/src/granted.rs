@@ -68,6 +68,11 @@ impl Granted {
         self.lock().remove(worker);
     }
 
+    /// Forgets everything: this coordinator leads no more.
+    pub(crate) fn forget_all(&self) {
+        self.lock().clear();
+    }
+
     /// Returns the leases of a worker that let it fetch the path, as long as they are live.
     fn leases_for(&self, worker: &WorkerId, path: &StorePath) -> Vec<Lease> {
         let wanted = hash_part(path);

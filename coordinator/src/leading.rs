@@ -1,19 +1,19 @@
-//! Who leads, for whoever looks for the leader: at once, and with every change.
+//! Who leads, for whoever looks for the leader: at once, and with every change; and for whoever asks the wrong coordinator.
 
 use kiln_link::{LinkError, Receiver, Sender};
-use kiln_wire::WhoLeads;
 use kiln_wire::client::{Request, Response};
+use kiln_wire::{Leader, LeaderAt, NotLeader, WhoLeads};
 
 use crate::parts::Parts;
-use crate::raft::Leadership;
 
 /// Tells who leads until the asker has heard enough.
 pub(crate) async fn tell(parts: &Parts, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
     let mut leadership = parts.consensus.leadership();
     loop {
-        let Leadership { leader, is_self } = *leadership.borrow_and_update();
-        let leader = (leader.term > 0).then_some(leader);
-        sender.send(&Response::Leader(WhoLeads { is_self, leader, coordinators: Vec::new() })).await?;
+        let is_self = leadership.borrow_and_update().is_self;
+        let leader = parts.consensus.leader().map(|(leader, _)| leader);
+        let coordinators = parts.consensus.members().into_iter().map(|standing| standing.member.link).collect();
+        sender.send(&Response::Leader(WhoLeads { is_self, leader, coordinators })).await?;
         tokio::select! {
             changed = leadership.changed() => if changed.is_err() {
                 return Ok(());
@@ -22,4 +22,23 @@ pub(crate) async fn tell(parts: &Parts, sender: &mut Sender, receiver: &mut Rece
             _ = receiver.recv::<Request>() => return Ok(()),
         }
     }
+}
+
+/// Returns the leadership of this coordinator, if it leads. What it reads of the farm then is what everybody was told.
+pub(crate) fn own(parts: &Parts) -> Option<Leader> {
+    let leadership = *parts.consensus.leadership().borrow();
+    leadership.is_self.then_some(leadership.leader)
+}
+
+/// Waits until this coordinator does not lead under `leader` any more.
+pub(crate) async fn lost(parts: &Parts, leader: Leader) {
+    let mut leadership = parts.consensus.leadership();
+    // An error says that consensus has stopped, which is the same.
+    let _ = leadership.wait_for(|known| !known.is_self || known.leader != leader).await;
+}
+
+/// Returns what whoever asks this coordinator is told while it does not lead.
+pub(crate) fn elsewhere(parts: &Parts) -> NotLeader {
+    let other = parts.consensus.leader().filter(|(leader, _)| leader.node != parts.consensus.node());
+    NotLeader { leader: other.map(|(leader, member)| LeaderAt { leader, link: member.link }) }
 }

@@ -6,6 +6,7 @@ use futures::{StreamExt, TryStreamExt};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
 use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
+use kiln_wire::worker::ToWorker;
 use kiln_wire::{DrvPath, StorePath, WorkerId};
 
 use crate::closure::{ClosureError, closure};
@@ -45,8 +46,20 @@ async fn answer(parts: Arc<Parts>, peer: Role, mut sender: Sender, mut receiver:
     }
 }
 
-/// Sends each kind of request to its handler, if the peer's role may ask it.
+/// Sends each kind of request to its handler, if the peer's role may ask it and this coordinator leads.
 async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
+    let leader = match (&request, leading::own(parts)) {
+        (Request::Leader, leader) => leader.unwrap_or_default(),
+        (_, Some(leader)) => leader,
+        (Request::Session, None) => {
+            sender.send(&ToWorker::NotLeader(leading::elsewhere(parts))).await?;
+            return sender.finish().await;
+        }
+        (_, None) => {
+            sender.send(&Response::NotLeader(leading::elsewhere(parts))).await?;
+            return sender.finish().await;
+        }
+    };
     let request = match (request, worker_of(peer)) {
         (Request::Session, Some(worker)) => return worker_session::serve(parts.clone(), worker.clone(), sender, receiver).await,
         (Request::Upload { lease, output }, Some(worker)) if lease.worker == *worker => {
@@ -68,7 +81,22 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
         }
         (request, None) => request,
     };
-    route_client(parts, request, &mut sender, &mut receiver).await?;
+    if matches!(request, Request::Import(_)) {
+        // Bytes verified here are as good under the next leader, and its stream is no place for another message.
+        route_client(parts, request, &mut sender, &mut receiver).await?;
+        return sender.finish().await;
+    }
+    let deposed = tokio::select! {
+        biased;
+        () = leading::lost(parts, leader) => true,
+        answered = route_client(parts, request, &mut sender, &mut receiver) => {
+            answered?;
+            false
+        }
+    };
+    if deposed {
+        sender.send(&Response::NotLeader(leading::elsewhere(parts))).await?;
+    }
     sender.finish().await
 }
 

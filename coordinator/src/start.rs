@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use kiln_link::{Identity, LinkError, Listener};
+use kiln_link::{Identity, LinkError, Listener, Protocol};
+use kiln_nix::sign::SecretKey;
 use kiln_store::keys::{self, KeyFileError};
 use kiln_store::{Location, Store, StoreConfig, StoreError, Uploads};
 use tokio::net::TcpListener;
@@ -15,11 +16,12 @@ use crate::archive::{Archive, ArchiveError};
 use crate::checked::Checked;
 use crate::config::{Config, PeersError};
 use crate::derivations::Derivations;
+use crate::driver::Chain;
 use crate::granted::Granted;
 use crate::http::Http;
 use crate::logs::Logs;
 use crate::parts::Parts;
-use crate::raft::{Consensus, ConsensusConfig, ConsensusError};
+use crate::raft::{Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use crate::shared_store::{SharedStore, SharedStoreError};
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -97,12 +99,17 @@ impl Coordinator {
             config.may_have_peers()?;
         }
         make_dir(&config.dir)?;
-        let (consensus, effects) = Consensus::start(ConsensusConfig::new(config.dir.join("raft"), config.node)).await?;
         let web = TcpListener::bind(config.http).await.map_err(|source| StartError::Http { addr: config.http, source })?;
         let http_addr = web.local_addr().map_err(|source| StartError::Http { addr: config.http, source })?;
         let failed = |source| StartError::Link { addr: config.listen, source };
         let listener = Arc::new(Listener::bind(config.listen, identity, Some(&config.dir.join("link"))).map_err(failed)?);
-        let parts = Arc::new(parts(&config, consensus, http_addr).await?);
+        let signing_key = match &config.signing_key {
+            Some(path) => keys::load(path)?,
+            None => keys::load_or_create(&config.dir.join("signing.key"), &config.farm)?,
+        };
+        let consensus = consensus_config(&config, identity, &signing_key, listener.local_addr(), http_addr);
+        let (parts, effects) = parts(&config, consensus, signing_key, http_addr).await?;
+        let parts = Arc::new(parts);
         let stop = Arc::new(Notify::new());
         let driver = tokio::spawn(driver::run(parts.clone(), effects, stop.clone()));
         let acceptor = tokio::spawn(accept(parts.clone(), listener.clone()));
@@ -132,8 +139,15 @@ impl Coordinator {
         self.parts.consensus.stopped().await
     }
 
-    /// Stops. What was committed is on disk; workers go on and come back to the next start.
+    /// Stops. A leader first has another coordinator lead, if one is in step. What was committed is on disk; workers go on and come
+    /// back to the leader or to the next start.
     pub async fn stop(self) {
+        if self.parts.consensus.leadership().borrow().is_self && self.parts.consensus.members().len() > 1 {
+            match self.parts.consensus.hand_over(None).await {
+                Ok(()) => tracing::info!("another coordinator leads"),
+                Err(error) => tracing::warn!(error = %Chain(&error), "stop the leader without a hand-over"),
+            }
+        }
         self.acceptor.abort();
         self.listener.close("the coordinator stops").await;
         self.stop.notify_one();
@@ -147,17 +161,40 @@ impl Coordinator {
 
 async fn accept(parts: Arc<Parts>, listener: Arc<Listener>) {
     while let Some(connection) = listener.accept().await {
-        tokio::spawn(requests::serve(parts.clone(), connection));
+        match connection.protocol() {
+            Protocol::Farm => drop(tokio::spawn(requests::serve(parts.clone(), connection))),
+            Protocol::Raft => parts.consensus.serve(connection),
+        }
     }
 }
 
-async fn parts(config: &Config, consensus: Consensus, http_addr: SocketAddr) -> Result<Parts, StartError> {
+/// How this coordinator takes part in consensus.
+fn consensus_config(config: &Config, identity: &Identity, key: &SecretKey, link: SocketAddr, http: SocketAddr) -> ConsensusConfig {
+    let common = [
+        ("signing key", key.public().to_string()),
+        ("store directory", config.store_dir.to_string()),
+        ("store", config.store.as_ref().map_or_else(|| format!("on the disk of coordinator {}", config.node), |store| store.url.clone())),
+    ];
+    ConsensusConfig {
+        heartbeat_ms: config.election_ms[0] / 5,
+        election_ms: config.election_ms,
+        identity: Some(identity.clone()),
+        link: config.advertise.clone().unwrap_or_else(|| link.to_string()),
+        http: config.advertise_http.clone().unwrap_or_else(|| http.to_string()),
+        join: !config.join.is_empty(),
+        common: common.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        ..ConsensusConfig::new(config.dir.join("raft"), config.node)
+    }
+}
+
+async fn parts(
+    config: &Config,
+    consensus: ConsensusConfig,
+    signing_key: SecretKey,
+    http_addr: SocketAddr,
+) -> Result<(Parts, EffectReceiver), StartError> {
     let dir = &config.dir;
     let own = || Location::Local { dir: dir.join("store"), durable: true };
-    let signing_key = match &config.signing_key {
-        Some(path) => keys::load(path)?,
-        None => keys::load_or_create(&dir.join("signing.key"), &config.farm)?,
-    };
     let store = Store::open(StoreConfig {
         location: config.store.as_ref().map_or_else(|| Ok(own()), SharedStore::location)?,
         store_dir: config.store_dir.clone(),
@@ -169,12 +206,15 @@ async fn parts(config: &Config, consensus: Consensus, http_addr: SocketAddr) -> 
         shared_store::claim(&store, &config.farm, &signing_key.public()).await?;
     }
     let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
-    Ok(Parts {
+    let archive = Archive::open(&dir.join("builds"))?;
+    // Last, for whoever takes part in consensus may have to lead at once.
+    let (consensus, effects) = Consensus::start(consensus).await?;
+    let parts = Parts {
         consensus,
         store,
         store_dir: config.store_dir.clone(),
         signing_key,
-        cache_url: Some(format!("http://{http_addr}")),
+        cache_url: Some(format!("http://{}", config.advertise_http.clone().unwrap_or_else(|| http_addr.to_string()))),
         derivations: Derivations::new(config.store_dir.clone()),
         checked: Mutex::new(Checked::new(config.store_dir.clone())),
         sessions: Default::default(),
@@ -183,10 +223,11 @@ async fn parts(config: &Config, consensus: Consensus, http_addr: SocketAddr) -> 
         granted: Granted::default(),
         watchers: Watchers::new(),
         logs: Arc::new(logs),
-        archive: Archive::open(&dir.join("builds"))?,
+        archive,
         meter: Default::default(),
         clock: Default::default(),
-    })
+    };
+    Ok((parts, effects))
 }
 
 fn make_dir(dir: &Path) -> Result<(), StartError> {

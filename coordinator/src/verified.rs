@@ -35,6 +35,11 @@ impl Verified {
         Some(PathInfo { blob: known.stored, ..known.claimed.clone() })
     }
 
+    /// Forgets everything: this coordinator leads no more.
+    pub(crate) fn forget_all(&self) {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Forgets an attempt that has ended.
     pub(crate) fn forget(&self, derivation: &DrvPath, attempt: AttemptId) {
         self.outputs.lock().unwrap_or_else(PoisonError::into_inner).remove(&(derivation.clone(), attempt));

@@ -66,6 +66,11 @@ impl Watchers {
         self.tell(Notice::Event(Arc::new((builds, event))));
     }
 
+    /// Forgets what is kept for first watchers: this coordinator leads no more, and their builds end elsewhere.
+    pub(crate) fn forget_all(&self) {
+        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     pub(crate) fn ended(&self, build: BuildId) {
         self.tell(Notice::Ended(build));
     }

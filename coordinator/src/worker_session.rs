@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::dispatch::{DispatchError, is_live, reference_candidates};
 use crate::driver::{Chain, propose};
+use crate::leading;
 use crate::parts::Parts;
 use crate::pauses::Pauses;
 use crate::sessions::Outbox;
@@ -20,21 +21,33 @@ use crate::sessions::Outbox;
 pub(crate) async fn serve(parts: Arc<Parts>, worker: WorkerId, sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
     let session = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
     let (outbox, inbox) = mpsc::unbounded_channel();
-    let writer = tokio::spawn(write(sender, inbox));
-    let heard = read(&parts, &worker, session, Some(outbox), &mut receiver).await;
+    let mut writer = tokio::spawn(write(parts.clone(), sender, inbox));
+    let heard = tokio::select! {
+        heard = read(&parts, &worker, session, Some(outbox), &mut receiver) => heard,
+        // The leader gave the worker up, or does not lead any more.
+        _ = &mut writer => Ok(()),
+    };
     parts.sessions.close(&worker, session);
     writer.abort();
     tracing::info!(%worker, "worker session ended");
     heard
 }
 
-async fn write(mut sender: Sender, mut inbox: mpsc::UnboundedReceiver<ToWorker>) {
+async fn write(parts: Arc<Parts>, mut sender: Sender, mut inbox: mpsc::UnboundedReceiver<ToWorker>) {
     while let Some(message) = inbox.recv().await {
         if let Err(error) = sender.send(&message).await {
             // The reading half sees the same end and closes the session.
             tracing::debug!(error = %Chain(&error), "send to worker");
             return;
         }
+    }
+    if leading::own(&parts).is_none()
+        && let Err(error) = sender.send(&ToWorker::NotLeader(leading::elsewhere(&parts))).await
+    {
+        tracing::debug!(error = %Chain(&error), "tell worker to look for the leader");
+    }
+    if let Err(error) = sender.finish().await {
+        tracing::debug!(error = %Chain(&error), "end worker session");
     }
 }
 
@@ -52,7 +65,10 @@ async fn read(
             FromWorker::Hello(hello) => match outbox.take() {
                 Some(outbox) if hello.worker == *worker => {
                     parts.sessions.open(worker, session, outbox, parts.clock.steady());
-                    register(parts, hello).await;
+                    if !register(parts, hello).await {
+                        // Its outbox goes with this, and its writer says where to dial.
+                        parts.sessions.close(worker, session);
+                    }
                 }
                 Some(_) | None => {
                     tracing::warn!(%worker, claimed = %hello.worker, "a second hello, or of another name than the certificate's: session closed");
@@ -73,14 +89,16 @@ async fn read(
     Ok(())
 }
 
-async fn register(parts: &Arc<Parts>, hello: Hello) {
+/// Proposes the worker's registration; returns whether it was applied.
+async fn register(parts: &Arc<Parts>, hello: Hello) -> bool {
     tracing::info!(worker = %hello.worker, attempts = hello.attempts.len(), "worker connected");
     let Hello { worker, offer, attempts, .. } = hello;
     let command = Command::Register { worker: worker.clone(), offer, attempts, now: parts.clock.now() };
-    if let Err(error) = propose(parts.clone(), vec![command]).await {
-        // Without a welcome the worker dials again.
-        tracing::warn!(%worker, error = %Chain(&error), "register worker");
+    let proposed = propose(parts.clone(), vec![command]).await;
+    if let Err(error) = &proposed {
+        tracing::warn!(%worker, error = %Chain(error), "register worker");
     }
+    proposed.is_ok()
 }
 
 fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, bytes: &[u8]) {

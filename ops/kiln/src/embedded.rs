@@ -58,6 +58,9 @@ impl Farm {
             store: None,
             signing_key: None,
             join: Vec::new(),
+            advertise: None,
+            advertise_http: None,
+            election_ms: [250, 400],
         };
         let coordinator = Coordinator::start(config, &identity(Role::Coordinator(NodeId(1)))?).await;
         let coordinator = coordinator.with_context(|| format!("start a coordinator in `{}`", shape.dir.display()))?;
