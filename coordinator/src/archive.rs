@@ -1,10 +1,11 @@
-//! Ended builds, kept on disk after they left the farm's state, one file each.
+//! Ended builds, kept after they left the farm's state: one file each, or one object each where several coordinators share a store.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_core::BuildRecord;
+use kiln_store::{Store, StoreError};
 use kiln_wire::BuildId;
 use kiln_wire::client::BuildView;
 use kiln_wire::frame::{self, FrameError};
@@ -23,6 +24,17 @@ pub enum ArchiveError {
         #[source]
         source: io::Error,
     },
+    /// The shared store failed.
+    #[error("{action} archived build {build}")]
+    Store {
+        /// What was being done.
+        action: &'static str,
+        /// Which build.
+        build: BuildId,
+        /// What the store said.
+        #[source]
+        source: Box<StoreError>,
+    },
     /// The record cannot be encoded or is damaged.
     #[error("decode archived build `{}`", path.display())]
     Record {
@@ -34,27 +46,95 @@ pub enum ArchiveError {
     },
 }
 
-/// The archive of one coordinator.
-#[derive(Debug)]
-pub struct Archive {
+/// The archive of a farm.
+#[derive(Clone, Debug)]
+pub enum Archive {
+    /// Files of this coordinator.
+    Files(FileArchive),
+    /// Objects of the farm.
+    Shared(Store),
+}
+
+/// An archive in a directory.
+#[derive(Clone, Debug)]
+pub struct FileArchive {
     dir: PathBuf,
 }
 
 impl Archive {
-    /// Opens the directory, making it if needed.
+    /// Opens the archive: in the store if that is shared, else in this directory, which is made if needed.
     ///
     /// # Errors
     /// [`ArchiveError::Io`] if it cannot be made.
-    pub fn open(dir: &Path) -> Result<Self, ArchiveError> {
-        fs::create_dir_all(dir).map_err(|source| ArchiveError::Io { action: "create", path: dir.to_path_buf(), source })?;
-        Ok(Self { dir: dir.to_path_buf() })
+    pub fn open(dir: &Path, store: &Store) -> Result<Self, ArchiveError> {
+        match store.is_shared() {
+            true => Ok(Self::Shared(store.clone())),
+            false => FileArchive::open(dir).map(Self::Files),
+        }
     }
 
     /// Writes a record durably; writing it again changes nothing.
     ///
     /// # Errors
-    /// [`ArchiveError`] names the file and what failed.
-    pub fn put(&self, record: &BuildRecord) -> Result<(), ArchiveError> {
+    /// [`ArchiveError`] names the build or its file, and what failed.
+    pub async fn put(&self, record: &BuildRecord) -> Result<(), ArchiveError> {
+        match self {
+            Self::Files(files) => {
+                let (files, copy) = (files.clone(), record.clone());
+                let path = files.path(record.build);
+                let written = tokio::task::spawn_blocking(move || files.put(&copy)).await;
+                written.map_err(|ended| ArchiveError::Io { action: "write", path, source: ended.into() })?
+            }
+            Self::Shared(store) => {
+                let build = record.build;
+                let bytes = frame::to_bytes(record).map_err(|source| ArchiveError::Record { path: name(build), source })?;
+                store.put_build(build, bytes.into()).await.map_err(|err| ArchiveError::Store {
+                    action: "write",
+                    build,
+                    source: Box::new(err),
+                })
+            }
+        }
+    }
+
+    /// Reads a record; none if the build never ended in this farm.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] names the build or its file, and what failed.
+    pub async fn get(&self, build: BuildId) -> Result<Option<BuildRecord>, ArchiveError> {
+        match self {
+            Self::Files(files) => files.get(build),
+            Self::Shared(store) => {
+                let read = store.build(build).await.map_err(|err| ArchiveError::Store { action: "read", build, source: Box::new(err) })?;
+                let record = read.map(|bytes| frame::from_bytes(&bytes)).transpose();
+                record.map_err(|source| ArchiveError::Record { path: name(build), source })
+            }
+        }
+    }
+
+    /// Returns whether the build has ended and is kept.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Store`] if the store cannot be asked.
+    pub async fn holds(&self, build: BuildId) -> Result<bool, ArchiveError> {
+        match self {
+            Self::Files(files) => Ok(files.holds(build)),
+            Self::Shared(store) => {
+                store.has_build(build).await.map_err(|err| ArchiveError::Store { action: "look up", build, source: Box::new(err) })
+            }
+        }
+    }
+}
+
+impl FileArchive {
+    /// Opens the directory, making it if needed.
+    fn open(dir: &Path) -> Result<Self, ArchiveError> {
+        fs::create_dir_all(dir).map_err(|source| ArchiveError::Io { action: "create", path: dir.to_path_buf(), source })?;
+        Ok(Self { dir: dir.to_path_buf() })
+    }
+
+    /// Writes a record durably; writing it again changes nothing.
+    fn put(&self, record: &BuildRecord) -> Result<(), ArchiveError> {
         let path = self.path(record.build);
         let bytes = frame::to_bytes(record).map_err(|source| ArchiveError::Record { path: path.clone(), source })?;
         let staged = path.with_extension("new");
@@ -69,10 +149,7 @@ impl Archive {
     }
 
     /// Reads a record; none if the build never ended here.
-    ///
-    /// # Errors
-    /// [`ArchiveError`] names the file and what failed.
-    pub fn get(&self, build: BuildId) -> Result<Option<BuildRecord>, ArchiveError> {
+    fn get(&self, build: BuildId) -> Result<Option<BuildRecord>, ArchiveError> {
         let path = self.path(build);
         match fs::read(&path) {
             Ok(bytes) => frame::from_bytes(&bytes).map(Some).map_err(|source| ArchiveError::Record { path, source }),
@@ -82,13 +159,17 @@ impl Archive {
     }
 
     /// Returns whether the build has ended and is kept here.
-    pub fn holds(&self, build: BuildId) -> bool {
+    fn holds(&self, build: BuildId) -> bool {
         self.path(build).exists()
     }
 
     fn path(&self, build: BuildId) -> PathBuf {
-        self.dir.join(format!("{build}.build"))
+        self.dir.join(name(build))
     }
+}
+
+fn name(build: BuildId) -> PathBuf {
+    PathBuf::from(format!("{build}.build"))
 }
 
 /// Returns an archived build as clients see it.

@@ -12,11 +12,9 @@ use crate::parts::Parts;
 pub(crate) async fn archive(parts: Arc<Parts>, record: BuildRecord) {
     let build = record.build;
     loop {
-        let (writer, copy) = (parts.clone(), record.clone());
-        match tokio::task::spawn_blocking(move || writer.archive.put(&copy)).await {
-            Ok(Ok(())) => break,
-            Ok(Err(error)) => tracing::warn!(%build, error = %Chain(&error), "archive build; tried again in {RETRY:?}"),
-            Err(error) => tracing::warn!(%build, %error, "archive build; tried again in {RETRY:?}"),
+        match parts.archive.put(&record).await {
+            Ok(()) => break,
+            Err(error) => tracing::warn!(%build, error = %Chain(&error), "archive build; tried again in {RETRY:?}"),
         }
         tokio::time::sleep(RETRY).await;
     }

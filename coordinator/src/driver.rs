@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::parts::Parts;
 use crate::raft::{Applied, ConsensusError, EffectReceiver, Leadership};
-use crate::{archiving, dispatch, publish};
+use crate::{archiving, dispatch, kept_logs, publish};
 
 /// Runs the loop until consensus stops or `stop` is told.
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
@@ -113,7 +113,8 @@ impl Driver {
             Effect::Welcome { worker, epoch, keep } => {
                 parts.granted.keep_only(&worker, &keep);
                 parts.sessions.registered(&worker, epoch, parts.clock.steady());
-                self.send(&worker, ToWorker::Welcome { leader, epoch, keep });
+                let log_bytes = parts.logs.open_bytes(&keep);
+                self.send(&worker, ToWorker::Welcome { leader, epoch, keep, log_bytes });
             }
             Effect::Dispatch { lease, resources, limits } => {
                 tokio::spawn(dispatch::dispatch(parts.clone(), leader, lease, resources, limits));
@@ -126,8 +127,7 @@ impl Driver {
             Effect::Acknowledge { worker, derivation, attempt } => {
                 parts.verified.forget(&derivation, attempt);
                 parts.granted.forget(&worker, &derivation, attempt);
-                parts.logs.close(&derivation, attempt);
-                self.send(&worker, ToWorker::Acknowledge { derivation, attempt });
+                kept_logs::end(parts, worker, derivation, attempt);
             }
             Effect::Publish { derivation, outputs } => {
                 tokio::spawn(publish::publish(parts.clone(), derivation, outputs));

@@ -8,6 +8,8 @@ use kiln_wire::client::{BuildState, Response};
 use kiln_wire::{AttemptId, BuildId, DrvPath};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
+use crate::driver::Chain;
+use crate::kept_logs::{self, KeptLogError};
 use crate::parts::Parts;
 use crate::watch::Notice;
 use crate::{refuse, views};
@@ -22,9 +24,9 @@ pub(crate) async fn build(parts: &Arc<Parts>, build: BuildId, sender: &mut Sende
     let mut view_due = true;
     loop {
         if view_due {
-            match views::build(parts, build) {
+            match views::build(parts, build).await {
                 Ok(view) => {
-                    let ended = view.state != BuildState::Active && parts.archive.holds(build);
+                    let ended = view.state != BuildState::Active && archived(parts, build).await;
                     if ended {
                         send_rest(&mut notices, build, sender).await?;
                     }
@@ -38,6 +40,14 @@ pub(crate) async fn build(parts: &Arc<Parts>, build: BuildId, sender: &mut Sende
         }
         view_due = next_change(&mut notices, build, sender).await?;
     }
+}
+
+/// Returns whether an ended build is in the archive. One that cannot be asked is waited for: its end is told.
+async fn archived(parts: &Parts, build: BuildId) -> bool {
+    parts.archive.holds(build).await.unwrap_or_else(|error| {
+        tracing::warn!(%build, error = %Chain(&error), "look for an archived build");
+        false
+    })
 }
 
 /// Passes events on until a new view is due: a moment after events came, at once when the build has ended or notices were missed.
@@ -89,13 +99,24 @@ pub(crate) async fn log(
     stay: bool,
     sender: &mut Sender,
 ) -> Result<(), LinkError> {
-    let Some(attempt) = attempt.or_else(|| parts.logs.latest_attempt(derivation)) else {
+    let found = match attempt {
+        Some(attempt) => Ok(Some(attempt)),
+        None => kept_logs::latest_attempt(parts, derivation).await,
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return sender.send(&Response::Refused(refuse::unavailable("look for logs", &error))).await,
+    };
+    let Some(attempt) = found else {
         let refusal = refuse::not_found(format!("there is no log of `{derivation}`: no attempt of it has written one here"));
         return sender.send(&Response::Refused(refusal)).await;
     };
-    let mut reader = match parts.logs.read(derivation, attempt) {
+    let mut reader = match kept_logs::read(parts, derivation, attempt).await {
         Ok(reader) => reader,
-        Err(error) => return sender.send(&Response::Refused(refuse::not_found(crate::driver::Chain(&error).to_string()))).await,
+        Err(KeptLogError::Store(error)) if error.is_passing() => {
+            return sender.send(&Response::Refused(refuse::unavailable("read log", &error))).await;
+        }
+        Err(error) => return sender.send(&Response::Refused(refuse::not_found(Chain(&error).to_string()))).await,
     };
     let mut open = true;
     loop {

@@ -16,6 +16,7 @@ mod driver;
 mod follow;
 mod granted;
 pub mod http;
+mod kept_logs;
 mod leading;
 mod logs;
 mod meter;

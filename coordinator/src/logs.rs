@@ -8,8 +8,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kiln_store::BlobBytes;
 use kiln_wire::limits::LOG_BYTES_MAX;
-use kiln_wire::{AttemptId, DrvPath};
+use kiln_wire::{AttemptId, DrvPath, Lease};
 use tokio::sync::watch;
 
 /// A log that cannot be written or read.
@@ -80,6 +81,37 @@ impl Logs {
         }
     }
 
+    /// Returns how many bytes there are of those leases' logs that are being written.
+    pub fn open_bytes(&self, leases: &[Lease]) -> BTreeMap<AttemptId, u64> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = |lease: &Lease| *open.get(&(lease.derivation.clone(), lease.attempt))?.size_bytes.borrow();
+        leases.iter().filter_map(|lease| Some((lease.attempt, bytes(lease)?))).collect()
+    }
+
+    /// Opens the file of a log that is complete; none if there is none.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if it cannot be opened.
+    pub fn file(&self, derivation: &DrvPath, attempt: AttemptId) -> Result<Option<File>, LogError> {
+        match File::open(self.path(derivation, attempt)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LogError::Io { action: "open", derivation: derivation.clone(), source }),
+        }
+    }
+
+    /// Removes the file of a log that is kept elsewhere. Who reads it reads on.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if it cannot be removed.
+    pub fn remove(&self, derivation: &DrvPath, attempt: AttemptId) -> Result<(), LogError> {
+        let path = self.path(derivation, attempt);
+        fs::remove_file(&path).map_err(|source| LogError::Io { action: "remove", derivation: derivation.clone(), source })?;
+        // Fails if there are logs of other attempts, which is fine.
+        let _not_empty = path.parent().map(fs::remove_dir);
+        Ok(())
+    }
+
     /// Returns the latest attempt that has a log.
     pub fn latest_attempt(&self, derivation: &DrvPath) -> Option<AttemptId> {
         let entries = fs::read_dir(self.dir.join(derivation.as_str())).ok()?;
@@ -96,7 +128,7 @@ impl Logs {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let size_bytes = open.get(&(derivation.clone(), attempt)).map(|log| log.size_bytes.subscribe());
         let file = File::open(self.path(derivation, attempt)).map_err(error)?;
-        Ok(LogReader { file, size_bytes })
+        Ok(LogReader { source: Source::File(file), size_bytes })
     }
 
     fn writer(&self, derivation: &DrvPath, attempt: AttemptId) -> io::Result<Arc<OpenLog>> {
@@ -136,19 +168,44 @@ fn fresh_part(size_bytes: u64, offset_bytes: u64, bytes: &[u8]) -> Vec<u8> {
 /// Reads one log, and waits for more of it while it is being written.
 #[derive(Debug)]
 pub struct LogReader {
-    file: File,
+    source: Source,
     size_bytes: Option<watch::Receiver<Option<u64>>>,
 }
 
+/// Where a log is read.
+#[derive(Debug)]
+enum Source {
+    /// Here, where it is or was written.
+    File(File),
+    /// In what the store gave, and how far.
+    Stored(BlobBytes, u64),
+}
+
 impl LogReader {
+    /// Reads a log that is complete.
+    pub fn stored(bytes: BlobBytes) -> Self {
+        Self { source: Source::Stored(bytes, 0), size_bytes: None }
+    }
+
     /// Reads the next bytes that are there; empty at the present end.
     ///
     /// # Errors
     /// What the file system says.
     pub fn next_chunk(&mut self) -> io::Result<Vec<u8>> {
-        let mut chunk = Vec::new();
-        (&mut self.file).take(CHUNK_BYTES).read_to_end(&mut chunk)?;
-        Ok(chunk)
+        match &mut self.source {
+            Source::File(file) => {
+                let mut chunk = Vec::new();
+                file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+                Ok(chunk)
+            }
+            Source::Stored(bytes, offset_bytes) => {
+                let mut chunk = vec![0; CHUNK_BYTES];
+                let count = bytes.read_at(&mut chunk, *offset_bytes)?;
+                chunk.truncate(count);
+                *offset_bytes += count as u64;
+                Ok(chunk)
+            }
+        }
     }
 
     /// Waits until there may be more; returns false once the log is complete.
@@ -161,7 +218,7 @@ impl LogReader {
 }
 
 /// Bytes of log in one answer to a client.
-const CHUNK_BYTES: u64 = 64 << 10;
+const CHUNK_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -206,7 +206,7 @@ async fn parts(
         shared_store::claim(&store, &config.farm, &signing_key.public()).await?;
     }
     let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
-    let archive = Archive::open(&dir.join("builds"))?;
+    let archive = Archive::open(&dir.join("builds"), &store)?;
     // Last, for whoever takes part in consensus may have to lead at once.
     let (consensus, effects) = Consensus::start(consensus).await?;
     let parts = Parts {

@@ -43,11 +43,11 @@ pub(crate) fn workers(parts: &Parts) -> Vec<WorkerView> {
 }
 
 /// A build as it stands, live or from the archive.
-pub(crate) fn build(parts: &Parts, build: BuildId) -> Result<BuildView, Refusal> {
+pub(crate) async fn build(parts: &Parts, build: BuildId) -> Result<BuildView, Refusal> {
     if let Some(view) = parts.farm(|farm| farm.build_view(build)) {
         return Ok(view);
     }
-    match parts.archive.get(build) {
+    match parts.archive.get(build).await {
         Ok(Some(record)) => Ok(archive::view(record)),
         Ok(None) => Err(refuse::not_found(format!("there is no build {build}; `kiln status` lists those that are live"))),
         Err(error) => Err(refuse::unavailable("read archived build", &error)),

@@ -102,7 +102,9 @@ async fn register(parts: &Arc<Parts>, hello: Hello) -> bool {
 }
 
 fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, bytes: &[u8]) {
-    if lease.worker != *worker || !is_live(parts, lease) {
+    // Of an attempt that has ended the leader before this one may have died before it kept the log.
+    let late = || parts.store.is_shared() && parts.farm(|farm| farm.has_ended_on(&lease.derivation, lease.attempt, worker));
+    if lease.worker != *worker || !(is_live(parts, lease) || late()) {
         return;
     }
     if let Err(error) = parts.logs.append(&lease.derivation, lease.attempt, offset_bytes, bytes) {

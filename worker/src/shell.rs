@@ -83,7 +83,7 @@ impl Shell {
         Ok(Self { agent, journal, workshop, running, logs, logs_dir, log_changed, events, accepting: true })
     }
 
-    /// Returns what opens a session; log bytes are said again from their start, which the farm recognises.
+    /// Returns what opens a session; log bytes are said again from where the welcome will name.
     pub fn hello(&mut self) -> Hello {
         self.logs.values_mut().for_each(|log| log.sent_bytes = 0);
         self.agent.hello()
@@ -100,6 +100,9 @@ impl Shell {
         {
             let failure = failure(FailureClass::Cancelled, "the worker finishes what it has and takes nothing new");
             return Ok(vec![FromWorker::Finished { lease: lease.clone(), outcome: Outcome::Failed { failure, usage: Usage::default() } }]);
+        }
+        if let ToWorker::Welcome { log_bytes, .. } = &message {
+            self.logs.iter_mut().for_each(|(lease, log)| log.sent_bytes = log_bytes.get(&lease.attempt).copied().unwrap_or(0));
         }
         let actions = self.agent.receive(message);
         self.act(actions)

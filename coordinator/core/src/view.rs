@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobCounts, JobView, WorkerView};
-use kiln_wire::{BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, StorePath, WorkerId};
+use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, StorePath, WorkerId};
 
 use crate::build::{Build, Phase};
 use crate::estimate;
@@ -96,6 +96,12 @@ impl Farm {
     /// Returns the live lease of a job, if it runs.
     pub fn live_lease(&self, derivation: &DrvPath) -> Option<Lease> {
         self.find(derivation)?.1.lease()
+    }
+
+    /// Returns whether a live job had this attempt on this worker, and it has ended.
+    pub fn has_ended_on(&self, derivation: &DrvPath, attempt: AttemptId, worker: &WorkerId) -> bool {
+        let ended = self.find(derivation).map(|(_, job)| &job.tries.ended);
+        ended.is_some_and(|ended| ended.iter().any(|other| other.attempt == attempt && other.worker == *worker))
     }
 
     /// Returns the live leases of a worker.

@@ -162,6 +162,17 @@ pub enum StoreError {
         #[source]
         err: std::io::Error,
     },
+    /// A log cannot be packed or unpacked.
+    #[error("{operation} log of `{derivation}`")]
+    Log {
+        /// `pack` or `unpack`.
+        operation: &'static str,
+        /// Whose log.
+        derivation: DrvPath,
+        /// Why.
+        #[source]
+        err: std::io::Error,
+    },
     /// An upload is not what it was said to be. Nothing of it was kept.
     #[error("receive `{path}`")]
     Refused {

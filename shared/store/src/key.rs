@@ -1,15 +1,17 @@
 //! Keys of objects: the layout of the store, which is that of a Nix binary cache.
 //!
-//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm`.
-//! Every key is made of checked parts, so that none leaves its
+//! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
+//! `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build`. Every key is made of checked parts, so that none leaves its
 //! directory. A key that follows from the content is written without a condition: whoever writes it writes the same.
 
 use kiln_nix::narinfo::blob_key;
-use kiln_wire::{DrvPath, Sha256Hash};
+use kiln_wire::{AttemptId, BuildId, DrvPath, Sha256Hash};
 use object_store::path::Path;
 
 /// Ending of a narinfo's key.
 pub(crate) const NARINFO_SUFFIX: &str = ".narinfo";
+/// Ending of a log's key.
+const LOG_SUFFIX: &str = ".log.zst";
 /// Ending of a NAR's key.
 const NAR_SUFFIX: &str = ".nar.zst";
 /// Characters of a SHA-256 in Nix's base 32.
@@ -47,6 +49,23 @@ pub(crate) fn derivation(path: &DrvPath) -> Path {
 
 pub(crate) fn derivation_dir() -> Path {
     Path::from("drv")
+}
+
+pub(crate) fn log_dir(derivation: &DrvPath) -> Path {
+    Path::from("logs").join(derivation.as_str())
+}
+
+pub(crate) fn log(derivation: &DrvPath, attempt: AttemptId) -> Path {
+    log_dir(derivation).join(format!("{attempt}{LOG_SUFFIX}"))
+}
+
+/// Returns whose log has this file name.
+pub(crate) fn log_attempt(file_name: &str) -> Option<AttemptId> {
+    file_name.strip_suffix(LOG_SUFFIX)?.parse().ok().map(AttemptId)
+}
+
+pub(crate) fn build(build: BuildId) -> Path {
+    Path::from("builds").join(format!("{build}.build"))
 }
 
 pub(crate) fn is_hash_part(text: &str) -> bool {

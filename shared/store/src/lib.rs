@@ -28,6 +28,7 @@ mod objects;
 mod pack;
 mod publish;
 mod receive;
+mod records;
 mod s3;
 mod serve;
 mod spool;

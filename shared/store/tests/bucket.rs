@@ -8,7 +8,7 @@ use common::{HASHES, Place, blob_bytes, bucket, built, chain, look_for, path, se
 use futures::TryStreamExt;
 use kiln_s3::Faults;
 use kiln_store::{Begun, Location, S3Credentials, Store, StoreConfig, StoreError, Uploads};
-use kiln_wire::{PathInfo, StoreDir};
+use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir};
 
 /// Large enough for an upload in several parts.
 const LARGE: usize = 40 << 20;
@@ -126,4 +126,34 @@ async fn a_bucket_belongs_to_one_farm_and_one_key() {
         let error = beside.store.belong_to(farm, key).await.expect_err("another farm");
         assert!(matches!(error, StoreError::OtherFarm { .. }) && error.to_string().contains("same signing key"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_and_ended_builds_are_there_for_every_coordinator() {
+    let place = Place::in_bucket().await;
+    let beside = place.beside().await;
+    let derivation = DrvPath::parse(&format!("{}-bar.drv", HASHES[0])).expect("a path");
+    assert_eq!(beside.store.latest_log(&derivation).await.expect("looks"), None);
+    for (attempt, bytes) in [(7, 0), (30, 5 << 20), (9, 100)] {
+        let (file, text) = (place.dir.path().join("log"), common::noise(bytes));
+        std::fs::write(&file, &text).expect("writes");
+        for store in [&place.store, &beside.store] {
+            let file = std::fs::File::open(&file).expect("opens");
+            store.put_log(&derivation, AttemptId(attempt), file).await.expect("keeps");
+        }
+        let log = beside.store.log(&derivation, AttemptId(attempt)).await.expect("reads").expect("is there");
+        let mut found = Vec::new();
+        std::io::Read::read_to_end(&mut log.reader(), &mut found).expect("reads");
+        assert!(found == text, "attempt {attempt}");
+    }
+    assert_eq!(beside.store.latest_log(&derivation).await.expect("looks"), Some(AttemptId(30)));
+    assert!(beside.store.log(&derivation, AttemptId(8)).await.expect("looks").is_none());
+    for bytes in [10, 9 << 20] {
+        let (build, record) = (BuildId(bytes as u64), bytes::Bytes::from(common::noise(bytes)));
+        assert!(!beside.store.has_build(build).await.expect("looks"));
+        place.store.put_build(build, record.clone()).await.expect("keeps");
+        assert!(beside.store.has_build(build).await.expect("looks"));
+        assert_eq!(beside.store.build(build).await.expect("reads"), Some(record));
+    }
+    assert_eq!(beside.store.build(BuildId(3)).await.expect("looks"), None);
 }

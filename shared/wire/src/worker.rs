@@ -80,6 +80,9 @@ pub enum ToWorker {
         epoch: Epoch,
         /// Attempts that go on, under the epoch that their lease names.
         keep: Vec<Lease>,
+        /// Bytes of log that this leader has of attempts that go on; of others none. The worker sends the rest.
+        #[serde(default)]
+        log_bytes: BTreeMap<AttemptId, u64>,
     },
     /// The coordinator does not lead; the stream ends. Attempts go on: only the leader may end them.
     NotLeader(NotLeader),

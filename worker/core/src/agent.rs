@@ -60,7 +60,7 @@ impl Agent {
     /// Takes a message of a leader. The same message twice does nothing the second time.
     pub fn receive(&mut self, message: ToWorker) -> Vec<Action> {
         match message {
-            ToWorker::Welcome { leader, epoch, keep } => self.obey(leader, |agent| agent.welcome(epoch, &keep)),
+            ToWorker::Welcome { leader, epoch, keep, log_bytes: _ } => self.obey(leader, |agent| agent.welcome(epoch, &keep)),
             // Of concern to whoever looks for the leader; attempts go on.
             ToWorker::NotLeader(_) => Vec::new(),
             ToWorker::Dispatch(assignment) => self.obey(assignment.leader, |agent| agent.dispatch(Box::new(assignment))),

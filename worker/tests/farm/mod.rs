@@ -397,7 +397,7 @@ async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) 
         Epoch(*epoch)
     };
     let (outbox, mut inbox) = mpsc::unbounded_channel();
-    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone() };
+    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone(), log_bytes: Default::default() };
     sender.send(&welcome).await.ok()?;
     *lock(&state.outbox) = Some(outbox);
     state.sender.send(FromWorker::Hello(hello)).ok()?;

@@ -217,7 +217,7 @@ fn to_worker() -> Vec<ToWorker> {
         limits: JobLimits::default(),
     };
     vec![
-        ToWorker::Welcome { leader: leader(), epoch: Epoch(3), keep: vec![lease()] },
+        ToWorker::Welcome { leader: leader(), epoch: Epoch(3), keep: vec![lease()], log_bytes: [(AttemptId(7), 100)].into() },
         ToWorker::NotLeader(NotLeader { leader: Some(leader_at()) }),
         ToWorker::Dispatch(assignment),
         ToWorker::Revoke { leader: leader(), lease: lease() },

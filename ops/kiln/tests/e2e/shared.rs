@@ -7,6 +7,7 @@ use tokio::runtime::Runtime;
 
 use crate::builds::copy_with_nix;
 use crate::crashes::Daemons;
+use crate::farm::wait_for;
 
 /// A chain and a few beside it, small enough to be quick.
 pub const SET: &str = r#"
@@ -83,6 +84,19 @@ fn a_farm_on_a_bucket_that_fails_builds_everything_and_nix_reads_it() {
     for path in built.out().lines() {
         copy_with_nix(place, &text("cacheUrl"), &text("publicKey"), path);
     }
+    let failed = place.run(&[&["build", "-f", "set.nix", "-A", "broken"], &daemons.farm()[..]].concat());
+    assert!(failed.code() == 1 && failed.err().contains("| this one fails"), "{}", failed.err());
+    let broken = failed.err().lines().find_map(|line| Some(line.split_once("-broken.drv failed:")?.0.trim().to_owned())).expect("named");
+    let log = place.run(&[&["log", &format!("{broken}-broken.drv")], &daemons.farm()[..]].concat()).expect_success();
+    assert_eq!(log.out(), "this one fails\n");
+    wait_for("logs and builds leave the coordinator's disk", || {
+        place.run(&[&["status"], &daemons.farm()[..]].concat()).expect_success();
+        let left = |dir: &str| std::fs::read_dir(place.path(dir)).map_or(0, Iterator::count);
+        let (log, builds) = (format!("s3/kiln/farms/test/logs/{broken}-broken.drv"), left("s3/kiln/farms/test/builds"));
+        (left("coordinator/logs") == 0 && left("coordinator/builds") == 0 && left(&log) == 1 && builds == 2).then_some(())
+    });
+    let again = place.run(&[&["log", &format!("{broken}-broken.drv")], &daemons.farm()[..]].concat()).expect_success();
+    assert_eq!(again.out(), "this one fails\n", "read from the bucket");
 }
 
 #[test]

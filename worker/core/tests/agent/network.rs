@@ -135,7 +135,9 @@ impl World {
     fn act(&mut self, effect: Effect) {
         let leader = leader(self.term);
         match effect {
-            Effect::Welcome { worker, epoch, keep } => self.post(&worker, Letter::to_worker(ToWorker::Welcome { leader, epoch, keep })),
+            Effect::Welcome { worker, epoch, keep } => {
+                self.post(&worker, Letter::to_worker(ToWorker::Welcome { leader, epoch, keep, log_bytes: BTreeMap::new() }))
+            }
             Effect::Dispatch { lease, resources, .. } => {
                 let to = lease.worker.clone();
                 self.post(&to, Letter::to_worker(ToWorker::Dispatch(assignment(lease, self.term, resources))));

@@ -29,7 +29,7 @@ fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
     match words[0] {
         "welcome" => {
             let keep = words[3..].iter().map(|word| read(word)).collect();
-            agent.receive(ToWorker::Welcome { leader: leader(number(1)), epoch: Epoch(number(2)), keep })
+            agent.receive(ToWorker::Welcome { leader: leader(number(1)), epoch: Epoch(number(2)), keep, log_bytes: Default::default() })
         }
         "dispatch" => {
             let cores = u32::try_from(option("cores=").unwrap_or(1)).expect("small");

@@ -1,0 +1,80 @@
+//! Logs of ended attempts: where several coordinators share a store, each log goes there before its worker may forget it.
+
+use std::sync::Arc;
+
+use kiln_store::StoreError;
+use kiln_wire::worker::ToWorker;
+use kiln_wire::{AttemptId, DrvPath, WorkerId};
+
+use crate::logs::{LogError, LogReader};
+use crate::parts::Parts;
+use crate::pauses::Pauses;
+
+/// A log that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeptLogError {
+    #[error(transparent)]
+    Own(#[from] LogError),
+    #[error("read log from the store")]
+    Store(#[from] StoreError),
+}
+
+/// Ends the log of an attempt and acknowledges its worker's report. In a shared store the log is kept first: the worker, which has
+/// all of it, sends it again to the next leader as long as it is not acknowledged.
+pub(crate) fn end(parts: &Arc<Parts>, worker: WorkerId, derivation: DrvPath, attempt: AttemptId) {
+    parts.logs.close(&derivation, attempt);
+    if !parts.store.is_shared() {
+        return acknowledge(parts, &worker, derivation, attempt);
+    }
+    let parts = parts.clone();
+    tokio::spawn(async move {
+        let mut pauses = Pauses::default();
+        loop {
+            match move_to_store(&parts, &derivation, attempt).await {
+                Ok(()) => break,
+                Err(KeptLogError::Store(error)) if error.is_passing() => pauses.after(&error).await,
+                Err(error) => {
+                    // A log decides nothing: the report must not wait for a disk that is broken.
+                    tracing::warn!(%derivation, error = %crate::driver::Chain(&error), "keep log");
+                    break;
+                }
+            }
+        }
+        acknowledge(&parts, &worker, derivation, attempt);
+    });
+}
+
+fn acknowledge(parts: &Parts, worker: &WorkerId, derivation: DrvPath, attempt: AttemptId) {
+    if !parts.sessions.send(worker, ToWorker::Acknowledge { derivation, attempt }) {
+        tracing::debug!(%worker, "no session: its next hello says what it missed");
+    }
+}
+
+async fn move_to_store(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) -> Result<(), KeptLogError> {
+    // Most small builds write none.
+    let Some(file) = parts.logs.file(derivation, attempt)? else { return Ok(()) };
+    parts.store.put_log(derivation, attempt, file).await?;
+    Ok(parts.logs.remove(derivation, attempt)?)
+}
+
+/// Returns the latest attempt of a derivation that has a log.
+pub(crate) async fn latest_attempt(parts: &Parts, derivation: &DrvPath) -> Result<Option<AttemptId>, KeptLogError> {
+    let own = parts.logs.latest_attempt(derivation);
+    match parts.store.is_shared() {
+        true => Ok(own.max(parts.store.latest_log(derivation).await?)),
+        false => Ok(own),
+    }
+}
+
+/// Opens a log: that of a running attempt here, where it is written; any other where all coordinators have it, for what is here may
+/// be the part that this one heard before another led.
+pub(crate) async fn read(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) -> Result<LogReader, KeptLogError> {
+    let runs = parts.farm(|farm| farm.live_lease(derivation)).is_some_and(|lease| lease.attempt == attempt);
+    if parts.store.is_shared()
+        && !runs
+        && let Some(bytes) = parts.store.log(derivation, attempt).await?
+    {
+        return Ok(LogReader::stored(bytes));
+    }
+    Ok(parts.logs.read(derivation, attempt)?)
+}
