@@ -9,6 +9,7 @@ mod archiving;
 mod checked;
 mod clock;
 mod closure;
+mod cluster;
 mod config;
 mod derivations;
 mod dispatch;

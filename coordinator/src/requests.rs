@@ -12,7 +12,7 @@ use kiln_wire::{DrvPath, StorePath, WorkerId};
 use crate::closure::{ClosureError, closure};
 use crate::driver::Chain;
 use crate::parts::Parts;
-use crate::{follow, leading, refuse, submit, transfer, views, worker_session};
+use crate::{cluster, follow, leading, refuse, submit, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -49,7 +49,7 @@ async fn answer(parts: Arc<Parts>, peer: Role, mut sender: Sender, mut receiver:
 /// Sends each kind of request to its handler, if the peer's role may ask it and this coordinator leads.
 async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Sender, mut receiver: Receiver) -> Result<(), LinkError> {
     let leader = match (&request, leading::own(parts)) {
-        (Request::Leader, leader) => leader.unwrap_or_default(),
+        (Request::Leader | Request::Cluster(_), leader) => leader.unwrap_or_default(),
         (_, Some(leader)) => leader,
         (Request::Session, None) => {
             sender.send(&ToWorker::NotLeader(leading::elsewhere(parts))).await?;
@@ -68,6 +68,10 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
         }
         (Request::Leader, _) => {
             leading::tell(parts, &mut sender, &mut receiver).await?;
+            return sender.finish().await;
+        }
+        (Request::Cluster(request), None) => {
+            sender.send(&cluster::answer(parts, peer, request).await).await?;
             return sender.finish().await;
         }
         (Request::FetchBlob { path, offset_bytes }, asker) => {
@@ -126,7 +130,7 @@ async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender,
         Request::Log { derivation, attempt, follow } => follow::log(parts, &derivation, attempt, follow, sender).await,
         Request::PathInfos { paths, closure } => path_infos(parts, paths, closure, sender).await,
         // Routed before: a worker's requests, and those that both may make.
-        Request::Leader | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => Ok(()),
+        Request::Leader | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => Ok(()),
     }
 }
 

@@ -96,8 +96,7 @@ async fn a_wiped_coordinator_is_refused_under_its_number_and_taken_in_under_anot
     nodes.push(new);
     commit(&nodes, register(3)).await;
     agree(&nodes).await;
-    let refused = refusal(leader(&nodes).await.consensus.remove(number).await);
-    assert!(refused.contains("no member"), "{refused}");
+    leader(&nodes).await.consensus.remove(number).await.expect("who asks again has what was wanted");
 }
 
 /// Small segments and snapshots, so that the log of a short test is soon dropped.

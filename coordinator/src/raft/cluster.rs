@@ -13,8 +13,9 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::follow::Progress;
 use super::member::{DirectoryId, Member};
-use super::network::{Dial, Host, Introduction, LaneError, Pace, Route, open};
+use super::network::{Dial, Host, Introduction, LaneError, Pace, Route, chain, open};
 use super::types::TypeConfig;
+use super::wal::Room;
 
 /// A change of the group that was refused or did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,31 @@ pub async fn run(group: Arc<Group>, mut orders: mpsc::UnboundedReceiver<Ordered>
     }
 }
 
+/// While there is no room for the log, has another coordinator lead and does not stand for election; ends with the log.
+pub async fn mind_the_disk(group: &Group, mut room: watch::Receiver<Room>) {
+    loop {
+        let short = *room.borrow_and_update() != Room::Enough;
+        group.host.raft.runtime_config().elect(!short);
+        if short && group.leading().is_ok_and(|now| now.voters.len() > 1) {
+            match group.hand_over(None).await {
+                Ok(()) => tracing::warn!("the disk is full: another coordinator leads"),
+                Err(error) => tracing::warn!(error = chain(&error), "the disk is full, and no other coordinator can lead"),
+            }
+        }
+        let again = async {
+            if short {
+                tokio::time::sleep(HAND_OVER_RETRY).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            changed = room.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
+
 impl Group {
     async fn carry_out(&self, order: Order) -> Result<(), ClusterError> {
         match order {
@@ -154,7 +180,9 @@ impl Group {
         let _alone = self.changing.lock().await;
         let now = self.leading()?;
         if !now.members.contains_key(&node) {
-            return Err(refused("it is no member; `kiln cluster status` lists these"));
+            // Who asks again, for the answer got lost, has what was wanted.
+            let was_member = self.host.machine.state().directories.contains_key(&node);
+            return if was_member { Ok(()) } else { Err(refused("it is no member; `kiln cluster status` lists these")) };
         }
         if !now.voters.contains(&node) {
             return self.change("remove", node, ChangeMembers::RemoveNodes([node.0].into()), false).await;
@@ -298,5 +326,7 @@ fn objection(
 const IN_STEP_ENTRIES: u64 = 1000;
 /// How often a leader looks whether a learner is in step.
 const PROMOTE_EVERY: Duration = Duration::from_millis(100);
+/// How often a leader without room for its log looks for somebody else to lead.
+const HAND_OVER_RETRY: Duration = Duration::from_secs(1);
 /// Longest wait for a quorum to take a change of the group.
 const CHANGE_MAX: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ use super::member::Member;
 use super::node::{self, Inbox, Proposed};
 use super::state_machine::StateMachine;
 use super::types::{Answers, Change, Responder, TypeConfig};
-use super::wal::WalStats;
+use super::wal::{Room, WalStats};
 
 /// A running member of the farm's consensus. Clones are handles of the same member; it stops when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -168,6 +168,15 @@ impl Consensus {
             }
         };
         progress.members.iter().map(of).collect()
+    }
+
+    /// Returns what keeps this coordinator from taking part in full, in words.
+    pub fn trouble(&self) -> Option<String> {
+        match *self.inner.log.room.borrow() {
+            Room::Enough => None,
+            Room::Short => Some("the disk is full: there is no room for the log's next segment, so this coordinator does not lead".into()),
+            Room::None => Some("the disk is full: the log cannot be written, so this coordinator takes no part until there is room".into()),
+        }
     }
 
     /// Returns this coordinator's number.

@@ -17,6 +17,7 @@ use super::api::Leadership;
 use super::member::Member;
 use super::node::Raft;
 use super::types::TypeConfig;
+use super::wal::Room;
 
 /// How far this node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,13 +44,25 @@ pub struct Progress {
     pub heard: BTreeMap<NodeId, Instant>,
 }
 
-/// Follows raft until it ends. `lease` is how long a quorum's answer counts.
-pub async fn follow(raft: Raft, node: NodeId, lease: Duration, progress: watch::Sender<Progress>, leadership: watch::Sender<Leadership>) {
+/// What is followed, beside raft.
+pub struct Watched {
+    /// This node.
+    pub node: NodeId,
+    /// How long a quorum's answer counts.
+    pub lease: Duration,
+    /// Whether the log can be written.
+    pub room: watch::Receiver<Room>,
+}
+
+/// Follows raft until it ends.
+pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progress>, leadership: watch::Sender<Leadership>) {
+    let Watched { node, lease, mut room } = watched;
     let mut metrics = raft.metrics();
     drop(raft);
     loop {
         let seen = metrics.borrow_watched().clone();
-        let until = leads_until(&seen, node, lease);
+        // A leader whose log cannot be written must not look like one: what is asked of it waits for room.
+        let until = leads_until(&seen, node, lease).filter(|_| *room.borrow_and_update() != Room::None);
         progress.send_if_modified(|known| {
             let fresh = Progress::of(&seen);
             let differs = *known != fresh;
@@ -65,6 +78,7 @@ pub async fn follow(raft: Raft, node: NodeId, lease: Duration, progress: watch::
         };
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
+            Ok(()) = room.changed() => {}
             () = expiry => {}
         }
     }

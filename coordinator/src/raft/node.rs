@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::api::{ConsensusConfig, ConsensusError, EffectReceiver, Leadership};
 use super::cluster::{self, Group, Ordered};
-use super::follow::{self, Progress};
+use super::follow::{self, Progress, Watched};
 use super::log_store::LogStore;
 use super::member::Member;
 use super::network::{self, Dial, Host, Pace, Peers};
@@ -115,7 +115,8 @@ async fn live(
     tokio::select! {
         () = feed(&host.raft, proposals) => {}
         () = answer(&host, connections) => {}
-        () = cluster::run(group, orders) => {}
+        () = cluster::run(Arc::clone(&group), orders) => {}
+        () = cluster::mind_the_disk(&group, disk.log.stats().room.subscribe()) => {}
         () = compact(&host.raft, config, &disk.log) => {}
         _ = stop.wait_for(|stop| *stop) => {}
         _ = failed.wait_for(|progress| progress.failed.is_some()) => {}
@@ -214,7 +215,8 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let raft = Raft::new(config.node.0, settings, peers, disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
-    tokio::spawn(follow::follow(raft.clone(), config.node, lease, tell, lead));
+    let watched = Watched { node: config.node, lease, room: disk.log.stats().room.subscribe() };
+    tokio::spawn(follow::follow(raft.clone(), watched, tell, lead));
     let has_group = raft.is_initialized().await.map_err(|err| failed(&err))?;
     let is_alone = has_group && raft.voter_ids().all(|voter| voter == config.node.0);
     if is_alone {

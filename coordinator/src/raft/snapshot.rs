@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::member::DirectoryId;
 use super::record::{MembersAt, Position};
 use super::types::{LogId, SnapshotMeta, StoredMembership};
+use super::wal::is_full;
 
 /// The version that this program writes.
 pub const VERSION: u32 = 2;
@@ -65,6 +66,16 @@ pub enum SnapshotError {
         /// Which.
         path: PathBuf,
     },
+}
+
+impl SnapshotError {
+    /// Returns whether the disk refused for want of room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io { err, .. } => is_full(err),
+            Self::Damaged { .. } | Self::Farm { .. } | Self::Stranger { .. } => false,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -163,7 +174,11 @@ impl SnapshotDir {
             directories: snapshot.directories.clone(),
         };
         let meta = frame::to_bytes(&meta).map_err(|err| at("encode", &path)(io::Error::other(err)))?;
-        out.write_all(&meta, &snapshot.farm.to_snapshot()).map_err(at("write", &unfinished))?;
+        if let Err(err) = out.write_all(&meta, &snapshot.farm.to_snapshot()) {
+            // What was written so far takes room that others need.
+            let _gone = std::fs::remove_file(&unfinished);
+            return Err(at("write", &unfinished)(err));
+        }
         self.adopt(&unfinished, snapshot.last)
     }
 

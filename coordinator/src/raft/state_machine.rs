@@ -7,6 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kiln_core::{Answer, Effect};
@@ -167,16 +168,29 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
     /// Copies the farm under the lock and writes the copy on a thread of its own, so that commits go on meanwhile.
     async fn build_snapshot(&mut self) -> io::Result<StoredSnapshot> {
-        let machine = self.clone();
-        blocking(move || {
-            let copy = machine.state().clone();
-            let path = machine.shared.snapshots.write(&copy)?;
-            Ok(StoredSnapshot { meta: copy.meta(), snapshot: SnapshotFile { path } })
-        })
-        .await
+        loop {
+            let machine = self.clone();
+            let built = blocking(move || {
+                let copy = machine.state().clone();
+                match machine.shared.snapshots.write(&copy) {
+                    Ok(path) => Ok(Some(StoredSnapshot { meta: copy.meta(), snapshot: SnapshotFile { path } })),
+                    Err(err) if err.is_full() => Ok(None),
+                    Err(err) => Err(err),
+                }
+            });
+            match built.await? {
+                Some(snapshot) => return Ok(snapshot),
+                // The log stays until there is a snapshot: nothing is lost by waiting.
+                None => tracing::error!("the disk is full: there is no room for a snapshot; tried again in {FULL_RETRY:?}"),
+            }
+            tokio::time::sleep(FULL_RETRY).await;
+        }
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
 }
+
+/// How often a snapshot that found no room is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(5);

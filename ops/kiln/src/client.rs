@@ -128,7 +128,7 @@ impl Client {
 }
 
 /// Reads `HOST:PORT` or several with commas between them. Names are looked up with each try: they may lead elsewhere by then.
-fn parse_hosts(hosts: &str) -> anyhow::Result<Vec<String>> {
+pub fn parse_hosts(hosts: &str) -> anyhow::Result<Vec<String>> {
     let is_address = |host: &str| host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
     match hosts.split(',').find(|host| !is_address(host)) {
         Some(_) => Err(bad_input(format!("`kiln://{hosts}`: want kiln://HOST:PORT, or several as kiln://HOST:PORT,HOST:PORT"))),

@@ -9,6 +9,7 @@ mod beacon;
 mod build;
 mod ca;
 mod client;
+mod cluster;
 mod daemons;
 mod drv;
 mod embedded;
@@ -61,6 +62,9 @@ enum Command {
     Log(operate::LogArgs),
     /// Stop wanting a build
     Cancel(operate::CancelArgs),
+    /// Look at the coordinators, and change who they are
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Show facts about paths of the farm's cache
     PathInfo(operate::PathInfoArgs),
     /// Show and check derivations
@@ -99,6 +103,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workers(args) => operate::workers(&args),
         Command::Log(args) => operate::log(&args),
         Command::Cancel(args) => operate::cancel(&args),
+        Command::Cluster(command) => cluster::run(command),
         Command::PathInfo(args) => operate::path_info(&args),
         Command::Drv(command) => drv::run(command),
         Command::Nar(command) => nar::run(command),

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, NotLeader, OutputName, PathInfo, RequestId, Resources, Root, StoreDir,
-    StorePath, Timestamp, Usage, WhoLeads, WorkerId,
+    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, Lease, NotLeader, OutputName, PathInfo, RequestId,
+    Resources, Root, StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -73,6 +73,8 @@ pub enum Request {
         /// Include their closure.
         closure: bool,
     },
+    /// Client (to look) or admin (to change): the coordinators themselves. Answered by [`Response::Cluster`] or [`Response::Done`].
+    Cluster(ClusterRequest),
 }
 
 /// One `.drv` file.
@@ -133,6 +135,8 @@ pub enum Response {
     Workers(Vec<WorkerView>),
     /// A piece of log.
     Log(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The coordinators as one of them sees them.
+    Cluster(ClusterView),
 }
 
 /// Why a request was refused.

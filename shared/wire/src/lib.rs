@@ -7,6 +7,7 @@
 extern crate alloc;
 
 pub mod client;
+mod cluster;
 pub mod frame;
 mod hash;
 mod ids;
@@ -18,6 +19,7 @@ mod path;
 mod time;
 pub mod worker;
 
+pub use cluster::{ClusterRequest, ClusterView, MemberView};
 pub use hash::{Blake3Hash, HashError, Sha256Hash};
 pub use ids::{AttemptId, BuildId, Epoch, IdError, Leader, LogIndex, NodeId, OutputName, RequestId, WorkerId};
 pub use job::{DerivedInput, JobKind, JobLimits, JobSpec, Resources, Root};

@@ -15,13 +15,14 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use super::latency::Recorder;
 
 pub use layout::Kind;
 pub use recover::Stored;
+pub use writer::is_full;
 
 /// Bytes of one record's payload: a proposal of 512 jobs is about 256 KiB. Passing it: the append fails.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
@@ -95,6 +96,22 @@ pub struct WalStats {
     pub segments: AtomicU64,
     /// Time of one write and fdatasync.
     pub sync: Recorder,
+    /// Whether there is room for the next segment.
+    pub room: tokio::sync::watch::Sender<Room>,
+    /// The log is being closed: nobody waits for a full disk any more.
+    ending: AtomicBool,
+}
+
+/// Whether there is room for the next segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// There is, for all that is known.
+    #[default]
+    Enough,
+    /// There is not; the segment in use still takes some.
+    Short,
+    /// There is not, and the segment in use is full: whoever writes waits.
+    None,
 }
 
 /// An open log. Requests are done in the order of the calls.
@@ -155,6 +172,7 @@ impl Wal {
 impl Drop for Wal {
     /// Waits until everything asked for is written.
     fn drop(&mut self) {
+        self.stats.ending.store(true, Ordering::Relaxed);
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was reported by its hook.

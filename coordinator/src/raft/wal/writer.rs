@@ -7,13 +7,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Instant;
 
 use super::layout::{Header, RECORDS_AT, RecordHead, encode_record, record_bytes};
 use super::recover::Recovered;
 use super::segment;
-use super::{Closed, Done, Heads, Kind, NewRecord, PAYLOAD_BYTES_MAX, Request, WalError, WalStats, at};
+use super::{Closed, Done, Heads, Kind, NewRecord, PAYLOAD_BYTES_MAX, Request, Room, WalError, WalStats, at};
 
 /// Writes a log. Lives on its own thread.
 pub struct Writer {
@@ -60,7 +61,7 @@ impl Writer {
             buffer: Vec::new(),
             purged: None,
             failed: None,
-            preparer: Preparer::start(dir, segment_bytes)?,
+            preparer: Preparer::start(dir, segment_bytes, Arc::clone(&stats))?,
             stats,
         };
         writer.sync_recovered()?;
@@ -159,7 +160,7 @@ impl Writer {
         let heads: Vec<NewRecord> = self.heads.iter().cloned().collect();
         let head_bytes: u64 = heads.iter().map(|record| record_bytes(record.payload.len()) as u64).sum();
         let size_bytes = self.segment_bytes.max(RECORDS_AT + head_bytes + size);
-        let file = self.preparer.take(&self.dir)?;
+        let file = self.preparer.take(&self.dir, &self.stats)?;
         if size_bytes > self.segment_bytes {
             segment::fill(&file, self.segment_bytes, size_bytes).map_err(at("fill", &self.dir))?;
         }
@@ -235,6 +236,44 @@ fn chain(err: WalError) -> String {
     }
 }
 
+/// Fills the next segment; on a full disk tries again until there is room. None if nobody waits for it any more.
+fn prepare_when_there_is_room(
+    dir: &Path,
+    segment_bytes: u64,
+    inbox: &mpsc::Receiver<()>,
+    told: &tokio::sync::watch::Sender<Room>,
+) -> Option<Result<File, WalError>> {
+    loop {
+        match segment::prepare(dir, segment_bytes) {
+            Err(WalError::Io { err, .. }) if is_full(&err) => {
+                // What was filled so far would take the room that others need to make some.
+                let _gone = std::fs::remove_file(dir.join(segment::PREPARED));
+                if told.send_if_modified(|room| std::mem::replace(room, (*room).max(Room::Short)) == Room::Enough) {
+                    tracing::error!(dir = %dir.display(), "the disk is full: there is no room for the log's next segment");
+                }
+                match inbox.recv_timeout(FULL_RETRY) {
+                    Ok(()) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                }
+            }
+            prepared => {
+                if told.send_if_modified(|room| std::mem::take(room) != Room::Enough) {
+                    tracing::info!(dir = %dir.display(), "there is room for the log again");
+                }
+                return Some(prepared);
+            }
+        }
+    }
+}
+
+/// Returns whether a disk refused for want of room.
+pub fn is_full(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// How often a full disk is looked at again.
+const FULL_RETRY: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Fills the next segment with zeros on a thread of its own: done in line it would hold up commits for up to a second.
 struct Preparer {
     orders: Option<mpsc::Sender<()>>,
@@ -243,13 +282,14 @@ struct Preparer {
 }
 
 impl Preparer {
-    fn start(dir: &Path, segment_bytes: u64) -> Result<Self, WalError> {
+    fn start(dir: &Path, segment_bytes: u64, stats: Arc<WalStats>) -> Result<Self, WalError> {
         let (orders, inbox) = mpsc::channel();
         let (outbox, files) = mpsc::channel();
         let target = dir.to_owned();
         let work = move || {
             while inbox.recv().is_ok() {
-                if outbox.send(segment::prepare(&target, segment_bytes)).is_err() {
+                let Some(prepared) = prepare_when_there_is_room(&target, segment_bytes, &inbox, &stats.room) else { return };
+                if outbox.send(prepared).is_err() {
                     return;
                 }
             }
@@ -265,8 +305,27 @@ impl Preparer {
         let _ = self.orders.as_ref().map(|orders| orders.send(()));
     }
 
-    fn take(&self, dir: &Path) -> Result<File, WalError> {
-        self.files.recv().map_err(|_| at("prepare a segment in", dir)(io::Error::other("the thread that prepares segments has ended")))?
+    /// Waits for the segment. On a full disk that is until there is room: nothing that was written is in danger meanwhile.
+    fn take(&self, dir: &Path, stats: &WalStats) -> Result<File, WalError> {
+        let failed = |why: &str| at("prepare a segment in", dir)(io::Error::other(why.to_owned()));
+        loop {
+            match self.files.recv_timeout(FULL_RETRY) {
+                Ok(prepared) => return prepared,
+                Err(mpsc::RecvTimeoutError::Timeout) if stats.ending.load(Ordering::Relaxed) => {
+                    return Err(failed("the log was closed while the disk was full"));
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    stats.room.send_if_modified(|room| {
+                        let is_short = *room == Room::Short;
+                        if is_short {
+                            *room = Room::None;
+                        }
+                        is_short
+                    });
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(failed("the thread that prepares segments has ended")),
+            }
+        }
     }
 }
 

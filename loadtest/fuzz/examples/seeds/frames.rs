@@ -9,9 +9,9 @@ use kiln_wire::client::{
 use kiln_wire::frame::to_frame;
 use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, ToWorker};
 use kiln_wire::{
-    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, Epoch, Failure, FailureClass, JobLimits, Leader, LeaderAt, Lease, NodeId,
-    NotLeader, Outcome, OutputName, PathInfo, RequestId, Resources, Root, Sha256Hash, StoreDir, StorePath, Timestamp, Usage, WhoLeads,
-    WorkerId,
+    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Epoch, Failure, FailureClass, JobLimits,
+    Leader, LeaderAt, Lease, MemberView, NodeId, NotLeader, Outcome, OutputName, PathInfo, RequestId, Resources, Root, Sha256Hash,
+    StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
 };
 use serde::Serialize;
 
@@ -121,6 +121,7 @@ fn requests() -> Vec<Request> {
         Request::Workers,
         Request::Log { derivation: drv(), attempt: Some(AttemptId(7)), follow: true },
         Request::PathInfos { paths: vec![path()], closure: true },
+        Request::Cluster(ClusterRequest::Add { node: NodeId(2), link: leader_at().link }),
     ]
 }
 
@@ -189,6 +190,7 @@ fn responses() -> Vec<Response> {
         Response::Jobs(vec![job()]),
         Response::Workers(workers),
         Response::Log(b"checking for gcc... yes\n".to_vec()),
+        Response::Cluster(ClusterView { leader: Some(leader()), members: vec![MemberView::default()], ..ClusterView::default() }),
     ]
 }
 
