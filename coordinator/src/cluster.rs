@@ -20,7 +20,12 @@ pub(crate) async fn answer(parts: &Parts, peer: &Role, request: ClusterRequest) 
                 "a certificate of `{peer}` does not allow to change the coordinators; `kiln ca issue --role admin/NAME` makes one that does"
             )));
         }
-        ClusterRequest::Add { node, link } => consensus.add(node, link).await,
+        ClusterRequest::Add { node, link } => {
+            if let Err(error) = &parts.may_have_peers {
+                return Response::Refused(refuse::invalid(format!("add coordinator {node}: {error}")));
+            }
+            consensus.add(node, link).await
+        }
         ClusterRequest::Remove { node } => consensus.remove(node).await,
         ClusterRequest::Transfer { to } => consensus.hand_over(to).await,
     };

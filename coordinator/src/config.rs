@@ -55,7 +55,7 @@ pub struct Config {
 }
 
 /// Why a coordinator cannot be one of several.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeersError {
     /// Its store is on its own disk.
     #[error(

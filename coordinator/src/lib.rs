@@ -6,6 +6,7 @@
 
 mod archive;
 mod archiving;
+mod backing_up;
 mod checked;
 mod clock;
 mod closure;
@@ -39,6 +40,7 @@ mod watch;
 mod worker_session;
 
 pub use archive::ArchiveError;
+pub use backing_up::{RestoreError, Restored, check_backup, restore};
 pub use config::{Config, ConfigError, PeersError};
 pub use shared_store::{SharedStore, SharedStoreError};
 pub use start::{Coordinator, StartError};

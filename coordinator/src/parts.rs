@@ -10,11 +10,12 @@ use kiln_wire::{PathInfo, StoreDir, StorePath};
 use crate::archive::Archive;
 use crate::checked::Checked;
 use crate::clock::Clock;
+use crate::config::PeersError;
 use crate::derivations::Derivations;
 use crate::granted::Granted;
 use crate::logs::Logs;
 use crate::meter::Meter;
-use crate::raft::Consensus;
+use crate::raft::{About, Consensus};
 use crate::sessions::Sessions;
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -25,6 +26,10 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) store_dir: StoreDir,
     pub(crate) signing_key: SecretKey,
+    /// Whether this coordinator may be one of several.
+    pub(crate) may_have_peers: Result<(), PeersError>,
+    /// What a backup says that it is of.
+    pub(crate) about: About,
     pub(crate) cache_url: Option<String>,
     pub(crate) derivations: Derivations,
     pub(crate) checked: Mutex<Checked>,

@@ -12,7 +12,7 @@ use kiln_wire::{DrvPath, StorePath, WorkerId};
 use crate::closure::{ClosureError, closure};
 use crate::driver::Chain;
 use crate::parts::Parts;
-use crate::{cluster, follow, leading, refuse, submit, transfer, views, worker_session};
+use crate::{backing_up, cluster, follow, leading, refuse, submit, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -85,6 +85,11 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
         }
         (request, None) => request,
     };
+    if matches!(request, Request::Backup) {
+        // One copy of one moment: a leader that is deposed meanwhile says so itself.
+        backing_up::send(parts, peer, &mut sender).await?;
+        return sender.finish().await;
+    }
     if matches!(request, Request::Import(_)) {
         // Bytes verified here are as good under the next leader, and its stream is no place for another message.
         route_client(parts, request, &mut sender, &mut receiver).await?;
@@ -130,7 +135,9 @@ async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender,
         Request::Log { derivation, attempt, follow } => follow::log(parts, &derivation, attempt, follow, sender).await,
         Request::PathInfos { paths, closure } => path_infos(parts, paths, closure, sender).await,
         // Routed before: a worker's requests, and those that both may make.
-        Request::Leader | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => Ok(()),
+        Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {
+            Ok(())
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::granted::Granted;
 use crate::http::Http;
 use crate::logs::Logs;
 use crate::parts::Parts;
-use crate::raft::{Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
+use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use crate::shared_store::{SharedStore, SharedStoreError};
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -213,6 +213,15 @@ async fn parts(
         consensus,
         store,
         store_dir: config.store_dir.clone(),
+        may_have_peers: config.may_have_peers(),
+        about: About {
+            farm: config.farm.clone(),
+            store_dir: config.store_dir.clone(),
+            public_key: signing_key.public().to_string(),
+            store: config.store.as_ref().map_or_else(String::new, |store| store.url.clone()),
+            taken_at: Default::default(),
+            program: concat!("kiln ", env!("CARGO_PKG_VERSION")).to_owned(),
+        },
         signing_key,
         cache_url: Some(format!("http://{}", config.advertise_http.clone().unwrap_or_else(|| http_addr.to_string()))),
         derivations: Derivations::new(config.store_dir.clone()),

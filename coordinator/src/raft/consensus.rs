@@ -179,6 +179,11 @@ impl Consensus {
         }
     }
 
+    /// Returns the farm's state machine.
+    pub(super) fn machine(&self) -> &StateMachine {
+        &self.inner.machine
+    }
+
     /// Returns this coordinator's number.
     pub fn node(&self) -> NodeId {
         self.inner.node

@@ -6,6 +6,7 @@
 //! Does not decide anything about builds, and does none of the effects that it hands on.
 
 mod api;
+mod backup;
 mod cluster;
 mod consensus;
 mod follow;
@@ -27,6 +28,7 @@ mod wal;
 pub use api::{
     Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, Owed, PROPOSALS_IN_FLIGHT_MAX, Standing,
 };
+pub use backup::{About, Backup, BackupError, FoundError};
 pub use cluster::ClusterError;
 pub use consensus::{Consensus, Pending};
 pub use latency::{BOUNDS_US, Latencies};

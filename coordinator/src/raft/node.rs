@@ -190,7 +190,8 @@ fn owner(dir: &Path) -> io::Result<Option<NodeId>> {
     }
 }
 
-fn set_owner(dir: &Path, node: NodeId) -> io::Result<()> {
+/// Notes whose directory it is.
+pub fn set_owner(dir: &Path, node: NodeId) -> io::Result<()> {
     let unfinished = dir.join(format!("{OWNER}.tmp"));
     std::fs::write(&unfinished, format!("{node}\n"))?;
     File::open(&unfinished)?.sync_all()?;

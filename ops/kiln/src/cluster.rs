@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::args::{DirArgs, FarmArgs};
+use crate::backup;
 use crate::beacon::Beacon;
 use crate::client::{Client, parse_hosts};
 use crate::daemons::runtime;
@@ -32,6 +33,10 @@ pub enum Command {
     Remove(RemoveArgs),
     /// Have another coordinator lead, before this one is stopped or upgraded
     Transfer(TransferArgs),
+    /// Write the farm's state to a file: all but outputs, logs and records of ended builds, which are in the store
+    Backup(backup::BackupArgs),
+    /// Make a coordinator's directory from a backup, after every coordinator of the farm was lost
+    Restore(backup::RestoreArgs),
 }
 
 /// Arguments of `kiln cluster status`.
@@ -77,6 +82,8 @@ pub struct TransferArgs {
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Status(args) => return status(&args),
+        Command::Backup(args) => return backup::backup(&args),
+        Command::Restore(args) => return backup::restore(&args),
         Command::Add(AddArgs { farm, node, address }) => {
             let link = parse_hosts(&address).ok().filter(|hosts| hosts.len() == 1);
             let link = link.and_then(|mut hosts| hosts.pop()).ok_or_else(|| bad_input(format!("`{address}`: want HOST:PORT")))?;

@@ -66,6 +66,8 @@ pub enum Request {
         /// Stay until the attempt ends.
         follow: bool,
     },
+    /// Admin: a backup of the farm's state. Answered by [`Response::Backup`] frames.
+    Backup,
     /// Client: facts about paths, and optionally all they refer to. Answered by [`Response::PathInfos`] frames.
     PathInfos {
         /// The paths.
@@ -137,6 +139,8 @@ pub enum Response {
     Log(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The coordinators as one of them sees them.
     Cluster(ClusterView),
+    /// A piece of a backup; none is empty but the last, which says that it was that.
+    Backup(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// Why a request was refused.

@@ -12,6 +12,7 @@ mod first_use;
 mod once;
 mod package_set;
 mod parity;
+mod restored;
 mod roles;
 mod rootless;
 mod served;

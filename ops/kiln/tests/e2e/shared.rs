@@ -115,4 +115,14 @@ fn a_coordinator_that_joins_must_share_a_store_and_a_key_and_is_told_why() {
         assert!(refused.err().contains(expected) && refused.err().contains("join a farm"), "{}", refused.err());
         assert!(!place.path("coordinator").exists(), "nothing was begun");
     }
+    std::fs::write(&file, alone).expect("write");
+    place.run(&["ca", "issue", "--dir", "ca", "--role", "admin/root", "--out", "id/admin/root"]).expect_success();
+    let _coordinator = daemons.start("coordinator");
+    daemons.wait_until_up();
+    let refused = place.run(&["cluster", "add", "2", "127.0.0.1:1", "--farm", &daemons.url, "--identity", "id/admin/root"]);
+    assert!(
+        refused.code() != 0 && refused.err().contains("add coordinator 2") && refused.err().contains("lost with it"),
+        "{}",
+        refused.err()
+    );
 }
