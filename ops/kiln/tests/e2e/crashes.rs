@@ -156,7 +156,12 @@ impl Daemons {
 
     /// Starts `coordinator` or `worker`.
     pub fn start(&self, daemon: &str) -> Process {
-        let mut command = self.place.kiln(&[daemon, "--config", &format!("{daemon}.toml")]);
+        self.start_as(daemon, &format!("{daemon}.toml"))
+    }
+
+    /// Starts a daemon with this configuration.
+    pub fn start_as(&self, daemon: &str, config: &str) -> Process {
+        let mut command = self.place.kiln(&[daemon, "--config", config]);
         Process::start(command.stderr(Stdio::null()))
     }
 

@@ -1,11 +1,31 @@
-//! Disaster: every coordinator's disk is lost, the bucket and a backup are left, and the farm goes on.
+//! Disaster: every coordinator's disk is lost, the bucket and a backup are left, and the farm goes on. The commands are those of
+//! `ops/runbooks/disaster.md`, in their order.
 
 use crate::builds::copy_with_nix;
 use crate::crashes::Daemons;
-use crate::farm::{Place, Process, wait_for};
-use crate::shared::{Bucket, SET, share_store};
+use crate::farm::{Place, Process, Ran, wait_for};
+use crate::shared::{Bucket, SET, beside, share_store};
 
-const ADMIN: [&str; 2] = ["--identity", "id/admin/root"];
+/// The runbook's commands, with this place's paths and addresses.
+fn runbook(daemons: &Daemons, other: &str) -> Vec<Vec<String>> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../runbooks/disaster.md");
+    let text = std::fs::read_to_string(file).expect("there is a runbook");
+    let names = [
+        ("/var/backups/kiln/", ""),
+        ("/etc/kiln/admin", "id/admin/root"),
+        ("/etc/kiln/", ""),
+        ("/root/ca", "ca"),
+        ("a.example.org:7420", daemons.url.trim_start_matches("kiln://")),
+        ("b.example.org:7420", other),
+    ];
+    let localised = |line: &str| names.iter().fold(line.to_owned(), |line, (from, to)| line.replace(from, to));
+    let commands = text.lines().filter_map(|line| line.strip_prefix("    ")?.trim_start().strip_prefix("kiln "));
+    commands.map(|line| localised(line).split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+fn follow(place: &Place, command: &[String]) -> Ran {
+    place.run(&command.iter().map(String::as_str).collect::<Vec<_>>())
+}
 
 fn ask(daemons: &Daemons, words: &[&str]) -> String {
     daemons.place.run(&[words, &daemons.farm()[..]].concat()).expect_success().out()
@@ -27,11 +47,12 @@ fn configure(place: &Place, from: &str, to: &str) {
 fn a_farm_whose_coordinators_are_lost_is_restored_from_a_backup_and_the_bucket() {
     let daemons = Daemons::with(SET);
     let place = &daemons.place;
-    for role in ["admin/root", "coordinator/2"] {
-        place.run(&["ca", "issue", "--dir", "ca", "--role", role, "--out", &format!("id/{role}")]).expect_success();
-    }
+    place.run(&["ca", "issue", "--dir", "ca", "--role", "admin/root", "--out", "id/admin/root"]).expect_success();
     let bucket = Bucket::serve(&place.path("s3"));
     share_store(&daemons, &bucket);
+    let (other, _) = beside(&daemons, 5);
+    let steps = runbook(&daemons, &other);
+    let [back_up, issue, restore, start, look, issue_other, start_other, add, back_up_again] = &steps[..] else { panic!("{steps:?}") };
     let mut coordinator = daemons.start("coordinator");
     let worker = daemons.start("worker");
     daemons.wait_until_up();
@@ -47,7 +68,7 @@ fn a_farm_whose_coordinators_are_lost_is_restored_from_a_backup_and_the_bucket()
     });
     let as_client = place.run(&[&["cluster", "backup", "farm.backup"], &daemons.farm()[..]].concat());
     assert!(as_client.code() != 0 && as_client.err().contains("admin/NAME"), "{}", as_client.err());
-    place.run(&[&["cluster", "backup", "farm.backup", "--farm", &daemons.url], &ADMIN[..]].concat()).expect_success();
+    follow(place, back_up).expect_success();
 
     // What happens after it: terms, registrations and attempts that the backup knows nothing of, and a worker that has seen them.
     for _ in 0..2 {
@@ -63,15 +84,18 @@ fn a_farm_whose_coordinators_are_lost_is_restored_from_a_backup_and_the_bucket()
     coordinator.kill_9();
     std::fs::remove_dir_all(place.path("coordinator")).expect("the disk is lost");
     refusals(place);
-    configure(place, "id/coordinator/1", "id/coordinator/2");
-    configure(place, "farm = 'test'", "farm = 'test'\nnode = 2");
-    let said = place.run(&["cluster", "restore", "farm.backup", "--config", "coordinator.toml"]).expect_success().out();
-    assert!(said.contains("coordinator 2's, alone"), "{said}");
-    let again = place.run(&["cluster", "restore", "farm.backup", "--config", "coordinator.toml"]);
+    follow(place, issue).expect_success();
+    configure(place, "id/coordinator/1", "coordinator-4");
+    configure(place, "farm = 'test'", "farm = 'test'\nnode = 4");
+    let said = follow(place, restore).expect_success().out();
+    assert!(said.contains("coordinator 4's, alone"), "{said}");
+    let again = follow(place, restore);
     assert!(again.code() == 2 && again.err().contains("is not empty"), "{}", again.err());
 
+    assert_eq!(start.join(" "), "coordinator --config coordinator.toml");
     let _coordinator = daemons.start("coordinator");
     daemons.wait_until_up();
+    follow(place, look).expect_success();
     let after = wait_for("the worker is back and the queued build goes on to its end", || {
         let status = status(&daemons);
         (status["builds"] == serde_json::json!([]) && status["workersConnected"] == 1).then_some(status)
@@ -85,6 +109,15 @@ fn a_farm_whose_coordinators_are_lost_is_restored_from_a_backup_and_the_bucket()
     }
     let failed = place.run(&[&["build", "-f", "set.nix", "-A", "broken"], &daemons.farm()[..]].concat());
     assert!(failed.code() == 1 && failed.err().contains("| this one fails"), "new builds run: {}", failed.err());
+
+    // Its certificate was made with its configuration.
+    assert_eq!(issue_other.join(" "), "ca issue --dir ca --role coordinator/5 --out coordinator-5");
+    assert_eq!(start_other.join(" "), "coordinator --config coordinator.toml");
+    let _other = daemons.start_as("coordinator", "coordinator-5.toml");
+    wait_for("another coordinator is taken in", || (follow(place, add).code() == 0).then_some(()));
+    let look = [look, &["--json".to_owned()][..]].concat();
+    wait_for("it votes", || follow(place, &look).out().contains("\"state\":\"voter\"").then_some(()));
+    follow(place, back_up_again).expect_success();
 }
 
 /// What must not be restored, and leaves nothing behind.

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use crate::builds::copy_with_nix;
 use crate::crashes::Daemons;
-use crate::farm::wait_for;
+use crate::farm::{free_port, wait_for};
 
 /// A chain and a few beside it, small enough to be quick.
 pub const SET: &str = r#"
@@ -97,6 +97,70 @@ fn a_farm_on_a_bucket_that_fails_builds_everything_and_nix_reads_it() {
     });
     let again = place.run(&[&["log", &format!("{broken}-broken.drv")], &daemons.farm()[..]].concat()).expect_success();
     assert_eq!(again.out(), "this one fails\n", "read from the bucket");
+}
+
+/// Another coordinator beside the first of these daemons: configuration `coordinator-NODE.toml`, with a certificate. Returns its address
+/// and that of its cache.
+pub fn beside(daemons: &Daemons, node: u64) -> (String, String) {
+    let place = &daemons.place;
+    let identity = format!("coordinator-{node}");
+    if !place.path(&identity).exists() {
+        place.run(&["ca", "issue", "--dir", "ca", "--role", &format!("coordinator/{node}"), "--out", &identity]).expect_success();
+    }
+    let (link, http) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let first = std::fs::read_to_string(place.path("coordinator.toml")).expect("read");
+    let common: String = first.split_inclusive('\n').skip_while(|line| !line.starts_with("signing_key")).collect();
+    let text = format!(
+        "dir = '{}'\nfarm = 'test'\nnode = {node}\nlisten = '{link}'\nhttp = '{http}'\nidentity = '{}'\njoin = ['{}']\n{common}",
+        place.path(&format!("farm-{node}")).display(),
+        place.path(&identity).display(),
+        daemons.url.trim_start_matches("kiln://"),
+    );
+    std::fs::write(place.path(&format!("coordinator-{node}.toml")), text).expect("write");
+    (link, http)
+}
+
+#[test]
+fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
+    let mut daemons = Daemons::with(SET);
+    let bucket = Bucket::serve(&daemons.place.path("s3"));
+    share_store(&daemons, &bucket);
+    daemons.place.run(&["ca", "issue", "--dir", "ca", "--role", "admin/root", "--out", "id/admin/root"]).expect_success();
+    let first = daemons.start("coordinator");
+    daemons.wait_until_up();
+    let (mut others, mut caches) = (Vec::new(), Vec::new());
+    for node in [2, 3] {
+        let (link, http) = beside(&daemons, node);
+        others.push(daemons.start_as("coordinator", &format!("coordinator-{node}.toml")));
+        let words = ["cluster", "add", &node.to_string(), &link, "--farm", &daemons.url, "--identity", "id/admin/root"];
+        wait_for("it is taken in", || (daemons.place.run(&words).code() == 0).then_some(()));
+        daemons.url = format!("{},{link}", daemons.url);
+        caches.push(format!("http://{http}"));
+    }
+    let place = &daemons.place;
+    let worker = std::fs::read_to_string(place.path("worker.toml")).expect("read");
+    let all: Vec<String> = daemons.url.trim_start_matches("kiln://").split(',').map(|host| format!("'{host}'")).collect();
+    let worker = worker.replace(&format!("[{}]", all[0]), &format!("[{}]", all.join(", ")));
+    std::fs::write(place.path("worker.toml"), worker).expect("write");
+    let _worker = daemons.start("worker");
+    let built = place.run(&[&["build", "-f", "set.nix", "-A", "chain"], &daemons.farm()[..]].concat()).expect_success();
+    let failed = place.run(&[&["build", "-f", "set.nix", "-A", "broken"], &daemons.farm()[..]].concat());
+    let broken = failed.err().lines().find_map(|line| Some(line.split_once("-broken.drv failed:")?.0.trim().to_owned())).expect("named");
+    let status = place.run(&[&["status", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
+    let key = status["publicKey"].as_str().expect("text").to_owned();
+    wait_for("everybody is in step, and the log is in the bucket", || {
+        let words = ["cluster", "status", "--json", "--farm", &daemons.url, "--identity", "id/client/me"];
+        let voters = place.run(&words).out().matches("\"state\":\"voter\"").count();
+        (voters == 2 && place.path(&format!("s3/kiln/farms/test/logs/{broken}-broken.drv")).exists()).then_some(())
+    });
+    for cache in &caches {
+        copy_with_nix(place, cache, &key, built.out().trim());
+    }
+    first.kill_9();
+    let log = place.run(&[&["log", &format!("{broken}-broken.drv")], &daemons.farm()[..]].concat()).expect_success();
+    assert_eq!(log.out(), "this one fails\n");
+    let again = place.run(&[&["build", "-f", "set.nix", "-A", "all"], &daemons.farm()[..]].concat()).expect_success();
+    copy_with_nix(place, &caches[0], &key, again.out().lines().next().expect("a path"));
 }
 
 #[test]
