@@ -7,7 +7,7 @@ use kiln_wire::client::BuildState;
 use crate::http::Snapshot;
 use crate::meter::CLASSES;
 use crate::parts::Parts;
-use crate::views;
+use crate::{leading, views};
 
 /// Returns the figures as they are now.
 pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
@@ -21,6 +21,8 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
         (farm.counts(), u64::try_from(active).unwrap_or(u64::MAX))
     });
     let raft = parts.consensus.metrics();
+    let members = parts.consensus.members();
+    let others = || members.iter().filter(|member| member.node != parts.consensus.node());
     let traffic = parts.store.traffic();
     let meter = &parts.meter;
     Snapshot {
@@ -35,7 +37,12 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
         attempts_failed: CLASSES.iter().zip(&meter.failed).map(|(class, failed)| (*class, failed.load(Ordering::Relaxed))).collect(),
         log_index: raft.applied_index.0,
         term: raft.term,
-        is_leader: parts.consensus.leadership().borrow().is_self,
+        is_leader: leading::own(parts).is_some(),
+        is_voter: members.iter().any(|member| member.node == parts.consensus.node() && member.votes),
+        disk_full: parts.consensus.trouble().is_some(),
+        members: count(&members),
+        member_lags: others().filter_map(|of| Some((of.node.0, raft.last_log_index.0.saturating_sub(of.matched?.0)))).collect(),
+        member_silences_ms: others().filter_map(|of| Some((of.node.0, of.silent_ms?))).collect(),
         store_received_bytes: traffic.received_bytes,
         store_served_bytes: traffic.served_bytes,
         plans: meter.plans.load(Ordering::Relaxed),

@@ -33,6 +33,16 @@ pub struct Snapshot {
     pub term: u64,
     /// Whether this coordinator leads.
     pub is_leader: bool,
+    /// Whether this coordinator votes.
+    pub is_voter: bool,
+    /// Whether a full disk keeps this coordinator from taking part in full.
+    pub disk_full: bool,
+    /// Members of the group.
+    pub members: u64,
+    /// Log entries that each other member lags behind, by its number; known to the leader only.
+    pub member_lags: BTreeMap<u64, u64>,
+    /// Milliseconds since each other member last answered, by its number; known to the leader only.
+    pub member_silences_ms: BTreeMap<u64, u64>,
     /// Bytes of blobs that were verified and stored, since this process started.
     pub store_received_bytes: u64,
     /// Bytes of blobs that were sent, since this process started.
@@ -71,6 +81,15 @@ impl Snapshot {
         page.gauge("kiln_raft_log_index", "Highest log index that was applied.", self.log_index);
         page.gauge("kiln_raft_term", "Raft's term.", self.term);
         page.gauge("kiln_raft_leader", "1 if this coordinator leads, else 0.", u64::from(self.is_leader));
+        page.gauge("kiln_raft_voter", "1 if this coordinator votes, else 0.", u64::from(self.is_voter));
+        page.gauge("kiln_raft_members", "Coordinators of the farm, as this one knows them.", self.members);
+        page.gauge("kiln_raft_disk_full", "1 if the log finds no room on this coordinator's disk, else 0.", u64::from(self.disk_full));
+        page.family("kiln_raft_lag_entries", "gauge", "Log entries that a coordinator lags behind; known to the leader.");
+        self.member_lags.iter().for_each(|(node, lag)| page.labelled("kiln_raft_lag_entries", "node", &node.to_string(), *lag));
+        page.family("kiln_raft_silence_milliseconds", "gauge", "Time since a coordinator last answered; known to the leader.");
+        self.member_silences_ms.iter().for_each(|(node, ms)| {
+            page.labelled("kiln_raft_silence_milliseconds", "node", &node.to_string(), *ms);
+        });
         page.counter("kiln_store_received_bytes_total", "Bytes of blobs that were verified and stored.", self.store_received_bytes);
         page.counter("kiln_store_served_bytes_total", "Bytes of blobs that were sent.", self.store_served_bytes);
         // A summary without quantiles: its sum and count give the mean over any window.
@@ -139,6 +158,7 @@ mod tests {
         let snapshot = Snapshot {
             jobs: JobCounts { ready: 7, ..JobCounts::default() },
             attempts_failed: BTreeMap::from([(FailureClass::OutOfMemory, 3)]),
+            member_lags: BTreeMap::from([(2, 17)]),
             plan_us: 1_250_001,
             plans: 9,
             ..Snapshot::default()
@@ -163,6 +183,7 @@ mod tests {
             "kiln_jobs{state=\"ready\"} 7",
             "kiln_attempts_finished_total{outcome=\"out_of_memory\"} 3",
             "kiln_attempts_finished_total{outcome=\"cancelled\"} 0",
+            "kiln_raft_lag_entries{node=\"2\"} 17",
             "kiln_plan_duration_seconds_sum 1.250001",
             "kiln_plan_duration_seconds_count 9",
         ] {
