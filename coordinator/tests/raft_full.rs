@@ -57,7 +57,7 @@ async fn a_leader_without_room_has_another_one_lead_and_comes_back() {
     let mut nodes = vec![full];
     for number in [2, 3] {
         let node = group.start(number).await;
-        add(&nodes[0], &node).await;
+        add(&nodes, &node).await;
         nodes.push(node);
     }
     commit(&nodes, register(0)).await;

@@ -13,6 +13,12 @@ fn refusal(outcome: Result<(), ClusterError>) -> String {
     chain(&err)
 }
 
+/// Returns whether a leader has not heard of another for longer than it is patient.
+fn notes_silence(leader: &Node, of: NodeId) -> bool {
+    let members = leader.consensus.members();
+    leader.leads() && members.iter().any(|standing| standing.node == of && standing.silent_ms.is_some_and(|ms| ms > 3000))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_coordinators_apply_the_same_and_only_the_leader_takes_proposals() {
     let group = Group::new();
@@ -92,7 +98,7 @@ async fn a_wiped_coordinator_is_refused_under_its_number_and_taken_in_under_anot
     wiped.stop().await;
     leader(&nodes).await.consensus.remove(number).await.expect("removes");
     let new = group.start(4).await;
-    add(leader(&nodes).await, &new).await;
+    add(&nodes, &new).await;
     nodes.push(new);
     commit(&nodes, register(3)).await;
     agree(&nodes).await;
@@ -111,7 +117,7 @@ async fn a_coordinator_that_was_away_for_long_gets_a_snapshot_while_the_others_g
     let mut nodes = vec![group.start_as(short(group.config(1)), any()).await];
     for number in [2, 3] {
         let node = group.start_as(short(group.config(number)), any()).await;
-        add(&nodes[0], &node).await;
+        add(&nodes, &node).await;
         nodes.push(node);
     }
     let away = nodes.iter().position(|node| !node.leads()).expect("a follower");
@@ -154,10 +160,7 @@ async fn leadership_is_handed_to_a_voter_that_is_in_step_only() {
     assert!(refused.contains("no voter"), "{refused}");
     assert!(matches!(old.consensus.hand_over(None).await, Err(ClusterError::NotLeader)));
     group.cut(old.number);
-    until("its silence is noted", || {
-        to.consensus.members().iter().any(|standing| standing.node == old.number && standing.silent_ms.is_some_and(|ms| ms > 1000))
-    })
-    .await;
+    until("its silence is noted", || notes_silence(to, old.number)).await;
     let refused = refusal(to.consensus.hand_over(Some(old.number)).await);
     assert!(refused.contains("does not answer"), "{refused}");
     to.consensus.hand_over(None).await.expect("the third takes over");
@@ -186,14 +189,11 @@ async fn changes_that_would_cost_the_farm_its_state_are_refused() {
     assert!(refused.contains("its signing key is `demo:2`, that of the farm `demo:1`"), "{refused}");
 
     let second = group.start(2).await;
-    add(&first, &second).await;
+    add([&first], &second).await;
     let third = group.start(3).await;
-    add(&first, &third).await;
+    add([&first, &second], &third).await;
     group.cut(NodeId(2));
-    until("its silence is noted", || {
-        first.consensus.members().iter().any(|standing| standing.node == NodeId(2) && standing.silent_ms.is_some_and(|ms| ms > 1000))
-    })
-    .await;
+    until("its silence is noted", || [&first, &third].into_iter().any(|node| notes_silence(node, NodeId(2)))).await;
     let leading = leader([&first, &third]).await;
     let answering = if leading.number == NodeId(1) { NodeId(3) } else { NodeId(1) };
     let refused = refusal(leading.consensus.remove(answering).await);
@@ -201,6 +201,35 @@ async fn changes_that_would_cost_the_farm_its_state_are_refused() {
     leading.consensus.remove(NodeId(2)).await.expect("a silent one may go");
     commit([&first, &third], register(1)).await;
     commit([&first, &third], register(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_moved_is_found_again_once_the_leader_is_told_where() {
+    let group = Group::new();
+    let mut nodes = group.form(3).await;
+    let moved = nodes.iter().position(|node| !node.leads()).expect("a follower");
+    let moved = nodes.remove(moved);
+    let number = moved.number;
+    let before = moved.stop().await;
+    commit(&nodes, register(1)).await;
+    let moved = group.start(number.0).await;
+    assert_ne!(moved.addr, before);
+    let told = leader(&nodes).await.consensus.add(number, moved.addr.to_string()).await;
+    told.unwrap_or_else(|err| panic!("{}", chain(&err)));
+    commit(&nodes, register(2)).await;
+    nodes.push(moved);
+    agree(&nodes).await;
+    assert!(nodes.iter().all(|node| node.votes(number)), "it votes as before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_nobody_can_reach_takes_nobody_in() {
+    let group = Group::new();
+    let any = || "127.0.0.1:0".parse().expect("an address");
+    let first = group.start_as(ConsensusConfig { link: "[::]:7420".into(), ..group.config(1) }, any()).await;
+    let second = group.start(2).await;
+    let refused = refusal(first.consensus.add(NodeId(2), second.addr.to_string()).await);
+    assert!(refused.contains("`advertise`"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

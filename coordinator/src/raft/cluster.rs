@@ -3,6 +3,7 @@
 //! Goals: a number is never used by two directories; a group keeps a quorum that answers; a learner votes once it is in step, and
 //! no sooner. One change at a time. Non-goals: starting or stopping processes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::follow::Progress;
 use super::member::{DirectoryId, Member};
-use super::network::{Dial, Host, Introduction, LaneError, Pace, Route, chain, open};
+use super::network::{Dial, Host, Introduction, LaneError, Moved, Pace, Route, chain, open};
 use super::types::TypeConfig;
 use super::wal::Room;
 
@@ -91,6 +92,8 @@ pub struct Group {
     pub dial: Option<Dial>,
     /// How fast things go.
     pub pace: Pace,
+    /// Where coordinators are that have moved.
+    pub moved: Moved,
     /// How far everybody is.
     pub progress: watch::Receiver<Progress>,
     /// Held during a change.
@@ -156,10 +159,16 @@ impl Group {
         let _alone = self.changing.lock().await;
         let now = self.leading()?;
         let dial = self.dial.clone().ok_or(ClusterError::Alone)?;
+        let own = &self.host.member.link;
+        if own.parse::<SocketAddr>().is_ok_and(|own| own.ip().is_unspecified()) {
+            let why = format!("nobody can reach the leader itself at `{own}`: set `advertise` in its configuration and restart it");
+            return Err(refused(why));
+        }
         let member = Member { link: link.clone(), ..Member::default() };
         let host = &self.host;
         let dial_max = Duration::from_secs(5);
-        let route = Route { from: host.node, directory: host.member.directory, to: node, member, dial_max };
+        let (from, directory, moved) = (host.node, host.member.directory, Moved::default());
+        let route = Route { from, directory, to: node, member, moved, dial_max };
         let (_connection, found) = open(dial, route).await.map_err(|source| unreachable(Box::new(source)))?;
         let known = host.machine.state().directories.get(&node).copied();
         if let Some(why) = objection(&now, known, node, &found, &host.common) {
@@ -169,7 +178,10 @@ impl Group {
         let member = Member { link, ..found.member };
         let change = match now.members.get(&node) {
             Some(known) if *known == member => return Ok(()),
-            Some(_) => ChangeMembers::SetNodes([(node.0, member)].into()),
+            Some(_) => {
+                self.moved.note(node, member.link.clone());
+                ChangeMembers::SetNodes([(node.0, member)].into())
+            }
             None => ChangeMembers::AddNodes([(node.0, member)].into()),
         };
         self.change("add", node, change, true).await

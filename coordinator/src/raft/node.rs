@@ -19,7 +19,7 @@ use super::cluster::{self, Group, Ordered};
 use super::follow::{self, Progress, Watched};
 use super::log_store::LogStore;
 use super::member::Member;
-use super::network::{self, Dial, Host, Pace, Peers};
+use super::network::{self, Dial, Host, Moved, Pace, Peers};
 use super::record::to_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir};
 use super::state_machine::{Led, StateMachine};
@@ -212,7 +212,8 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let pace = Pace { heartbeat_ms: config.heartbeat_ms, election_ms: config.election_ms };
     let dial = config.identity.as_ref().map(Dial::new).transpose().map_err(ConsensusError::Link)?;
     let member = Member { link: config.link.clone(), http: config.http.clone(), directory: disk.log.directory() };
-    let peers = Peers::new(config.node, member.directory, dial.clone(), pace);
+    let moved = Moved::default();
+    let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone());
     let raft = Raft::new(config.node.0, settings, peers, disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
@@ -236,7 +237,7 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     }
     let (node, common, snapshots) = (config.node, config.common.clone(), disk.snapshots.clone());
     let host = Host { node, member, common, raft, machine: machine.clone(), snapshots, receiving: Mutex::default() };
-    let group = Group { host: Arc::new(host), dial, pace, progress: progress.clone(), changing: Mutex::default() };
+    let group = Group { host: Arc::new(host), dial, pace, moved, progress: progress.clone(), changing: Mutex::default() };
     let log = Arc::clone(disk.log.stats());
     Ok((Arc::new(group), Started { machine, leadership, progress, log, effects: owed }))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kiln_coordinator::raft::{Common, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
+use kiln_coordinator::raft::{ClusterError, Common, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use kiln_core::Farm;
 use kiln_link::{Authority, Connection, Identity, LinkError, Listener, Role};
 use kiln_wire::NodeId;
@@ -60,6 +60,9 @@ impl Group {
             join: number != 1,
             http: format!("127.0.0.1:{}", 8000 + number),
             common: Common::from([("signing key".into(), "demo:1".into())]),
+            // A machine that is busy with other tests must not elect for want of a processor.
+            heartbeat_ms: 100,
+            election_ms: [700, 1400],
             ..ConsensusConfig::new(self.dir(number), NodeId(number))
         }
     }
@@ -72,7 +75,8 @@ impl Group {
         let number = config.node;
         let listener = Arc::new(self.bind(addr, number).await);
         let addr = listener.local_addr();
-        let config = ConsensusConfig { link: addr.to_string(), ..config };
+        let link = if config.link.is_empty() { addr.to_string() } else { config.link.clone() };
+        let config = ConsensusConfig { link, ..config };
         let (consensus, effects) = Consensus::start(config).await.unwrap_or_else(|err| panic!("start {number}: {}", chain(&err)));
         tokio::spawn(accept(Arc::clone(&listener), consensus.clone(), number, Arc::clone(&self.wires)));
         Node { number, consensus, effects, addr, listener }
@@ -98,7 +102,7 @@ impl Group {
         let mut nodes = vec![self.start(1).await];
         for number in 2..=count {
             let node = self.start(number).await;
-            add(&nodes[0], &node).await;
+            add(&nodes, &node).await;
             nodes.push(node);
         }
         nodes
@@ -155,11 +159,19 @@ impl Node {
     }
 }
 
-/// Adds a coordinator and waits until it votes.
-pub async fn add(leader: &Node, node: &Node) {
-    let added = leader.consensus.add(node.number, node.addr.to_string()).await;
-    added.unwrap_or_else(|err| panic!("add {}: {}", node.number, chain(&err)));
-    until("the new coordinator votes", || leader.votes(node.number)).await;
+/// Adds a coordinator, whoever leads, and waits until it votes.
+pub async fn add<'a>(nodes: impl IntoIterator<Item = &'a Node> + Clone, node: &Node) {
+    for _ in 0..100 {
+        match leader(nodes.clone()).await.consensus.add(node.number, node.addr.to_string()).await {
+            Ok(()) => {
+                let votes = || nodes.clone().into_iter().any(|other| other.leads() && other.votes(node.number));
+                return until("the new coordinator votes", votes).await;
+            }
+            Err(ClusterError::NotLeader | ClusterError::Unknown { .. }) => {}
+            Err(err) => panic!("add {}: {}", node.number, chain(&err)),
+        }
+    }
+    panic!("coordinator {} was not added in 100 tries", node.number);
 }
 
 /// Waits until one of the nodes leads and returns it.

@@ -3,6 +3,7 @@
 //! Lanes keep apart what must not wait for each other: appends, signs of life and votes, snapshots. A connection is opened on a task
 //! of its own, because who asks for it may give up sooner than a far peer can answer.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,8 +32,31 @@ pub struct Route {
     pub to: NodeId,
     /// What the group has on record of it.
     pub member: Member,
+    /// Where it is, if somebody has said so since.
+    pub moved: Moved,
     /// From the first packet to the answer.
     pub dial_max: Duration,
+}
+
+/// Where coordinators are that have moved. Raft goes on with the address that it began with, and cannot write down another before
+/// it reaches the coordinator there.
+#[derive(Clone, Debug, Default)]
+pub struct Moved(Arc<Mutex<BTreeMap<NodeId, String>>>);
+
+impl Moved {
+    /// Notes where a coordinator is.
+    pub fn note(&self, node: NodeId, link: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, link);
+    }
+
+    /// Forgets it, for what is on record is newer.
+    pub fn forget(&self, node: NodeId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
+    fn find(&self, node: NodeId) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
 }
 
 /// A lane to one peer.
@@ -104,7 +128,11 @@ impl Lane {
             match state.opening.as_ref().filter(|opening| opening.peek().is_none()) {
                 Some(opening) => opening.clone(),
                 None => {
-                    let opened = tokio::spawn(open(self.dial.clone(), self.route.clone()));
+                    let mut route = self.route.clone();
+                    if let Some(link) = route.moved.find(route.to) {
+                        route.member.link = link;
+                    }
+                    let opened = tokio::spawn(open(self.dial.clone(), route));
                     let opening = opened.map(|opened| match opened {
                         Ok(opened) => opened.map(|(connection, _)| connection).map_err(Arc::new),
                         Err(err) => std::panic::resume_unwind(err.into_panic()),

@@ -31,7 +31,7 @@ use openraft::{RaftNetworkFactory, RaftNetworkV2};
 use self::append::Answers;
 pub use self::dial::Dial;
 use self::lane::Lane;
-pub use self::lane::{LaneError, Route, open};
+pub use self::lane::{LaneError, Moved, Route, open};
 use self::messages::{Ballot, BallotReply, Call, HandOver, HandOverReply};
 pub use self::messages::{Common, Introduction};
 pub use self::serve::{Host, serve};
@@ -68,14 +68,15 @@ pub struct Peers {
     directory: DirectoryId,
     dial: Option<Dial>,
     pace: Pace,
+    moved: Moved,
     /// The lanes of signs of life and votes, kept from one leader to the next, so that an election need not dial first.
     control: Mutex<BTreeMap<u64, (Member, Arc<Lane>)>>,
 }
 
 impl Peers {
     /// Makes the factory of `me`, whose directory is `directory`.
-    pub fn new(me: NodeId, directory: DirectoryId, dial: Option<Dial>, pace: Pace) -> Self {
-        Self { me, directory, dial, pace, control: Mutex::default() }
+    pub fn new(me: NodeId, directory: DirectoryId, dial: Option<Dial>, pace: Pace, moved: Moved) -> Self {
+        Self { me, directory, dial, pace, moved, control: Mutex::default() }
     }
 
     fn peer(&self, node: u64, member: &Member) -> Peer {
@@ -84,7 +85,11 @@ impl Peers {
             let fresh = || Arc::new(Lane::new(dial.clone(), self.route(node, member)));
             let control = match kept.get(&node) {
                 Some((known, lane)) if known == member => Arc::clone(lane),
-                Some(_) | None => fresh(),
+                Some(_) => {
+                    self.moved.forget(NodeId(node));
+                    fresh()
+                }
+                None => fresh(),
             };
             kept.insert(node, (member.clone(), Arc::clone(&control)));
             Lanes { control, bulk: fresh() }
@@ -93,7 +98,8 @@ impl Peers {
     }
 
     fn route(&self, node: u64, member: &Member) -> Route {
-        Route { from: self.me, directory: self.directory, to: NodeId(node), member: member.clone(), dial_max: self.pace.dial_max() }
+        let (from, directory, to) = (self.me, self.directory, NodeId(node));
+        Route { from, directory, to, member: member.clone(), moved: self.moved.clone(), dial_max: self.pace.dial_max() }
     }
 }
 
