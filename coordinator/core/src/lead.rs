@@ -24,6 +24,8 @@ pub struct Lead {
     changed: bool,
     /// Leases are being proposed. Planning meanwhile would propose the same ones again.
     assigning: bool,
+    /// The farm's deadlines up to this time were looked at. Those after it are not missed, whatever happens when they pass.
+    looked_at: Timestamp,
     /// A proposal failed: not before this moment again.
     again_at: Option<Steady>,
 }
@@ -91,6 +93,7 @@ impl Lead {
         }
         self.changed = true;
         self.again_at = None;
+        self.looked_at = now;
         let lose = |(worker, epoch): (WorkerId, Option<Epoch>)| epoch.map(|epoch| Command::Lose { worker, epoch, now });
         let mut commands = farm.due(now);
         commands.extend(silent.into_iter().filter_map(lose));
@@ -107,7 +110,7 @@ impl Lead {
     /// Returns in how many milliseconds [`Lead::enforce`] is to be asked although nothing happens; none if only happenings matter.
     pub fn wake_after_ms(&self, farm: &Farm, silence: Option<Steady>, now: Timestamp, steady: Steady) -> Option<u64> {
         self.leader?;
-        let farm = farm.next_wake(now).map(|(at, _reason)| at.since_ms(now));
+        let farm = farm.next_wake(self.looked_at).map(|(at, _reason)| at.since_ms(now));
         let others = silence.into_iter().chain(self.again_at).map(|at| at.since_ms(steady));
         farm.into_iter().chain(others).min().map(|ms| ms.max(1))
     }
@@ -183,6 +186,23 @@ mod tests {
         assert_eq!(lead.wake_after_ms(&farm, None, Timestamp(10), Steady(1)), Some(PAUSE_MS - 1));
         assert_eq!(lead.enforce(&farm, [], Timestamp(10)), []);
         assert_eq!(leases(&mut lead, &farm, 1), Some(1), "after the pause it is");
+    }
+
+    #[test]
+    fn a_deadline_that_passes_while_something_else_happens_is_not_missed() {
+        let (mut farm, mut lead) = (farm(), Lead::default());
+        let (plan, _) = plan(&farm, Timestamp(10), &Limits::STANDARD);
+        farm.apply(LogIndex(4), Command::Assign { placements: plan.placements, now: Timestamp(10) });
+        let worker = WorkerId::parse("w1").expect("a name");
+        farm.apply(LogIndex(5), Command::Lose { worker, epoch: Epoch(1), now: Timestamp(10) });
+        lead.follow(Some(HERE));
+        lead.enforce(&farm, [], Timestamp(10));
+        let back_off = kiln_wire::limits::RETRY_BACKOFF_MS_MIN;
+        assert_eq!(lead.wake_after_ms(&farm, None, Timestamp(10), Steady(0)), Some(back_off));
+        let late = Timestamp(10 + back_off + 5);
+        assert_eq!(lead.wake_after_ms(&farm, None, late, Steady(0)), Some(1), "asked too late, it is due at once");
+        lead.enforce(&farm, [], late);
+        assert_eq!(lead.wake_after_ms(&farm, None, late, Steady(0)), None);
     }
 
     #[test]
