@@ -5,6 +5,7 @@ use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use kiln_wire::client::JobView;
 use kiln_wire::{JobSpec, RequestId, Root, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,12 @@ pub(crate) enum Phase {
     /// Wants all its jobs.
     Going,
     /// Something failed and it does not keep going: it waits for those of its jobs that ran at that time.
-    Stopping { draining: BTreeSet<JobKey> },
+    Stopping {
+        draining: BTreeSet<JobKey>,
+        /// Why it stops: another build may give what failed a new chance before this one ends.
+        #[serde(default)]
+        failures: Vec<JobView>,
+    },
     /// Over. What the archive will keep is settled.
     Ended(Box<BuildRecord>),
 }
@@ -45,7 +51,7 @@ impl Build {
     pub fn awaits(&self, job: JobKey) -> bool {
         match &self.phase {
             Phase::Going => true,
-            Phase::Stopping { draining } => draining.contains(&job),
+            Phase::Stopping { draining, .. } => draining.contains(&job),
             Phase::Ended(_) => false,
         }
     }

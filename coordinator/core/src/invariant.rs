@@ -197,7 +197,7 @@ fn builds_go_on_while_jobs_are_open(farm: &Farm) -> Result<(), Violation> {
                 let failed = build.jobs.iter().any(|key| farm.job(*key).is_failed());
                 build.jobs.iter().any(|key| !farm.job(*key).is_final()) && (build.keep_going || !failed)
             }
-            Phase::Stopping { draining } => {
+            Phase::Stopping { draining, .. } => {
                 !draining.is_empty()
                     && draining.iter().all(|key| build.jobs.binary_search(key).is_ok() && farm.job(*key).running().is_some())
             }

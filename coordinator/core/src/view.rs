@@ -1,6 +1,6 @@
 //! Read-only views, for people and for the shell. O(jobs of what is asked for) at most.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -124,8 +124,15 @@ impl Farm {
         self.count(build.jobs.iter().map(|key| (*key, self.job(*key))))
     }
 
+    /// Returns the build's jobs that have failed, those among them that had when it began to stop and have a new chance by now.
     pub(crate) fn failures_of(&self, build: &Build) -> Vec<JobView> {
-        self.views(build, |job| matches!(job.state, State::Failed { .. }))
+        let mut failures = self.views(build, |job| matches!(job.state, State::Failed { .. }));
+        if let Phase::Stopping { failures: earlier, .. } = &build.phase {
+            let known: BTreeSet<&DrvPath> = failures.iter().map(|view| &view.derivation).collect();
+            let revived: Vec<JobView> = earlier.iter().filter(|view| !known.contains(&view.derivation)).cloned().collect();
+            failures.extend(revived);
+        }
+        failures
     }
 
     fn count<'a>(&self, jobs: impl Iterator<Item = (JobKey, &'a Job)>) -> JobCounts {

@@ -22,7 +22,7 @@ impl Farm {
             let Some(build) = self.facts.builds.get_mut(&id) else { continue };
             let over = match &mut build.phase {
                 Phase::Going => open == 0,
-                Phase::Stopping { draining } => {
+                Phase::Stopping { draining, .. } => {
                     key.map(|key| draining.remove(&key));
                     draining.is_empty()
                 }
@@ -54,7 +54,9 @@ impl Farm {
     }
 
     fn state_by_roots(&self, build: &Build) -> BuildState {
-        let missing = build.roots.iter().any(|root| self.find(&root.derivation).is_some_and(|(_, job)| !job.is_built()));
+        // A root without a job of this build had its outputs when it was submitted, whatever another build makes of the derivation.
+        let own = |derivation: &DrvPath| self.find(derivation).filter(|(key, _)| build.jobs.binary_search(key).is_ok());
+        let missing = build.roots.iter().any(|root| own(&root.derivation).is_some_and(|(_, job)| !job.is_built()));
         if missing { BuildState::Failed } else { BuildState::Built }
     }
 

@@ -156,7 +156,8 @@ impl Farm {
     fn stop(&mut self, build: BuildId) {
         let Some(jobs) = self.facts.builds.get(&build).map(|build| build.jobs.clone()) else { return };
         let draining = jobs.iter().copied().filter(|key| self.job(*key).running().is_some()).collect();
-        self.change_build(build, |build| build.phase = Phase::Stopping { draining });
+        let failures = self.facts.builds.get(&build).map(|build| self.failures_of(build)).unwrap_or_default();
+        self.change_build(build, |build| build.phase = Phase::Stopping { draining, failures });
     }
 
     /// Makes failed jobs waiting again, as if they had never been tried, and with them the jobs that failed only because of them.
