@@ -1,0 +1,23 @@
+//! 5, 21: what runs on a worker, what is being stopped among it, fits what the worker has.
+
+use super::{Invariant, Look};
+use crate::fact::Fact;
+
+pub(super) struct WorkersAreNotOvercommitted;
+
+impl Invariant for WorkersAreNotOvercommitted {
+    fn name(&self) -> &'static str {
+        "what runs on a worker fits its slots, cores and memory"
+    }
+
+    fn see(&mut self, fact: &Fact<'_>, _look: &Look<'_>) -> Result<(), String> {
+        let Fact::Starts { worker, assignment, running, offer } = fact else { return Ok(()) };
+        let granted = running.values().map(|running| running.assignment.resources).chain([assignment.resources]);
+        let (mut cores, mut memory_mib, mut count) = (0, 0, 0);
+        for resources in granted {
+            (cores, memory_mib, count) = (cores + resources.cores, memory_mib + resources.memory_mib, count + 1);
+        }
+        let fits = cores <= offer.capacity.cores && memory_mib <= offer.capacity.memory_mib && count <= offer.slots;
+        if fits { Ok(()) } else { Err(format!("worker {worker} runs {count} attempts with {cores} cores and {memory_mib} MiB")) }
+    }
+}

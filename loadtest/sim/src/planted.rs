@@ -1,0 +1,141 @@
+//! What planted bugs do where it takes more than a line. None of this happens without one.
+
+use std::collections::BTreeSet;
+
+use kiln_core::{BuildRecord, Command, Effect};
+use kiln_wire::client::BuildState;
+use kiln_wire::worker::{Assignment, ToWorker};
+use kiln_wire::{AttemptId, BuildId, Failure, FailureClass, JobSpec, Leader, Lease, Outcome, Timestamp, Usage};
+
+use crate::bug::Bug;
+use crate::event::Task;
+use crate::fact::Fact;
+use crate::node::Then;
+use crate::world::World;
+
+/// Puts every placement into one entry.
+pub(crate) fn share_an_entry(commands: Vec<Command>) -> Vec<Command> {
+    let (mut all, mut stamp) = (Vec::new(), Timestamp(0));
+    for command in commands {
+        if let Command::Assign { placements, now } = command {
+            all.extend(placements);
+            stamp = now;
+        }
+    }
+    if all.is_empty() { Vec::new() } else { vec![Command::Assign { placements: all, now: stamp }] }
+}
+
+impl World {
+    /// Dispatches what is only proposed.
+    pub(crate) fn dispatch_early(&mut self, node: usize, leader: Leader, commands: &[Command]) {
+        if !self.has(Bug::DispatchesUncommitted) {
+            return;
+        }
+        let mut index = self.nodes[node].disk.last().0;
+        for command in commands {
+            index += 1;
+            let Command::Assign { placements, .. } = command else { continue };
+            for placement in placements.clone() {
+                let spec = &self.graph.of(&placement.derivation).spec;
+                let (resources, limits) = (spec.resources, spec.limits);
+                let (attempt, worker, epoch) = (AttemptId(index), placement.worker, placement.epoch);
+                let lease = Lease { derivation: placement.derivation, attempt, worker, epoch };
+                self.work(node, Task::Dispatch { leader, lease, resources, limits });
+            }
+        }
+    }
+
+    /// Turns the loss of a worker into failures of what it ran.
+    pub(crate) fn as_failures(&mut self, node: usize, commands: Vec<Command>) -> Vec<Command> {
+        let farm = &self.nodes[node].memory.farm;
+        let mut changed = Vec::new();
+        for command in commands {
+            if let Command::Lose { worker, now, .. } = &command {
+                let failure = Failure { class: FailureClass::BuildFailure, message: "lost".to_owned() };
+                let outcome = Outcome::Failed { failure, usage: Usage::default() };
+                changed.extend(farm.leases_of(worker).into_iter().map(|lease| Command::Finish {
+                    lease,
+                    outcome: outcome.clone(),
+                    now: *now,
+                }));
+            }
+            changed.push(command);
+        }
+        changed
+    }
+
+    /// Sends a job to another worker as well.
+    pub(crate) fn send_to_another(&mut self, node: usize, lease: &Lease, assignment: &Assignment) {
+        if self.has(Bug::TwoWorkersStart) {
+            let other = self.nodes[node].memory.contacts.connected().find(|worker| **worker != lease.worker).cloned();
+            if let Some(other) = other {
+                self.send_to_worker(node, &other, ToWorker::Dispatch(assignment.clone()));
+            }
+        }
+    }
+
+    /// Says for which lease a report counts, and publishes what is only reported.
+    pub(crate) fn lease_of_report(&mut self, node: usize, lease: Lease, outcome: &Outcome) -> Lease {
+        let Outcome::Built { outputs, .. } = outcome else { return lease };
+        if self.has(Bug::PublishesBeforeCommit) {
+            let outputs: Vec<_> = outputs.iter().map(|output| output.info.clone()).collect();
+            if self.store.publish(&outputs).is_ok() {
+                self.fact(&Fact::Published { derivation: &lease.derivation, outputs: &outputs });
+            }
+        }
+        let live = self.nodes[node].memory.farm.live_lease(&lease.derivation);
+        live.filter(|_| self.has(Bug::LateReportCounts)).unwrap_or(lease)
+    }
+
+    /// Spoils the jobs of a submission.
+    pub(crate) fn spoilt(&self, mut jobs: Vec<JobSpec>) -> Vec<JobSpec> {
+        if self.has(Bug::KeyedByOutput) {
+            let mut seen = BTreeSet::new();
+            jobs.retain(|job| seen.insert(job.outputs.values().next().cloned()));
+            let kept: BTreeSet<_> = jobs.iter().map(|job| job.derivation.clone()).collect();
+            jobs.iter_mut().for_each(|job| job.inputs.retain(|input| kept.contains(&input.derivation)));
+        }
+        for job in &mut jobs {
+            if self.has(Bug::HardFeatureIsSoft) {
+                job.required_features.remove("kvm");
+            }
+            if self.has(Bug::SoftFeatureIsHard) && job.required_features.remove("big-parallel") {
+                job.required_features.insert("large-machine".to_owned());
+            }
+        }
+        jobs
+    }
+
+    /// Ends a build because one attempt had bad luck.
+    pub(crate) fn bad_luck(&self, node: usize, build: BuildId) -> Option<BuildRecord> {
+        if !self.has(Bug::JoinersShareBadLuck) {
+            return None;
+        }
+        let farm = &self.nodes[node].memory.farm;
+        let view = farm.build_view(build).filter(|view| view.state == BuildState::Active)?;
+        let unlucky =
+            farm.jobs().find(|job| job.builds.contains(&build) && job.attempts.iter().any(|attempt| attempt.failure.is_some()))?;
+        let request = self.clients.first()?.submission.request;
+        let (name, counts, outputs, submitted_at) = (view.name, view.counts, view.outputs, view.submitted_at);
+        let (roots, failures, state) = (Vec::new(), vec![unlucky], BuildState::Failed);
+        Some(BuildRecord { build, request, name, roots, submitted_at, ended_at: submitted_at, state, counts, outputs, failures })
+    }
+
+    /// Kills what a cancelled build runs, whoever else wants it; or asks for it before the period of grace is over.
+    pub(crate) fn kill_early(&mut self, node: usize, build: BuildId) {
+        let (all, skipped) = (self.has(Bug::CancelKillsForAll), self.has(Bug::GraceIsSkipped));
+        let Some(leader) = self.nodes[node].memory.lead.leader().filter(|_| all || skipped) else { return };
+        let farm = &self.nodes[node].memory.farm;
+        let jobs = farm.jobs().filter(|job| job.builds.contains(&build));
+        let leases: Vec<Lease> = jobs.filter_map(|job| farm.live_lease(&job.derivation)).collect();
+        let now = self.stamp(node);
+        if all {
+            let effects = leases.iter().cloned().map(Effect::Revoke).collect();
+            self.act(node, leader, effects);
+        } else {
+            let revoke = leases.into_iter().map(|lease| Command::Revoke { lease, now: now.after_ms(60_000) });
+            let commands: Vec<Command> = std::iter::once(Command::Cancel { build, now }).chain(revoke).collect();
+            self.propose(node, commands, Then::Nobody);
+        }
+    }
+}
