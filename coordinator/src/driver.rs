@@ -71,6 +71,7 @@ impl Driver {
                 self.parts.sessions.forget_all();
                 self.parts.clock.not_before(self.parts.farm(|farm| farm.latest()));
                 self.expect_workers();
+                kept_logs::sweep(&self.parts);
                 let owed = self.parts.farm(|farm| farm.pending_effects());
                 self.act(leader, owed);
                 self.enforce_deadlines();
@@ -81,6 +82,7 @@ impl Driver {
                 self.parts.granted.forget_all();
                 self.parts.verified.forget_all();
                 self.parts.watchers.forget_all();
+                self.parts.logs.close_all();
             }
         }
     }

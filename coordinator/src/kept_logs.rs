@@ -57,6 +57,37 @@ async fn move_to_store(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) 
     Ok(parts.logs.remove(derivation, attempt)?)
 }
 
+/// What a new leader finds on its disk of jobs that have left the farm: parts of logs that another leader took over, and whole ones that
+/// nobody kept before the last leader here died. What the store lacks goes there; nothing of it stays here.
+pub(crate) fn sweep(parts: &Arc<Parts>) {
+    if !parts.store.is_shared() {
+        return;
+    }
+    let parts = parts.clone();
+    tokio::spawn(async move {
+        let listing = parts.clone();
+        let listed = tokio::task::spawn_blocking(move || listing.logs.list()).await;
+        let found = match listed.map_err(std::io::Error::other).and_then(|listed| listed) {
+            Ok(found) => found,
+            Err(error) => return tracing::warn!(%error, "list the logs of ended attempts"),
+        };
+        for (derivation, attempt) in found {
+            // Of a job that the farm still has the worker may be sending the whole.
+            let is_live = parts.farm(|farm| farm.outputs_declared(&derivation).is_some());
+            if !is_live && let Err(error) = keep_left_over(&parts, &derivation, attempt).await {
+                tracing::warn!(%derivation, error = %crate::driver::Chain(&error), "keep the log of an ended attempt; the next leader here tries again");
+            }
+        }
+    });
+}
+
+async fn keep_left_over(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) -> Result<(), KeptLogError> {
+    match parts.store.has_log(derivation, attempt).await? {
+        true => Ok(parts.logs.remove(derivation, attempt)?),
+        false => move_to_store(parts, derivation, attempt).await,
+    }
+}
+
 /// Returns the latest attempt of a derivation that has a log.
 pub(crate) async fn latest_attempt(parts: &Parts, derivation: &DrvPath) -> Result<Option<AttemptId>, KeptLogError> {
     let own = parts.logs.latest_attempt(derivation);

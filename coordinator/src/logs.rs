@@ -112,11 +112,35 @@ impl Logs {
         Ok(())
     }
 
+    /// Ends every log that is being written: another coordinator takes the rest. Followers end too, and ask there.
+    pub fn close_all(&self) {
+        let closed = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        for log in closed.into_values() {
+            log.size_bytes.send_replace(None);
+        }
+    }
+
+    /// Returns whose logs have a file here.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn list(&self) -> io::Result<Vec<(DrvPath, AttemptId)>> {
+        let mut found = Vec::new();
+        for dir in fs::read_dir(&self.dir)? {
+            let dir = dir?;
+            let Some(derivation) = dir.file_name().to_str().and_then(|name| DrvPath::parse(name).ok()) else { continue };
+            for file in fs::read_dir(dir.path())? {
+                let attempt = file?.file_name().to_str().and_then(attempt_of);
+                found.extend(attempt.map(|attempt| (derivation.clone(), attempt)));
+            }
+        }
+        Ok(found)
+    }
+
     /// Returns the latest attempt that has a log.
     pub fn latest_attempt(&self, derivation: &DrvPath) -> Option<AttemptId> {
         let entries = fs::read_dir(self.dir.join(derivation.as_str())).ok()?;
-        let attempt = |name: &str| name.strip_suffix(".log").and_then(|number| number.parse().ok()).map(AttemptId);
-        entries.filter_map(|entry| attempt(entry.ok()?.file_name().to_str()?)).max()
+        entries.filter_map(|entry| attempt_of(entry.ok()?.file_name().to_str()?)).max()
     }
 
     /// Opens a log for reading from its start.
@@ -149,6 +173,10 @@ impl Logs {
     fn path(&self, derivation: &DrvPath, attempt: AttemptId) -> PathBuf {
         self.dir.join(derivation.as_str()).join(format!("{attempt}.log"))
     }
+}
+
+fn attempt_of(file_name: &str) -> Option<AttemptId> {
+    file_name.strip_suffix(".log")?.parse().ok().map(AttemptId)
 }
 
 /// Returns what `bytes` at `offset_bytes` adds to a log of `size_bytes`: a gap becomes a marker line, an overlap is cut, and the

@@ -49,6 +49,14 @@ impl Store {
         unpacked.map(Some).map_err(|err| StoreError::Log { operation: "unpack", derivation: derivation.clone(), err })
     }
 
+    /// Returns whether the store has the log of an attempt.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn has_log(&self, derivation: &DrvPath, attempt: AttemptId) -> Result<bool, StoreError> {
+        Ok(self.inner.objects.head(&key::log(derivation, attempt)).await?.is_some())
+    }
+
     /// Returns the latest attempt whose log the store has.
     ///
     /// # Errors

@@ -76,6 +76,8 @@ struct State {
     outbox: Mutex<Option<mpsc::UnboundedSender<ToWorker>>>,
     sender: mpsc::UnboundedSender<FromWorker>,
     epoch: Mutex<u64>,
+    /// Bytes of log that came, by attempt.
+    log_bytes: Mutex<BTreeMap<AttemptId, u64>>,
     leader: watch::Sender<Leader>,
     spool: tempfile::TempDir,
 }
@@ -111,6 +113,7 @@ impl Farm {
             outbox: Mutex::default(),
             sender,
             epoch: Mutex::new(10),
+            log_bytes: Mutex::default(),
             leader: watch::Sender::new(Leader { term: 1, node: FIRST }),
             spool,
         });
@@ -397,13 +400,24 @@ async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) 
         Epoch(*epoch)
     };
     let (outbox, mut inbox) = mpsc::unbounded_channel();
-    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone(), log_bytes: Default::default() };
+    let mut log_bytes = lock(&state.log_bytes).clone();
+    log_bytes.retain(|attempt, _| hello.attempts.iter().any(|lease| lease.attempt == *attempt));
+    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone(), log_bytes };
     sender.send(&welcome).await.ok()?;
     *lock(&state.outbox) = Some(outbox);
     state.sender.send(FromWorker::Hello(hello)).ok()?;
     loop {
         tokio::select! {
-            message = receiver.recv::<FromWorker>() => state.sender.send(message.ok()??).ok()?,
+            message = receiver.recv::<FromWorker>() => {
+                let message = message.ok()??;
+                if let FromWorker::Log { lease, offset_bytes, bytes } = &message {
+                    let mut known = lock(&state.log_bytes);
+                    let known = known.entry(lease.attempt).or_default();
+                    assert_eq!(offset_bytes, known, "the log goes on where the welcome said, or where it was");
+                    *known += bytes.len() as u64;
+                }
+                state.sender.send(message).ok()?
+            }
             message = inbox.recv() => sender.send(&message?).await.ok()?,
         }
     }

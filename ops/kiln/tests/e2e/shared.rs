@@ -70,7 +70,7 @@ fn a_farm_on_a_bucket_that_fails_builds_everything_and_nix_reads_it() {
     let place = &daemons.place;
     let bucket = Bucket::serve(&place.path("s3"));
     share_store(&daemons, &bucket);
-    let _coordinator = daemons.start("coordinator");
+    let coordinator = daemons.start("coordinator");
     let _worker = daemons.start("worker");
     daemons.wait_until_up();
     bucket.set_faults("errors_percent=20&lost_percent=5&cut_percent=5&delay_ms=2&seed=4");
@@ -97,6 +97,30 @@ fn a_farm_on_a_bucket_that_fails_builds_everything_and_nix_reads_it() {
     });
     let again = place.run(&[&["log", &format!("{broken}-broken.drv")], &daemons.farm()[..]].concat()).expect_success();
     assert_eq!(again.out(), "this one fails\n", "read from the bucket");
+
+    // What a leader that died left on its disk: a whole log that the bucket lacks, and a part of one that the bucket has.
+    coordinator.kill_9();
+    let kept = |derivation: &str, attempt: &str| place.path(&format!("s3/kiln/farms/test/logs/{derivation}/{attempt}.log.zst"));
+    let lost = format!("{}-lost.drv", "0".repeat(32));
+    let attempt = std::fs::read_dir(kept(&format!("{broken}-broken.drv"), "").parent().expect("a directory"));
+    let name = attempt.expect("a log").next().expect("a log").expect("readable").file_name().into_string().expect("text");
+    let attempt = name.trim_end_matches(".log.zst").to_owned();
+    for (derivation, attempt, text) in [(lost.clone(), "7", "all of it\n"), (format!("{broken}-broken.drv"), attempt.as_str(), "this")] {
+        let dir = place.path(&format!("coordinator/logs/{derivation}"));
+        std::fs::create_dir_all(&dir).expect("make directory");
+        std::fs::write(dir.join(format!("{attempt}.log")), text).expect("write");
+    }
+    let _coordinator = daemons.start("coordinator");
+    daemons.wait_until_up();
+    wait_for("what was left is swept up", || {
+        place.run(&[&["status"], &daemons.farm()[..]].concat()).expect_success();
+        (std::fs::read_dir(place.path("coordinator/logs")).map_or(0, Iterator::count) == 0).then_some(())
+    });
+    assert!(kept(&lost, "7").exists());
+    for (derivation, text) in [(lost, "all of it\n"), (format!("{broken}-broken.drv"), "this one fails\n")] {
+        let log = place.run(&[&["log", &derivation], &daemons.farm()[..]].concat()).expect_success();
+        assert_eq!(log.out(), text, "{derivation}");
+    }
 }
 
 /// Another coordinator beside the first of these daemons: configuration `coordinator-NODE.toml`, with a certificate. Returns its address
