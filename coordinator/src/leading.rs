@@ -12,7 +12,9 @@ pub(crate) async fn tell(parts: &Parts, sender: &mut Sender, receiver: &mut Rece
     loop {
         let is_self = leadership.borrow_and_update().is_self;
         let leader = parts.consensus.leader().map(|(leader, _)| leader);
-        let coordinators = parts.consensus.members().into_iter().map(|standing| standing.member.link).collect();
+        let members = parts.consensus.members();
+        // One that waits to be taken in knows those whom it waits for.
+        let coordinators = if members.is_empty() { parts.join.clone() } else { members.into_iter().map(|of| of.member.link).collect() };
         sender.send(&Response::Leader(WhoLeads { is_self, leader, coordinators })).await?;
         tokio::select! {
             changed = leadership.changed() => if changed.is_err() {
@@ -24,10 +26,9 @@ pub(crate) async fn tell(parts: &Parts, sender: &mut Sender, receiver: &mut Rece
     }
 }
 
-/// Returns the leadership of this coordinator, if it leads. What it reads of the farm then is what everybody was told.
+/// Returns the leadership of this coordinator, if it leads at this moment.
 pub(crate) fn own(parts: &Parts) -> Option<Leader> {
-    let leadership = *parts.consensus.leadership().borrow();
-    leadership.is_self.then_some(leadership.leader)
+    parts.consensus.leads()
 }
 
 /// Waits until this coordinator does not lead under `leader` any more.

@@ -23,6 +23,8 @@ use crate::watch::Watchers;
 /// The parts of a running coordinator.
 pub(crate) struct Parts {
     pub(crate) consensus: Consensus,
+    /// Coordinators that an empty directory waits for.
+    pub(crate) join: Vec<String>,
     pub(crate) store: Store,
     pub(crate) store_dir: StoreDir,
     pub(crate) signing_key: SecretKey,

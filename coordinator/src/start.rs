@@ -209,8 +209,12 @@ async fn parts(
     let archive = Archive::open(&dir.join("builds"), &store)?;
     // Last, for whoever takes part in consensus may have to lead at once.
     let (consensus, effects) = Consensus::start(consensus).await?;
+    if consensus.members().is_empty() {
+        tracing::info!(node = %config.node, "this coordinator waits until `kiln cluster add` takes it in");
+    }
     let parts = Parts {
         consensus,
+        join: config.join.clone(),
         store,
         store_dir: config.store_dir.clone(),
         may_have_peers: config.may_have_peers(),

@@ -145,6 +145,14 @@ impl Consensus {
         self.inner.leadership.clone()
     }
 
+    /// Returns the leadership of this node if it leads at this moment: what it reads of the farm then is what everybody was told. A
+    /// process that was stopped for a while finds here that its time has run out, before anything else has told it.
+    pub fn leads(&self) -> Option<Leader> {
+        let Leadership { leader, is_self } = *self.inner.leadership.borrow();
+        let is_current = is_self && self.inner.progress.borrow().leads_until.is_some_and(|until| Instant::now() < until.into_std());
+        is_current.then_some(leader)
+    }
+
     /// Returns who leads in this term and where it listens, if anybody is known to.
     pub fn leader(&self) -> Option<(Leader, Member)> {
         let progress = self.inner.progress.borrow();

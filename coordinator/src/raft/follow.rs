@@ -38,6 +38,8 @@ pub struct Progress {
     pub voters: Vec<NodeId>,
     /// The voters change: whoever began it must end it, or else the next leader.
     pub is_changing: bool,
+    /// Until when this node leads for all that is known; none if it does not.
+    pub leads_until: Option<Instant>,
     /// How far the others are; of a leader only.
     pub matched: BTreeMap<NodeId, u64>,
     /// When they last answered; of a leader only.
@@ -64,7 +66,7 @@ pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progre
         // A leader whose log cannot be written must not look like one: what is asked of it waits for room.
         let until = leads_until(&seen, node, lease).filter(|_| *room.borrow_and_update() != Room::None);
         progress.send_if_modified(|known| {
-            let fresh = Progress::of(&seen);
+            let fresh = Progress { leads_until: until, ..Progress::of(&seen) };
             let differs = *known != fresh;
             *known = fresh;
             differs
@@ -123,6 +125,7 @@ impl Progress {
             members: members.nodes().map(|(node, member)| (NodeId(*node), member.clone())).collect(),
             voters: members.voter_ids().filter(|voter| sets.iter().all(|set| set.contains(voter))).map(NodeId).collect(),
             is_changing: sets.len() > 1,
+            leads_until: None,
             matched: seen
                 .replication
                 .iter()

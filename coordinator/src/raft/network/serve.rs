@@ -92,9 +92,14 @@ impl Host {
                 "coordinator {to} has another directory than the one on record: it was wiped. Remove it and add it under a new number"
             ));
         }
-        let known = self.machine.state().directories.get(from).copied();
+        let state = self.machine.state();
+        let known = state.directories.get(from).copied();
         if known.is_some_and(|known| !known.may_be(*directory)) {
             return Some(format!("number {from} belongs to another directory: a number is never used again"));
+        }
+        // One whose addition is not applied here yet is unknown, and must be heard: its vote may count already.
+        if known.is_some() && state.members.membership().get_node(&from.0).is_none() {
+            return Some(format!("coordinator {from} was removed"));
         }
         None
     }
