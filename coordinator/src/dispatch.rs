@@ -46,7 +46,7 @@ pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, re
         Ok(assignment) => {
             let worker = lease.worker.clone();
             parts.granted.note(&lease, assignment.inputs.iter().map(|info| &info.path));
-            parts.sessions.send(&worker, ToWorker::Dispatch(assignment));
+            parts.sessions.dispatch(&worker, assignment);
             if !is_live(&parts, &lease) {
                 // The lease ended while the assignment was made: the worker must not run it on.
                 parts.granted.forget(&worker, &lease.derivation, lease.attempt);

@@ -2,11 +2,11 @@
 //!
 //! Decides nothing: `kiln_core::Contacts` knows which session counts and who is silent; the streams are kept here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kiln_core::{Contacts, Steady};
-use kiln_wire::worker::ToWorker;
+use kiln_wire::worker::{Assignment, ToWorker};
 use kiln_wire::{Epoch, WorkerId};
 use tokio::sync::mpsc;
 
@@ -24,6 +24,8 @@ struct Inner {
     contacts: Contacts,
     /// The live session's stream of each worker that has one.
     outboxes: BTreeMap<WorkerId, Outbox>,
+    /// Those whose live session is registered.
+    registered: BTreeSet<WorkerId>,
 }
 
 impl Sessions {
@@ -36,6 +38,7 @@ impl Sessions {
     pub(crate) fn open(&self, worker: &WorkerId, session: u64, outbox: Outbox, now: Steady) {
         let mut inner = self.lock();
         inner.contacts.open(worker, session, now);
+        inner.registered.remove(worker);
         inner.outboxes.insert(worker.clone(), outbox);
     }
 
@@ -54,7 +57,17 @@ impl Sessions {
 
     /// Notes the registration that the farm gave to a worker.
     pub(crate) fn registered(&self, worker: &WorkerId, epoch: Epoch, now: Steady) {
-        self.lock().contacts.registered(worker, epoch, now);
+        let mut inner = self.lock();
+        inner.contacts.registered(worker, epoch, now);
+        inner.registered.insert(worker.clone());
+    }
+
+    /// Sends a job, unless the session's registration is still under way: its hello could not name the job, so that the registration ends
+    /// the lease, and the worker would begin what it is told to stop a moment later.
+    pub(crate) fn dispatch(&self, worker: &WorkerId, assignment: Assignment) -> bool {
+        let inner = self.lock();
+        let outbox = inner.outboxes.get(worker).filter(|_| inner.registered.contains(worker));
+        outbox.is_some_and(|outbox| outbox.send(ToWorker::Dispatch(assignment)).is_ok())
     }
 
     /// Sends a message; returns false if the worker has no live session, which its next `Hello` mends.
@@ -89,5 +102,38 @@ impl Sessions {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::{AttemptId, DrvPath, JobLimits, Leader, Lease, Resources, StoreDir};
+
+    use super::*;
+
+    fn assignment(worker: &WorkerId) -> Assignment {
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        Assignment {
+            leader: Leader::default(),
+            lease: Lease { derivation, attempt: AttemptId(7), worker: worker.clone(), epoch: Epoch(5) },
+            store_dir: StoreDir::default(),
+            derivation: Vec::new(),
+            inputs: Vec::new(),
+            input_outputs: BTreeMap::new(),
+            resources: Resources::default(),
+            limits: JobLimits::default(),
+        }
+    }
+
+    #[test]
+    fn a_session_whose_registration_is_under_way_gets_no_job() {
+        let (sessions, worker) = (Sessions::default(), WorkerId::parse("w1").expect("a name"));
+        for session in 1..=2 {
+            let (outbox, mut sent) = mpsc::unbounded_channel();
+            sessions.open(&worker, session, outbox, Steady(0));
+            assert!(!sessions.dispatch(&worker, assignment(&worker)) && sent.try_recv().is_err());
+            sessions.registered(&worker, Epoch(5), Steady(0));
+            assert!(sessions.dispatch(&worker, assignment(&worker)) && sent.try_recv().is_ok());
+        }
     }
 }
