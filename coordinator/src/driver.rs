@@ -155,8 +155,12 @@ impl Driver {
     fn plan(&mut self) {
         let (now, steady) = (self.parts.clock.now(), self.parts.clock.steady());
         let started = Instant::now();
-        let lead = &mut self.lead;
-        if let Some((commands, report)) = self.parts.farm(|farm| lead.plan(farm, now, steady)) {
+        let (lead, sessions) = (&mut self.lead, &self.parts.sessions);
+        let planned = self.parts.farm(|farm| {
+            lead.away(farm.registrations().map(|(worker, _)| worker).filter(|worker| !sessions.is_registered(worker)).cloned().collect());
+            lead.plan(farm, now, steady)
+        });
+        if let Some((commands, report)) = planned {
             self.parts.meter.planned(started.elapsed(), &report);
             self.propose(Proposed::Leases, commands);
         }

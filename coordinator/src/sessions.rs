@@ -46,6 +46,7 @@ impl Sessions {
     pub(crate) fn close(&self, worker: &WorkerId, session: u64) {
         let mut inner = self.lock();
         if inner.contacts.close(worker, session) {
+            inner.registered.remove(worker);
             inner.outboxes.remove(worker);
         }
     }
@@ -60,6 +61,12 @@ impl Sessions {
         let mut inner = self.lock();
         inner.contacts.registered(worker, epoch, now);
         inner.registered.insert(worker.clone());
+    }
+
+    /// Whether the worker has a session whose registration the farm has given.
+    pub(crate) fn is_registered(&self, worker: &WorkerId) -> bool {
+        let inner = self.lock();
+        inner.registered.contains(worker) && inner.outboxes.contains_key(worker)
     }
 
     /// Sends a job, unless the session's registration is still under way: its hello could not name the job, so that the registration ends

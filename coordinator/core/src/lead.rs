@@ -4,6 +4,7 @@
 //! Pure: time comes in, commands come out; the shell proposes them and says what became of them. Does not do effects. Invariants: what
 //! makes a job or a worker eligible leads to a plan; a proposal that failed is made again while the node leads.
 
+use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -12,7 +13,7 @@ use kiln_wire::{Epoch, Leader, Timestamp, WorkerId};
 use crate::clock::Steady;
 use crate::command::Command;
 use crate::farm::Farm;
-use crate::plan::{Limits, plan};
+use crate::plan::{Limits, plan_without};
 use crate::report::PlanReport;
 
 /// The leader's part of one coordinator.
@@ -28,6 +29,8 @@ pub struct Lead {
     looked_at: Timestamp,
     /// A proposal failed: not before this moment again.
     again_at: Option<Steady>,
+    /// Registered workers that have no session with this leader, or one that is not registered yet: nothing is placed on them.
+    away: BTreeSet<WorkerId>,
 }
 
 /// What changed with the leadership.
@@ -62,6 +65,11 @@ impl Lead {
         self.changed = true;
     }
 
+    /// Notes which registered workers are away, for the plans that follow.
+    pub fn away(&mut self, away: BTreeSet<WorkerId>) {
+        self.away = away;
+    }
+
     /// Plans if that can tell something new. Returns the report with the leases to propose, if there are any: then
     /// [`Lead::assigned`] is owed.
     pub fn plan(&mut self, farm: &Farm, now: Timestamp, steady: Steady) -> Option<(Vec<Command>, PlanReport)> {
@@ -69,7 +77,7 @@ impl Lead {
             return None;
         }
         self.changed = false;
-        let (plan, report) = plan(farm, now, &Limits::STANDARD);
+        let (plan, report) = plan_without(farm, now, &Limits::STANDARD, &self.away);
         // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
         let assign = |placement| Command::Assign { placements: vec![placement], now };
         let commands: Vec<Command> = plan.placements.into_iter().map(assign).collect();
@@ -127,7 +135,6 @@ const PAUSE_MS: u64 = 100;
 
 #[cfg(test)]
 mod tests {
-    use alloc::collections::BTreeSet;
     use alloc::string::String;
 
     use kiln_wire::worker::Offer;
@@ -191,7 +198,7 @@ mod tests {
     #[test]
     fn a_deadline_that_passes_while_something_else_happens_is_not_missed() {
         let (mut farm, mut lead) = (farm(), Lead::default());
-        let (plan, _) = plan(&farm, Timestamp(10), &Limits::STANDARD);
+        let (plan, _) = crate::plan(&farm, Timestamp(10), &Limits::STANDARD);
         farm.apply(LogIndex(4), Command::Assign { placements: plan.placements, now: Timestamp(10) });
         let worker = WorkerId::parse("w1").expect("a name");
         farm.apply(LogIndex(5), Command::Lose { worker, epoch: Epoch(1), now: Timestamp(10) });
@@ -203,6 +210,17 @@ mod tests {
         assert_eq!(lead.wake_after_ms(&farm, None, late, Steady(0)), Some(1), "asked too late, it is due at once");
         lead.enforce(&farm, [], late);
         assert_eq!(lead.wake_after_ms(&farm, None, late, Steady(0)), None);
+    }
+
+    #[test]
+    fn a_worker_that_is_away_gets_nothing_until_it_is_back() {
+        let (farm, mut lead) = (farm(), Lead::default());
+        lead.follow(Some(HERE));
+        lead.away(BTreeSet::from([WorkerId::parse("w1").expect("a name")]));
+        assert_eq!(leases(&mut lead, &farm, 0), Some(0));
+        lead.away(BTreeSet::new());
+        lead.changed();
+        assert_eq!(leases(&mut lead, &farm, 0), Some(1));
     }
 
     #[test]

@@ -49,7 +49,13 @@ impl Default for Limits {
 /// The highest upward rank goes first, ties by derivation path; to the worker with most free cores, then slots, then memory, ties by
 /// its id. The most urgent job that fits nowhere keeps one worker to itself. A worker on which the job failed for infrastructure reasons is passed over if a registered one is left on which it did not.
 pub fn plan(farm: &Farm, now: Timestamp, limits: &Limits) -> (Plan, PlanReport) {
-    let mut fleet = Fleet::of(farm);
+    plan_without(farm, now, limits, &BTreeSet::new())
+}
+
+/// As [`plan`], and places nothing on the workers that are `away`: they have no session with the leader, and their next registration
+/// would end a lease that they were never told of.
+pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSet<WorkerId>) -> (Plan, PlanReport) {
+    let mut fleet = Fleet::of(farm, away);
     let (mut lanes, mut waiting) = lanes(farm, now);
     let mut heads: BinaryHeap<Reverse<(ReadyEntry, usize)>> = BinaryHeap::new();
     for (at, lane) in lanes.iter_mut().enumerate() {
@@ -184,8 +190,8 @@ enum Spot {
 }
 
 impl<'a> Fleet<'a> {
-    fn of(farm: &'a Farm) -> Self {
-        let free = farm.facts.workers.iter().filter_map(|(id, worker)| {
+    fn of(farm: &'a Farm, away: &BTreeSet<WorkerId>) -> Self {
+        let free = farm.facts.workers.iter().filter(|(id, _)| !away.contains(*id)).filter_map(|(id, worker)| {
             let free = farm.free_on(id).filter(|free| free.slots > 0)?;
             Some(Candidate { id, worker, free })
         });

@@ -38,7 +38,7 @@ pub struct Waiting {
 /// Why a ready job waits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WaitReason {
-    /// Every worker that could run it is full.
+    /// Every worker that could run it is full, or has no session with the leader yet.
     Busy,
     /// Every worker that could run it finishes what it has and takes nothing new.
     Finishing,
