@@ -4,6 +4,7 @@
 #
 #   shape  wide: n derivations, none needs another. deep: a chain of n. layered: rows of `width`, each needs three of the row before.
 #   seed   part of every derivation: another seed makes n derivations that nobody has built
+#   pause  how long each takes beside its own work, as busybox's `sleep` reads it: "0.3" are 300 ms without processor time
 #   refs   whether an output names its inputs, so that closures grow with the depth; else dependencies are there for the build only
 #   busybox  a static busybox, by its path in a real directory; the package set's cache is looked at first, then this machine's own
 #
@@ -13,6 +14,7 @@
 , seed ? ""
 , width ? 32
 , refs ? false
+, pause ? null
 , busybox ? null
 , system ? builtins.currentSystem
 }:
@@ -26,11 +28,13 @@ let
       else throw "no busybox: give --argstr busybox PATH, or run loadtest/pkgset/fetch, or install busybox-static";
   };
 
+  rest = if pause == null then "" else "${bootstrap}/busybox sleep ${pause}; ";
+
   job = number: needs: derivation {
     name = "micro-${shape}-${toString number}";
     inherit system seed needs;
     builder = "${bootstrap}/busybox";
-    args = [ "sh" "-c" (if refs then "echo $name $seed $needs >$out" else "echo $name $seed >$out") ];
+    args = [ "sh" "-c" (rest + (if refs then "echo $name $seed $needs >$out" else "echo $name $seed >$out")) ];
   };
 
   numbers = from: count: builtins.genList (i: from + i) count;

@@ -7,14 +7,25 @@
 
 pub mod disk;
 pub mod facts;
+pub mod farm;
+pub mod graph;
+pub mod history;
 pub mod hosts;
+pub mod kills;
 pub mod linear;
 pub mod lines;
+pub mod load;
 pub mod models;
 pub mod net;
 pub mod plan;
+pub mod probe;
 pub mod process;
 pub mod random;
 pub mod report;
+pub mod rounds;
 pub mod rules;
 pub mod run;
+pub mod sets;
+pub mod snapshots;
+pub mod transfers;
+pub mod trouble;

@@ -1,0 +1,50 @@
+//! A build that goes on for as long as something is measured: jobs that take a moment and no processor time, each dispatched anew.
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, bail};
+
+use crate::farm::Farm;
+use crate::sets::Set;
+
+/// A running `kiln build` whose end nobody waits for.
+#[derive(Debug)]
+pub struct Load {
+    child: Child,
+}
+
+impl Load {
+    /// Starts building the derivations of a list.
+    ///
+    /// # Errors
+    /// If the list or the program cannot be used.
+    pub fn start(farm: &Farm, list: &Path) -> anyhow::Result<Self> {
+        let set = Set::read(list)?;
+        let log = farm.dir().join("logs/build.log");
+        let file = std::fs::File::create(&log).with_context(|| format!("make `{}`", log.display()))?;
+        let mut command = farm.client(&[&["build", "--json"], &set.arguments()[..]].concat());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        Ok(Self { child: command.spawn().context("start `kiln build`")? })
+    }
+
+    /// Fails if there is nothing to build any more, or the client gave up.
+    ///
+    /// # Errors
+    /// If so: how it ended.
+    pub fn must_go_on(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait().context("look at `kiln build`")? {
+            Some(status) if status.success() => bail!("the build ended before the measuring did: give it more derivations"),
+            Some(status) => bail!("the client ended: {status}; see build.log"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
