@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use crate::builds::copy_with_nix;
 use crate::crashes::Daemons;
-use crate::farm::{free_port, wait_for};
+use crate::farm::{Process, free_port, wait_for};
 
 /// A chain and a few beside it, small enough to be quick.
 pub const SET: &str = r#"
@@ -185,6 +185,30 @@ fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
     assert_eq!(log.out(), "this one fails\n");
     let again = place.run(&[&["build", "-f", "set.nix", "-A", "all"], &daemons.farm()[..]].concat()).expect_success();
     copy_with_nix(place, &caches[0], &key, again.out().lines().next().expect("a path"));
+}
+
+#[test]
+fn a_bucket_that_goes_away_in_mid_build_holds_it_up_and_charges_nobody() {
+    let daemons = Daemons::with(SET);
+    let place = &daemons.place;
+    let bucket = Bucket::serve(&place.path("s3"));
+    share_store(&daemons, &bucket);
+    let _coordinator = daemons.start("coordinator");
+    let _worker = daemons.start("worker");
+    daemons.wait_until_up();
+    let mut build = Process::start(&mut place.kiln(&[&["build", "-f", "set.nix", "-A", "all", "--json"], &daemons.farm()[..]].concat()));
+    build.wait_for_line("\"event\":\"built\"");
+    let before = bucket.server.served().faults;
+    bucket.set_faults("away=true");
+    wait_for("the bucket is missed", || {
+        place.run(&[&["status"], &daemons.farm()[..]].concat()).expect_success();
+        // More than the tries of every request that can be under way: some have given up, and whoever asked waits.
+        (bucket.server.served().faults > before + 30).then_some(())
+    });
+    bucket.set_faults("");
+    let (code, said) = build.finish();
+    assert_eq!(code, 0, "{said}");
+    assert!(!said.contains("\"event\":\"retried\"") && !said.contains("\"event\":\"failed\""), "{said}");
 }
 
 #[test]
