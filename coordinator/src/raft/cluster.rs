@@ -102,8 +102,6 @@ pub struct Group {
 
 /// Carries out orders, and makes voters of learners that are in step, until raft ends.
 pub async fn run(group: Arc<Group>, mut orders: mpsc::UnboundedReceiver<Ordered>) {
-    let mut look = tokio::time::interval(PROMOTE_EVERY);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             ordered = orders.recv() => {
@@ -114,7 +112,7 @@ pub async fn run(group: Arc<Group>, mut orders: mpsc::UnboundedReceiver<Ordered>
                     let _ = done.send(group.carry_out(order).await);
                 });
             }
-            _ = look.tick() => group.tend().await,
+            () = group.something_to_tend() => group.tend().await,
         }
     }
 }
@@ -240,6 +238,20 @@ impl Group {
                 Err(unknown("the other coordinator did not take over in time"))
             }
         }
+    }
+
+    /// Waits until there may be something to do for a leader, and a moment longer.
+    async fn something_to_tend(&self) {
+        let me = self.host.node;
+        let is_due = |now: &Progress| {
+            let has_moved = now.members.get(&me).is_some_and(|known| *known != self.host.member);
+            now.leader == Some(me) && (now.is_changing || has_moved || now.members.len() > now.voters.len())
+        };
+        if self.progress.clone().wait_for(is_due).await.is_err() {
+            // Raft has ended, and with it this node is about to.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(PROMOTE_EVERY).await;
     }
 
     /// What a leader does by itself: ends a change that an earlier leader began, notes where it listens, and makes a voter of a

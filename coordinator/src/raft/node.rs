@@ -214,11 +214,12 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let member = Member { link: config.link.clone(), http: config.http.clone(), directory: disk.log.directory() };
     let moved = Moved::default();
     let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone());
-    let raft = Raft::new(config.node.0, settings, peers, disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
+    let raft = Raft::new(config.node.0, settings, peers.clone(), disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
     let watched = Watched { node: config.node, lease, room: disk.log.stats().room.subscribe() };
     tokio::spawn(follow::follow(raft.clone(), watched, tell, lead));
+    tokio::spawn(peers.keep_open(progress.clone()));
     let has_group = raft.is_initialized().await.map_err(|err| failed(&err))?;
     let is_alone = has_group && raft.voter_ids().all(|voter| voter == config.node.0);
     if is_alone {

@@ -49,11 +49,6 @@ impl Moved {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, link);
     }
 
-    /// Forgets it, for what is on record is newer.
-    pub fn forget(&self, node: NodeId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
-    }
-
     fn find(&self, node: NodeId) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
@@ -148,6 +143,14 @@ impl Lane {
 
     /// Asks something that one message answers, on a stream of its own. Dropped early, it counts as unanswered.
     pub async fn ask<A: DeserializeOwned>(&self, call: &Call) -> Result<A, Arc<LaneError>> {
+        let known = self.state().live.clone();
+        let answer = self.ask_once(call).await;
+        // A peer that restarted lets go of the connection that was kept; what is asked may be asked twice.
+        let was_stale = answer.is_err() && known.is_some_and(|known| known.close_reason().is_some());
+        if was_stale { self.ask_once(call).await } else { answer }
+    }
+
+    async fn ask_once<A: DeserializeOwned>(&self, call: &Call) -> Result<A, Arc<LaneError>> {
         let watch = Watch { lane: self, answered: false };
         let (mut sender, mut receiver) = self.open_stream().await?;
         let answer: Result<Option<A>, LinkError> = async {

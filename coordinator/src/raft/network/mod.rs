@@ -14,7 +14,7 @@ mod snapshot;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -27,6 +27,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{RaftNetworkFactory, RaftNetworkV2};
+use tokio::sync::watch;
 
 use self::append::Answers;
 pub use self::dial::Dial;
@@ -35,6 +36,7 @@ pub use self::lane::{LaneError, Moved, Route, open};
 use self::messages::{Ballot, BallotReply, Call, HandOver, HandOverReply};
 pub use self::messages::{Common, Introduction};
 pub use self::serve::{Host, serve};
+use super::follow::Progress;
 use super::member::{DirectoryId, Member};
 use super::record::{Position, VoteRecord};
 use super::state_machine::{SnapshotFile, StoredSnapshot};
@@ -62,44 +64,77 @@ impl Pace {
 }
 
 /// Makes connections to other coordinators; without a dialer there are none to make.
+#[derive(Clone, Debug)]
+pub struct Peers(Arc<Roads>);
+
 #[derive(Debug)]
-pub struct Peers {
+struct Roads {
     me: NodeId,
     directory: DirectoryId,
     dial: Option<Dial>,
     pace: Pace,
     moved: Moved,
-    /// The lanes of signs of life and votes, kept from one leader to the next, so that an election need not dial first.
-    control: Mutex<BTreeMap<u64, (Member, Arc<Lane>)>>,
+    /// The lanes that are kept from one leader to the next, so that neither an election nor its winner's first entry waits for a
+    /// handshake.
+    kept: Mutex<BTreeMap<u64, (Member, Lanes)>>,
 }
 
 impl Peers {
     /// Makes the factory of `me`, whose directory is `directory`.
     pub fn new(me: NodeId, directory: DirectoryId, dial: Option<Dial>, pace: Pace, moved: Moved) -> Self {
-        Self { me, directory, dial, pace, moved, control: Mutex::default() }
+        Self(Arc::new(Roads { me, directory, dial, pace, moved, kept: Mutex::default() }))
+    }
+
+    /// Keeps connections open to every other member, until raft ends.
+    pub async fn keep_open(self, mut progress: watch::Receiver<Progress>) {
+        let me = self.0.me;
+        loop {
+            let has_others = |now: &Progress| now.members.len() > 1 && now.members.contains_key(&me);
+            let Ok(members) = progress.wait_for(has_others).await.map(|now| now.members.clone()) else { return };
+            for (node, member) in members.iter().filter(|(node, _)| **node != me) {
+                let Some(lanes) = self.0.lanes(node.0, member) else { return };
+                tokio::spawn(async move {
+                    // Whoever needs them is told why there are none.
+                    let _ = tokio::join!(lanes.control.connection(), lanes.append.connection());
+                });
+            }
+            self.0.kept().retain(|node, _| members.contains_key(&NodeId(*node)));
+            tokio::time::sleep(OPEN_EVERY).await;
+        }
     }
 
     fn peer(&self, node: u64, member: &Member) -> Peer {
-        let lanes = self.dial.as_ref().map(|dial| {
-            let mut kept = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || Arc::new(Lane::new(dial.clone(), self.route(node, member)));
-            let control = match kept.get(&node) {
-                Some((known, lane)) if known == member => Arc::clone(lane),
-                Some(_) => {
-                    self.moved.forget(NodeId(node));
-                    fresh()
-                }
-                None => fresh(),
-            };
-            kept.insert(node, (member.clone(), Arc::clone(&control)));
-            Lanes { control, bulk: fresh() }
-        });
-        Peer { node, lanes, is_heartbeat: false, pace: self.pace }
+        Peer { node, lanes: self.0.lanes(node, member), is_heartbeat: false, pace: self.0.pace }
+    }
+}
+
+impl Roads {
+    /// Returns the lanes to a member, the kept ones if it is where it was.
+    fn lanes(&self, node: u64, member: &Member) -> Option<Lanes> {
+        let dial = self.dial.as_ref()?;
+        let fresh = || Arc::new(Lane::new(dial.clone(), self.route(node, member)));
+        let mut kept = self.kept();
+        let (control, append) = match kept.get(&node) {
+            Some((known, lanes)) if known == member => (Arc::clone(&lanes.control), Arc::clone(&lanes.append)),
+            Some(_) => {
+                // Raft goes on with the lanes that it has.
+                self.moved.note(NodeId(node), member.link.clone());
+                (fresh(), fresh())
+            }
+            None => (fresh(), fresh()),
+        };
+        let lanes = Lanes { control, append, snapshot: fresh() };
+        kept.insert(node, (member.clone(), lanes.clone()));
+        Some(lanes)
     }
 
     fn route(&self, node: u64, member: &Member) -> Route {
         let (from, directory, to) = (self.me, self.directory, NodeId(node));
         Route { from, directory, to, member: member.clone(), moved: self.moved.clone(), dial_max: self.pace.dial_max() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<u64, (Member, Lanes)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,11 +159,12 @@ pub struct Peer {
     pace: Pace,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lanes {
     control: Arc<Lane>,
-    /// Of appends, or of one snapshot; opened only if it is used.
-    bulk: Arc<Lane>,
+    append: Arc<Lane>,
+    /// Of one snapshot; opened only if there is one to send.
+    snapshot: Arc<Lane>,
 }
 
 impl Peer {
@@ -156,7 +192,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         async move {
             let lanes = self.lanes()?;
             if !self.is_heartbeat {
-                return append::stream(Arc::clone(&lanes.bulk), input, self.pace.append_max()).await;
+                return append::stream(Arc::clone(&lanes.append), input, self.pace.append_max()).await;
             }
             let Some(request) = input.next().await else { return Ok(futures::stream::empty().boxed()) };
             let answer = append::once(&lanes.control, request).await?;
@@ -184,7 +220,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let lane = &self.lanes()?.bulk;
+        let lane = &self.lanes()?.snapshot;
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = snapshot::send(lane, VoteRecord::from(&vote), &snapshot.snapshot.path) => match sent {
@@ -230,3 +266,5 @@ pub fn chain(err: &dyn std::error::Error) -> String {
 
 /// Longest pause before a silent peer is tried again.
 const BACKOFF_MS_MAX: u64 = 1000;
+/// How often lanes that have closed are opened again.
+const OPEN_EVERY: Duration = Duration::from_millis(500);
