@@ -7,7 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use kiln_core::{Answer, Effect};
@@ -105,11 +105,13 @@ impl StateMachine {
 
     /// Replaces the farm by a snapshot; on return that one is current on disk too.
     fn install(&self, path: &std::path::Path) -> Result<(), SnapshotError> {
+        let begin = Instant::now();
         let snapshot = snapshot::read(path)?;
         if self.shared.snapshots.newest()?.as_deref() != Some(path) {
             self.shared.snapshots.adopt(path, snapshot.last)?;
         }
         *self.shared.state.write().expect("no user of the farm panics while changing it") = snapshot;
+        tell("installed a snapshot", path, begin);
         Ok(())
     }
 }
@@ -171,9 +173,13 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
         loop {
             let machine = self.clone();
             let built = blocking(move || {
+                let begin = Instant::now();
                 let copy = machine.state().clone();
                 match machine.shared.snapshots.write(&copy) {
-                    Ok(path) => Ok(Some(StoredSnapshot { meta: copy.meta(), snapshot: SnapshotFile { path } })),
+                    Ok(path) => {
+                        tell("wrote a snapshot", &path, begin);
+                        Ok(Some(StoredSnapshot { meta: copy.meta(), snapshot: SnapshotFile { path } }))
+                    }
                     Err(err) if err.is_full() => Ok(None),
                     Err(err) => Err(err),
                 }
@@ -190,6 +196,13 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
+}
+
+/// Logs what was done with a snapshot, how large it is and how long that took.
+fn tell(what: &'static str, path: &std::path::Path, begin: Instant) {
+    // It was there a moment ago; should it be superseded already, its size is not worth an error.
+    let bytes = path.metadata().map_or(0, |meta| meta.len());
+    tracing::info!(bytes, ms = begin.elapsed().as_millis() as u64, "{what}");
 }
 
 /// How often a snapshot that found no room is tried again.
