@@ -203,5 +203,5 @@ fn flat_hash(file: &Path) -> anyhow::Result<Hash> {
 
 /// zstd's level for sources: they are sent once and kept.
 const UPLOAD_LEVEL: i32 = 3;
-/// Derivations in one batch; most are below 2 KB.
-const FILES_PER_BATCH: usize = 4096;
+/// Derivations in one batch: few enough that one is through before the next change of leader, which has it sent again.
+const FILES_PER_BATCH: usize = 512;
