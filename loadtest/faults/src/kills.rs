@@ -47,7 +47,7 @@ impl Kills {
         let mut times = Vec::new();
         for kill in 1..=self.kills {
             trouble.settle()?;
-            steady(trouble.farm(), &mut load)?;
+            load.wait_until_steady(trouble.farm())?;
             run::pause(Duration::from_millis(random.between(100, 1_500)))?;
             load.must_go_on()?;
             let leader = trouble.leader()?;
@@ -82,18 +82,6 @@ fn claim(times: &[f64]) -> anyhow::Result<ExitCode> {
     Ok(claims.finish())
 }
 
-/// Waits until workers get jobs.
-fn steady(farm: &mut Farm, load: &mut Load) -> anyhow::Result<()> {
-    let since = farm.book.now_us();
-    let book = farm.book.clone();
-    run::wait_for("workers get jobs", PATIENCE, || {
-        load.must_go_on()?;
-        farm.must_live()?;
-        let begun = book.said().iter().filter(|said| said.at_us > since && matches!(said.fact, Fact::Began(..))).count();
-        Ok((begun >= STEADY).then_some(()))
-    })
-}
-
 /// The attempts that were leased so far.
 fn leased(said: &[Said]) -> BTreeSet<u64> {
     let attempt = |said: &Said| match &said.fact {
@@ -116,8 +104,6 @@ fn first_new(said: &[Said], at_us: u64, dead: Host, known: &BTreeSet<u64>) -> Op
     said.iter().filter(is_new).map(|said| said.at_us).min()
 }
 
-/// Jobs begun that show that the farm works.
-const STEADY: usize = 5;
 /// Longest time to wait for the next job: far more than any goal, so that a slow one is measured.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use crate::farm::Farm;
+use crate::lines::Fact;
+use crate::run;
 use crate::sets::Set;
 
 /// A running `kiln build` whose end nobody waits for.
@@ -39,6 +42,21 @@ impl Load {
             None => Ok(()),
         }
     }
+
+    /// Waits until workers get jobs: from then on, all derivations are handed over.
+    ///
+    /// # Errors
+    /// If they get none for long, or something ended.
+    pub fn wait_until_steady(&mut self, farm: &mut Farm) -> anyhow::Result<()> {
+        let since = farm.book.now_us();
+        let book = farm.book.clone();
+        run::wait_for("workers get jobs", HANDED_OVER, || {
+            self.must_go_on()?;
+            farm.must_live()?;
+            let begun = book.said().iter().filter(|said| said.at_us > since && matches!(said.fact, Fact::Began(..))).count();
+            Ok((begun >= STEADY).then_some(()))
+        })
+    }
 }
 
 impl Drop for Load {
@@ -48,3 +66,8 @@ impl Drop for Load {
         let _reaped = self.child.wait();
     }
 }
+
+/// Longest time for the first jobs to begin: thousands of derivations are handed over before.
+const HANDED_OVER: Duration = Duration::from_secs(300);
+/// Jobs begun that show that the farm works.
+const STEADY: usize = 5;

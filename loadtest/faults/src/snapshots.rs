@@ -63,6 +63,8 @@ impl Snapshots {
         let mut trouble = Trouble::new(&mut farm, &probe);
         trouble.settle()?;
         let leader = trouble.leader()?;
+        let again = fill_log(trouble.farm(), leader, &root)?;
+        claims.tell("submissions of the same graph beside, until the log was long enough for a snapshot", again.len());
         let farm = trouble.farm();
         let wiped = farm.coordinators().into_iter().rev().find(|host| *host != leader).context("a follower")?;
         let (Host::Coordinator(old), new) = (wiped, self.shape.coordinators + 1) else { anyhow::bail!("{wiped} is no coordinator") };
@@ -90,7 +92,7 @@ impl Snapshots {
         );
         claims.check("jobs dispatched meanwhile", begun, "goal: more than none", begun > 0);
         self.figures(farm, new, &claims)?;
-        drop(load);
+        drop((load, again));
         farm.stop_all()?;
         Ok(claims.finish())
     }
@@ -112,9 +114,7 @@ impl Snapshots {
     /// Prints the snapshots that the coordinators hold, and what they said of writing and installing them.
     fn figures(&self, farm: &Farm, new: u8, claims: &Claims) -> anyhow::Result<()> {
         for host in farm.coordinators() {
-            let dir = farm.dir().join(host.to_string()).join("raft/snapshot");
-            let sizes = fs::read_dir(&dir).into_iter().flatten().flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len());
-            if let Some(bytes) = sizes.max() {
+            if let Some(bytes) = snapshot_bytes(farm, host) {
                 claims.tell(&format!("snapshot on {host}"), format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)));
             }
         }
@@ -127,6 +127,29 @@ impl Snapshots {
     }
 }
 
+/// Submits the graph again until a coordinator has written a snapshot: each time its log grows by the whole graph.
+fn fill_log(farm: &mut Farm, leader: Host, root: &Path) -> anyhow::Result<Vec<Load>> {
+    let mut loads = Vec::new();
+    while loads.len() < SUBMISSIONS_MAX && snapshot_bytes(farm, leader).is_none() {
+        loads.push(Load::start(farm, root)?);
+        let submitted = run::wait_for("the graph is submitted again", LOADED, || {
+            farm.must_live()?;
+            let builds = farm.status().ok().and_then(|status| status["builds"].as_array().map(Vec::len));
+            Ok(builds.filter(|builds| *builds > loads.len()))
+        });
+        submitted?;
+        run::pause(SNAPSHOT)?;
+    }
+    Ok(loads)
+}
+
+/// The size of a coordinator's newest snapshot, if it has one.
+fn snapshot_bytes(farm: &Farm, host: Host) -> Option<u64> {
+    let dir = farm.dir().join(host.to_string()).join("raft/snapshot");
+    let sizes = fs::read_dir(&dir).into_iter().flatten().flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len());
+    sizes.max()
+}
+
 /// The messages of a log that have this word, with their fields.
 fn said(log: &Path, word: &str) -> anyhow::Result<Vec<String>> {
     let text = fs::read_to_string(log).with_context(|| format!("read `{}`", log.display()))?;
@@ -137,5 +160,9 @@ fn said(log: &Path, word: &str) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().filter_map(fields).collect())
 }
 
+/// Submissions of one graph at most: a snapshot is due after 64 MiB of log, which two or three make.
+const SUBMISSIONS_MAX: usize = 5;
+/// How long a snapshot may take to be written before the next submission.
+const SNAPSHOT: Duration = Duration::from_secs(5);
 /// Longest time to hand the graph over: an evaluated closure of 62,315 files, on a busy machine.
 const LOADED: Duration = Duration::from_secs(600);

@@ -45,6 +45,7 @@ impl Transfers {
         let mut load = Load::start(&farm, &self.set)?;
         let mut trouble = Trouble::new(&mut farm, &probe);
         trouble.settle()?;
+        load.wait_until_steady(trouble.farm())?;
         let asking = Asking::start(&probe, trouble.farm())?;
         let (mut gaps, mut usual) = (Vec::new(), Vec::new());
         for transfer in 1..=self.transfers {
