@@ -168,6 +168,23 @@ async fn a_snapshot_replaces_the_log_before_it() {
 }
 
 #[tokio::test]
+async fn a_crash_while_a_snapshot_comes_in_or_is_written_leaves_the_one_before() {
+    let dir = dir();
+    let (consensus, _) = start(dir.path()).await;
+    fill(&consensus).await;
+    let before = farm(&consensus);
+    consensus.shutdown().await;
+    let snapshots = dir.path().join("snapshot");
+    for unfinished in ["received.tmp", "unfinished.tmp"] {
+        fs::write(snapshots.join(unfinished), b"KILNSNAP, and then the lights went out").expect("writes");
+    }
+    let (consensus, _) = start(dir.path()).await;
+    assert_eq!(farm(&consensus), before);
+    consensus.shutdown().await;
+    assert_eq!(fs::read_dir(snapshots).expect("lists").count(), 1, "what was unfinished is gone");
+}
+
+#[tokio::test]
 async fn a_flip_of_any_byte_of_a_snapshot_is_named() {
     let dir = dir();
     let (consensus, _) = start(dir.path()).await;

@@ -192,6 +192,18 @@ async fn the_purge_point_keeps_entries_and_bytes_within_bounds() {
     assert_eq!(log.try_get_log_entries(98..200).await.expect("reads").len(), 2);
 }
 
+#[tokio::test]
+async fn a_message_to_a_follower_holds_what_fits_and_at_least_one_entry() {
+    let dir = TempDir::new().expect("a directory");
+    let mut log = open(dir.path());
+    log.blocking_append((0..100).map(|index| entry(1, index)).collect::<Vec<_>>()).await.expect("appends");
+    let indexes = |bytes_max| -> Vec<u64> { log.state().entries_within(10..20, bytes_max).map(|entry| entry.log_id.index).collect() };
+    assert_eq!(indexes(u64::MAX), (10..20).collect::<Vec<_>>());
+    assert_eq!(indexes(0), [10], "the very first, whatever its size");
+    let some = indexes(250);
+    assert!((2..10).contains(&some.len()) && some.starts_with(&[10, 11]), "{some:?}");
+}
+
 /// Version 2 for ever: `UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
 #[test]
 fn the_payloads_of_version_2_stay_readable() {
