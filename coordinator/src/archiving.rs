@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kiln_core::{BuildRecord, Command};
 
-use crate::driver::{Chain, propose};
+use crate::driver::{Chain, propose_patiently};
 use crate::parts::Parts;
 
 /// Writes the record, tells watchers, and proposes `Retire`; tries again until the disk takes it, for the farm must not forget first.
@@ -20,7 +20,7 @@ pub(crate) async fn archive(parts: Arc<Parts>, record: BuildRecord) {
     }
     parts.watchers.ended(build);
     let now = parts.clock.now();
-    if let Err(error) = propose(parts, vec![Command::Retire { build, now }]).await {
+    if let Err(error) = propose_patiently(parts, Command::Retire { build, now }).await {
         tracing::warn!(%build, error = %Chain(&error), "retire build; the next leader archives it again");
     }
 }

@@ -9,7 +9,7 @@ use kiln_wire::{DrvPath, Failure, FailureClass, JobLimits, Leader, Lease, Outcom
 
 use crate::closure::{ClosureError, closure};
 use crate::derivations::{DerivationError, output_paths};
-use crate::driver::{Chain, propose};
+use crate::driver::{Chain, propose_patiently};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
 
@@ -58,7 +58,7 @@ pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, re
             let failure = Failure { class: FailureClass::Infrastructure, message: format!("dispatch: {}", Chain(&error)) };
             let now = parts.clock.now();
             let finish = Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, now };
-            if let Err(error) = propose(parts, vec![finish]).await {
+            if let Err(error) = propose_patiently(parts, finish).await {
                 tracing::warn!(error = %Chain(&error), "report a dispatch that failed");
             }
         }

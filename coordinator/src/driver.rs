@@ -218,6 +218,16 @@ pub(crate) async fn propose(parts: Arc<Parts>, commands: Vec<Command>) -> Result
     parts.consensus.propose(commands).await
 }
 
+/// Proposes what must not be forgotten while this node leads: a queue that is full is waited for.
+pub(crate) async fn propose_patiently(parts: Arc<Parts>, command: Command) -> Result<Applied, ConsensusError> {
+    loop {
+        match propose(parts.clone(), vec![command.clone()]).await {
+            Err(ConsensusError::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
+            settled => return settled,
+        }
+    }
+}
+
 /// Prints an error with everything that caused it.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + Send + Sync + 'a));
 
@@ -233,5 +243,7 @@ impl std::fmt::Display for Chain<'_> {
     }
 }
 
+/// How long a proposal waits that found the queue full.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long to sleep when nothing has a deadline; any effect ends it at once.
 const IDLE: Duration = Duration::from_secs(3600);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kiln_core::Command;
 use kiln_wire::{DrvPath, PathInfo};
 
-use crate::driver::{Chain, propose};
+use crate::driver::{Chain, propose_patiently};
 use crate::parts::Parts;
 
 /// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed.
@@ -18,7 +18,7 @@ pub(crate) async fn publish(parts: Arc<Parts>, derivation: DrvPath, outputs: Vec
         pause = (pause * 2).min(RETRY_LAST);
     }
     let now = parts.clock.now();
-    if let Err(error) = propose(parts, vec![Command::Publish { derivation: derivation.clone(), now }]).await {
+    if let Err(error) = propose_patiently(parts, Command::Publish { derivation: derivation.clone(), now }).await {
         tracing::warn!(%derivation, error = %Chain(&error), "report published outputs; the next leader publishes them again");
     }
 }

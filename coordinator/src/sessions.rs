@@ -2,7 +2,7 @@
 //!
 //! Decides nothing: `kiln_core::Contacts` knows which session counts and who is silent; the streams are kept here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kiln_core::{Contacts, Steady};
@@ -24,8 +24,6 @@ struct Inner {
     contacts: Contacts,
     /// The live session's stream of each worker that has one.
     outboxes: BTreeMap<WorkerId, Outbox>,
-    /// Those whose live session is registered.
-    registered: BTreeSet<WorkerId>,
 }
 
 impl Sessions {
@@ -34,19 +32,20 @@ impl Sessions {
         self.lock().contacts.expect(worker, epoch, now);
     }
 
-    /// Opens a session; an earlier one of the same worker gets nothing more.
-    pub(crate) fn open(&self, worker: &WorkerId, session: u64, outbox: Outbox, now: Steady) {
+    /// Opens a session; an earlier one of the same worker gets nothing more. Returns false if a later one is there already.
+    pub(crate) fn open(&self, worker: &WorkerId, session: u64, outbox: Outbox, now: Steady) -> bool {
         let mut inner = self.lock();
-        inner.contacts.open(worker, session, now);
-        inner.registered.remove(worker);
-        inner.outboxes.insert(worker.clone(), outbox);
+        let opened = inner.contacts.open(worker, session, now);
+        if opened {
+            inner.outboxes.insert(worker.clone(), outbox);
+        }
+        opened
     }
 
     /// Closes a session, unless a later one has taken its place.
     pub(crate) fn close(&self, worker: &WorkerId, session: u64) {
         let mut inner = self.lock();
         if inner.contacts.close(worker, session) {
-            inner.registered.remove(worker);
             inner.outboxes.remove(worker);
         }
     }
@@ -58,22 +57,19 @@ impl Sessions {
 
     /// Notes the registration that the farm gave to a worker.
     pub(crate) fn registered(&self, worker: &WorkerId, epoch: Epoch, now: Steady) {
-        let mut inner = self.lock();
-        inner.contacts.registered(worker, epoch, now);
-        inner.registered.insert(worker.clone());
+        self.lock().contacts.registered(worker, epoch, now);
     }
 
     /// Whether the worker has a session whose registration the farm has given.
     pub(crate) fn is_registered(&self, worker: &WorkerId) -> bool {
-        let inner = self.lock();
-        inner.registered.contains(worker) && inner.outboxes.contains_key(worker)
+        self.lock().contacts.is_present(worker)
     }
 
     /// Sends a job, unless the session's registration is still under way: its hello could not name the job, so that the registration ends
     /// the lease, and the worker would begin what it is told to stop a moment later.
     pub(crate) fn dispatch(&self, worker: &WorkerId, assignment: Assignment) -> bool {
         let inner = self.lock();
-        let outbox = inner.outboxes.get(worker).filter(|_| inner.registered.contains(worker));
+        let outbox = inner.outboxes.get(worker).filter(|_| inner.contacts.is_present(worker));
         outbox.is_some_and(|outbox| outbox.send(ToWorker::Dispatch(assignment)).is_ok())
     }
 

@@ -154,7 +154,8 @@ async fn lacks_output(parts: &Parts, derivation: &Derivation, outputs: &BTreeSet
     for name in outputs {
         let no_output = || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", derivation.name));
         let Some(path) = derivation.outputs.get(name).ok_or_else(no_output)?.path() else { return Ok(true) };
-        if parts.path_info(path).await.map_err(|error| refuse::unavailable("submit", &error))?.is_none() {
+        // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
+        if parts.store.path_info(path).await.map_err(|error| refuse::unavailable("submit", &error))?.is_none() {
             return Ok(true);
         }
     }

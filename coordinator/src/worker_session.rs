@@ -11,7 +11,7 @@ use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, StorePath, W
 use tokio::sync::mpsc;
 
 use crate::dispatch::{DispatchError, is_live, reference_candidates};
-use crate::driver::{Chain, propose};
+use crate::driver::{Chain, propose, propose_patiently};
 use crate::leading;
 use crate::parts::Parts;
 use crate::pauses::Pauses;
@@ -64,8 +64,8 @@ async fn read(
         match message {
             FromWorker::Hello(hello) => match outbox.take() {
                 Some(outbox) if hello.worker == *worker => {
-                    parts.sessions.open(worker, session, outbox, parts.clock.steady());
-                    if !register(parts, hello).await {
+                    let opened = parts.sessions.open(worker, session, outbox, parts.clock.steady());
+                    if !opened || !register(parts, hello).await {
                         // Its outbox goes with this, and its writer says where to dial.
                         parts.sessions.close(worker, session);
                     }
@@ -92,8 +92,8 @@ async fn read(
 /// Proposes the worker's registration; returns whether it was applied.
 async fn register(parts: &Arc<Parts>, hello: Hello) -> bool {
     tracing::info!(worker = %hello.worker, attempts = hello.attempts.len(), "worker connected");
-    let Hello { worker, offer, attempts, .. } = hello;
-    let command = Command::Register { worker: worker.clone(), offer, attempts, now: parts.clock.now() };
+    let Hello { worker, offer, attempts, since, .. } = hello;
+    let command = Command::Register { worker: worker.clone(), offer, attempts, since, now: parts.clock.now() };
     let proposed = propose(parts.clone(), vec![command]).await;
     if let Err(error) = &proposed {
         tracing::warn!(%worker, error = %Chain(error), "register worker");
@@ -136,7 +136,7 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
         outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
     };
     let now = parts.clock.now();
-    if let Err(error) = propose(parts, vec![Command::Finish { lease: lease.clone(), outcome, now }]).await {
+    if let Err(error) = propose_patiently(parts, Command::Finish { lease: lease.clone(), outcome, now }).await {
         // The worker keeps its report until it is acknowledged, and sends it again.
         tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "commit the end of an attempt");
     }

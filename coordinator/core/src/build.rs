@@ -1,12 +1,12 @@
 //! Builds: what clients asked for, and how far each has come; and submissions on their way to becoming one.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::client::JobView;
-use kiln_wire::{JobSpec, RequestId, Root, Timestamp};
+use kiln_wire::{DrvPath, JobSpec, RequestId, Root, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::effect::BuildRecord;
@@ -68,7 +68,27 @@ impl Build {
 /// The jobs of a submission that is still being handed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stage {
-    pub jobs: Vec<JobSpec>,
+    /// By derivation: a submission that is made again after its answer was lost is not twice as large.
+    #[serde(with = "specs")]
+    pub jobs: BTreeMap<DrvPath, JobSpec>,
     /// When its last entry came.
     pub touched_at: Timestamp,
+}
+
+/// Writes specifications as a list, as they were kept first.
+mod specs {
+    use alloc::collections::BTreeMap;
+    use alloc::vec::Vec;
+
+    use kiln_wire::{DrvPath, JobSpec};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(jobs: &BTreeMap<DrvPath, JobSpec>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(jobs.values())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<DrvPath, JobSpec>, D::Error> {
+        let jobs: Vec<JobSpec> = Vec::deserialize(deserializer)?;
+        Ok(jobs.into_iter().map(|job| (job.derivation.clone(), job)).collect())
+    }
 }

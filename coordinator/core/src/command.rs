@@ -18,6 +18,9 @@ pub enum Command {
         offer: Offer,
         /// Attempts that it still runs or has a result of. Its other leases are lost.
         attempts: Vec<Lease>,
+        /// The first registration of its process: other leases given since never reached it, which is nobody's failure.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Epoch>,
         /// The leader's time.
         now: Timestamp,
     },

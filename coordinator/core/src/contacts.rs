@@ -23,20 +23,27 @@ struct Contact {
     session: Option<u64>,
     /// The registration that a silence would end; none until the farm has answered.
     epoch: Option<Epoch>,
+    /// The farm has registered the live session: what is sent reaches the worker.
+    is_welcome: bool,
     heard_at: Steady,
 }
 
 impl Contacts {
     /// Notes a worker that the farm knows and this leader has not heard of: it has the usual time to come back.
     pub fn expect(&mut self, worker: WorkerId, epoch: Epoch, now: Steady) {
-        self.workers.entry(worker).or_insert(Contact { session: None, epoch: Some(epoch), heard_at: now });
+        self.workers.entry(worker).or_insert(Contact { session: None, epoch: Some(epoch), is_welcome: false, heard_at: now });
     }
 
-    /// Opens a session; it takes the place of an earlier one of the same worker.
-    pub fn open(&mut self, worker: &WorkerId, session: u64, now: Steady) {
-        let contact = self.workers.entry(worker.clone()).or_insert(Contact { session: None, epoch: None, heard_at: now });
-        contact.session = Some(session);
-        contact.heard_at = now;
+    /// Opens a session; it takes the place of an earlier one of the same worker. Returns false if a later one is there already: what
+    /// an old stream says late must not count.
+    pub fn open(&mut self, worker: &WorkerId, session: u64, now: Steady) -> bool {
+        let new = Contact { session: None, epoch: None, is_welcome: false, heard_at: now };
+        let contact = self.workers.entry(worker.clone()).or_insert(new);
+        if contact.session.is_some_and(|live| live > session) {
+            return false;
+        }
+        (contact.session, contact.is_welcome, contact.heard_at) = (Some(session), false, now);
+        true
     }
 
     /// Closes a session, unless a later one has taken its place. Returns whether it was the live one.
@@ -58,12 +65,19 @@ impl Contacts {
         self.expect(worker.clone(), epoch, now);
         if let Some(contact) = self.workers.get_mut(worker) {
             contact.epoch = contact.epoch.max(Some(epoch));
+            contact.is_welcome = contact.session.is_some();
         }
     }
 
     /// Returns the number of a worker's live session.
     pub fn session(&self, worker: &WorkerId) -> Option<u64> {
         self.workers.get(worker)?.session
+    }
+
+    /// Returns whether the worker hears what it is told, and its next hello can name it: it has a live session that the farm has
+    /// registered.
+    pub fn is_present(&self, worker: &WorkerId) -> bool {
+        self.workers.get(worker).is_some_and(|contact| contact.session.is_some() && contact.is_welcome)
     }
 
     /// Returns the workers with a live session.
@@ -121,11 +135,15 @@ mod tests {
     #[test]
     fn an_old_session_that_ends_late_does_not_close_its_successor() {
         let mut contacts = Contacts::default();
-        contacts.open(&worker(), 1, Steady(0));
-        contacts.open(&worker(), 2, Steady(0));
+        assert!(contacts.open(&worker(), 1, Steady(0)));
+        assert!(contacts.open(&worker(), 2, Steady(0)));
+        assert!(!contacts.open(&worker(), 1, Steady(0)), "what an old stream says late");
+        assert!(!contacts.is_present(&worker()), "the farm has not registered it");
+        contacts.registered(&worker(), Epoch(7), Steady(0));
+        assert!(contacts.is_present(&worker()));
         assert!(!contacts.close(&worker(), 1));
         assert_eq!(contacts.session(&worker()), Some(2));
         assert!(contacts.close(&worker(), 2));
-        assert_eq!(contacts.connected().count(), 0);
+        assert_eq!((contacts.connected().count(), contacts.is_present(&worker())), (0, false));
     }
 }

@@ -42,7 +42,7 @@ pub enum Effect {
         /// By which attempt.
         attempt: AttemptId,
     },
-    /// Sign and publish the narinfos of a committed output set, then propose `Command::Publish`.
+    /// Sign and publish the narinfos of a committed output set, whose references are published, then propose `Command::Publish`.
     Publish {
         /// Whose outputs.
         derivation: DrvPath,

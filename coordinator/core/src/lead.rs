@@ -162,7 +162,7 @@ mod tests {
         };
         let (request, now) = (RequestId(1), Timestamp(5));
         let mut farm = Farm::new();
-        farm.apply(LogIndex(1), Command::Register { worker, offer, attempts: Vec::new(), now });
+        farm.apply(LogIndex(1), Command::Register { worker, offer, attempts: Vec::new(), since: None, now });
         farm.apply(LogIndex(2), Command::Stage { request, jobs: vec![job], now: Timestamp(9) });
         farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: false, now });
         farm

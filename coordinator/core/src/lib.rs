@@ -38,7 +38,7 @@ pub use fleet::SYSTEM_BUILTIN;
 pub use invariant::Violation;
 pub use job::Needs;
 pub use lead::{Lead, Turn};
-pub use plan::{Limits, Plan, plan};
+pub use plan::{Limits, Plan, plan, plan_without};
 pub use report::{PlanReport, WaitReason, Waiting};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
 pub use wake::WakeReason;

@@ -33,6 +33,7 @@ pub fn register(number: u64) -> Command {
             guarantees: BTreeMap::new(),
         },
         attempts: Vec::new(),
+        since: None,
         now: Timestamp(1000 + number),
     }
 }

@@ -24,6 +24,10 @@ pub struct Hello {
     pub leader_seen: Leader,
     /// Attempts that run now, or ended without an acknowledgement.
     pub attempts: Vec<Lease>,
+    /// The first registration of this process, once it has one. An attempt that was leased since and is not named never arrived, or is
+    /// over; one that was leased before and is not named was lost with an earlier process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Epoch>,
 }
 
 /// What a worker can run.

@@ -23,6 +23,8 @@ pub struct Agent {
     session: Option<Epoch>,
     /// The highest registration that was ever welcomed.
     epoch_seen: Epoch,
+    /// The first one.
+    epoch_first: Option<Epoch>,
     attempts: BTreeMap<Lease, Attempt>,
     /// Queued attempts, in the order in which they came.
     queue: VecDeque<Lease>,
@@ -39,6 +41,7 @@ impl Agent {
             leader_seen,
             session: None,
             epoch_seen: Epoch::default(),
+            epoch_first: None,
             attempts: finished.into_iter().map(|(lease, outcome)| (lease, Attempt::Finished(outcome))).collect(),
             queue: VecDeque::new(),
             ended: BTreeSet::new(),
@@ -54,6 +57,7 @@ impl Agent {
             offer: self.offer.clone(),
             leader_seen: self.leader_seen,
             attempts: alive.map(|(lease, _)| lease.clone()).collect(),
+            since: self.epoch_first,
         }
     }
 
@@ -173,6 +177,7 @@ impl Agent {
             return Vec::new();
         }
         self.epoch_seen = epoch;
+        self.epoch_first.get_or_insert(epoch);
         self.session = Some(epoch);
         let given_up = |(lease, attempt): (&Lease, &Attempt)| {
             let old = lease.epoch < epoch && !keep.contains(lease);

@@ -12,7 +12,7 @@ use super::refuse;
 use crate::build::{Build, Phase};
 use crate::effect::{BuildRecord, Effect, Refused};
 use crate::farm::{Effects, Farm};
-use crate::job::{JobKey, State};
+use crate::job::{Job, JobKey, State};
 
 impl Farm {
     /// Ends those of `builds` that wait for nothing more, after the job `key`, if it is one job's doing, stopped running.
@@ -79,6 +79,18 @@ impl Farm {
         published.then(|| Effect::Archive(record.clone()))
     }
 
+    /// Returns the publish effect of a job whose outputs are committed, not published, and refer to nothing that is not: who reads a
+    /// narinfo finds those of everything that the path refers to.
+    pub(super) fn publish_owed(&self, key: JobKey) -> Option<Effect> {
+        let unpublished = |job: &Job| matches!(job.state, State::Built { published: false, .. });
+        let job = self.job(key);
+        if !unpublished(job) || job.inputs.iter().any(|input| unpublished(self.job(*input))) {
+            return None;
+        }
+        let outputs = job.built_outputs()?.iter().map(|output| output.info.clone()).collect();
+        Some(Effect::Publish { derivation: (*job.derivation).clone(), outputs })
+    }
+
     pub(super) fn publish(&mut self, derivation: &DrvPath, fx: &mut Effects) {
         let Some((key, job)) = self.find(derivation).filter(|(_, job)| job.is_built()) else {
             return refuse(Refused::NoSuchJob(derivation.clone()), fx);
@@ -91,6 +103,9 @@ impl Farm {
                 *published = true;
             }
         });
+        // Those whose turn it was to wait for this one's narinfos.
+        let dependents: Vec<JobKey> = self.index.dependents(key).collect();
+        fx.extend(dependents.into_iter().filter_map(|dependent| self.publish_owed(dependent)));
         let builds = self.index.links.get(&key).map(|links| links.builds.clone()).unwrap_or_default();
         fx.extend(builds.into_iter().filter_map(|id| self.archive_owed(id)));
         self.drop_if_unheld(key);

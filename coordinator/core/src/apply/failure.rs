@@ -48,6 +48,14 @@ impl Farm {
         self.retry_elsewhere(key, worker, message, now, fx);
     }
 
+    /// The lease of `key` was given and its worker, which lives, never heard of it: a leader's or a link's end is charged to no job.
+    pub(super) fn end_undelivered_attempt(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
+        let end = AttemptEnd::Lost { class: FailureClass::Cancelled, message: message.clone() };
+        if self.close_attempt(key, end, None, now).is_some() {
+            self.retried(key, FailureClass::Cancelled, message, now, fx);
+        }
+    }
+
     /// Moves the live lease of `key` to its ended attempts. Returns the worker that held it.
     pub(super) fn close_attempt(&mut self, key: JobKey, end: AttemptEnd, usage: Option<Usage>, now: Timestamp) -> Option<WorkerId> {
         let running = self.job(key).running()?.clone();

@@ -57,12 +57,10 @@ impl Farm {
 
     /// Commits the whole output set and releases the dependents that waited for nothing else, in one step.
     fn commit(&mut self, key: JobKey, outputs: Box<[BuiltOutput]>, usage: Usage, now: Timestamp, fx: &mut Effects) {
-        let infos: Vec<_> = outputs.iter().map(|output| output.info.clone()).collect();
-        let nar_bytes = infos.iter().fold(0u64, |sum, info| sum.saturating_add(info.nar_size_bytes));
+        let nar_bytes = outputs.iter().fold(0u64, |sum, output| sum.saturating_add(output.info.nar_size_bytes));
         self.close_attempt(key, AttemptEnd::Built, Some(usage), now);
         self.change(key, |job| job.state = State::Built { outputs, published: false });
-        let derivation = (*self.job(key).derivation).clone();
-        fx.push(Effect::Publish { derivation, outputs: infos });
+        fx.extend(self.publish_owed(key));
         self.notify(key, now, EventKind::Built { wall_ms: usage.wall_ms, nar_bytes }, fx);
         let dependents: Vec<JobKey> = self.index.dependents(key).collect();
         for dependent in dependents {

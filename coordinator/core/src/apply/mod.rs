@@ -31,7 +31,9 @@ impl Farm {
         self.facts.latest = self.facts.latest.max(command.now());
         let mut fx = Effects::new();
         match command {
-            Command::Register { worker, offer, attempts, now } => self.register(index, worker, offer, attempts, now, &mut fx),
+            Command::Register { worker, offer, attempts, since, now } => {
+                self.register(index, session::Arrival { worker, offer, attempts, since }, now, &mut fx);
+            }
             Command::Lose { worker, epoch, now } => self.lose(&worker, epoch, now, &mut fx),
             Command::Stage { request, jobs, now } => self.stage(request, jobs, now, &mut fx),
             Command::Submit { request, name, roots, keep_going, now } => {
@@ -53,13 +55,7 @@ impl Farm {
     /// Dispatches are not among them: a worker names its attempts when it registers with the new leader, and what it does not name
     /// is lost and planned again.
     pub fn pending_effects(&self) -> Vec<Effect> {
-        let unpublished = self.facts.jobs.values().filter_map(|job| match &job.state {
-            State::Built { outputs, published: false } => Some(Effect::Publish {
-                derivation: (*job.derivation).clone(),
-                outputs: outputs.iter().map(|output| output.info.clone()).collect(),
-            }),
-            State::Built { .. } | State::Waiting | State::Running(_) | State::Failed { .. } | State::DependencyFailed { .. } => None,
-        });
+        let unpublished = self.facts.jobs.keys().filter_map(|key| self.publish_owed(*key));
         let archives = self.facts.builds.keys().filter_map(|id| self.archive_owed(*id));
         unpublished.chain(archives).collect()
     }

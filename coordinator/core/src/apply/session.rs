@@ -14,24 +14,30 @@ use crate::farm::{Effects, Farm};
 use crate::fleet::{Free, Worker};
 use crate::job::JobKey;
 
+/// A worker that opened a session.
+pub(super) struct Arrival {
+    pub worker: WorkerId,
+    pub offer: Offer,
+    pub attempts: Vec<Lease>,
+    pub since: Option<Epoch>,
+}
+
 impl Farm {
     /// Gives a worker a new epoch. Of its leases those go on that it names, that are live, and that fit what it offers.
-    pub(super) fn register(
-        &mut self,
-        index: LogIndex,
-        worker: WorkerId,
-        offer: Offer,
-        attempts: Vec<Lease>,
-        now: Timestamp,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn register(&mut self, index: LogIndex, arrival: Arrival, now: Timestamp, fx: &mut Effects) {
+        let Arrival { worker, offer, attempts, since } = arrival;
         let (keep, kept_jobs) = self.kept_leases(&worker, &offer, attempts);
         let lost: Vec<JobKey> = self.jobs_on(&worker).into_iter().filter(|key| !kept_jobs.contains(key)).collect();
         let epoch = Epoch(index.0);
         self.facts.workers.insert(worker.clone(), Worker { epoch, offer, registered_at: now, is_finishing: false });
         fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
         for key in lost {
-            self.lose_lease(key, format!("worker {worker} came back without the attempt"), now, fx);
+            let leased_at = self.job(key).running().map(|running| running.epoch);
+            if since.is_some_and(|since| leased_at >= Some(since)) {
+                self.end_undelivered_attempt(key, format!("the assignment never reached worker {worker}"), now, fx);
+            } else {
+                self.lose_lease(key, format!("worker {worker} came back without the attempt"), now, fx);
+            }
         }
     }
 

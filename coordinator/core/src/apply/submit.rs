@@ -33,17 +33,20 @@ impl Farm {
         if self.facts.dropped.contains_key(&request) {
             return refuse(Refused::StageDropped(request), fx);
         }
-        let staged = self.facts.stages.get(&request).map_or(0, |stage| stage.jobs.len());
-        let (jobs_new, jobs_all) = (jobs.len(), staged.saturating_add(jobs.len()));
+        let staged = self.facts.stages.get(&request).map(|stage| &stage.jobs);
+        let lacking = jobs.iter().filter(|job| staged.is_none_or(|staged| !staged.contains_key(&job.derivation))).count();
+        let (jobs_new, jobs_all) = (jobs.len(), staged.map_or(0, BTreeMap::len).saturating_add(lacking));
         if jobs_new > JOBS_PER_ENTRY_MAX || jobs_all > JOBS_PER_SUBMISSION_MAX {
             self.drop_stage(request, now);
             let (count, limit) =
                 if jobs_new > JOBS_PER_ENTRY_MAX { (jobs_new, JOBS_PER_ENTRY_MAX) } else { (jobs_all, JOBS_PER_SUBMISSION_MAX) };
             return refuse(too_many(request, count, limit), fx);
         }
-        let stage = self.facts.stages.entry(request).or_insert(Stage { jobs: Vec::new(), touched_at: now });
+        let stage = self.facts.stages.entry(request).or_insert(Stage { jobs: BTreeMap::new(), touched_at: now });
         stage.touched_at = now;
-        stage.jobs.extend(jobs);
+        for job in jobs {
+            stage.jobs.entry(job.derivation.clone()).or_insert(job);
+        }
     }
 
     /// Makes a build of a submission. The same request twice is one build.
@@ -55,10 +58,7 @@ impl Farm {
         if self.facts.dropped.contains_key(&request) {
             return refuse(Refused::StageDropped(request), fx);
         }
-        let mut specs: BTreeMap<DrvPath, JobSpec> = BTreeMap::new();
-        for spec in self.facts.stages.remove(&request).map(|stage| stage.jobs).unwrap_or_default() {
-            specs.entry(spec.derivation.clone()).or_insert(spec);
-        }
+        let mut specs = self.facts.stages.remove(&request).map(|stage| stage.jobs).unwrap_or_default();
         let known: BTreeSet<JobKey> = specs.keys().filter_map(|derivation| self.key_of(derivation)).collect();
         specs.retain(|derivation, _| self.key_of(derivation).is_none());
         match self.check_new(request, &specs) {

@@ -64,7 +64,7 @@ impl Planted {
             slots: 8,
             guarantees: BTreeMap::new(),
         };
-        planted.apply(Command::Register { worker: worker("w1"), offer, attempts: vec![], now: Timestamp(0) });
+        planted.apply(Command::Register { worker: worker("w1"), offer, attempts: vec![], since: None, now: Timestamp(0) });
         let graph = vec![spec("gcc", &[]), spec("lib", &["gcc"]), spec("app", &["lib"]), spec("bad", &[]), spec("user", &["bad"])];
         planted.submit(1, true, graph.into_iter().chain([spec("tool", &[]), spec("more", &[])]).collect());
         planted.submit(2, false, vec![spec("one", &[]), spec("two", &[])]);

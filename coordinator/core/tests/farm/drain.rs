@@ -58,7 +58,7 @@ impl Drain {
                 guarantees: BTreeMap::new(),
             };
             let worker = WorkerId::parse(&format!("w{number:04}")).expect("a valid name");
-            drain.apply(Command::Register { worker, offer, attempts: Vec::new(), now: drain.now });
+            drain.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: drain.now });
         }
         drain
     }

@@ -62,7 +62,7 @@ fn an_entry_over_its_limit_drops_its_submission() {
 #[test]
 fn an_entry_that_is_applied_again_changes_nothing() {
     let mut log = log();
-    let register = Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], now: Timestamp(0) };
+    let register = Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, now: Timestamp(0) };
     assert_eq!(log.apply(register.clone()).len(), 1);
     let before = log.farm.clone();
     assert_eq!(log.farm.apply(LogIndex(log.index), register), []);
@@ -73,7 +73,7 @@ fn an_entry_that_is_applied_again_changes_nothing() {
 fn a_job_keeps_few_attempts_and_short_messages_however_often_it_fails() {
     let mut log = log();
     let mut now = Timestamp(0);
-    log.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], now });
+    log.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, now });
     log.apply(Command::Stage { request: RequestId(1), jobs: vec![spec("a", &[])], now });
     log.apply(Command::Submit { request: RequestId(1), name: String::new(), roots: vec![root("a")], keep_going: false, now });
     for _ in 0..ATTEMPTS_KEPT_MAX + 5 {

@@ -5,6 +5,7 @@ mod facts;
 mod golden;
 mod graphs;
 mod limits;
+mod mended;
 mod model;
 mod random;
 mod script;

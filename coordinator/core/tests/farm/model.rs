@@ -72,7 +72,7 @@ fn the_plan_is_the_models_plan() {
             offer.capacity.cores += u32::try_from(dice.below(2)).expect("small");
             offer.systems = SYSTEMS[..2].iter().filter(|_| dice.once_in(2)).map(|system| (*system).to_owned()).collect();
             offer.features = FEATURES.iter().filter(|_| !dice.once_in(3)).map(|feature| (*feature).to_owned()).collect();
-            apply(&mut farm, Command::Register { worker: worker(&format!("w{number}")), offer, attempts: Vec::new(), now });
+            apply(&mut farm, Command::Register { worker: worker(&format!("w{number}")), offer, attempts: Vec::new(), since: None, now });
         }
         apply(&mut farm, Command::Stage { request: RequestId(1), jobs: specs, now });
         apply(&mut farm, Command::Submit { request: RequestId(1), name: String::new(), roots: Vec::new(), keep_going: true, now });

@@ -120,7 +120,7 @@ impl Chaos {
         }
         let recent: Vec<Lease> = self.leases.iter().rev().take(8).cloned().collect();
         let attempts = (0..self.dice.below(6)).filter_map(|_| self.dice.choose(&recent).cloned()).collect();
-        Command::Register { worker: worker(&name), offer, attempts, now: self.now }
+        Command::Register { worker: worker(&name), offer, attempts, since: None, now: self.now }
     }
 
     /// Mostly a graph in the order of names; sometimes with cycles or inputs that nobody has.
@@ -322,7 +322,7 @@ fn drain(farm: &mut Farm, chaos: &mut Chaos, seed: u64) {
         let mut offer = offer(3);
         offer.features.insert("kvm".to_owned());
         offer.capacity.memory_mib = 1 << 40;
-        apply(farm, Command::Register { worker: worker(name), offer, attempts: Vec::new(), now });
+        apply(farm, Command::Register { worker: worker(name), offer, attempts: Vec::new(), since: None, now });
     }
     for _ in 0..200 {
         now = Timestamp(now.0 + 400_000);

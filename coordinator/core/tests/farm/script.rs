@@ -137,7 +137,7 @@ impl Script {
                 other => panic!("no such option of a worker: {other}"),
             }
         }
-        Command::Register { worker: worker(name), offer, attempts, now: self.now }
+        Command::Register { worker: worker(name), offer, attempts, since: None, now: self.now }
     }
 
     fn submit(&mut self, request: RequestId, words: &[&str], graph: &str) -> Vec<Command> {

@@ -198,7 +198,7 @@ fn from_worker() -> Vec<FromWorker> {
     let built = Outcome::Built { outputs: vec![BuiltOutput { name: out(), info: info() }], usage: Usage::default() };
     let failure = Failure { class: FailureClass::LimitExceeded, message: "its log is over 64 MiB".to_owned() };
     vec![
-        FromWorker::Hello(Hello { worker: worker(), offer: offer(), leader_seen: leader(), attempts: vec![lease()] }),
+        FromWorker::Hello(Hello { worker: worker(), offer: offer(), leader_seen: leader(), attempts: vec![lease()], since: None }),
         FromWorker::Heartbeat,
         FromWorker::Started(lease()),
         FromWorker::Log { lease: lease(), offset_bytes: 0, bytes: b"unpacking".to_vec() },

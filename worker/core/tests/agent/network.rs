@@ -202,7 +202,13 @@ impl World {
         match message {
             FromWorker::Hello(hello) => {
                 self.silent_since.remove(worker);
-                self.propose(Command::Register { worker: worker.clone(), offer: hello.offer, attempts: hello.attempts, now });
+                self.propose(Command::Register {
+                    worker: worker.clone(),
+                    offer: hello.offer,
+                    attempts: hello.attempts,
+                    since: hello.since,
+                    now,
+                });
             }
             FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, now }),
             FromWorker::Heartbeat | FromWorker::Started(_) | FromWorker::Log { .. } => {}
