@@ -20,6 +20,12 @@ pub enum Bug {
     LeasesShareAnEntry,
     /// Outputs are published as soon as they are reported.
     PublishesBeforeCommit,
+    /// A build is over although what it wants is committed only.
+    CommittedCountsAsReadable,
+    /// What is committed is published at once, whatever it refers to.
+    PublishesOutOfOrder,
+    /// A new leader charges what runs with the end of the last one.
+    FailoverIsCharged,
     /// Only the first output of a set is published.
     PublishesInParts,
     /// A worker forgets to give back the share of what it killed.
@@ -91,6 +97,8 @@ impl Bug {
         (Self::RetiresUnarchived, None, "a build leaves the farm only when the archive holds it"),
         (Self::RunningCountsAsBuilt, Some(1), "a lease is given only when every input is committed"),
         (Self::UploadIsNotKept, Some(2), "a worker finds every input of an attempt in the store"),
+        (Self::CommittedCountsAsReadable, Some(2), "a build that is said to be built has every wanted output published"),
+        (Self::PublishesOutOfOrder, Some(2), "what a published path refers to is published"),
         (Self::LateReportCounts, Some(3), "a success that is taken was made by the attempt that holds the lease"),
         (Self::LeasesShareAnEntry, Some(3), "an attempt's number is given once"),
         (Self::PublishesBeforeCommit, Some(4), "what is published is what was committed"),
@@ -116,6 +124,7 @@ impl Bug {
         (Self::AsksForWhatExists, Some(25), "a submission asks for nothing that is published"),
         (Self::TwoWorkersStart, Some(25), "no second worker starts what another holds the lease of"),
         (Self::SilenceIsNotBroken, Some(27), "a worker is given up only after its whole silence"),
+        (Self::FailoverIsCharged, Some(29), "trouble among coordinators repeats no work"),
         (Self::PollsForWork, Some(30), "an idle farm neither proposes nor plans"),
     ];
 }

@@ -1,6 +1,6 @@
 //! Facts: what invariants see of a run. Each is told at the moment at which it becomes one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use kiln_core::{Command, Effect, Farm, PlanReport};
@@ -29,7 +29,7 @@ pub(crate) enum Fact<'a> {
     /// A leader planned, for the farm as it has it.
     Planned { farm: &'a Farm, placements: &'a [Command], report: &'a PlanReport },
     /// A leader has done all it has to do.
-    Rests { farm: &'a Farm, now: Timestamp },
+    Rests { farm: &'a Farm, away: &'a BTreeSet<WorkerId>, now: Timestamp },
     /// A submission's jobs were chosen.
     Selected { jobs: &'a [JobSpec] },
     /// A coordinator sends to a worker.

@@ -35,6 +35,9 @@ impl World {
                 self.expect_workers(node);
                 self.act(node, leader, owed);
                 self.enforce(node);
+                if self.has(Bug::FailoverIsCharged) {
+                    self.charge_everybody(node);
+                }
             }
         }
     }
@@ -56,6 +59,8 @@ impl World {
         let Some(leader) = this.memory.lead.leader() else { return };
         let planned_for = if self.has(Bug::BackOffIsForgotten) { stamp.after_ms(600_000) } else { stamp };
         let memory = &mut self.nodes[node].memory;
+        let away = memory.away();
+        memory.lead.away(away);
         if let Some((mut commands, mut report)) = memory.lead.plan(&memory.farm, planned_for, steady) {
             if self.has(Bug::ReportIsCutShort) {
                 report.waiting.pop();
@@ -71,7 +76,7 @@ impl World {
         }
         let memory = &self.nodes[node].memory;
         if memory.leases_open == 0 && self.options.busy == 0 && memory.lead.leader().is_some() {
-            self.fact(&Fact::Rests { farm: &memory.farm, now: stamp });
+            self.fact(&Fact::Rests { farm: &memory.farm, away: &memory.away(), now: stamp });
         }
         self.arm(node, stamp);
     }
@@ -207,7 +212,9 @@ impl World {
                 if self.has(Bug::PublishesInParts) {
                     outputs.truncate(1);
                 }
-                self.task(node, delay, Task::Publish { derivation, outputs });
+                // Signing waits for the disk now and then.
+                let slow = if self.dice.chance(50) { 2_000_000 } else { 0 };
+                self.task(node, delay + slow, Task::Publish { derivation, outputs });
             }
             Effect::Notify { .. } | Effect::Answer(_) => {}
             Effect::Archive(record) => {

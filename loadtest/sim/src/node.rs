@@ -1,9 +1,9 @@
 //! One coordinator: what its disk keeps, and what its process knows until it crashes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::{Answer, Contacts, Farm, Lead, StampClock, Steady};
-use kiln_wire::{AttemptId, BuiltOutput, DrvPath, Leader, NodeId, Timestamp};
+use kiln_wire::{AttemptId, BuiltOutput, DrvPath, Leader, NodeId, Timestamp, WorkerId};
 
 use crate::log::Disk;
 
@@ -109,6 +109,14 @@ pub(crate) enum Fate {
     Unknown,
     /// The queue is full.
     Busy,
+}
+
+impl Memory {
+    /// Returns the registered workers that hear nothing of this leader.
+    pub fn away(&self) -> BTreeSet<WorkerId> {
+        let registered = self.farm.registrations().map(|(worker, _)| worker);
+        registered.filter(|worker| !self.contacts.is_present(worker)).cloned().collect()
+    }
 }
 
 impl Node {

@@ -10,6 +10,7 @@ use kiln_wire::{AttemptId, BuildId, Failure, FailureClass, JobSpec, Leader, Leas
 use crate::bug::Bug;
 use crate::event::Task;
 use crate::fact::Fact;
+use crate::log::{Body, Entry};
 use crate::node::Then;
 use crate::world::World;
 
@@ -26,6 +27,29 @@ pub(crate) fn share_an_entry(commands: Vec<Command>) -> Vec<Command> {
 }
 
 impl World {
+    /// Charges every running job with the end of the leader before.
+    pub(crate) fn charge_everybody(&mut self, node: usize) {
+        let now = self.stamp(node);
+        let farm = &self.nodes[node].memory.farm;
+        let leases = farm.registrations().flat_map(|(worker, _)| farm.leases_of(worker));
+        let failure = Failure { class: FailureClass::Infrastructure, message: "the leader is gone".to_owned() };
+        let outcome = Outcome::Failed { failure, usage: Usage::default() };
+        let commands = leases.map(|lease| Command::Finish { lease, outcome: outcome.clone(), now }).collect();
+        self.propose(node, commands, Then::Nobody);
+    }
+
+    /// Publishes what was committed, whether its references are published or not.
+    pub(crate) fn publish_out_of_order(&mut self, node: usize, entry: &Entry, owed: &mut Vec<Effect>) {
+        if let Body::Command(Command::Finish { lease, .. }) = &entry.body
+            && self.has(Bug::PublishesOutOfOrder)
+        {
+            owed.retain(|effect| !matches!(effect, Effect::Publish { .. }));
+            let committed = self.nodes[node].memory.farm.outputs_of(&lease.derivation);
+            let outputs = committed.map(|outputs| outputs.iter().map(|output| output.info.clone()).collect());
+            owed.extend(outputs.map(|outputs| Effect::Publish { derivation: lease.derivation.clone(), outputs }));
+        }
+    }
+
     /// Dispatches what is only proposed.
     pub(crate) fn dispatch_early(&mut self, node: usize, leader: Leader, commands: &[Command]) {
         if !self.has(Bug::DispatchesUncommitted) {

@@ -267,6 +267,7 @@ impl World {
             }
         }
         let done = leading.waiting.remove(&entry.index);
+        self.publish_out_of_order(node, entry, &mut owed);
         self.act(node, entry.leader, owed);
         if let Some(waiting) = done {
             self.settled(node, waiting.then, Fate::Applied, waiting.answers);

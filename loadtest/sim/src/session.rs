@@ -64,6 +64,10 @@ impl World {
     pub(crate) fn send_to_worker(&mut self, node: usize, worker: &WorkerId, message: ToWorker) {
         let session = self.nodes[node].memory.contacts.session(worker);
         let Some(conn) = session.and_then(|session| usize::try_from(session).ok()) else { return };
+        // A job goes into no session whose registration is still under way: its hello could not name it.
+        if matches!(message, ToWorker::Dispatch(_)) && !self.nodes[node].memory.contacts.is_present(worker) {
+            return;
+        }
         self.fact(&Fact::Told { message: &message });
         let Some(at) = self.travel(conn, false) else { return };
         if self.dice.chance(self.options.duplicated) {
@@ -174,9 +178,11 @@ impl World {
         }
         let steady = self.nodes[node].steady(self.now);
         let number = u64::try_from(conn).expect("a session's number");
-        self.nodes[node].memory.contacts.open(&hello.worker, number, steady);
-        let Hello { worker, offer, attempts, .. } = hello;
+        if !self.nodes[node].memory.contacts.open(&hello.worker, number, steady) {
+            return self.end_at_node(conn);
+        }
+        let Hello { worker, offer, attempts, since, .. } = hello;
         let now = self.stamp(node);
-        self.propose(node, vec![Command::Register { worker, offer, attempts, now }], Then::Nobody);
+        self.propose(node, vec![Command::Register { worker, offer, attempts, since, now }], Then::Nobody);
     }
 }

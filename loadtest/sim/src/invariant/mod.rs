@@ -10,6 +10,7 @@ mod blobs_are_what_they_say;
 mod builds_end_as_they_must;
 mod built_means_readable;
 mod committed_stays;
+mod failovers_cost_nothing;
 mod failures_are_genuine;
 mod farm_is_sound;
 mod grace_is_given;
@@ -25,6 +26,7 @@ mod one_leader_a_term;
 mod only_dead_leases_are_stopped;
 mod published_is_committed;
 mod ready_jobs_wait_for_a_reason;
+mod references_are_published_first;
 mod replicas_agree;
 mod results_are_kept;
 mod results_are_the_holders;
@@ -95,6 +97,8 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(what_exists_is_not_built::WhatExistsIsNotBuilt),
         Box::new(one_build_serves_all::OneBuildServesAll::default()),
         Box::new(the_living_are_not_lost::TheLivingAreNotLost::default()),
+        Box::new(failovers_cost_nothing::FailoversCostNothing::default()),
+        Box::new(references_are_published_first::ReferencesArePublishedFirst),
         Box::new(idle_farms_rest::IdleFarmsRest::default()),
         Box::new(acknowledged_builds_exist::AcknowledgedBuildsExist::default()),
         Box::new(archived_before_forgotten::ArchivedBeforeForgotten),

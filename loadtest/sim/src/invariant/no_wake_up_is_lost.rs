@@ -1,6 +1,6 @@
 //! 22: whatever makes a job or a worker eligible leads to a plan: a leader at rest has nothing left to place.
 
-use kiln_core::{Limits, plan};
+use kiln_core::{Limits, plan_without};
 use kiln_wire::Timestamp;
 
 use super::{Invariant, Look};
@@ -14,12 +14,12 @@ impl Invariant for NoWakeUpIsLost {
     }
 
     fn see(&mut self, fact: &Fact<'_>, look: &Look<'_>) -> Result<(), String> {
-        let Fact::Rests { farm, now } = fact else { return Ok(()) };
+        let Fact::Rests { farm, away, now } = fact else { return Ok(()) };
         // Clocks that jump make a back-off end before its timer does; a moment's lag is the timer's own.
         if look.options.clocks {
             return Ok(());
         }
-        let (plan, _) = plan(farm, Timestamp(now.0.saturating_sub(50)), &Limits::STANDARD);
+        let (plan, _) = plan_without(farm, Timestamp(now.0.saturating_sub(50)), &Limits::STANDARD, away);
         match plan.placements.first() {
             Some(placement) => Err(format!("`{}` could run on {}", placement.derivation, placement.worker)),
             None => Ok(()),

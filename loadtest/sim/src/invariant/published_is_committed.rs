@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::Effect;
+use kiln_core::Command;
 use kiln_wire::{DrvPath, PathInfo};
 
 use super::{Invariant, Look};
@@ -18,11 +18,10 @@ impl Invariant for PublishedIsCommitted {
 
     fn see(&mut self, fact: &Fact<'_>, _look: &Look<'_>) -> Result<(), String> {
         match fact {
-            Fact::Applied { effects, .. } => {
-                for effect in *effects {
-                    if let Effect::Publish { derivation, outputs } = effect {
-                        self.0.insert(derivation.clone(), outputs.clone());
-                    }
+            Fact::Applied { command: Command::Finish { lease, .. }, farm, .. } => {
+                if let Some(outputs) = farm.outputs_of(&lease.derivation) {
+                    let infos = outputs.iter().map(|output| output.info.clone()).collect();
+                    self.0.insert(lease.derivation.clone(), infos);
                 }
                 Ok(())
             }
