@@ -13,6 +13,7 @@ use kiln_wire::{AttemptId, BuildId, DrvPath};
 
 use crate::blob::BlobBytes;
 use crate::error::StoreError;
+use crate::keep::off_thread;
 use crate::key;
 use crate::spool::Spool;
 use crate::store::Store;
@@ -29,8 +30,9 @@ impl Store {
     /// [`StoreError::Log`] if the file cannot be read, [`StoreError::Object`] if the store fails.
     pub async fn put_log(&self, derivation: &DrvPath, attempt: AttemptId, file: File) -> Result<(), StoreError> {
         let spool_dir = self.spool_dir().to_owned();
-        let packed = tokio::task::spawn_blocking(move || pack(file, &spool_dir)).await;
-        let packed = packed.map_err(|err| StoreError::Task { operation: "pack a log", err })?;
+        let read = |err| StoreError::Log { operation: "read", derivation: derivation.clone(), err };
+        let size_bytes = file.metadata().map_err(read)?.len();
+        let packed = off_thread(size_bytes, "pack a log", move || pack(file, &spool_dir)).await?;
         let spool = packed.map_err(|err| StoreError::Log { operation: "pack", derivation: derivation.clone(), err })?;
         self.inner.objects.put_spool(&key::log(derivation, attempt), Arc::new(spool)).await
     }
@@ -44,8 +46,9 @@ impl Store {
             return Ok(None);
         };
         let spool_dir = self.spool_dir().to_owned();
-        let unpacked = tokio::task::spawn_blocking(move || unpack(packed.reader(), &spool_dir)).await;
-        let unpacked = unpacked.map_err(|err| StoreError::Task { operation: "unpack a log", err })?;
+        // Text is packed to a tenth or less.
+        let size_bytes = packed.size_bytes().saturating_mul(16);
+        let unpacked = off_thread(size_bytes, "unpack a log", move || unpack(packed.reader(), &spool_dir)).await?;
         unpacked.map(Some).map_err(|err| StoreError::Log { operation: "unpack", derivation: derivation.clone(), err })
     }
 
@@ -73,11 +76,11 @@ impl Store {
     /// [`StoreError::Object`] if the store fails.
     pub async fn put_build(&self, build: BuildId, record: Bytes) -> Result<(), StoreError> {
         let spool_dir = self.spool_dir().to_owned();
-        let spooled = tokio::task::spawn_blocking(move || {
+        let spooled = off_thread(record.len() as u64, "spool a build", move || {
             let mut spool = Spool::new(&spool_dir);
             spool.write_all(&record).map(|()| spool)
         });
-        let spooled = spooled.await.map_err(|err| StoreError::Task { operation: "spool a build", err })?;
+        let spooled = spooled.await?;
         let key = key::build(build);
         let failed = |err: io::Error| object_store::Error::Generic { store: "spool", source: err.into() };
         let spool = spooled.map_err(|err| StoreError::Object { operation: "write", key: key.to_string(), err: failed(err) })?;
