@@ -52,6 +52,10 @@ pub struct Config {
     /// the shortest should be ten round trips. From 50 to 60,000, and the same at every coordinator.
     #[serde(default = "election_default")]
     pub election_ms: [u64; 2],
+    /// Where the store of a simulation is, whatever `store` says.
+    #[cfg(feature = "simulation")]
+    #[serde(skip)]
+    pub location: Option<kiln_store::Location>,
 }
 
 /// Why a coordinator cannot be one of several.

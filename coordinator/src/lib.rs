@@ -17,6 +17,7 @@ mod dispatch;
 mod driver;
 mod follow;
 mod granted;
+mod heavy;
 pub mod http;
 mod kept_logs;
 mod leading;

@@ -8,7 +8,6 @@ use kiln_link::{Identity, LinkError, Listener, Protocol};
 use kiln_nix::sign::SecretKey;
 use kiln_store::keys::{self, KeyFileError};
 use kiln_store::{Location, Store, StoreConfig, StoreError, Uploads};
-use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -18,11 +17,11 @@ use crate::config::{Config, PeersError};
 use crate::derivations::Derivations;
 use crate::driver::Chain;
 use crate::granted::Granted;
-use crate::http::Http;
+use crate::http::{Http, Socket};
 use crate::logs::Logs;
 use crate::parts::Parts;
 use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
-use crate::shared_store::{SharedStore, SharedStoreError};
+use crate::shared_store::SharedStoreError;
 use crate::verified::Verified;
 use crate::watch::Watchers;
 use crate::{driver, http, requests, scrape, shared_store};
@@ -99,7 +98,7 @@ impl Coordinator {
             config.may_have_peers()?;
         }
         make_dir(&config.dir)?;
-        let web = TcpListener::bind(config.http).await.map_err(|source| StartError::Http { addr: config.http, source })?;
+        let web = Socket::bind(config.http).await.map_err(|source| StartError::Http { addr: config.http, source })?;
         let http_addr = web.local_addr().map_err(|source| StartError::Http { addr: config.http, source })?;
         let failed = |source| StartError::Link { addr: config.listen, source };
         let listener = Arc::new(Listener::bind(config.listen, identity, Some(&config.dir.join("link"))).map_err(failed)?);
@@ -127,6 +126,12 @@ impl Coordinator {
     /// Returns the TCP address of the binary cache and the metrics.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Returns what keeps the replicated state, for the checks of a simulation.
+    #[cfg(feature = "simulation")]
+    pub fn consensus(&self) -> &Consensus {
+        &self.parts.consensus
     }
 
     /// Returns the public half of the key that signs the cache, as Nix writes it.
@@ -194,9 +199,8 @@ async fn parts(
     http_addr: SocketAddr,
 ) -> Result<(Parts, EffectReceiver), StartError> {
     let dir = &config.dir;
-    let own = || Location::Local { dir: dir.join("store"), durable: true };
     let store = Store::open(StoreConfig {
-        location: config.store.as_ref().map_or_else(|| Ok(own()), SharedStore::location)?,
+        location: location(config)?,
         store_dir: config.store_dir.clone(),
         spool_dir: dir.join("spool"),
         cached_paths_max: CACHED_PATHS_MAX,
@@ -241,6 +245,18 @@ async fn parts(
         clock: Default::default(),
     };
     Ok((parts, effects))
+}
+
+/// Where the store is. A simulation has one that all its coordinators share.
+fn location(config: &Config) -> Result<Location, StartError> {
+    #[cfg(feature = "simulation")]
+    if let Some(location) = &config.location {
+        return Ok(location.clone());
+    }
+    match &config.store {
+        Some(shared) => Ok(shared.location()?),
+        None => Ok(Location::Local { dir: config.dir.join("store"), durable: true }),
+    }
 }
 
 fn make_dir(dir: &Path) -> Result<(), StartError> {

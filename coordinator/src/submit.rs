@@ -12,6 +12,7 @@ use kiln_wire::{BuildId, DrvPath, JobSpec, OutputName, Root, StorePath};
 
 use crate::derivations::DerivationError;
 use crate::driver::{Chain, propose};
+use crate::heavy::heavy;
 use crate::parts::Parts;
 use crate::refuse;
 
@@ -23,7 +24,7 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
     check_name(&submission.name)?;
     let closure = load_closure(&parts, &submission.roots).await?;
     // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
-    tokio::task::block_in_place(|| check_output_paths(&parts, &closure))?;
+    heavy(|| check_output_paths(&parts, &closure))?;
     let jobs = jobs(&parts, &closure, &submission.roots).await?;
     check_sources(&parts, &closure, &jobs).await?;
     let mut commands: Vec<Command> = Vec::new();

@@ -10,6 +10,7 @@ use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
 use crate::dispatch::{is_live, reference_candidates};
 use crate::driver::Chain;
 use crate::granted::may_fetch;
+use crate::heavy::heavy;
 use crate::parts::Parts;
 use crate::refuse;
 
@@ -117,7 +118,7 @@ async fn keep_received(parts: &Parts, received: Box<Received>, sender: &mut Send
 
 /// Hashing, decompressing and scanning a large piece takes a millisecond: other tasks of this thread move elsewhere meanwhile.
 fn block_if_large<R>(bytes: &[u8], work: impl FnOnce() -> R) -> R {
-    if bytes.len() < LARGE_BYTES { work() } else { tokio::task::block_in_place(work) }
+    if bytes.len() < LARGE_BYTES { work() } else { heavy(work) }
 }
 
 /// Puts the store's error aside and returns a stand-in that ends the stream.

@@ -6,6 +6,8 @@
 
 mod cache;
 mod metrics;
+#[cfg(feature = "simulation")]
+mod simulated;
 
 use std::sync::Arc;
 
@@ -15,11 +17,14 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kiln_store::Store;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use metrics::Snapshot;
+#[cfg(feature = "simulation")]
+pub use simulated::Socket;
+#[cfg(not(feature = "simulation"))]
+pub use tokio::net::TcpListener as Socket;
 
 /// What requests are answered from.
 #[derive(Clone)]
@@ -43,7 +48,7 @@ pub struct Http {
 
 impl Http {
     /// Serves requests that arrive at `listener`.
-    pub fn serve(listener: TcpListener, state: State) -> Self {
+    pub fn serve(listener: Socket, state: State) -> Self {
         let (stop, stopped) = oneshot::channel();
         let server = axum::serve(listener, router(state)).with_graceful_shutdown(async move {
             // A dropped handle stops the server as a call of `stop` does.

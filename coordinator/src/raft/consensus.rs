@@ -66,7 +66,7 @@ impl Consensus {
     /// # Errors
     /// [`ConsensusError`] if the directory is in use, belongs to another node, or holds a damaged log or snapshot.
     pub async fn start(config: ConsensusConfig) -> Result<(Self, EffectReceiver), ConsensusError> {
-        let (dir, node) = (config.dir.clone(), config.node);
+        let node = config.node;
         let (started, ready) = oneshot::channel();
         let (proposals, proposed) = mpsc::unbounded_channel();
         let (connections, connected) = mpsc::unbounded_channel();
@@ -74,12 +74,21 @@ impl Consensus {
         let (stop, stopping) = watch::channel(false);
         let (ending, ended) = watch::channel(false);
         let inbox = Inbox { proposals: proposed, connections: connected, orders: ordered, stop: stopping };
-        let run = move || {
-            node::run(&config, started, inbox);
+        #[cfg(feature = "simulation")]
+        tokio::task::spawn_local(async move {
+            node::run(config, started, inbox).await;
             ending.send_replace(true);
-        };
-        let spawned = std::thread::Builder::new().name("raft".into()).spawn(run);
-        spawned.map_err(|err| ConsensusError::Open { path: dir, err })?;
+        });
+        #[cfg(not(feature = "simulation"))]
+        {
+            let dir = config.dir.clone();
+            let run = move || {
+                node::run(&config, started, inbox);
+                ending.send_replace(true);
+            };
+            let spawned = std::thread::Builder::new().name("raft".into()).spawn(run);
+            spawned.map_err(|err| ConsensusError::Open { path: dir, err })?;
+        }
         let ended_early = |_| ConsensusError::Stopped { reason: "its thread ended while starting".into() };
         let started = ready.await.map_err(ended_early)??;
         let inner = Inner {

@@ -9,6 +9,7 @@ mod api;
 mod backup;
 mod cluster;
 mod consensus;
+mod disk;
 mod follow;
 mod latency;
 mod log_state;

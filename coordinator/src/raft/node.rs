@@ -2,7 +2,6 @@
 //!
 //! One thread of its own: on a shared pool of threads raft was measured to be three times slower.
 
-use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::api::{ConsensusConfig, ConsensusError, EffectReceiver, Leadership};
 use super::cluster::{self, Group, Ordered};
+use super::disk::{self, File, Lock};
 use super::follow::{self, Progress, Watched};
 use super::log_store::LogStore;
 use super::member::Member;
@@ -66,7 +66,21 @@ pub struct Started {
     pub effects: EffectReceiver,
 }
 
+/// Runs a node on the runtime of a simulated host until it is told to stop, fails, or no handle is left.
+#[cfg(feature = "simulation")]
+pub async fn run(config: ConsensusConfig, started: oneshot::Sender<Result<Started, ConsensusError>>, inbox: Inbox) {
+    match Disk::open(&config) {
+        Ok((disk, snapshot)) => {
+            let joined = join(&config, &disk, snapshot).await;
+            live(&config, &disk, joined, started, inbox).await;
+        }
+        // Whoever started the node may have given up.
+        Err(err) => drop(started.send(Err(err))),
+    }
+}
+
 /// Runs a node until it is told to stop, fails, or no handle is left.
+#[cfg(not(feature = "simulation"))]
 pub fn run(config: &ConsensusConfig, started: oneshot::Sender<Result<Started, ConsensusError>>, inbox: Inbox) {
     let (disk, snapshot) = match Disk::open(config) {
         Ok(opened) => opened,
@@ -135,7 +149,8 @@ async fn answer(host: &Arc<Host>, mut connections: mpsc::UnboundedReceiver<Conne
 
 /// What lies in the directory, beside the farm.
 struct Disk {
-    lock: File,
+    #[cfg_attr(feature = "simulation", expect(dead_code, reason = "nobody has to be kept out of a simulated host"))]
+    lock: Lock,
     log: LogStore,
     snapshots: SnapshotDir,
 }
@@ -144,13 +159,8 @@ impl Disk {
     fn open(config: &ConsensusConfig) -> Result<(Self, Snapshot), ConsensusError> {
         let dir = &config.dir;
         let refused = |err| ConsensusError::Open { path: dir.clone(), err };
-        std::fs::create_dir_all(dir).map_err(refused)?;
-        let lock = File::options().write(true).create(true).truncate(false).open(dir.join("lock")).map_err(refused)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(ConsensusError::InUse { path: dir.clone() }),
-            Err(TryLockError::Error(err)) => return Err(refused(err)),
-        }
+        disk::create_dir_all(dir).map_err(refused)?;
+        let lock = Lock::take(&dir.join("lock")).map_err(refused)?.ok_or_else(|| ConsensusError::InUse { path: dir.clone() })?;
         let owner = owner(dir).map_err(refused)?;
         if let Some(found) = owner.filter(|found| *found != config.node) {
             return Err(ConsensusError::OtherNode { path: dir.clone(), found, want: config.node });
@@ -180,7 +190,7 @@ const OWNER: &str = "node";
 
 /// Returns whose directory it is, if it is anybody's yet.
 fn owner(dir: &Path) -> io::Result<Option<NodeId>> {
-    match std::fs::read_to_string(dir.join(OWNER)) {
+    match disk::read_to_string(dir.join(OWNER)) {
         Ok(text) => {
             let node = text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("`{OWNER}` is no number")))?;
             Ok(Some(NodeId(node)))
@@ -193,10 +203,10 @@ fn owner(dir: &Path) -> io::Result<Option<NodeId>> {
 /// Notes whose directory it is.
 pub fn set_owner(dir: &Path, node: NodeId) -> io::Result<()> {
     let unfinished = dir.join(format!("{OWNER}.tmp"));
-    std::fs::write(&unfinished, format!("{node}\n"))?;
+    disk::write(&unfinished, format!("{node}\n"))?;
     File::open(&unfinished)?.sync_all()?;
-    std::fs::rename(&unfinished, dir.join(OWNER))?;
-    File::open(dir)?.sync_all()
+    disk::rename(&unfinished, dir.join(OWNER))?;
+    disk::sync_dir(dir)
 }
 
 /// Starts raft over what the disk holds. A group of one is returned once this node leads it.

@@ -5,7 +5,6 @@
 //! before any of it is used. Never falls back to an older state: the log behind a snapshot may be gone.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use kiln_core::Farm;
 use kiln_wire::{NodeId, frame};
 use serde::{Deserialize, Serialize};
 
+use super::disk::{self, File};
 use super::member::DirectoryId;
 use super::record::{MembersAt, Position};
 use super::types::{LogId, SnapshotMeta, StoredMembership};
@@ -129,10 +129,10 @@ impl SnapshotDir {
     /// # Errors
     /// [`SnapshotError::Io`] if the system refuses.
     pub fn open(path: PathBuf) -> Result<Self, SnapshotError> {
-        std::fs::create_dir_all(&path).map_err(at("create", &path))?;
+        disk::create_dir_all(&path).map_err(at("create", &path))?;
         for unfinished in [path.join(UNFINISHED), path.join(RECEIVED)] {
             if unfinished.exists() {
-                std::fs::remove_file(&unfinished).map_err(at("remove", &unfinished))?;
+                disk::remove_file(&unfinished).map_err(at("remove", &unfinished))?;
             }
         }
         Ok(Self { path })
@@ -149,11 +149,11 @@ impl SnapshotDir {
     /// [`SnapshotError::Io`] if the disk refuses; the older snapshot is still there then.
     pub fn adopt(&self, file: &Path, last: Option<LogId>) -> Result<PathBuf, SnapshotError> {
         let path = self.path.join(name(last));
-        std::fs::rename(file, &path).map_err(at("name", &path))?;
+        disk::rename(file, &path).map_err(at("name", &path))?;
         sync_dir(&self.path)?;
         for older in self.list()? {
             if older != path {
-                std::fs::remove_file(&older).map_err(at("remove", &older))?;
+                disk::remove_file(&older).map_err(at("remove", &older))?;
             }
         }
         Ok(path)
@@ -176,7 +176,7 @@ impl SnapshotDir {
         let meta = frame::to_bytes(&meta).map_err(|err| at("encode", &path)(io::Error::other(err)))?;
         if let Err(err) = out.write_all(&meta, &snapshot.farm.to_snapshot()) {
             // What was written so far takes room that others need.
-            let _gone = std::fs::remove_file(&unfinished);
+            let _gone = disk::remove_file(&unfinished);
             return Err(at("write", &unfinished)(err));
         }
         self.adopt(&unfinished, snapshot.last)
@@ -192,7 +192,7 @@ impl SnapshotDir {
 
     fn list(&self) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut paths = Vec::new();
-        for file in std::fs::read_dir(&self.path).map_err(at("list", &self.path))? {
+        for file in disk::read_dir(&self.path).map_err(at("list", &self.path))? {
             let path = file.map_err(at("list", &self.path))?.path();
             if path.file_name().is_some_and(|name| name == UNFINISHED || name == RECEIVED) {
                 continue;
@@ -212,7 +212,7 @@ impl SnapshotDir {
 /// # Errors
 /// [`SnapshotError::Damaged`] if a single byte differs from what was written, [`SnapshotError::Farm`] if the core refuses it.
 pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
-    let bytes = std::fs::read(path).map_err(at("read", path))?;
+    let bytes = disk::read(path).map_err(at("read", path))?;
     let damaged = |what: &str| damaged(path, what);
     let body_bytes = bytes.len().checked_sub(HASH_BYTES).ok_or_else(|| damaged("the file is too short"))?;
     let (body, hash) = bytes.split_at(body_bytes);
@@ -293,5 +293,5 @@ fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Snapsho
 }
 
 fn sync_dir(path: &Path) -> Result<(), SnapshotError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(at("sync", path))
+    disk::sync_dir(path).map_err(at("sync", path))
 }

@@ -17,6 +17,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::mpsc;
 
 use super::api::Owed;
+use super::disk;
 use super::record::from_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
 use super::trace;
@@ -195,7 +196,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
+    disk::blocking(work).await?.map_err(io::Error::other)
 }
 
 /// Logs what was done with a snapshot, how large it is and how long that took.

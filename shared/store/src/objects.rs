@@ -44,6 +44,11 @@ impl Objects {
         Self { inner: Arc::new(InMemory::new()) }
     }
 
+    /// Objects of somebody else.
+    pub(crate) fn given(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner }
+    }
+
     /// Objects in a bucket.
     pub(crate) fn s3(s3: &S3) -> Result<Self, StoreError> {
         let inner = s3.open().map_err(|err| StoreError::Open { location: s3.url(), err })?;

@@ -14,6 +14,7 @@ use kiln_nix::drv_path_of;
 use kiln_nix::sign::PublicKey;
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
+use object_store::ObjectStore;
 use object_store::path::Path;
 
 use crate::blob::BlobReader;
@@ -52,6 +53,15 @@ pub enum Location {
     S3(S3),
     /// This process's memory, for tests.
     Memory,
+    /// Objects that several stores of a test use as several machines use a bucket.
+    Objects(Arc<dyn ObjectStore>),
+}
+
+impl Location {
+    /// Returns objects in memory that every store opened at a clone of this location uses, as several machines use a bucket. For tests.
+    pub fn shared_memory() -> Self {
+        Self::Objects(Arc::new(object_store::memory::InMemory::new()))
+    }
 }
 
 /// A farm's store. Cheap to clone; clones are the same store.
@@ -97,8 +107,9 @@ impl Store {
             Location::Local { dir, durable } => Objects::local(dir, *durable)?,
             Location::S3(s3) => Objects::s3(s3)?,
             Location::Memory => Objects::memory(),
+            Location::Objects(objects) => Objects::given(Arc::clone(objects)),
         };
-        let shared = matches!(config.location, Location::S3(_));
+        let shared = matches!(config.location, Location::S3(_) | Location::Objects(_));
         std::fs::create_dir_all(&config.spool_dir).map_err(|err| StoreError::Directory { dir: config.spool_dir.clone(), err })?;
         let inner = Inner {
             objects,

@@ -13,6 +13,7 @@ use super::messages::{
     SnapshotReply, VERSION, VERSION_OLDEST,
 };
 use super::{chain, parts, snapshot};
+use crate::raft::disk;
 use crate::raft::member::Member;
 use crate::raft::node::Raft;
 use crate::raft::record::VoteRecord;
@@ -176,7 +177,7 @@ async fn install(host: &Arc<Host>, head: SnapshotHead, receiver: &mut Receiver) 
     }
     let path = host.snapshots.received();
     let read = path.clone();
-    let meta = match tokio::task::spawn_blocking(move || file::read(&read)).await {
+    let meta = match disk::blocking(move || file::read(&read)).await {
         Ok(Ok(snapshot)) => snapshot.meta(),
         Ok(Err(err)) => return SnapshotReply::Refused(chain(&err)),
         Err(err) => return SnapshotReply::Refused(err.to_string()),

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use kiln_link::{LinkError, Receiver};
-use std::fs::File;
 
 use super::lane::{Lane, LaneError};
 use super::messages::{Call, Chunk, SnapshotHead, SnapshotReply};
+use crate::raft::disk::{self, File};
 use crate::raft::record::VoteRecord;
 use crate::raft::snapshot::SnapshotDir;
 
@@ -90,7 +90,7 @@ fn read_chunk(mut file: File, left: u64) -> io::Result<(Vec<u8>, File)> {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, TransferError> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten().map_err(TransferError::File)
+    disk::blocking(work).await.flatten().map_err(TransferError::File)
 }
 
 async fn within_stall<T>(step: impl Future<Output = Result<T, LinkError>>) -> Result<T, TransferError> {

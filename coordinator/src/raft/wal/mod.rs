@@ -6,6 +6,8 @@
 //! Source of the scheme: PostgreSQL's and etcd's logs; the recovery rules follow Protocol-Aware Recovery, Alagappan et al. 2018.
 
 mod layout;
+#[cfg_attr(feature = "simulation", path = "prepare_simulated.rs")]
+mod prepare;
 mod recover;
 mod segment;
 #[cfg(test)]
@@ -16,13 +18,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
 
+use super::disk::{self, Server};
 use super::latency::Recorder;
 
 pub use layout::Kind;
 pub use recover::Stored;
-pub use writer::is_full;
 
 /// Bytes of one record's payload: a proposal of 512 jobs is about 256 KiB. Passing it: the append fails.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
@@ -109,6 +110,7 @@ pub enum Room {
     #[default]
     Enough,
     /// There is not; the segment in use still takes some.
+    #[cfg_attr(feature = "simulation", expect(dead_code, reason = "a simulated host prepares nothing ahead"))]
     Short,
     /// There is not, and the segment in use is full: whoever writes waits.
     None,
@@ -117,8 +119,8 @@ pub enum Room {
 /// An open log. Requests are done in the order of the calls.
 #[derive(Debug)]
 pub struct Wal {
-    requests: Option<mpsc::Sender<Request>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    /// Dropped, it waits until everything asked for is written.
+    server: Server<Request>,
     stats: Arc<WalStats>,
     log_id: u64,
 }
@@ -130,20 +132,18 @@ impl Wal {
     /// # Errors
     /// [`WalError`] if the disk refuses, if the log is damaged, or if `replay` says why a record cannot follow its predecessors.
     pub fn open(dir: &Path, segment_bytes: u64, mut replay: impl FnMut(Stored<'_>) -> Result<(), String>) -> Result<Self, WalError> {
-        std::fs::create_dir_all(dir).map_err(at("create", dir))?;
+        disk::create_dir_all(dir).map_err(at("create", dir))?;
         let recovered = recover::recover(dir, &mut replay)?;
         let stats = Arc::new(WalStats::default());
-        let writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats))?;
+        let mut writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats))?;
         let log_id = writer.log_id();
-        let (requests, inbox) = mpsc::channel();
-        let thread =
-            std::thread::Builder::new().name("wal".into()).spawn(move || writer.run(&inbox)).map_err(at("start a thread for", dir))?;
-        Ok(Self { requests: Some(requests), thread: Some(thread), stats, log_id })
+        let server = Server::start("wal", move |requests| writer.serve(requests)).map_err(at("start a thread for", dir))?;
+        Ok(Self { server, stats, log_id })
     }
 
     /// Writes `records` and calls `done` once they, and everything asked for before, are durable, or with the error.
     pub fn append(&self, records: Vec<NewRecord>, done: Done) {
-        if let Err(mpsc::SendError(Request::Append { done, .. })) = self.requests().send(Request::Append { records, done }) {
+        if let Err(Request::Append { done, .. }) = self.server.ask(Request::Append { records, done }) {
             done(Err(io::Error::other("the log's thread has ended")));
         }
     }
@@ -151,7 +151,7 @@ impl Wal {
     /// Writes a record that need not be durable: it may be lost with the machine, not with the process.
     pub fn note(&self, record: NewRecord) {
         // A thread that has ended has told why to whoever waited for a sync.
-        let _ = self.requests().send(Request::Note(record));
+        let _ = self.server.ask(Request::Note(record));
     }
 
     /// Returns what was drawn when the log was begun. No other log has it.
@@ -163,22 +163,17 @@ impl Wal {
     pub fn stats(&self) -> &Arc<WalStats> {
         &self.stats
     }
-
-    fn requests(&self) -> &mpsc::Sender<Request> {
-        self.requests.as_ref().expect("taken only by drop")
-    }
 }
 
 impl Drop for Wal {
-    /// Waits until everything asked for is written.
     fn drop(&mut self) {
         self.stats.ending.store(true, Ordering::Relaxed);
-        drop(self.requests.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported by its hook.
-            let _ = thread.join();
-        }
     }
+}
+
+/// Returns whether a disk refused for want of room.
+pub fn is_full(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A segment that no longer grows.

@@ -4,11 +4,10 @@
 //! that follows proves the bad record to have been durable.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::super::disk::{self, File, FileExt, OpenOptions};
 use super::layout::{BLOCK_BYTES, Found, Header, Kind, RECORDS_AT, decode_record, decode_seal, find_proof};
 use super::segment::{self, PREPARED};
 use super::{Closed, Heads, NewRecord, WalError, at};
@@ -54,7 +53,7 @@ pub struct Stored<'a> {
 pub fn recover(dir: &Path, replay: &mut dyn FnMut(Stored<'_>) -> Result<(), String>) -> Result<Recovered, WalError> {
     let leftover = dir.join(PREPARED);
     if leftover.exists() {
-        std::fs::remove_file(&leftover).map_err(at("remove", &leftover))?;
+        disk::remove_file(&leftover).map_err(at("remove", &leftover))?;
     }
     let mut closed = VecDeque::new();
     let mut heads = Heads::default();

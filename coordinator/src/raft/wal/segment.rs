@@ -1,10 +1,9 @@
 //! Segment files: made full of zeros, named only once their head is durable, sealed when complete.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::super::disk::{self, File, FileExt, OpenOptions};
 use super::layout::{BLOCK_BYTES, Header, encode_seal};
 use super::{WalError, at};
 
@@ -24,7 +23,7 @@ pub fn path(dir: &Path, number: u64) -> PathBuf {
 /// [`WalError::Io`] if the directory cannot be read, [`WalError::Stranger`] for a file that is none of the log's.
 pub fn list(dir: &Path) -> Result<Vec<u64>, WalError> {
     let mut numbers = Vec::new();
-    for file in std::fs::read_dir(dir).map_err(at("list", dir))? {
+    for file in disk::read_dir(dir).map_err(at("list", dir))? {
         let file = file.map_err(at("list", dir))?.path();
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name == PREPARED {
@@ -67,10 +66,10 @@ pub fn fill(file: &File, start: u64, end: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// [`WalError::Io`] if the disk refuses.
-pub fn publish(dir: &Path, file: &File, number: u64) -> Result<(), WalError> {
+pub fn publish(dir: &Path, file: &mut File, number: u64) -> Result<(), WalError> {
     let path = path(dir, number);
     file.sync_data().map_err(at("sync", &path))?;
-    std::fs::rename(dir.join(PREPARED), &path).map_err(at("name", &path))?;
+    disk::rename_open(file, &dir.join(PREPARED), &path).map_err(at("name", &path))?;
     sync_dir(dir)
 }
 
@@ -89,5 +88,5 @@ pub fn seal(dir: &Path, file: &File, header: &Header, last_seq: u64) -> Result<(
 /// # Errors
 /// [`WalError::Io`] if the disk refuses.
 pub fn sync_dir(dir: &Path) -> Result<(), WalError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(at("sync", dir))
+    disk::sync_dir(dir).map_err(at("sync", dir))
 }

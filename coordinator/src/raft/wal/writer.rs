@@ -1,22 +1,20 @@
 //! The thread that writes: everything queued becomes one write and one fdatasync.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 use std::time::Instant;
 
+use super::super::disk::{self, File, FileExt};
 use super::layout::{Header, RECORDS_AT, RecordHead, encode_record, record_bytes};
+use super::prepare::Preparer;
 use super::recover::Recovered;
 use super::segment;
-use super::{Closed, Done, Heads, Kind, NewRecord, PAYLOAD_BYTES_MAX, Request, Room, WalError, WalStats, at};
+use super::{Closed, Done, Heads, Kind, NewRecord, PAYLOAD_BYTES_MAX, Request, WalError, WalStats, at};
 
-/// Writes a log. Lives on its own thread.
+/// Writes a log. Lives on the thread that serves its requests.
 pub struct Writer {
     dir: PathBuf,
     segment_bytes: u64,
@@ -74,30 +72,28 @@ impl Writer {
         self.current.header.log_id
     }
 
-    /// Serves requests until no sender is left.
-    pub fn run(mut self, inbox: &mpsc::Receiver<Request>) {
-        while let Ok(first) = inbox.recv() {
-            let mut waiting = Vec::new();
-            let mut outcome = self.failed.clone().map_or(Ok(()), Err);
-            for request in std::iter::once(first).chain(inbox.try_iter()) {
-                let records = match request {
-                    Request::Append { records, done } => {
-                        waiting.push(done);
-                        records
-                    }
-                    Request::Note(record) => vec![record],
-                };
-                outcome = outcome.and_then(|()| records.into_iter().try_for_each(|record| self.put(record)).map_err(chain));
-            }
-            outcome = outcome.and_then(|()| self.settle(!waiting.is_empty()).map_err(chain));
-            if let Err(reason) = &outcome {
-                if self.failed.is_none() {
-                    tracing::error!(reason, "the log failed: nothing more will be written");
+    /// Serves all requests that wait: one write and one sync.
+    pub fn serve(&mut self, requests: &mut dyn Iterator<Item = Request>) {
+        let mut waiting = Vec::new();
+        let mut outcome = self.failed.clone().map_or(Ok(()), Err);
+        for request in requests {
+            let records = match request {
+                Request::Append { records, done } => {
+                    waiting.push(done);
+                    records
                 }
-                self.failed = Some(reason.clone());
-            }
-            tell(waiting, &outcome);
+                Request::Note(record) => vec![record],
+            };
+            outcome = outcome.and_then(|()| records.into_iter().try_for_each(|record| self.put(record)).map_err(chain));
         }
+        outcome = outcome.and_then(|()| self.settle(!waiting.is_empty()).map_err(chain));
+        if let Err(reason) = &outcome {
+            if self.failed.is_none() {
+                tracing::error!(reason, "the log failed: nothing more will be written");
+            }
+            self.failed = Some(reason.clone());
+        }
+        tell(waiting, &outcome);
     }
 
     fn put(&mut self, record: NewRecord) -> Result<(), WalError> {
@@ -177,7 +173,7 @@ impl Writer {
         heads.iter().for_each(|record| self.encode(record));
         self.current.file.write_all_at(&header.encode(), 0).map_err(at("write", &self.path()))?;
         self.flush()?;
-        segment::publish(&self.dir, &self.current.file, header.number)?;
+        segment::publish(&self.dir, &mut self.current.file, header.number)?;
         segment::seal(&self.dir, &ended.file, &ended.header, header.first_seq - 1)?;
         self.durable = header.head_end;
         let bytes = ended.offset - RECORDS_AT;
@@ -192,7 +188,7 @@ impl Writer {
         let count = self.closed.len();
         while let Some(oldest) = self.closed.front().filter(|oldest| oldest.index_max.is_none_or(|index| index <= purged)) {
             let path = segment::path(&self.dir, oldest.number);
-            std::fs::remove_file(&path).map_err(at("delete", &path))?;
+            disk::remove_file(&path).map_err(at("delete", &path))?;
             self.closed.pop_front();
         }
         if self.closed.len() < count { segment::sync_dir(&self.dir) } else { Ok(()) }
@@ -217,9 +213,9 @@ impl Writer {
 fn begin_log(dir: &Path, segment_bytes: u64) -> Result<Current, WalError> {
     let log_id = std::hash::RandomState::new().build_hasher().finish();
     let header = Header { log_id, number: 1, first_seq: 1, head_end: 0, size_bytes: segment_bytes.max(RECORDS_AT) };
-    let file = segment::prepare(dir, header.size_bytes)?;
+    let mut file = segment::prepare(dir, header.size_bytes)?;
     file.write_all_at(&header.encode(), 0).map_err(at("write", dir))?;
-    segment::publish(dir, &file, header.number)?;
+    segment::publish(dir, &mut file, header.number)?;
     Ok(Current { file, header, offset: RECORDS_AT, index_max: None })
 }
 
@@ -233,109 +229,5 @@ fn chain(err: WalError) -> String {
     match std::error::Error::source(&err) {
         Some(source) => format!("{err}: {source}"),
         None => err.to_string(),
-    }
-}
-
-/// Fills the next segment; on a full disk tries again until there is room. None if nobody waits for it any more.
-fn prepare_when_there_is_room(
-    dir: &Path,
-    segment_bytes: u64,
-    inbox: &mpsc::Receiver<()>,
-    told: &tokio::sync::watch::Sender<Room>,
-) -> Option<Result<File, WalError>> {
-    loop {
-        match segment::prepare(dir, segment_bytes) {
-            Err(WalError::Io { err, .. }) if is_full(&err) => {
-                // What was filled so far would take the room that others need to make some.
-                let _gone = std::fs::remove_file(dir.join(segment::PREPARED));
-                if told.send_if_modified(|room| std::mem::replace(room, (*room).max(Room::Short)) == Room::Enough) {
-                    tracing::error!(dir = %dir.display(), "the disk is full: there is no room for the log's next segment");
-                }
-                match inbox.recv_timeout(FULL_RETRY) {
-                    Ok(()) | Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-                }
-            }
-            prepared => {
-                if told.send_if_modified(|room| std::mem::take(room) != Room::Enough) {
-                    tracing::info!(dir = %dir.display(), "there is room for the log again");
-                }
-                return Some(prepared);
-            }
-        }
-    }
-}
-
-/// Returns whether a disk refused for want of room.
-pub fn is_full(err: &io::Error) -> bool {
-    matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// How often a full disk is looked at again.
-const FULL_RETRY: std::time::Duration = std::time::Duration::from_millis(500);
-
-/// Fills the next segment with zeros on a thread of its own: done in line it would hold up commits for up to a second.
-struct Preparer {
-    orders: Option<mpsc::Sender<()>>,
-    files: mpsc::Receiver<Result<File, WalError>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Preparer {
-    fn start(dir: &Path, segment_bytes: u64, stats: Arc<WalStats>) -> Result<Self, WalError> {
-        let (orders, inbox) = mpsc::channel();
-        let (outbox, files) = mpsc::channel();
-        let target = dir.to_owned();
-        let work = move || {
-            while inbox.recv().is_ok() {
-                let Some(prepared) = prepare_when_there_is_room(&target, segment_bytes, &inbox, &stats.room) else { return };
-                if outbox.send(prepared).is_err() {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("wal-prepare".into()).spawn(work).map_err(at("start a thread for", dir))?;
-        let preparer = Self { orders: Some(orders), files, thread: Some(thread) };
-        preparer.order();
-        Ok(preparer)
-    }
-
-    fn order(&self) {
-        // A thread that has ended shows when its file is taken.
-        let _ = self.orders.as_ref().map(|orders| orders.send(()));
-    }
-
-    /// Waits for the segment. On a full disk that is until there is room: nothing that was written is in danger meanwhile.
-    fn take(&self, dir: &Path, stats: &WalStats) -> Result<File, WalError> {
-        let failed = |why: &str| at("prepare a segment in", dir)(io::Error::other(why.to_owned()));
-        loop {
-            match self.files.recv_timeout(FULL_RETRY) {
-                Ok(prepared) => return prepared,
-                Err(mpsc::RecvTimeoutError::Timeout) if stats.ending.load(Ordering::Relaxed) => {
-                    return Err(failed("the log was closed while the disk was full"));
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    stats.room.send_if_modified(|room| {
-                        let is_short = *room == Room::Short;
-                        if is_short {
-                            *room = Room::None;
-                        }
-                        is_short
-                    });
-                }
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(failed("the thread that prepares segments has ended")),
-            }
-        }
-    }
-}
-
-impl Drop for Preparer {
-    /// Waits for the thread: its file has the same name as that of the directory's next user.
-    fn drop(&mut self) {
-        drop(self.orders.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported by its hook.
-            let _ = thread.join();
-        }
     }
 }
