@@ -1,0 +1,116 @@
+//! A client of the simulation: hands over its graph, submits it, follows it to its end, and goes on with whoever leads.
+
+use std::time::Duration;
+
+use kiln_link::{Connection, Dialer, Identity, LinkError};
+use kiln_route::{Pause, Scouts};
+use kiln_wire::client::{BuildState, RefusalKind, Request, Response, Submission};
+use kiln_wire::{BuildId, RequestId};
+
+use crate::entropy::draw;
+use crate::work::Graph;
+
+/// Everything a client needs.
+#[derive(Clone)]
+pub struct Client {
+    pub identity: Identity,
+    pub coordinators: Vec<String>,
+    pub graph: Graph,
+    pub request: RequestId,
+    /// How long it waits before it comes.
+    pub after: Duration,
+}
+
+/// What may be asked again, and what is the farm's fault.
+#[derive(Debug)]
+enum Failed {
+    Passing(String),
+    Fault(String),
+}
+
+impl From<LinkError> for Failed {
+    fn from(error: LinkError) -> Self {
+        Self::Passing(error.to_string())
+    }
+}
+
+impl Client {
+    /// Has the graph built; returns only when it is, or says what the farm did wrong.
+    pub async fn run(self) -> turmoil::Result {
+        tokio::time::sleep(self.after).await;
+        let mut scouts = Scouts::start(Dialer::new(&self.identity)?, self.coordinators.clone());
+        let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut build = None;
+        loop {
+            let found = scouts.leader().await;
+            let step = async {
+                // An answer that did not arrive leaves open what became of the request: it is asked again under its number.
+                if build.is_none() || draw(4) == 0 {
+                    let again = self.submit(&found.connection).await?;
+                    if build.is_some_and(|before| before != again) {
+                        return Err(Failed::Fault(format!("request {} is build {build:?} and then {again}", self.request)));
+                    }
+                    build = Some(again);
+                }
+                self.watch(&found.connection, build.expect("submitted")).await
+            };
+            let failed = tokio::select! {
+                done = step => match done {
+                    Ok(()) => return Ok(()),
+                    Err(failed) => failed,
+                },
+                () = scouts.superseded(found.leader) => Failed::Passing("another leads".into()),
+            };
+            match failed {
+                Failed::Passing(why) => tracing::info!(why, "asked again"),
+                Failed::Fault(fault) => return Err(fault.into()),
+            }
+            pause.wait().await;
+        }
+    }
+
+    async fn submit(&self, connection: &Connection) -> Result<BuildId, Failed> {
+        let files = self.graph.order.iter().map(|path| self.graph.jobs[path].file.clone()).collect();
+        ask(connection, Request::AddDerivations(files)).await?;
+        let roots = self.graph.roots.clone();
+        let submission = Submission { request: self.request, name: format!("build-{}", self.request), roots, keep_going: true };
+        match ask(connection, Request::Submit(submission)).await? {
+            Response::Submitted(build) => Ok(build),
+            other => Err(Failed::Fault(format!("a submission is answered by {other:?}"))),
+        }
+    }
+
+    async fn watch(&self, connection: &Connection, build: BuildId) -> Result<(), Failed> {
+        let (mut sender, mut receiver) = connection.open().await?;
+        sender.send(&Request::Watch(build)).await?;
+        loop {
+            match receiver.recv::<Response>().await? {
+                Some(Response::Build(view)) => match view.state {
+                    BuildState::Active => {}
+                    BuildState::Built => return Ok(()),
+                    state @ (BuildState::Failed | BuildState::Cancelled) => {
+                        return Err(Failed::Fault(format!("build {build} ended as {state:?}: {:?}", view.failures)));
+                    }
+                },
+                Some(Response::Event(_)) => {}
+                Some(Response::NotLeader(_)) | None => return Err(Failed::Passing("the watch ended".into())),
+                Some(Response::Refused(refusal)) if refusal.kind == RefusalKind::Unavailable => {
+                    return Err(Failed::Passing(refusal.message));
+                }
+                Some(other) => return Err(Failed::Fault(format!("a watch of an acknowledged build is answered by {other:?}"))),
+            }
+        }
+    }
+}
+
+async fn ask(connection: &Connection, request: Request) -> Result<Response, Failed> {
+    let (mut sender, mut receiver) = connection.open().await?;
+    sender.send(&request).await?;
+    match receiver.recv::<Response>().await? {
+        None => Err(Failed::Passing("no answer".into())),
+        Some(Response::NotLeader(_)) => Err(Failed::Passing("it does not lead".into())),
+        Some(Response::Refused(refusal)) if refusal.kind == RefusalKind::Unavailable => Err(Failed::Passing(refusal.message)),
+        Some(Response::Refused(refusal)) => Err(Failed::Fault(format!("refused: {}", refusal.message))),
+        Some(response) => Ok(response),
+    }
+}

@@ -1,0 +1,120 @@
+//! The real coordinators, with real consensus, links and TLS, in a simulated world: one seed, one process, one run.
+//!
+//!     kiln-sim-whole --seed N [--trace]     one run; the trace of two runs of a seed is the same, byte for byte
+//!     kiln-sim-whole --seeds FROM..TO [--jobs N]   a process for each; prints what failed and how to repeat it
+
+mod checks;
+mod client;
+mod entropy;
+mod told;
+mod work;
+mod worker;
+mod world;
+
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).cloned();
+    let number = |text: String| text.parse::<u64>().ok();
+    if std::env::var_os(CPU_ENTROPY).is_none() {
+        return again();
+    }
+    match (value("--seed").and_then(number), value("--seeds")) {
+        (Some(seed), None) => one(seed, args.iter().any(|arg| arg == "--trace")),
+        (None, Some(range)) => match range.split_once("..").map(|(from, to)| (from.parse::<u64>(), to.parse::<u64>())) {
+            Some((Ok(from), Ok(to))) => many(from, to, value("--jobs").and_then(number).unwrap_or(2)),
+            _ => usage(),
+        },
+        _ => usage(),
+    }
+}
+
+/// Starts this program again, with a cryptography that does not draw from the processor: it looks once, before `main`.
+fn again() -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().expect("this program");
+    let failed = Command::new(program).args(std::env::args_os().skip(1)).env(CPU_ENTROPY, "~0x4000000000000000").exec();
+    eprintln!("start again without the processor's randomness: {failed}");
+    ExitCode::FAILURE
+}
+
+/// What aws-lc leaves unused of the processor: here bit 62, RDRAND.
+const CPU_ENTROPY: &str = "OPENSSL_ia32cap";
+
+fn usage() -> ExitCode {
+    eprintln!("usage: kiln-sim-whole --seed N [--trace] | --seeds FROM..TO [--jobs N]");
+    ExitCode::from(2)
+}
+
+/// Runs one seed in this process.
+fn one(seed: u64, trace: bool) -> ExitCode {
+    // Before anything else: what was drawn earlier would not follow from the seed.
+    entropy::begin(seed);
+    let told = told::Told::default();
+    let shown = trace.then(|| {
+        // Neither times nor levels in colour: the same run must give the same bytes.
+        let format = tracing_subscriber::fmt::layer().without_time().with_ansi(false).with_writer(std::io::stdout);
+        format.with_filter(EnvFilter::new(
+            std::env::var("KILN_SIM_LOG").unwrap_or_else(|_| "kiln_sim_whole=debug,kiln_coordinator=debug,kiln_route=debug".into()),
+        ))
+    });
+    let kept = told.clone().with_filter(EnvFilter::new("kiln_coordinator::raft::trace=debug"));
+    tracing_subscriber::registry().with(kept).with(shown).init();
+    match world::run(seed, &told) {
+        Ok(report) => {
+            let world::Report { simulated, jobs, leaders, faults, repeated } = report;
+            let faults: Vec<String> = faults.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            println!(
+                "seed {seed}: holds; {} s, {jobs} jobs, {leaders} leaders, {repeated} attempts more than jobs; {}",
+                simulated.as_secs(),
+                faults.join(", ")
+            );
+            ExitCode::SUCCESS
+        }
+        Err(breach) => {
+            println!("seed {seed}: FAILED: {breach}");
+            println!("repeat: kiln-sim-whole --seed {seed} --trace");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs each seed in a process of its own, some at a time.
+fn many(from: u64, to: u64, jobs: u64) -> ExitCode {
+    let program = std::env::current_exe().expect("this program");
+    let started = Instant::now();
+    let (mut running, mut failed, mut passed) = (Vec::new(), Vec::new(), 0u64);
+    let mut seeds = from..to;
+    loop {
+        while (running.len() as u64) < jobs
+            && let Some(seed) = seeds.next()
+        {
+            let child = Command::new(&program).args(["--seed", &seed.to_string()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+            running.push((seed, child.expect("a process")));
+        }
+        if running.is_empty() {
+            break;
+        }
+        let (seed, child) = running.remove(0);
+        let output = child.wait_with_output().expect("it ends");
+        if output.status.success() {
+            passed += 1;
+        } else {
+            failed.push(seed);
+            print!("{}", String::from_utf8_lossy(&output.stdout));
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            errors.lines().take(12).for_each(|line| println!("  {line}"));
+            if output.stdout.is_empty() {
+                println!("repeat: kiln-sim-whole --seed {seed} --trace");
+            }
+        }
+    }
+    println!("whole program: {passed} seeds hold, {} failed {failed:?}, {:.0} s", failed.len(), started.elapsed().as_secs_f64());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
