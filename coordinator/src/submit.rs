@@ -7,7 +7,8 @@ use kiln_core::{Answer, Command, Refused};
 use kiln_nix::derivation::Derivation;
 use kiln_nix::job;
 use kiln_wire::client::{Refusal, Submission};
-use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
+use kiln_wire::frame;
+use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, OutputName, Root, StorePath};
 
 use crate::derivations::DerivationError;
@@ -29,7 +30,7 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
     check_sources(&parts, &closure, &jobs).await?;
     let mut commands: Vec<Command> = Vec::new();
     let now = parts.clock.now();
-    for chunk in jobs.chunks(JOBS_PER_ENTRY_MAX) {
+    for chunk in entries(&jobs, encoded_bytes) {
         commands.push(Command::Stage { request: submission.request, jobs: chunk.to_vec(), now });
     }
     let Submission { request, name, roots, keep_going } = submission;
@@ -41,6 +42,29 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
         answers.extend(applied.map_err(|error| refuse::unavailable("submit", &error))?.answers);
     }
     answers.into_iter().find_map(build_of).unwrap_or_else(|| Err(refuse::invalid("submit: the farm gave no answer; submit again")))
+}
+
+/// Divides jobs, in their order, into what goes into one log entry each: neither too many nor too large together.
+fn entries<T>(jobs: &[T], bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut entries = Vec::new();
+    let (mut start, mut held) = (0, 0);
+    for (at, job) in jobs.iter().enumerate() {
+        let size = bytes(job);
+        if at > start && (at - start == JOBS_PER_ENTRY_MAX || held + size > JOB_BYTES_PER_ENTRY_MAX) {
+            entries.push(&jobs[start..at]);
+            (start, held) = (at, 0);
+        }
+        held += size;
+    }
+    if start < jobs.len() {
+        entries.push(&jobs[start..]);
+    }
+    entries
+}
+
+/// Bytes of a job in the log; one that cannot be written is refused there.
+fn encoded_bytes(job: &JobSpec) -> usize {
+    frame::to_bytes(job).map_or(0, |bytes| bytes.len())
 }
 
 /// A name is a client's text that every coordinator keeps.
@@ -96,9 +120,7 @@ async fn load_closure(parts: &Parts, roots: &[Root]) -> Result<Closure, Refusal>
                 Err(DerivationError::Missing(path)) => {
                     missing.insert(path);
                 }
-                Err(error @ (DerivationError::Parse { .. } | DerivationError::Store { .. })) => {
-                    return Err(refuse::invalid(format!("submit: {}", Chain(&error))));
-                }
+                Err(error) => return Err(unreadable(&error)),
             },
         }
         if closure.parsed.len() > JOBS_PER_SUBMISSION_MAX {
@@ -109,6 +131,14 @@ async fn load_closure(parts: &Parts, roots: &[Root]) -> Result<Closure, Refusal>
         return Ok(closure);
     }
     Err(refuse::missing("submit", "derivations", missing.iter().map(|path| path.as_path().clone()).collect()))
+}
+
+/// A file that is no derivation stays none; a store that fails may answer the next time.
+fn unreadable(error: &DerivationError) -> Refusal {
+    match error {
+        DerivationError::Parse { .. } | DerivationError::Missing(_) => refuse::invalid(format!("submit: {}", Chain(error))),
+        DerivationError::Store { .. } => refuse::unavailable("submit", error),
+    }
 }
 
 /// Refuses a derivation whose output path does not follow from its content.
@@ -174,7 +204,35 @@ async fn check_sources(parts: &Parts, closure: &Closure, jobs: &[JobSpec]) -> Re
 
 #[cfg(test)]
 mod tests {
+    use kiln_store::StoreError;
+    use kiln_wire::client::RefusalKind;
+
     use super::*;
+
+    #[test]
+    fn jobs_are_divided_by_number_and_by_size() {
+        let mib = JOB_BYTES_PER_ENTRY_MAX;
+        let many = vec![1; JOBS_PER_ENTRY_MAX + 1];
+        for (sizes, lengths) in [
+            (vec![], vec![]),
+            (vec![5 * mib], vec![1]),
+            (vec![1, 5 * mib, 1, 1], vec![1, 1, 2]),
+            (vec![mib / 2, mib / 2, 1], vec![2, 1]),
+            (many, vec![JOBS_PER_ENTRY_MAX, 1]),
+        ] {
+            let divided = entries(&sizes, |size| *size);
+            assert_eq!(divided.iter().map(|entry| entry.len()).collect::<Vec<_>>(), lengths);
+            assert_eq!(divided.concat(), sizes, "in their order");
+        }
+    }
+
+    #[test]
+    fn a_store_that_refuses_is_no_fault_of_the_submission() {
+        let path = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        let source = StoreError::Directory { dir: "/spool".into(), err: std::io::ErrorKind::PermissionDenied.into() };
+        let refusal = unreadable(&DerivationError::Store { path, source });
+        assert_eq!(refusal.kind, RefusalKind::Unavailable);
+    }
 
     #[test]
     fn a_name_over_the_limit_is_refused_before_it_reaches_the_log() {

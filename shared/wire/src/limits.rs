@@ -22,6 +22,10 @@ pub const BUILD_NAME_BYTES_MAX: usize = 256;
 /// Job specifications in one log entry, so that no entry holds up the log: about 256 KiB of real ones.
 pub const JOBS_PER_ENTRY_MAX: usize = 512;
 
+/// Bytes of job specifications in one log entry; a job that has more by itself, which a `.drv` file of 4 MiB can make, is an entry of its own.
+/// The log takes 64 MiB at a time.
+pub const JOB_BYTES_PER_ENTRY_MAX: usize = 1 << 20;
+
 /// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
 pub const NAR_BYTES_MAX: u64 = 64 << 30;
 
