@@ -15,6 +15,7 @@ mod config;
 mod derivations;
 mod dispatch;
 mod driver;
+mod drv_closure;
 mod follow;
 mod granted;
 mod heavy;

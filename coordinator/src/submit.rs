@@ -8,11 +8,11 @@ use kiln_nix::derivation::Derivation;
 use kiln_nix::job;
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
-use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
+use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, OutputName, Root, StorePath};
 
-use crate::derivations::DerivationError;
 use crate::driver::{Chain, propose};
+use crate::drv_closure::DrvClosure;
 use crate::heavy::heavy;
 use crate::parts::Parts;
 use crate::refuse;
@@ -23,7 +23,7 @@ use crate::refuse;
 /// A [`Refusal`] that says what is missing, wrong or over a limit; nothing has changed then.
 pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
     check_name(&submission.name)?;
-    let closure = load_closure(&parts, &submission.roots).await?;
+    let closure = DrvClosure::load(&parts, &submission.roots).await?;
     // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
     heavy(|| check_output_paths(&parts, &closure))?;
     let jobs = jobs(&parts, &closure, &submission.roots).await?;
@@ -92,57 +92,8 @@ fn refused_submission(refused: &Refused) -> Refusal {
     refusal
 }
 
-/// The derivations of a closure, inputs before what needs them.
-struct Closure {
-    ordered: Vec<DrvPath>,
-    parsed: BTreeMap<DrvPath, Arc<Derivation>>,
-}
-
-/// Loads every derivation that the roots need, by a walk without recursion.
-async fn load_closure(parts: &Parts, roots: &[Root]) -> Result<Closure, Refusal> {
-    enum Step {
-        Enter(DrvPath),
-        Leave(DrvPath),
-    }
-    let mut closure = Closure { ordered: Vec::new(), parsed: BTreeMap::new() };
-    let mut missing = BTreeSet::new();
-    let mut steps: Vec<Step> = roots.iter().map(|root| Step::Enter(root.derivation.clone())).collect();
-    while let Some(step) = steps.pop() {
-        match step {
-            Step::Leave(path) => closure.ordered.push(path),
-            Step::Enter(path) if closure.parsed.contains_key(&path) => {}
-            Step::Enter(path) => match parts.derivations.get(&parts.store, &path).await {
-                Ok(parsed) => {
-                    steps.push(Step::Leave(path.clone()));
-                    steps.extend(parsed.inputs.keys().map(|input| Step::Enter(input.clone())));
-                    closure.parsed.insert(path, parsed);
-                }
-                Err(DerivationError::Missing(path)) => {
-                    missing.insert(path);
-                }
-                Err(error) => return Err(unreadable(&error)),
-            },
-        }
-        if closure.parsed.len() > JOBS_PER_SUBMISSION_MAX {
-            return Err(refuse::invalid(format!("submit: the closure has over {JOBS_PER_SUBMISSION_MAX} derivations; submit it in parts")));
-        }
-    }
-    if missing.is_empty() {
-        return Ok(closure);
-    }
-    Err(refuse::missing("submit", "derivations", missing.iter().map(|path| path.as_path().clone()).collect()))
-}
-
-/// A file that is no derivation stays none; a store that fails may answer the next time.
-fn unreadable(error: &DerivationError) -> Refusal {
-    match error {
-        DerivationError::Parse { .. } | DerivationError::Missing(_) => refuse::invalid(format!("submit: {}", Chain(error))),
-        DerivationError::Store { .. } => refuse::unavailable("submit", error),
-    }
-}
-
 /// Refuses a derivation whose output path does not follow from its content.
-fn check_output_paths(parts: &Parts, closure: &Closure) -> Result<(), Refusal> {
+fn check_output_paths(parts: &Parts, closure: &DrvClosure) -> Result<(), Refusal> {
     let mut checked = parts.checked.lock().unwrap_or_else(PoisonError::into_inner);
     for path in &closure.ordered {
         checked.check(path, &closure.parsed[path]).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?;
@@ -150,24 +101,38 @@ fn check_output_paths(parts: &Parts, closure: &Closure) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Returns the jobs: what the roots need and nobody has, from the roots down. Below an output that exists nothing is looked at.
-async fn jobs(parts: &Parts, closure: &Closure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
-    let mut wanted: BTreeMap<DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
-    let mut jobs = Vec::new();
+/// Returns the jobs: what the roots need and nobody has. Below an output that exists nothing is looked at, so the closure is walked from
+/// the roots down in waves: those whose users have all been looked at, together.
+async fn jobs(parts: &Parts, closure: &DrvClosure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
+    let mut wanted: BTreeMap<&DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
     for root in roots {
-        wanted.entry(root.derivation.clone()).or_default().extend(wanted_outputs(root, &closure.parsed[&root.derivation]));
+        wanted.entry(&root.derivation).or_default().extend(wanted_outputs(root, &closure.parsed[&root.derivation]));
     }
-    // Against the order every user of a derivation has been seen before the derivation itself.
-    for path in closure.ordered.iter().rev() {
-        let Some(outputs) = wanted.get(path) else { continue };
-        let derivation = &closure.parsed[path];
-        if !lacks_output(parts, derivation, outputs).await? {
-            continue;
+    let mut users: BTreeMap<&DrvPath, usize> = closure.ordered.iter().map(|path| (path, 0)).collect();
+    for input in closure.parsed.values().flat_map(|derivation| derivation.inputs.keys()) {
+        *users.entry(input).or_default() += 1;
+    }
+    let mut wave: Vec<&DrvPath> = closure.ordered.iter().filter(|path| users[*path] == 0).collect();
+    let mut jobs = Vec::new();
+    while !wave.is_empty() {
+        let lacking = lacking(parts, closure, &wave, &wanted).await?;
+        for path in std::mem::take(&mut wave) {
+            let derivation = &closure.parsed[path];
+            let is_job = lacking.contains(path);
+            for (input, wanted_of_input) in &derivation.inputs {
+                if is_job {
+                    wanted.entry(input).or_default().extend(wanted_of_input.outputs.iter().cloned());
+                }
+                let left = users.entry(input).or_default();
+                *left -= 1;
+                if *left == 0 {
+                    wave.push(input);
+                }
+            }
+            if is_job {
+                jobs.push(job::spec(path, derivation).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?);
+            }
         }
-        for (input, wanted_of_input) in &derivation.inputs {
-            wanted.entry(input.clone()).or_default().extend(wanted_of_input.outputs.iter().cloned());
-        }
-        jobs.push(job::spec(path, derivation).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?);
     }
     let made: BTreeSet<DrvPath> = jobs.iter().map(|job| job.derivation.clone()).collect();
     for job in &mut jobs {
@@ -181,20 +146,39 @@ fn wanted_outputs(root: &Root, derivation: &Derivation) -> BTreeSet<OutputName> 
     if root.outputs.is_empty() { derivation.outputs.keys().cloned().collect() } else { root.outputs.clone() }
 }
 
-async fn lacks_output(parts: &Parts, derivation: &Derivation, outputs: &BTreeSet<OutputName>) -> Result<bool, Refusal> {
-    for name in outputs {
-        let no_output = || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", derivation.name));
-        let Some(path) = derivation.outputs.get(name).ok_or_else(no_output)?.path() else { return Ok(true) };
-        // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
-        if parts.store.path_info(path).await.map_err(|error| refuse::unavailable("submit", &error))?.is_none() {
-            return Ok(true);
+/// Returns those of a wave of which an output is wanted that the store lacks, or that nobody can know before the build.
+async fn lacking<'a>(
+    parts: &Parts,
+    closure: &DrvClosure,
+    wave: &[&'a DrvPath],
+    wanted: &BTreeMap<&DrvPath, BTreeSet<OutputName>>,
+) -> Result<BTreeSet<&'a DrvPath>, Refusal> {
+    let mut lacking = BTreeSet::new();
+    let mut known: Vec<(StorePath, &DrvPath)> = Vec::new();
+    for path in wave {
+        let derivation = &closure.parsed[*path];
+        for name in wanted.get(path).into_iter().flatten() {
+            let no_output =
+                || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", derivation.name));
+            match derivation.outputs.get(name).ok_or_else(no_output)?.path() {
+                Some(output) => known.push((output.clone(), path)),
+                None => {
+                    lacking.insert(*path);
+                }
+            }
         }
     }
-    Ok(false)
+    // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
+    let outputs: Vec<StorePath> = known.iter().map(|(output, _)| output.clone()).collect();
+    let missing = parts.store.missing(&outputs).await.map_err(|error| refuse::unavailable("submit", &error))?;
+    let missing: BTreeSet<StorePath> = missing.into_iter().collect();
+    // Fixed outputs of several derivations may be the same one.
+    lacking.extend(known.into_iter().filter(|(output, _)| missing.contains(output)).map(|(_, path)| path));
+    Ok(lacking)
 }
 
 /// Refuses jobs whose input sources the store lacks.
-async fn check_sources(parts: &Parts, closure: &Closure, jobs: &[JobSpec]) -> Result<(), Refusal> {
+async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
     let sources = |job: &JobSpec| closure.parsed[&job.derivation].sources.clone();
     let wanted: BTreeSet<StorePath> = jobs.iter().flat_map(sources).collect();
     let wanted: Vec<StorePath> = wanted.into_iter().collect();
@@ -204,9 +188,6 @@ async fn check_sources(parts: &Parts, closure: &Closure, jobs: &[JobSpec]) -> Re
 
 #[cfg(test)]
 mod tests {
-    use kiln_store::StoreError;
-    use kiln_wire::client::RefusalKind;
-
     use super::*;
 
     #[test]
@@ -224,14 +205,6 @@ mod tests {
             assert_eq!(divided.iter().map(|entry| entry.len()).collect::<Vec<_>>(), lengths);
             assert_eq!(divided.concat(), sizes, "in their order");
         }
-    }
-
-    #[test]
-    fn a_store_that_refuses_is_no_fault_of_the_submission() {
-        let path = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
-        let source = StoreError::Directory { dir: "/spool".into(), err: std::io::ErrorKind::PermissionDenied.into() };
-        let refusal = unreadable(&DerivationError::Store { path, source });
-        assert_eq!(refusal.kind, RefusalKind::Unavailable);
     }
 
     #[test]
