@@ -17,14 +17,25 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// What a failed try counts at most.
+const TRY_COUNTED_MAX: Duration = Duration::from_secs(10);
+
 /// The tries of one request, or of several that belong together.
 #[derive(Debug)]
 pub struct Tries {
     scouts: Scouts,
     patience: Patience,
     pause: Pause,
-    /// Since when nothing went well, if so.
-    failing_since: Option<Instant>,
+    spent: Spent,
+    /// When the leader of the present try was found.
+    asked_at: Option<Instant>,
+}
+
+/// What went by since anything went well. A try that took long counts as a short one: a large submission is work of minutes for a
+/// leader, and that it has to be done anew by the next one says little of whether the farm answers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    failing: Option<Duration>,
 }
 
 /// A leader to ask.
@@ -51,7 +62,7 @@ pub struct Answers {
 
 impl Tries {
     pub(super) fn new(scouts: Scouts, patience: Patience) -> Self {
-        Self { scouts, patience, pause: Pause::new(PAUSE_MIN, PAUSE_MAX), failing_since: None }
+        Self { scouts, patience, pause: Pause::new(PAUSE_MIN, PAUSE_MAX), spent: Spent::default(), asked_at: None }
     }
 
     /// Waits for a leader.
@@ -59,7 +70,8 @@ impl Tries {
     /// # Errors
     /// Exit code 3 if there has been none for too long.
     pub async fn leader(&mut self) -> anyhow::Result<Leading> {
-        let left = LEADERLESS_MAX.saturating_sub(self.failing_since.map_or(Duration::ZERO, |since| since.elapsed()));
+        let begin = Instant::now();
+        let left = self.spent.left();
         let found = match self.patience {
             Patience::WhileAnyAnswers => self.scouts.leader_if_any(left).await.map_err(|lost| lost.troubles),
             Patience::Long => match tokio::time::timeout(left, self.scouts.leader()).await {
@@ -68,6 +80,8 @@ impl Tries {
             },
         };
         let found = found.map_err(|troubles| unreachable_farm(format!("the farm has no leader that answers: {troubles}")))?;
+        self.spent.waited(begin.elapsed());
+        self.asked_at = Some(Instant::now());
         Ok(Leading { found, scouts: self.scouts.clone() })
     }
 
@@ -80,19 +94,38 @@ impl Tries {
             AskError::Passing(error) => error,
             AskError::Final(error) => return Err(error),
         };
-        let since = *self.failing_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= LEADERLESS_MAX {
+        self.spent.failed(self.asked_at.take().map_or(Duration::ZERO, |asked| asked.elapsed()));
+        if self.spent.left().is_zero() {
             return Err(error);
         }
         tracing::debug!(%error, "the farm is asked again");
+        let begin = Instant::now();
         self.pause.wait().await;
+        self.spent.waited(begin.elapsed());
         Ok(())
     }
 
     /// Notes that something went well: patience and pauses start again.
     pub fn progress(&mut self) {
-        self.failing_since = None;
+        self.spent = Spent::default();
         self.pause.reset();
+    }
+}
+
+impl Spent {
+    /// A try failed that took this long. What the first one took is not held against the farm.
+    fn failed(&mut self, took: Duration) {
+        self.failing = Some(self.failing.map_or(Duration::ZERO, |failing| failing + took.min(TRY_COUNTED_MAX)));
+    }
+
+    /// This long there was no leader, or a pause.
+    fn waited(&mut self, took: Duration) {
+        self.failing = self.failing.map(|failing| failing + took);
+    }
+
+    /// Returns how much longer anything may take to go well.
+    fn left(&self) -> Duration {
+        LEADERLESS_MAX.saturating_sub(self.failing.unwrap_or_default())
     }
 }
 
@@ -215,4 +248,25 @@ fn error_of(refusal: Refusal) -> AskError {
 pub fn unexpected(what: &str) -> AskError {
     let message = format!("the farm answered {what} where this version of kiln expects something else; use the farm's version");
     AskError::Final(anyhow::Error::msg(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_gives_up_for_want_of_answers_and_not_for_long_tries() {
+        let seconds = Duration::from_secs;
+        let mut spent = Spent::default();
+        spent.waited(seconds(50));
+        spent.failed(seconds(600));
+        assert_eq!(spent.left(), LEADERLESS_MAX, "before the first failure nothing counts");
+        spent.waited(seconds(1));
+        spent.failed(seconds(600));
+        assert_eq!(spent.left(), LEADERLESS_MAX - seconds(11));
+        spent.failed(seconds(2));
+        assert_eq!(spent.left(), LEADERLESS_MAX - seconds(13));
+        spent.waited(seconds(47));
+        assert!(spent.left().is_zero());
+    }
 }
