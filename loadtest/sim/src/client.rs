@@ -124,7 +124,7 @@ impl World {
         if !self.nodes[node].up {
             return;
         }
-        if self.nodes[node].memory.lead.leader().is_none() {
+        if self.leads(node).is_none() {
             let hint = self.nodes[node].memory.leader.map(|leader| leader.node);
             return self.reply(question, Reply::NotLeader(hint));
         }

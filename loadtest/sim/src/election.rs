@@ -1,7 +1,7 @@
 //! Elections of the modelled log. A vote is taken in one moment, among those that can be reached both ways; what it may decide is what
 //! Raft's may: one leader for each term, whose log holds everything that is committed. Source: Ongaro, Ousterhout 2014, with pre-vote.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_wire::{Leader, NodeId};
 
@@ -9,10 +9,10 @@ use crate::bug::Bug;
 use crate::event::Event;
 use crate::fact::Fact;
 use crate::log::Body;
-use crate::node::{Fate, Follower, Leading};
+use crate::node::{Fate, Follower, Leading, Waiting};
 use crate::world::World;
 
-/// A follower that heard of a leader so lately lets nobody else lead.
+/// A follower that heard of a leader so lately lets nobody else lead; a leader that knows so of a majority leads.
 const LEASE_US: u64 = 600_000;
 /// How often a leader says that it leads.
 const HEARTBEAT_US: u64 = 200_000;
@@ -25,9 +25,10 @@ impl World {
         let patience = LEASE_US + self.dice.below(LEASE_US);
         let this = &self.nodes[node];
         let next = if this.memory.leading.is_some() {
-            if self.now.saturating_sub(self.quorum_heard_us(node)) > BELIEF_US_MAX {
+            if self.now.saturating_sub(self.quorum_us(node, |follower| follower.heard_us)) > BELIEF_US_MAX {
                 self.step_down(node);
             } else {
+                self.follow(node);
                 self.replicate(node);
                 if self.has(Bug::PollsForWork) {
                     self.nodes[node].memory.lead.changed();
@@ -45,18 +46,26 @@ impl World {
         self.after(next, Event::Tick { node, life });
     }
 
-    /// When a majority of the voters, this node among them, was last heard.
-    fn quorum_heard_us(&self, node: usize) -> u64 {
+    /// Returns its leadership if it leads at this moment: nobody else can have been elected. Whether it does, the program asks for every
+    /// request (`Consensus::leads`), and the loop, which may notice later, for all that it does.
+    pub(crate) fn leads(&self, node: usize) -> Option<Leader> {
+        let leadership = self.nodes[node].leadership()?;
+        let acked_us = self.quorum_us(node, |follower| follower.acked_us);
+        (self.now.saturating_sub(acked_us) < LEASE_US).then_some(leadership)
+    }
+
+    /// Returns the time up to which a majority of the voters come, this node among them.
+    fn quorum_us(&self, node: usize, us: fn(&Follower) -> u64) -> u64 {
         let this = &self.nodes[node];
         let Some(leading) = &this.memory.leading else { return 0 };
-        let heard = |member: &NodeId| match leading.followers.get(member) {
-            Some(follower) => follower.heard_us,
+        let of = |member: &NodeId| match leading.followers.get(member) {
+            Some(follower) => us(follower),
             None if *member == this.id => self.now,
             None => 0,
         };
-        let mut heard: Vec<u64> = this.disk.members().iter().map(heard).collect();
-        heard.sort_unstable();
-        heard.get((heard.len() - 1) / 2).copied().unwrap_or(0)
+        let mut times: Vec<u64> = this.disk.members().iter().map(of).collect();
+        times.sort_unstable();
+        times.get((times.len() - 1) / 2).copied().unwrap_or(0)
     }
 
     /// Asks for votes. `forced`: a leader handed over, so that its lease does not count.
@@ -107,12 +116,13 @@ impl World {
         let this = &mut self.nodes[node];
         let leader = Leader { term, node: this.id };
         let next = this.disk.last().0 + 1;
-        let follower = Follower { next, matched: 0, heard_us: now };
+        let follower = Follower { next, matched: 0, heard_us: now, acked_us: 0 };
         let followers = members.iter().filter(|member| **member != this.id).map(|member| (*member, follower)).collect();
         this.memory.leader = Some(leader);
         this.memory.leading = Some(Leading { leader, blank: next, followers, waiting: Default::default() });
         self.say(|| format!("node {} leads term {term}", leader.node));
         self.fact(&Fact::Elected { leader });
+        self.isolate_if_due(node);
         self.write(node, Body::Blank);
         self.replicate(node);
     }
@@ -122,8 +132,13 @@ impl World {
         let Some(leading) = self.nodes[node].memory.leading.take() else { return };
         self.say(|| format!("node {} steps down from term {}", leading.leader.node, leading.leader.term));
         self.follow(node);
-        for waiting in leading.waiting.into_values() {
-            self.settled(node, waiting.then, Fate::Unknown, waiting.answers);
+        self.give_up(node, leading.waiting);
+    }
+
+    /// What a leader proposed has an unknown fate.
+    pub(crate) fn give_up(&mut self, node: usize, waiting: BTreeMap<u64, Waiting>) {
+        for Waiting { then, answers, .. } in waiting.into_values() {
+            self.settled(node, then, Fate::Unknown, answers);
         }
     }
 

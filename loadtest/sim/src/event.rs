@@ -55,12 +55,16 @@ pub(crate) enum Event {
 pub(crate) enum LogMessage {
     Append {
         leader: Leader,
+        /// When it was sent.
+        sent_us: u64,
         previous: (u64, u64),
         entries: Vec<Rc<Entry>>,
         commit: u64,
     },
     Install {
         leader: Leader,
+        /// When it was sent.
+        sent_us: u64,
         snapshot: Rc<Snapshot>,
     },
     /// What a follower has, or from where on it lacks something.
@@ -69,6 +73,8 @@ pub(crate) enum LogMessage {
         term: u64,
         matched: u64,
         lacks: Option<u64>,
+        /// When the last was sent that it heard of this leader: for a lease from then on it lets nobody else lead.
+        acked_us: u64,
     },
 }
 

@@ -20,12 +20,12 @@ impl World {
         let mut kinds: Vec<Fault> = Vec::new();
         let table: [(bool, &[Fault]); 8] = [
             (options.coordinators_fail, &[Self::crash_some_node, Self::crash_some_node, Self::hand_over_some]),
-            (options.coordinators_part, &[Self::part_nodes, Self::part_one_way, Self::isolate_leader]),
+            (options.coordinators_part, &[Self::part_nodes, Self::part_one_way, Self::isolate_leader, Self::isolate_next_leader]),
             (options.clocks, &[Self::jump_clock]),
             (options.disks, &[Self::fill_disk]),
             (options.members, &[Self::add_member, Self::remove_member]),
             (options.workers_fail, &[Self::crash_some_host, Self::pause_host]),
-            (options.workers_part, &[Self::part_host]),
+            (options.workers_part, &[Self::part_host, Self::part_host_at_result]),
             (options.store_fails, &[Self::fail_store]),
         ];
         for (_, some) in table.into_iter().filter(|(on, _)| *on) {
@@ -73,6 +73,22 @@ impl World {
 
     fn isolate_leader(&mut self) {
         let node = self.some_node();
+        self.isolate(node);
+    }
+
+    /// The next leader is cut off before anybody else has an entry of it.
+    fn isolate_next_leader(&mut self) {
+        self.isolates_next_leader = true;
+    }
+
+    /// A coordinator has won an election.
+    pub(crate) fn isolate_if_due(&mut self, node: usize) {
+        if std::mem::take(&mut self.isolates_next_leader) && !self.healed {
+            self.isolate(node);
+        }
+    }
+
+    fn isolate(&mut self, node: usize) {
         for other in 0..self.nodes.len() {
             self.part(node, other);
             self.part(other, node);
@@ -158,6 +174,25 @@ impl World {
             self.say(|| format!("worker {host} reaches node {node} no more"));
             self.net.cut_host(host, node);
             self.mend_after(40_000, Mend::HostLink(host, node));
+        }
+    }
+
+    /// The next result of a worker finds no way to any coordinator until its lease has probably gone to another worker.
+    fn part_host_at_result(&mut self) {
+        let host = self.dice.place(self.hosts.len());
+        self.hosts[host].parts_at_result = true;
+    }
+
+    /// A worker has a result.
+    pub(crate) fn part_if_due(&mut self, host: usize) {
+        if self.healed || !std::mem::take(&mut self.hosts[host].parts_at_result) {
+            return;
+        }
+        self.say(|| format!("worker {host} reaches nobody more, with a result"));
+        let while_us = self.dice.between(10_000_000, 30_000_000);
+        for node in 0..self.nodes.len() {
+            self.net.cut_host(host, node);
+            self.after(while_us, Event::Mend(Mend::HostLink(host, node)));
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Host {
     pub running: BTreeMap<Lease, Running>,
     /// Stands still until then.
     pub paused_until_us: u64,
+    /// Its next result finds no way.
+    pub parts_at_result: bool,
     /// How much longer than others it takes, in thousandths.
     pub slowness: u64,
 }
@@ -154,6 +156,7 @@ impl World {
                 Action::Keep { lease, outcome } => {
                     self.fact(&Fact::Keeps { worker: &self.hosts[host].id, lease: &lease });
                     self.hosts[host].journal.results.insert(lease.attempt, (lease, outcome));
+                    self.part_if_due(host);
                 }
                 Action::Forget(lease) => {
                     self.fact(&Fact::Forgets { worker: &self.hosts[host].id, lease: &lease });
@@ -228,7 +231,7 @@ impl World {
             return self.attempt_ended(host, &lease, Outcome::Built { outputs, usage });
         };
         let conn = self.hosts[host].conn.filter(|conn| self.conns[*conn].welcomed && !self.conns[*conn].cut);
-        let leads = |node: &usize| self.nodes[*node].up && self.net.host_reaches(host, *node) && self.nodes[*node].acts_as().is_some();
+        let leads = |node: &usize| self.nodes[*node].up && self.net.host_reaches(host, *node) && self.leads(*node).is_some();
         let Some(node) = conn.map(|conn| self.conns[conn].node).filter(leads) else {
             return self.step(host, lease, AGAIN_US, Step::Upload(outputs, place));
         };

@@ -21,11 +21,15 @@ const AGAIN_US: u64 = 300_000;
 impl World {
     /// Follows the leadership, as the loop does at every turn.
     pub(crate) fn follow(&mut self, node: usize) {
-        let this = &mut self.nodes[node];
-        let acts = this.acts_as();
-        match this.memory.lead.follow(acts) {
+        let leads = self.leads(node);
+        match self.nodes[node].memory.lead.follow(leads) {
             Turn::Same => {}
-            Turn::StepsDown => self.forget_sessions(node),
+            Turn::StepsDown => {
+                self.forget_sessions(node);
+                let leading = self.nodes[node].memory.leading.as_mut();
+                let waiting = leading.map(|leading| std::mem::take(&mut leading.waiting)).unwrap_or_default();
+                self.give_up(node, waiting);
+            }
             Turn::TakesOver(leader) => {
                 self.forget_sessions(node);
                 let this = &mut self.nodes[node];
@@ -131,7 +135,8 @@ impl World {
         if commands.is_empty() {
             return;
         }
-        if self.nodes[node].memory.leading.is_none() {
+        let memory = &self.nodes[node].memory;
+        if memory.leading.is_none() || memory.lead.leader().is_none() {
             return self.settled(node, then, Fate::NotLeader, Vec::new());
         }
         if !self.healed && self.dice.chance(self.options.busy) {

@@ -39,6 +39,8 @@ pub(crate) struct Memory {
     pub heard_us: u64,
     /// The leader that it heard of.
     pub leader: Option<Leader>,
+    /// When the last was sent that it heard of that leader.
+    pub acked_us: u64,
     pub leading: Option<Leading>,
     pub lead: Lead,
     pub contacts: Contacts,
@@ -74,6 +76,8 @@ pub(crate) struct Follower {
     pub next: u64,
     pub matched: u64,
     pub heard_us: u64,
+    /// When the last was sent that it is known to have heard.
+    pub acked_us: u64,
 }
 
 /// A proposal whose fate is open.
@@ -132,8 +136,8 @@ impl Node {
         self.memory.stamps.now(Timestamp(wall), steady)
     }
 
-    /// Returns the leadership under which it acts: it leads, and everything of earlier terms is applied.
-    pub fn acts_as(&self) -> Option<Leader> {
+    /// Returns its leadership once everything of earlier terms is applied.
+    pub fn leadership(&self) -> Option<Leader> {
         let leading = self.memory.leading.as_ref().filter(|_| self.up)?;
         (self.memory.applied >= leading.blank).then_some(leading.leader)
     }

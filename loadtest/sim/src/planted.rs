@@ -108,7 +108,11 @@ impl World {
             }
         }
         let live = self.nodes[node].memory.farm.live_lease(&lease.derivation);
-        live.filter(|_| self.has(Bug::LateReportCounts)).unwrap_or(lease)
+        let Some(live) = live.filter(|live| *live != lease && self.has(Bug::LateReportCounts)) else { return lease };
+        // The worker is told all the same that its report has come.
+        let now = self.stamp(node);
+        self.propose_again(node, Command::Finish { lease, outcome: outcome.clone(), now });
+        live
     }
 
     /// Spoils the jobs of a submission.

@@ -62,7 +62,8 @@ impl World {
     fn report_log(&mut self, node: usize, leader: Leader, lacks: Option<u64>) {
         let this = &self.nodes[node];
         let matched = this.disk.synced.min(this.memory.agreed);
-        let message = LogMessage::Has { from: this.id, term: this.disk.term, matched, lacks };
+        let acked_us = this.memory.acked_us;
+        let message = LogMessage::Has { from: this.id, term: this.disk.term, matched, lacks, acked_us };
         let to = self.node_of(leader.node);
         self.send_log(node, to, message);
     }
@@ -79,7 +80,7 @@ impl World {
     }
 
     fn replicate_to(&mut self, node: usize, to: NodeId) {
-        let this = &mut self.nodes[node];
+        let (sent_us, this) = (self.now, &mut self.nodes[node]);
         let Some(leading) = &mut this.memory.leading else { return };
         let Some(follower) = leading.followers.get_mut(&to) else { return };
         let leader = leading.leader;
@@ -89,11 +90,11 @@ impl World {
                 let previous = (follower.next - 1, term);
                 // Taken for delivered: what is lost shows at the next message.
                 follower.next += u64::try_from(entries.len()).expect("few");
-                LogMessage::Append { leader, previous, entries, commit: this.memory.commit }
+                LogMessage::Append { leader, sent_us, previous, entries, commit: this.memory.commit }
             }
             (None, Some(snapshot)) => {
                 follower.next = snapshot.index + 1;
-                LogMessage::Install { leader, snapshot: snapshot.clone() }
+                LogMessage::Install { leader, sent_us, snapshot: snapshot.clone() }
             }
             (None, None) => return,
         };
@@ -104,24 +105,26 @@ impl World {
     /// A message of the log arrives.
     pub(crate) fn log_message(&mut self, node: usize, message: &LogMessage) {
         match message {
-            LogMessage::Append { leader, previous, entries, commit } => {
-                if self.hear(node, *leader) {
+            LogMessage::Append { leader, sent_us, previous, entries, commit } => {
+                if self.hear(node, *leader, *sent_us) {
                     let lacks = self.take_entries(node, *previous, entries, *commit);
                     self.report_log(node, *leader, lacks);
                 }
             }
-            LogMessage::Install { leader, snapshot } => {
-                if self.hear(node, *leader) {
+            LogMessage::Install { leader, sent_us, snapshot } => {
+                if self.hear(node, *leader, *sent_us) {
                     self.take_snapshot(node, snapshot);
                     self.report_log(node, *leader, None);
                 }
             }
-            LogMessage::Has { from, term, matched, lacks } => self.take_report(node, *from, *term, *matched, *lacks),
+            LogMessage::Has { from, term, matched, lacks, acked_us } => {
+                self.take_report(node, *from, *term, (*matched, *lacks), *acked_us);
+            }
         }
     }
 
     /// Hears of a leader; returns false if it was deposed, which it is told, or nothing can be written.
-    fn hear(&mut self, node: usize, leader: Leader) -> bool {
+    fn hear(&mut self, node: usize, leader: Leader, sent_us: u64) -> bool {
         let this = &mut self.nodes[node];
         if leader.term < this.disk.term || this.memory.leading.as_ref().is_some_and(|leading| leading.leader == leader) {
             if leader.node != this.id {
@@ -137,7 +140,9 @@ impl World {
         if this.memory.leader != Some(leader) {
             this.memory.leader = Some(leader);
             this.memory.agreed = this.memory.commit;
+            this.memory.acked_us = 0;
         }
+        this.memory.acked_us = this.memory.acked_us.max(sent_us);
         self.step_down(node);
         true
     }
@@ -178,7 +183,7 @@ impl World {
         this.memory.agreed = this.memory.agreed.max(snapshot.index);
     }
 
-    fn take_report(&mut self, node: usize, from: NodeId, term: u64, matched: u64, lacks: Option<u64>) {
+    fn take_report(&mut self, node: usize, from: NodeId, term: u64, (matched, lacks): (u64, Option<u64>), acked_us: u64) {
         let (now, this) = (self.now, &mut self.nodes[node]);
         if term > this.disk.term {
             this.disk.term = term;
@@ -187,6 +192,7 @@ impl World {
         let Some(leading) = this.memory.leading.as_mut().filter(|leading| leading.leader.term == term) else { return };
         let Some(follower) = leading.followers.get_mut(&from) else { return };
         follower.heard_us = now;
+        follower.acked_us = follower.acked_us.max(acked_us);
         follower.matched = follower.matched.max(matched);
         follower.next = follower.next.max(follower.matched + 1);
         if let Some(lacks) = lacks {
@@ -268,7 +274,10 @@ impl World {
         }
         let done = leading.waiting.remove(&entry.index);
         self.publish_out_of_order(node, entry, &mut owed);
-        self.act(node, entry.leader, owed);
+        // Unless its time has run out since it wrote the entry: then it does what is owed once it leads again, or its successor does.
+        if self.nodes[node].memory.lead.leader() == Some(entry.leader) {
+            self.act(node, entry.leader, owed);
+        }
         if let Some(waiting) = done {
             self.settled(node, waiting.then, Fate::Applied, waiting.answers);
         }
@@ -299,7 +308,7 @@ impl World {
         };
         if let Some(member) = join {
             members.insert(member);
-            leading.followers.insert(member, Follower { next: 1, matched: 0, heard_us: now });
+            leading.followers.insert(member, Follower { next: 1, matched: 0, heard_us: now, acked_us: 0 });
         }
         if let Some(member) = leave {
             members.remove(&member);

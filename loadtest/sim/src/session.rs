@@ -173,7 +173,7 @@ impl World {
     }
 
     fn hello(&mut self, conn: usize, node: usize, hello: Hello) {
-        if self.nodes[node].memory.lead.leader().is_none() {
+        if self.leads(node).is_none() {
             return self.end_at_node(conn);
         }
         let steady = self.nodes[node].steady(self.now);

@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub truth: Vec<Rc<Entry>>,
     pub farm: Farm,
     pub healed: bool,
+    /// Whoever wins the next election is cut off at once.
+    pub isolates_next_leader: bool,
     /// When everything had ended.
     over_us: Option<u64>,
     told_over: bool,
@@ -92,6 +94,7 @@ impl World {
             truth: Vec::new(),
             farm: Farm::new(),
             healed: false,
+            isolates_next_leader: false,
             over_us: None,
             told_over: false,
             broken: RefCell::default(),
@@ -162,6 +165,7 @@ impl World {
             next: self.dice.place(self.nodes.len()),
             running: BTreeMap::new(),
             paused_until_us: 0,
+            parts_at_result: false,
             slowness: if self.options.workers_fail { self.dice.between(800, 3_000) } else { 1000 },
         });
         self.restart_host(number);
