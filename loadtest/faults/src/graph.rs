@@ -1,8 +1,9 @@
 //! Real derivations of the shape of a recorded graph: same names, outputs and edges, and a builder that takes a moment, so that a farm
 //! takes them over its wire, loads them and builds them.
 //!
-//! Their paths differ from those of the recording, which has no contents; and fixed outputs become ordinary ones.
+//! Their paths differ from those of the recording, which has no contents; very long names are cut, and fixed outputs become ordinary ones.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,14 +31,14 @@ pub fn write(graph: &Graph, like: &Derivation, dir: &Path) -> anyhow::Result<Wri
     let mut writer = Writer { like, dir, store_dir: StoreDir::default(), modulo: Modulo::new(StoreDir::default()) };
     let mut written: BTreeMap<&DrvPath, DrvPath> = BTreeMap::new();
     let mut needed = BTreeSet::new();
-    for job in &graph.jobs {
+    for (at, job) in graph.jobs.iter().enumerate() {
         let mut inputs = BTreeMap::new();
         for input in &job.inputs {
             let path = written.get(&input.derivation).with_context(|| format!("`{}` comes before what needs it", input.derivation))?;
             inputs.insert(path.clone(), InputOutputs { outputs: input.outputs.clone(), dynamic: BTreeMap::new() });
             needed.insert(&input.derivation);
         }
-        let (path, _) = writer.write(job.derivation.name(), job.outputs.keys(), inputs)?;
+        let (path, _) = writer.write(&short(job.derivation.name(), at), job.outputs.keys(), inputs)?;
         written.insert(&job.derivation, path);
     }
     let out = OutputName::parse("out").context("`out` is a name")?;
@@ -48,6 +49,14 @@ pub fn write(graph: &Graph, like: &Derivation, dir: &Path) -> anyhow::Result<Wri
     let sinks = sinks.collect();
     let (_, root) = writer.write(&format!("all-of-{}", graph.name), [&out], sinks)?;
     Ok(Written { root, count: graph.jobs.len() + 1 })
+}
+
+/// The tests' S3 server names files after whole keys, in base64: names over about 118 bytes are over what a file may have.
+fn short(name: &str, at: usize) -> Cow<'_, str> {
+    match name.get(..NAME_BYTES_MAX) {
+        Some(head) => format!("{head}-{at}").into(),
+        None => name.into(),
+    }
 }
 
 struct Writer<'a> {
@@ -99,12 +108,22 @@ impl Writer<'_> {
 
 /// Seconds that each job rests, so that a farm of a few slots stays busy and the machine does not.
 const PAUSE: &str = "0.2";
+/// Names that are longer are cut here, and get their number in the graph.
+const NAME_BYTES_MAX: usize = 100;
 
 #[cfg(test)]
 mod tests {
     use kiln_nix::closure::Closure;
 
     use super::*;
+
+    #[test]
+    fn long_names_are_cut_and_stay_different() {
+        let long = "n".repeat(NAME_BYTES_MAX + 1);
+        assert_eq!(short("hello-2.12", 7), "hello-2.12");
+        assert_eq!(short(&long, 7), format!("{}-7", &long[1..]));
+        assert_ne!(short(&long, 7), short(&long, 8));
+    }
 
     #[test]
     fn what_is_written_is_a_closure_that_a_farm_takes() {
