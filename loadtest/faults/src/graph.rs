@@ -3,7 +3,6 @@
 //!
 //! Their paths differ from those of the recording, which has no contents; very long names are cut, and fixed outputs become ordinary ones.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +37,7 @@ pub fn write(graph: &Graph, like: &Derivation, dir: &Path) -> anyhow::Result<Wri
             inputs.insert(path.clone(), InputOutputs { outputs: input.outputs.clone(), dynamic: BTreeMap::new() });
             needed.insert(&input.derivation);
         }
-        let (path, _) = writer.write(&short(job.derivation.name(), at), job.outputs.keys(), inputs)?;
+        let (path, _) = writer.write(short(job.derivation.name()), at, job.outputs.keys(), inputs)?;
         written.insert(&job.derivation, path);
     }
     let out = OutputName::parse("out").context("`out` is a name")?;
@@ -47,16 +46,13 @@ pub fn write(graph: &Graph, like: &Derivation, dir: &Path) -> anyhow::Result<Wri
         Some((written.get(&job.derivation)?.clone(), InputOutputs { outputs: BTreeSet::from([first]), dynamic: BTreeMap::new() }))
     });
     let sinks = sinks.collect();
-    let (_, root) = writer.write(&format!("all-of-{}", graph.name), [&out], sinks)?;
+    let (_, root) = writer.write(&format!("all-of-{}", graph.name), graph.jobs.len(), [&out], sinks)?;
     Ok(Written { root, count: graph.jobs.len() + 1 })
 }
 
 /// The tests' S3 server names files after whole keys, in base64: names over about 118 bytes are over what a file may have.
-fn short(name: &str, at: usize) -> Cow<'_, str> {
-    match name.get(..NAME_BYTES_MAX) {
-        Some(head) => format!("{head}-{at}").into(),
-        None => name.into(),
-    }
+fn short(name: &str) -> &str {
+    name.get(..NAME_BYTES_MAX).unwrap_or(name)
 }
 
 struct Writer<'a> {
@@ -70,13 +66,17 @@ impl Writer<'_> {
     fn write<'n>(
         &mut self,
         name: &str,
+        number: usize,
         outputs: impl IntoIterator<Item = &'n OutputName>,
         inputs: BTreeMap<DrvPath, InputOutputs>,
     ) -> anyhow::Result<(DrvPath, PathBuf)> {
         let deferred: BTreeMap<OutputName, Output> = outputs.into_iter().map(|output| (output.clone(), Output::Deferred)).collect();
         let made = deferred.keys().map(|output| format!("echo {name} >${output}")).collect::<Vec<_>>().join("; ");
         let mut env: BTreeMap<String, Vec<u8>> = deferred.keys().map(|output| (output.to_string(), Vec::new())).collect();
-        for (key, value) in [("name", name), ("system", &self.like.system), ("builder", &self.like.builder)] {
+        // Many fetch something called `source`: the number keeps them apart.
+        for (key, value) in
+            [("name", name), ("number", &number.to_string()), ("system", &self.like.system), ("builder", &self.like.builder)]
+        {
             env.insert(key.to_owned(), value.as_bytes().to_vec());
         }
         let script = format!("{} sleep {PAUSE}; {made}", self.like.builder);
@@ -108,7 +108,7 @@ impl Writer<'_> {
 
 /// Seconds that each job rests, so that a farm of a few slots stays busy and the machine does not.
 const PAUSE: &str = "0.2";
-/// Names that are longer are cut here, and get their number in the graph.
+/// Names that are longer are cut here.
 const NAME_BYTES_MAX: usize = 100;
 
 #[cfg(test)]
@@ -118,18 +118,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_names_are_cut_and_stay_different() {
-        let long = "n".repeat(NAME_BYTES_MAX + 1);
-        assert_eq!(short("hello-2.12", 7), "hello-2.12");
-        assert_eq!(short(&long, 7), format!("{}-7", &long[1..]));
-        assert_ne!(short(&long, 7), short(&long, 8));
-    }
-
-    #[test]
     fn what_is_written_is_a_closure_that_a_farm_takes() {
-        let text = r#"{"meta":{"graph":"g","derivations":2,"edges":1,"roots":{"a":1}}}
+        let text = r#"{"meta":{"graph":"g","derivations":3,"edges":1,"roots":{"a":1}}}
 {"id":0,"name":"low","hash":"0hm2f1psjpcwg8fijsmr4wwxrx59s092","system":"x","builder":"b","outputs":["dev","out"],"inputs":[]}
 {"id":1,"name":"top","hash":"1hm2f1psjpcwg8fijsmr4wwxrx59s092","system":"x","builder":"b","outputs":["out"],"inputs":[0],"input_outputs":{"0":["dev"]}}
+{"id":2,"name":"low","hash":"2hm2f1psjpcwg8fijsmr4wwxrx59s092","system":"x","builder":"b","outputs":["dev","out"],"inputs":[]}
 "#;
         let graph = kiln_nix::graph_file::read(text.as_bytes()).expect("a graph");
         let like = Derivation {
@@ -145,12 +138,12 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("kiln-faults-graph-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory");
         let written = write(&graph, &like, &dir).expect("written");
-        assert_eq!(written.count, 3);
+        assert_eq!(written.count, 4);
         let root = DrvPath::parse(written.root.file_name().and_then(|name| name.to_str()).expect("a name")).expect("a path");
         let read = |path: &DrvPath| fs::read(dir.join(path.as_str())).map(Some);
         let closure = Closure::load(&StoreDir::default(), [root], read).expect("whole");
         let (_, wrong) = closure.check_outputs().expect("paths can be computed");
-        assert_eq!((closure.derivations().len(), wrong.len()), (3, 0));
+        assert_eq!((closure.derivations().len(), wrong.len()), (4, 0));
         fs::remove_dir_all(&dir).expect("removed");
     }
 }
