@@ -56,6 +56,10 @@ pub struct Config {
     #[cfg(feature = "simulation")]
     #[serde(skip)]
     pub location: Option<kiln_store::Location>,
+    /// Bytes of a log segment in a simulation, whose logs are short; snapshots come after two, and little is kept behind them.
+    #[cfg(feature = "simulation")]
+    #[serde(skip)]
+    pub segment_bytes: Option<u64>,
 }
 
 /// Why a coordinator cannot be one of several.

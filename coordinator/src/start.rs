@@ -180,6 +180,12 @@ fn consensus_config(config: &Config, identity: &Identity, key: &SecretKey, link:
         ("store directory", config.store_dir.to_string()),
         ("store", config.store.as_ref().map_or_else(|| format!("on the disk of coordinator {}", config.node), |store| store.url.clone())),
     ];
+    let sized = ConsensusConfig::new(config.dir.join("raft"), config.node);
+    #[cfg(feature = "simulation")]
+    let sized = match config.segment_bytes {
+        Some(bytes) => ConsensusConfig { segment_bytes: bytes, snapshot_log_bytes: 2 * bytes, keep_entries: 10, ..sized },
+        None => sized,
+    };
     ConsensusConfig {
         heartbeat_ms: config.election_ms[0] / 5,
         election_ms: config.election_ms,
@@ -188,7 +194,7 @@ fn consensus_config(config: &Config, identity: &Identity, key: &SecretKey, link:
         http: config.advertise_http.clone().unwrap_or_else(|| http.to_string()),
         join: !config.join.is_empty(),
         common: common.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-        ..ConsensusConfig::new(config.dir.join("raft"), config.node)
+        ..sized
     }
 }
 

@@ -32,6 +32,8 @@ pub use api::{
 pub use backup::{About, Backup, BackupError, FoundError};
 pub use cluster::ClusterError;
 pub use consensus::{Consensus, Pending};
+#[cfg(feature = "simulation")]
+pub use disk::ill;
 pub use latency::{BOUNDS_US, Latencies};
 pub use member::{DirectoryId, Member};
 pub use network::Common;

@@ -38,7 +38,8 @@ impl Leaders {
 }
 
 /// Coordinators tell the same of the same entry, and every job is committed once.
-pub fn log_lines(lines: &[Line], graphs: &[Graph]) -> Result<(), String> {
+pub fn log_lines(lines: &[Line], graphs: &[Graph]) -> Vec<String> {
+    let mut breaches = Vec::new();
     let mut entries: BTreeMap<(String, String), BTreeSet<&Line>> = BTreeMap::new();
     let mut committed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for line in lines {
@@ -49,21 +50,20 @@ pub fn log_lines(lines: &[Line], graphs: &[Graph]) -> Result<(), String> {
         }
     }
     if let Some(((index, _), told)) = entries.iter().find(|(_, told)| told.len() > 1) {
-        return Err(format!("replicas apply the same: entry {index} is told as {told:?}"));
+        breaches.push(format!("replicas apply the same: entry {index} is told as {told:?}"));
     }
     if let Some((derivation, indexes)) = committed.iter().find(|(_, indexes)| indexes.len() > 1) {
-        return Err(format!("a job is committed once: {derivation} was at {indexes:?}"));
+        breaches.push(format!("a job is committed once: {derivation} was at {indexes:?}"));
     }
-    for path in graphs.iter().flat_map(|graph| &graph.order) {
-        if !committed.contains_key(path.as_str()) {
-            return Err(format!("every job of an ended build is committed: {path} was not"));
-        }
+    let mut jobs = graphs.iter().flat_map(|graph| &graph.order);
+    if let Some(path) = jobs.find(|path| !committed.contains_key(path.as_str())) {
+        breaches.push(format!("every job of an ended build is committed: {path} was not"));
     }
-    Ok(())
+    breaches
 }
 
-/// Workers obey no leader below the highest they have seen, no attempt runs on two workers, and no job begins before its inputs are committed.
-pub fn workers(sightings: &[Sighting], lines: &[Line], graphs: &[Graph]) -> Result<u64, String> {
+/// Returns how many attempts were made beyond the first of each job. Workers obey no leader below the highest they have seen, no attempt runs on two workers, and no job begins before its inputs are committed.
+pub fn workers(sightings: &[Sighting], lines: &[Line], graphs: &[Graph], breaches: &mut Vec<String>) -> u64 {
     let index_of = |line: &Line| line.fields.get("index").and_then(|text| text.parse::<u64>().ok()).unwrap_or(u64::MAX);
     let committed = lines.iter().filter(|line| line.what == "committed");
     let committed: BTreeMap<&str, u64> = committed.map(|line| (line.fields["derivation"].as_str(), index_of(line))).collect();
@@ -72,10 +72,10 @@ pub fn workers(sightings: &[Sighting], lines: &[Line], graphs: &[Graph]) -> Resu
     for sighting in sightings {
         let Sighting::Began { lease, leader, seen } = sighting;
         if leader < seen {
-            return Err(format!("no deposed leader is obeyed: attempt {} began for {leader:?} after {seen:?}", lease.attempt));
+            breaches.push(format!("no deposed leader is obeyed: attempt {} began for {leader:?} after {seen:?}", lease.attempt));
         }
         if holders.insert(lease.attempt, &lease.worker).is_some_and(|other| *other != lease.worker) {
-            return Err(format!("an attempt is one worker's: {} ran on two", lease.attempt));
+            breaches.push(format!("an attempt is one worker's: {} ran on two", lease.attempt));
         }
         attempts.entry(&lease.derivation).or_default().insert(lease.attempt);
         let job = graphs.iter().find_map(|graph| graph.jobs.get(&lease.derivation)).expect("only jobs of the graphs are dispatched");
@@ -83,14 +83,14 @@ pub fn workers(sightings: &[Sighting], lines: &[Line], graphs: &[Graph]) -> Resu
             kiln_nix::derivation::Derivation::parse(&Default::default(), lease.derivation.name(), &job.file.bytes).expect("parses");
         for input in derivation.inputs.keys() {
             if committed.get(input.as_str()).is_none_or(|index| *index > lease.attempt.0) {
-                return Err(format!(
+                breaches.push(format!(
                     "inputs come first: attempt {} of {} began before {input} was committed",
                     lease.attempt, lease.derivation
                 ));
             }
         }
     }
-    Ok(attempts.values().map(|tries| tries.len() as u64 - 1).sum())
+    attempts.values().map(|tries| tries.len() as u64 - 1).sum()
 }
 
 /// Every output is in the store, and is what was built.
@@ -117,5 +117,27 @@ pub fn replicas(nodes: &[Consensus]) -> Result<bool, String> {
     match farms.len() {
         1 => Ok(true),
         _ => Err(format!("replicas are equal: they differ at entry {applied:?}")),
+    }
+}
+
+/// The group is whom the operator has left in it, and all of them vote.
+pub fn group(nodes: &[Consensus], members: &BTreeSet<NodeId>) -> Result<(), String> {
+    for node in nodes {
+        let standings = node.members();
+        let known: BTreeSet<NodeId> = standings.iter().map(|standing| standing.node).collect();
+        let voters: BTreeSet<NodeId> = standings.iter().filter(|standing| standing.votes).map(|standing| standing.node).collect();
+        if known != *members || voters != *members {
+            let node = node.node();
+            return Err(format!("the group is whom the operator has left in it, {members:?}: {node} knows {known:?}, voters {voters:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Nothing keeps a coordinator from taking part once its disk has room.
+pub fn room(nodes: &[Consensus]) -> Result<(), String> {
+    match nodes.iter().find_map(|node| Some((node.node(), node.trouble()?))) {
+        Some((node, trouble)) => Err(format!("every coordinator takes part again once its disk has room: {node} says `{trouble}`")),
+        None => Ok(()),
     }
 }

@@ -48,7 +48,7 @@ impl Client {
                 if build.is_none() || draw(4) == 0 {
                     let again = self.submit(&found.connection).await?;
                     if build.is_some_and(|before| before != again) {
-                        return Err(Failed::Fault(format!("request {} is build {build:?} and then {again}", self.request)));
+                        return Err(Failed::Fault(format!("one request is one build: {} is {build:?} and then {again}", self.request)));
                     }
                     build = Some(again);
                 }
@@ -76,7 +76,7 @@ impl Client {
         let submission = Submission { request: self.request, name: format!("build-{}", self.request), roots, keep_going: true };
         match ask(connection, Request::Submit(submission)).await? {
             Response::Submitted(build) => Ok(build),
-            other => Err(Failed::Fault(format!("a submission is answered by {other:?}"))),
+            other => Err(Failed::Fault(format!("requests are answered in kind: a submission by {other:?}"))),
         }
     }
 
@@ -89,7 +89,7 @@ impl Client {
                     BuildState::Active => {}
                     BuildState::Built => return Ok(()),
                     state @ (BuildState::Failed | BuildState::Cancelled) => {
-                        return Err(Failed::Fault(format!("build {build} ended as {state:?}: {:?}", view.failures)));
+                        return Err(Failed::Fault(format!("a build ends built: {build} ended as {state:?}: {:?}", view.failures)));
                     }
                 },
                 Some(Response::Event(_)) => {}
@@ -97,7 +97,9 @@ impl Client {
                 Some(Response::Refused(refusal)) if refusal.kind == RefusalKind::Unavailable => {
                     return Err(Failed::Passing(refusal.message));
                 }
-                Some(other) => return Err(Failed::Fault(format!("a watch of an acknowledged build is answered by {other:?}"))),
+                Some(other) => {
+                    return Err(Failed::Fault(format!("an acknowledged build is known: a watch of it is answered by {other:?}")));
+                }
             }
         }
     }
@@ -110,7 +112,7 @@ async fn ask(connection: &Connection, request: Request) -> Result<Response, Fail
         None => Err(Failed::Passing("no answer".into())),
         Some(Response::NotLeader(_)) => Err(Failed::Passing("it does not lead".into())),
         Some(Response::Refused(refusal)) if refusal.kind == RefusalKind::Unavailable => Err(Failed::Passing(refusal.message)),
-        Some(Response::Refused(refusal)) => Err(Failed::Fault(format!("refused: {}", refusal.message))),
+        Some(Response::Refused(refusal)) => Err(Failed::Fault(format!("requests are not refused: {}", refusal.message))),
         Some(response) => Ok(response),
     }
 }

@@ -6,6 +6,9 @@
 mod checks;
 mod client;
 mod entropy;
+mod faults;
+mod operator;
+mod pace;
 mod told;
 mod work;
 mod worker;
@@ -25,10 +28,12 @@ fn main() -> ExitCode {
     if std::env::var_os(CPU_ENTROPY).is_none() {
         return again();
     }
+    let has = |name: &str| args.iter().any(|arg| arg == name);
+    let jobs = value("--jobs").and_then(number).unwrap_or(2);
     match (value("--seed").and_then(number), value("--seeds")) {
-        (Some(seed), None) => one(seed, args.iter().any(|arg| arg == "--trace")),
+        (Some(seed), None) => one(seed, has("--trace")),
         (None, Some(range)) => match range.split_once("..").map(|(from, to)| (from.parse::<u64>(), to.parse::<u64>())) {
-            Some((Ok(from), Ok(to))) => many(from, to, value("--jobs").and_then(number).unwrap_or(2)),
+            Some((Ok(from), Ok(to))) => many(from, to, jobs),
             _ => usage(),
         },
         _ => usage(),
@@ -54,8 +59,6 @@ fn usage() -> ExitCode {
 
 /// Runs one seed in this process.
 fn one(seed: u64, trace: bool) -> ExitCode {
-    // Before anything else: what was drawn earlier would not follow from the seed.
-    entropy::begin(seed);
     let told = told::Told::default();
     let shown = trace.then(|| {
         // Neither times nor levels in colour: the same run must give the same bytes.
@@ -64,26 +67,44 @@ fn one(seed: u64, trace: bool) -> ExitCode {
             std::env::var("KILN_SIM_LOG").unwrap_or_else(|_| "kiln_sim_whole=debug,kiln_coordinator=debug,kiln_route=debug".into()),
         ))
     });
-    let kept = told.clone().with_filter(EnvFilter::new("kiln_coordinator::raft::trace=debug"));
+    let kept = told.clone().with_filter(EnvFilter::new("kiln_coordinator=info,kiln_coordinator::raft::trace=debug"));
     tracing_subscriber::registry().with(kept).with(shown).init();
-    match world::run(seed, &told) {
+    // In the run's own directory, so that paths are the same in every run.
+    let dir = tempfile::tempdir().expect("a directory");
+    std::env::set_current_dir(dir.path()).expect("a directory that was just made");
+    // On a thread of its own, where nothing was drawn yet: a run with a trace is the run without.
+    let run = move || {
+        entropy::begin(seed);
+        world::run(seed, &told)
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(run).expect("a thread");
+    let Ok(ended) = thread.join() else {
+        println!("seed {seed}: FAILED: nothing panics");
+        println!("repeat: kiln-sim-whole --seed {seed} --trace");
+        return ExitCode::FAILURE;
+    };
+    match ended {
         Ok(report) => {
-            let world::Report { simulated, jobs, leaders, faults, repeated } = report;
+            let world::Report { simulated, jobs, leaders, faults, repeated, seen } = report;
             let faults: Vec<String> = faults.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            let seen: Vec<String> = seen.iter().map(|(what, count)| format!("{count} {what}")).collect();
             println!(
-                "seed {seed}: holds; {} s, {jobs} jobs, {leaders} leaders, {repeated} attempts more than jobs; {}",
+                "seed {seed}: holds; {} s, {jobs} jobs, {leaders} leaders, {repeated} attempts more than jobs; {}; {}",
                 simulated.as_secs(),
-                faults.join(", ")
+                faults.join(", "),
+                seen.join(", ")
             );
             ExitCode::SUCCESS
         }
-        Err(breach) => {
-            println!("seed {seed}: FAILED: {breach}");
+        Err(breaches) => {
+            breaches.iter().for_each(|breach| println!("seed {seed}: FAILED: {breach}"));
             println!("repeat: kiln-sim-whole --seed {seed} --trace");
             ExitCode::FAILURE
         }
     }
 }
+
+const STACK_BYTES: usize = 16 << 20;
 
 /// Runs each seed in a process of its own, some at a time.
 fn many(from: u64, to: u64, jobs: u64) -> ExitCode {

@@ -51,14 +51,7 @@ pub fn graph(count: u64) -> Graph {
         let inputs =
             wanted.into_iter().map(|input| (input, InputOutputs { outputs: [out.clone()].into(), ..InputOutputs::default() })).collect();
         let (path, bytes, output) = derivation(&store_dir, &mut modulo, &format!("job-{number}"), &out, inputs);
-        let packer = Packer { level: 1, spool_dir: std::env::temp_dir() };
-        let packed = packer.pack_file(path.name(), path.as_str().as_bytes(), &Candidates::new([])).expect("packs");
-        let info = packed.path_info(output, Some(path.clone()), None);
-        let blob = match packed.spool.into_bytes() {
-            BlobBytes::Memory(bytes) => bytes.to_vec(),
-            BlobBytes::File(_) => unreachable!("a file of a hundred bytes stays in memory"),
-        };
-        let output = BuiltOutput { name: out.clone(), info };
+        let (output, blob) = built(&path, output, path.as_str().as_bytes());
         let job = Job { file: DerivationFile { path: path.clone(), bytes }, output, blob, build_ms: 50 + draw(1500) };
         jobs.insert(path.clone(), job);
         order.push(path);
@@ -66,6 +59,18 @@ pub fn graph(count: u64) -> Graph {
     let roots = order.iter().filter(|path| !needed.contains(*path)).cloned();
     let roots = roots.map(|derivation| Root { derivation, outputs: Default::default() }).collect();
     Graph { jobs: Arc::new(jobs), order, roots }
+}
+
+/// Packs what is built for a derivation.
+fn built(path: &DrvPath, output: StorePath, content: &[u8]) -> (BuiltOutput, Vec<u8>) {
+    let packer = Packer { level: 1, spool_dir: std::env::temp_dir() };
+    let packed = packer.pack_file(path.name(), content, &Candidates::new([])).expect("packs");
+    let info = packed.path_info(output, Some(path.clone()), None);
+    let blob = match packed.spool.into_bytes() {
+        BlobBytes::Memory(bytes) => bytes.to_vec(),
+        BlobBytes::File(_) => unreachable!("a file of a hundred bytes stays in memory"),
+    };
+    (BuiltOutput { name: OutputName::parse("out").expect("a name"), info }, blob)
 }
 
 /// Makes a derivation whose output path follows from its content.

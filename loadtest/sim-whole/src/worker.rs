@@ -11,9 +11,10 @@ use kiln_route::{Found, Pause, Scouts};
 use kiln_wire::client::{RefusalKind, Request, Response};
 use kiln_wire::limits::HEARTBEAT_MS;
 use kiln_wire::worker::{Assignment, FromWorker, Offer, ToWorker};
-use kiln_wire::{AttemptId, Leader, Lease, Outcome, Resources, Usage, WorkerId};
+use kiln_wire::{AttemptId, Failure, FailureClass, Leader, Lease, Outcome, Resources, Usage, WorkerId};
 use tokio::sync::{mpsc, watch};
 
+use crate::pace::Pace;
 use crate::work::{Graph, Job};
 
 /// What a worker's disk holds: it outlives a crash.
@@ -56,6 +57,7 @@ pub struct Worker {
     pub graph: Graph,
     pub journal: Journal,
     pub sightings: Sightings,
+    pub pace: Pace,
 }
 
 struct Life {
@@ -122,6 +124,7 @@ impl Life {
                 () = scouts.superseded(found.leader) => return Ok(()),
                 _ = heartbeat.tick() => vec![Action::Send(FromWorker::Heartbeat)],
             };
+            self.worker.pace.wait().await;
             let (messages, is_stale) = self.act(actions);
             for message in messages {
                 sender.send(&message).await?;
@@ -143,7 +146,7 @@ impl Life {
                     if let Some(attempt) = self.running.remove(&lease) {
                         attempt.abort();
                     }
-                    let failure = kiln_wire::Failure { class: kiln_wire::FailureClass::Cancelled, message: "killed".into() };
+                    let failure = Failure { class: FailureClass::Cancelled, message: "killed".into() };
                     let _ = self.ended.send((lease, Outcome::Failed { failure, usage: Usage::default() }));
                 }
                 Action::Send(message) => messages.push(message),
@@ -160,7 +163,8 @@ impl Life {
         let Assignment { lease, leader, .. } = assignment;
         tracing::info!(worker = self.worker.name, attempt = lease.attempt.0, derivation = %lease.derivation, "begins");
         self.worker.sightings.note(Sighting::Began { lease: lease.clone(), leader, seen: self.agent.leader_seen() });
-        let job = self.worker.graph.jobs[&lease.derivation].clone();
+        let mut job = self.worker.graph.jobs[&lease.derivation].clone();
+        job.build_ms += self.worker.pace.longer().as_millis() as u64;
         messages.push(FromWorker::Log { lease: lease.clone(), offset_bytes: 0, bytes: b"begun\n".to_vec() });
         let attempt = build(job, lease.clone(), self.uplink.subscribe(), self.ended.clone());
         self.running.insert(lease, tokio::spawn(attempt).abort_handle());
@@ -170,6 +174,7 @@ impl Life {
 /// Builds, uploads until the farm has the output, reports.
 async fn build(job: Job, lease: Lease, mut uplink: watch::Receiver<Option<Connection>>, ended: mpsc::UnboundedSender<(Lease, Outcome)>) {
     tokio::time::sleep(Duration::from_millis(job.build_ms)).await;
+    let usage = Usage { wall_ms: job.build_ms, ..Usage::default() };
     let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         let Ok(connection) = uplink.wait_for(Option::is_some).await.map(|live| live.clone()) else { return };
@@ -181,7 +186,6 @@ async fn build(job: Job, lease: Lease, mut uplink: watch::Receiver<Option<Connec
         }
         pause.wait().await;
     }
-    let usage = Usage { wall_ms: job.build_ms, ..Usage::default() };
     let _ = ended.send((lease, Outcome::Built { outputs: vec![job.output], usage }));
 }
 

@@ -65,11 +65,11 @@ impl<T> std::fmt::Debug for Server<T> {
 }
 
 impl<T: Send + 'static> Server<T> {
-    /// Starts a thread that gives `serve` what waits.
+    /// Starts a thread that gives `serve` what waits. Serving may wait for room in the directory.
     ///
     /// # Errors
     /// What the system says.
-    pub fn start(name: &str, mut serve: impl FnMut(&mut dyn Iterator<Item = T>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(name: &str, _: &Path, mut serve: impl FnMut(&mut dyn Iterator<Item = T>) + Send + 'static) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel();
         let run = move || {
             while let Ok(first) = inbox.recv() {

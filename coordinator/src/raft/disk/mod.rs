@@ -3,6 +3,8 @@
 //! In a simulation they are those of a simulated host: what was not synced is gone after a crash, and nothing runs on a thread of its
 //! own. The product has the machine's.
 
+#[cfg(feature = "simulation")]
+pub mod ill;
 #[cfg(not(feature = "simulation"))]
 mod machine;
 #[cfg(feature = "simulation")]

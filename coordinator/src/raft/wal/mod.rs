@@ -110,7 +110,6 @@ pub enum Room {
     #[default]
     Enough,
     /// There is not; the segment in use still takes some.
-    #[cfg_attr(feature = "simulation", expect(dead_code, reason = "a simulated host prepares nothing ahead"))]
     Short,
     /// There is not, and the segment in use is full: whoever writes waits.
     None,
@@ -137,7 +136,7 @@ impl Wal {
         let stats = Arc::new(WalStats::default());
         let mut writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats))?;
         let log_id = writer.log_id();
-        let server = Server::start("wal", move |requests| writer.serve(requests)).map_err(at("start a thread for", dir))?;
+        let server = Server::start("wal", dir, move |requests| writer.serve(requests)).map_err(at("start a thread for", dir))?;
         Ok(Self { server, stats, log_id })
     }
 
