@@ -13,6 +13,18 @@ fn refusal(outcome: Result<(), ClusterError>) -> String {
     chain(&err)
 }
 
+/// Starts three coordinators as one group.
+async fn form(group: &Group, config: impl Fn(u64) -> ConsensusConfig) -> Vec<Node> {
+    let any = || "127.0.0.1:0".parse().expect("an address");
+    let mut nodes = vec![group.start_as(config(1), any()).await];
+    for number in [2, 3] {
+        let node = group.start_as(config(number), any()).await;
+        add(&nodes, &node).await;
+        nodes.push(node);
+    }
+    nodes
+}
+
 /// Returns whether a leader has not heard of another for longer than it is patient.
 fn notes_silence(leader: &Node, of: NodeId) -> bool {
     let members = leader.consensus.members();
@@ -113,13 +125,7 @@ fn short(config: ConsensusConfig) -> ConsensusConfig {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_was_away_for_long_gets_a_snapshot_while_the_others_go_on() {
     let group = Group::new();
-    let any = || "127.0.0.1:0".parse().expect("an address");
-    let mut nodes = vec![group.start_as(short(group.config(1)), any()).await];
-    for number in [2, 3] {
-        let node = group.start_as(short(group.config(number)), any()).await;
-        add(&nodes, &node).await;
-        nodes.push(node);
-    }
+    let mut nodes = form(&group, |number| short(group.config(number))).await;
     let away = nodes.iter().position(|node| !node.leads()).expect("a follower");
     let away = nodes.remove(away);
     let (number, before) = (away.number, away.consensus.metrics());
@@ -164,6 +170,24 @@ async fn leadership_is_handed_to_a_voter_that_is_in_step_only() {
     let refused = refusal(to.consensus.hand_over(Some(old.number)).await);
     assert!(refused.contains("does not answer"), "{refused}");
     to.consensus.hand_over(None).await.expect("the third takes over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_hands_over_answers_nobody_from_then_on() {
+    let group = Group::new();
+    // So patient that its time does not run out meanwhile.
+    let patient = |number| ConsensusConfig { election_ms: [5_000, 20_000], ..group.config(number) };
+    let nodes = form(&group, patient).await;
+    let old = leader(&nodes).await;
+    let heir = nodes.iter().map(|node| node.number).find(|number| *number != old.number).expect("another");
+    assert!(old.consensus.leads().is_some());
+    // The heir never hears of it, so that nothing else tells the old leader that it leads no more.
+    group.cut(heir);
+    let consensus = old.consensus.clone();
+    let handing_over = tokio::spawn(async move { consensus.hand_over(Some(heir)).await });
+    until("it answers as leader no more", || old.consensus.leads().is_none()).await;
+    assert!(old.leads(), "its time has not run out");
+    handing_over.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

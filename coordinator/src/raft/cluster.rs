@@ -96,6 +96,8 @@ pub struct Group {
     pub moved: Moved,
     /// How far everybody is.
     pub progress: watch::Receiver<Progress>,
+    /// Told the term in which this node hands over.
+    pub handed_over: watch::Sender<u64>,
     /// Held during a change.
     pub changing: Mutex<()>,
 }
@@ -224,9 +226,12 @@ impl Group {
             None => best().ok_or_else(|| refused(me, "no other voter is in step"))?,
         };
         let unknown = |why: &str| ClusterError::Unknown { operation: "transfer to", node: to, why: why.to_owned() };
-        self.host.raft.trigger().transfer_leader(to.0).await.map_err(|_| ClusterError::Stopped)?;
         let mut progress = self.progress.clone();
         let term = now.term;
+        // The heir need not wait until this node's time has run out: nobody may hear of the old state from here on.
+        self.handed_over.send_replace(term);
+        progress.wait_for(|seen| seen.leads_until.is_none() || seen.term > term).await.map_err(|_| ClusterError::Stopped)?;
+        self.host.raft.trigger().transfer_leader(to.0).await.map_err(|_| ClusterError::Stopped)?;
         let taken = progress.wait_for(|seen| seen.term > term && seen.leader.is_some());
         let taken = tokio::time::timeout(self.patience(), taken).await.map(|taken| taken.map(drop));
         match taken {

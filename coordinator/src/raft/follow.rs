@@ -2,7 +2,8 @@
 //!
 //! This node leads when raft says so, an entry of its own term is applied (so everything of earlier terms is), and a quorum has
 //! answered within the longest election wait: until then nobody else can have been elected. When that time runs out it leads no
-//! more, which openraft itself notes only when somebody proposes.
+//! more, which openraft itself notes only when somebody proposes. Once it hands over it answers nobody as leader: those that are
+//! asked to vote for its heir do so at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,7 +39,7 @@ pub struct Progress {
     pub voters: Vec<NodeId>,
     /// The voters change: whoever began it must end it, or else the next leader.
     pub is_changing: bool,
-    /// Until when this node leads for all that is known; none if it does not.
+    /// Until when this node leads for all that is known; none if it does not, or hands over.
     pub leads_until: Option<Instant>,
     /// How far the others are; of a leader only.
     pub matched: BTreeMap<NodeId, u64>,
@@ -54,19 +55,22 @@ pub struct Watched {
     pub lease: Duration,
     /// Whether the log can be written.
     pub room: watch::Receiver<Room>,
+    /// The last term in which this node has handed over.
+    pub handed_over: watch::Receiver<u64>,
 }
 
 /// Follows raft until it ends.
 pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progress>, leadership: watch::Sender<Leadership>) {
-    let Watched { node, lease, mut room } = watched;
+    let Watched { node, lease, mut room, mut handed_over } = watched;
     let mut metrics = raft.metrics();
     drop(raft);
     loop {
         let seen = metrics.borrow_watched().clone();
         // A leader whose log cannot be written must not look like one: what is asked of it waits for room.
         let until = leads_until(&seen, node, lease).filter(|_| *room.borrow_and_update() != Room::None);
+        let answers_until = until.filter(|_| *handed_over.borrow_and_update() < seen.current_term);
         progress.send_if_modified(|known| {
-            let fresh = Progress { leads_until: until, ..Progress::of(&seen) };
+            let fresh = Progress { leads_until: answers_until, ..Progress::of(&seen) };
             let differs = *known != fresh;
             *known = fresh;
             differs
@@ -81,6 +85,7 @@ pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progre
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() { return },
             Ok(()) = room.changed() => {}
+            Ok(()) = handed_over.changed() => {}
             () = expiry => {}
         }
     }

@@ -227,7 +227,8 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let raft = Raft::new(config.node.0, settings, peers.clone(), disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
-    let watched = Watched { node: config.node, lease, room: disk.log.stats().room.subscribe() };
+    let (hand_over, handed_over) = watch::channel(0);
+    let watched = Watched { node: config.node, lease, room: disk.log.stats().room.subscribe(), handed_over };
     tokio::spawn(follow::follow(raft.clone(), watched, tell, lead));
     tokio::spawn(peers.keep_open(progress.clone()));
     let has_group = raft.is_initialized().await.map_err(|err| failed(&err))?;
@@ -248,7 +249,8 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     }
     let (node, common, snapshots) = (config.node, config.common.clone(), disk.snapshots.clone());
     let host = Host { node, member, common, raft, machine: machine.clone(), snapshots, receiving: Mutex::default() };
-    let group = Group { host: Arc::new(host), dial, pace, moved, progress: progress.clone(), changing: Mutex::default() };
+    let host = Arc::new(host);
+    let group = Group { host, dial, pace, moved, progress: progress.clone(), handed_over: hand_over, changing: Mutex::default() };
     let log = Arc::clone(disk.log.stats());
     Ok((Arc::new(group), Started { machine, leadership, progress, log, effects: owed }))
 }
