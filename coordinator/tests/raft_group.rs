@@ -191,6 +191,25 @@ async fn a_leader_that_hands_over_answers_nobody_from_then_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_voter_that_was_restarted_elects_nobody_while_the_leader_that_it_answered_may_lead() {
+    let group = Group::new();
+    let hasty = |number| ConsensusConfig { heartbeat_ms: 40, election_ms: [100, 200], ..group.config(number) };
+    let patient = |number| ConsensusConfig { heartbeat_ms: 40, election_ms: [2_000, 5_000], ..group.config(number) };
+    let of = |number| if number == 3 { hasty(number) } else { patient(number) };
+    let mut nodes = form(&group, of).await;
+    agree(&nodes).await;
+    assert!(nodes[0].leads(), "nobody has had a reason to elect another");
+    group.cut(NodeId(3));
+    let addr = nodes.remove(1).stop().await;
+    group.cut(NodeId(1));
+    group.mend(NodeId(3));
+    nodes.push(group.start_as(of(2), addr).await);
+    let [old, candidate, _] = nodes.as_slice() else { panic!("three") };
+    until("the third leads, by the vote of the second", || candidate.leads()).await;
+    assert_eq!(old.consensus.leads(), None, "two lead at the same time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_that_would_cost_the_farm_its_state_are_refused() {
     let group = Group::new();
     let first = group.start(1).await;

@@ -12,6 +12,7 @@ use kiln_link::Connection;
 use kiln_wire::{Leader, NodeId};
 use openraft::SnapshotPolicy;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::api::{ConsensusConfig, ConsensusError, EffectReceiver, Leadership};
 use super::cluster::{self, Group, Ordered};
@@ -223,7 +224,8 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let dial = config.identity.as_ref().map(Dial::new).transpose().map_err(ConsensusError::Link)?;
     let member = Member { link: config.link.clone(), http: config.http.clone(), directory: disk.log.directory() };
     let moved = Moved::default();
-    let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone());
+    let votes_from = Instant::now() + Duration::from_millis(config.election_ms[1]);
+    let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone(), votes_from);
     let raft = Raft::new(config.node.0, settings, peers.clone(), disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
@@ -248,7 +250,7 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
         }
     }
     let (node, common, snapshots) = (config.node, config.common.clone(), disk.snapshots.clone());
-    let host = Host { node, member, common, raft, machine: machine.clone(), snapshots, receiving: Mutex::default() };
+    let host = Host { node, member, common, raft, machine: machine.clone(), snapshots, receiving: Mutex::default(), votes_from };
     let host = Arc::new(host);
     let group = Group { host, dial, pace, moved, progress: progress.clone(), handed_over: hand_over, changing: Mutex::default() };
     let log = Arc::clone(disk.log.stats());

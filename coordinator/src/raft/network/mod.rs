@@ -28,6 +28,7 @@ use openraft::raft::{
 };
 use openraft::{RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::append::Answers;
 pub use self::dial::Dial;
@@ -74,15 +75,17 @@ struct Roads {
     dial: Option<Dial>,
     pace: Pace,
     moved: Moved,
+    /// See [`Host::votes_from`]: until then this node is no candidate either.
+    votes_from: Instant,
     /// The lanes that are kept from one leader to the next, so that neither an election nor its winner's first entry waits for a
     /// handshake.
     kept: Mutex<BTreeMap<u64, (Member, Lanes)>>,
 }
 
 impl Peers {
-    /// Makes the factory of `me`, whose directory is `directory`.
-    pub fn new(me: NodeId, directory: DirectoryId, dial: Option<Dial>, pace: Pace, moved: Moved) -> Self {
-        Self(Arc::new(Roads { me, directory, dial, pace, moved, kept: Mutex::default() }))
+    /// Makes the factory of `me`, whose directory is `directory` and who votes from `votes_from` on.
+    pub fn new(me: NodeId, directory: DirectoryId, dial: Option<Dial>, pace: Pace, moved: Moved, votes_from: Instant) -> Self {
+        Self(Arc::new(Roads { me, directory, dial, pace, moved, votes_from, kept: Mutex::default() }))
     }
 
     /// Keeps connections open to every other member, until raft ends.
@@ -104,7 +107,8 @@ impl Peers {
     }
 
     fn peer(&self, node: u64, member: &Member) -> Peer {
-        Peer { node, lanes: self.0.lanes(node, member), is_heartbeat: false, pace: self.0.pace }
+        let (pace, votes_from) = (self.0.pace, self.0.votes_from);
+        Peer { node, lanes: self.0.lanes(node, member), is_heartbeat: false, pace, votes_from }
     }
 }
 
@@ -157,6 +161,7 @@ pub struct Peer {
     lanes: Option<Lanes>,
     is_heartbeat: bool,
     pace: Pace,
+    votes_from: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +176,14 @@ impl Peer {
     fn lanes(&self) -> Result<&Lanes, Unreachable<TypeConfig>> {
         let alone = || Unreachable::from_string(format!("reach coordinator {}: this coordinator runs alone and has no peers", self.node));
         self.lanes.as_ref().ok_or_else(alone)
+    }
+
+    async fn ballot(&self, call: &Call, handed_over: bool) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        if !handed_over && Instant::now() < self.votes_from {
+            return Err(Unreachable::from_string("this process has just started: whom the last one voted for may lead still").into());
+        }
+        let reply: BallotReply = self.lanes()?.control.ask(call).await.map_err(|err| unreachable(&err))?;
+        Ok(reply.into())
     }
 }
 
@@ -202,15 +215,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 
     async fn vote(&mut self, request: VoteRequest<TypeConfig>, _: RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let call = Call::Vote(Ballot::from(request));
-        let reply: BallotReply = self.lanes()?.control.ask(&call).await.map_err(|err| unreachable(&err))?;
-        Ok(reply.into())
+        let ballot = Ballot::from(request);
+        self.ballot(&Call::Vote(ballot), ballot.handed_over).await
     }
 
     async fn pre_vote(&mut self, request: VoteRequest<TypeConfig>, _: RPCOption) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let call = Call::PreVote(Ballot::from(request));
-        let reply: BallotReply = self.lanes()?.control.ask(&call).await.map_err(|err| unreachable(&err))?;
-        Ok(reply.into())
+        let ballot = Ballot::from(request);
+        self.ballot(&Call::PreVote(ballot), ballot.handed_over).await
     }
 
     async fn full_snapshot(

@@ -7,6 +7,7 @@ use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_wire::NodeId;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::messages::{
     Append, Appended, Ballot, BallotReply, Call, Common, Greeted, Greeting, HandOver, HandOverReply, Introduction, SnapshotHead,
@@ -38,6 +39,9 @@ pub struct Host {
     pub snapshots: SnapshotDir,
     /// Held while a snapshot comes in: there is one place for it.
     pub receiving: Mutex<()>,
+    /// From when on it votes. The process before this one may have answered a leader just before it ended, and that leader counts on
+    /// it for the longest election wait.
+    pub votes_from: Instant,
 }
 
 /// Answers a coordinator until its connection ends.
@@ -105,6 +109,11 @@ impl Host {
         None
     }
 
+    /// Returns whether it may vote for another than the leader that its last process may have answered.
+    fn may_vote(&self, ballot: &Ballot) -> bool {
+        ballot.handed_over || Instant::now() >= self.votes_from
+    }
+
     async fn introduction(&self) -> Introduction {
         Introduction {
             version: VERSION,
@@ -120,13 +129,15 @@ async fn answer(host: &Arc<Host>, mut sender: Sender, mut receiver: Receiver) ->
     let Some(call) = receiver.recv::<Call>().await? else { return Ok(()) };
     match call {
         Call::Append => return append(host, sender, receiver).await,
-        Call::Vote(ballot) => {
+        Call::Vote(ballot) if host.may_vote(&ballot) => {
             let Ok(reply) = host.raft.vote(ballot.into()).await else { return Err(LinkError::NotOpen) };
             sender.send(&BallotReply::from(reply)).await?;
         }
-        Call::PreVote(ballot) => {
+        Call::Vote(ballot) | Call::PreVote(ballot) => {
+            let may_vote = host.may_vote(&ballot);
             let Ok(reply) = host.raft.pre_vote(Ballot::into(ballot)).await else { return Err(LinkError::NotOpen) };
-            sender.send(&BallotReply::from(reply)).await?;
+            let reply = BallotReply::from(reply);
+            sender.send(&BallotReply { granted: reply.granted && may_vote, ..reply }).await?;
         }
         Call::HandOver(HandOver { from, to, last }) => {
             let request = TransferLeaderRequest::new(from.into(), to.0, last.map(Into::into));
