@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use kiln_core::{Answer, Effect};
 use kiln_link::{Identity, LinkError};
-use kiln_wire::{Leader, LogIndex, NodeId};
+use kiln_wire::{Leader, LogIndex, NodeId, Program};
 use tokio::sync::mpsc;
 
 use super::latency::Latencies;
 use super::member::Member;
 use super::network::Common;
 use super::snapshot::SnapshotError;
+use super::version;
 use super::wal::WalError;
 
 /// How a coordinator keeps its replicated state.
@@ -45,6 +46,8 @@ pub struct ConsensusConfig {
     pub join: bool,
     /// What every coordinator of the farm must have in common, by name. Compared when one is added.
     pub common: Common,
+    /// What this coordinator says that it speaks: what the program does, but in tests of farms whose coordinators differ.
+    pub program: Program,
 }
 
 impl ConsensusConfig {
@@ -65,6 +68,7 @@ impl ConsensusConfig {
             http: String::new(),
             join: false,
             common: Common::new(),
+            program: version::this_program(),
         }
     }
 }
@@ -167,6 +171,14 @@ pub enum ConsensusError {
         found: NodeId,
         /// Who asked.
         want: NodeId,
+    },
+    /// The farm in the directory is at a version that this program does not speak.
+    #[error("consensus directory `{path}`: {why}")]
+    Version {
+        /// Which.
+        path: PathBuf,
+        /// Which versions, and what to do.
+        why: String,
     },
     /// The log cannot be read or is damaged.
     #[error("recover the log")]

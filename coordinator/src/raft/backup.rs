@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use kiln_core::Farm;
-use kiln_wire::{Leader, LogIndex, NodeId, StoreDir, Timestamp, frame};
+use kiln_wire::{Leader, LogIndex, NodeId, StoreDir, Timestamp, Version, frame};
 use openraft::storage::RaftLogStorage;
 use serde::{Deserialize, Serialize};
 
@@ -230,7 +230,7 @@ impl Backup {
         self.directories.insert(node, member.directory);
         let members = Members { voters: vec![[node].into()], nodes: [(node, member)].into() };
         let members = MembersAt { position: Some(last), members }.try_into().expect("one voter that is on record is a group");
-        Snapshot { farm: self.farm, last: Some(last.into()), members, directories: self.directories }
+        Snapshot { farm: self.farm, last: Some(last.into()), members, directories: self.directories, version: Version::FIRST }
     }
 }
 

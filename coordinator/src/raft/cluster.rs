@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use super::follow::Progress;
 use super::member::{DirectoryId, Member};
 use super::network::{Dial, Host, Introduction, LaneError, Moved, Pace, Route, chain, open};
-use super::types::TypeConfig;
+use super::types::{Change, TypeConfig};
 use super::wal::Room;
 
 /// A change of the group that was refused or did not come about.
@@ -168,8 +168,12 @@ impl Group {
         let host = &self.host;
         let dial_max = Duration::from_secs(5);
         let (from, directory, moved) = (host.node, host.member.directory, Moved::default());
-        let route = Route { from, directory, to: node, member, moved, dial_max };
+        let versions = host.versions.clone();
+        let route = Route { from, directory, to: node, member, moved, versions, dial_max };
         let (_connection, found) = open(dial, route).await.map_err(|source| unreachable(Box::new(source)))?;
+        if let Some(why) = found.program.objection(host.versions.farm()) {
+            return Err(refused(why));
+        }
         let known = host.machine.state().directories.get(&node).copied();
         if let Some(why) = objection(&now, known, node, &found, &host.common) {
             return Err(refused(why));
@@ -250,7 +254,8 @@ impl Group {
         let me = self.host.node;
         let is_due = |now: &Progress| {
             let has_moved = now.members.get(&me).is_some_and(|known| *known != self.host.member);
-            now.leader == Some(me) && (now.is_changing || has_moved || now.members.len() > now.voters.len())
+            let can_rise = self.host.versions.farm() < self.host.versions.own().newest;
+            now.leader == Some(me) && (now.is_changing || has_moved || can_rise || now.members.len() > now.voters.len())
         };
         if self.progress.clone().wait_for(is_due).await.is_err() {
             // Raft has ended, and with it this node is about to.
@@ -259,8 +264,8 @@ impl Group {
         tokio::time::sleep(PROMOTE_EVERY).await;
     }
 
-    /// What a leader does by itself: ends a change that an earlier leader began, notes where it listens, and makes a voter of a
-    /// learner that is in step.
+    /// What a leader does by itself: ends a change that an earlier leader began, notes where it listens, makes a voter of a learner
+    /// that is in step, and raises the farm's version once every member can read the next one.
     async fn tend(&self) {
         let Ok(_alone) = self.changing.try_lock() else { return };
         let Ok(now) = self.leading() else { return };
@@ -271,11 +276,42 @@ impl Group {
             (true, _, _) => ("end a change begun before", me, ChangeMembers::AddVoterIds([].into())),
             (false, Some(_), _) => ("move", me, ChangeMembers::SetNodes([(me.0, self.host.member.clone())].into())),
             (false, None, Some(learner)) => ("promote", learner, ChangeMembers::AddVoterIds([learner.0].into())),
-            (false, None, None) => return,
+            (false, None, None) => return self.raise(&now).await,
         };
         match self.change(operation, node, change, true).await {
             Ok(()) => tracing::info!(%node, operation, "changed the group"),
             Err(error) => tracing::warn!(%node, operation, %error, "change the group"),
+        }
+    }
+
+    /// Raises a farm without another member to what this coordinator speaks.
+    ///
+    /// # Errors
+    /// [`ClusterError::Stopped`] if raft takes no entries.
+    pub async fn raise_alone(&self) -> Result<(), ClusterError> {
+        let versions = &self.host.versions;
+        let is_alone = self.host.machine.state().members.membership().nodes().count() == 1;
+        while is_alone && versions.farm() < versions.own().newest {
+            self.host.raft.client_write(Change::Raise(versions.farm().next())).await.map_err(|_| ClusterError::Stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Raises the farm to the next version if every member answers, and said so when it was last greeted that it speaks that.
+    async fn raise(&self, now: &Progress) {
+        let versions = &self.host.versions;
+        let to = versions.farm().next();
+        let speaks = |node: NodeId| match node == self.host.node {
+            true => versions.speaks(None, to),
+            false => self.answers(now, node) && versions.speaks(Some(node), to),
+        };
+        if !now.members.keys().all(|node| speaks(*node)) {
+            return;
+        }
+        match tokio::time::timeout(CHANGE_MAX, self.host.raft.client_write(Change::Raise(to))).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(version = to.0, %error, "raise the farm's version"),
+            Err(_) => tracing::warn!(version = to.0, "raise the farm's version: too few coordinators answer"),
         }
     }
 

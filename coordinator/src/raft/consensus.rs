@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kiln_core::{Command, Farm};
 use kiln_link::Connection;
-use kiln_wire::{Leader, LogIndex, NodeId};
+use kiln_wire::{Leader, LogIndex, NodeId, Program, Version};
 use openraft::errors::ClientWriteError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -31,6 +31,7 @@ pub struct Consensus {
 #[derive(Debug)]
 struct Inner {
     node: NodeId,
+    program: Program,
     proposals: mpsc::UnboundedSender<Vec<Proposed>>,
     connections: mpsc::UnboundedSender<Connection>,
     orders: mpsc::UnboundedSender<Ordered>,
@@ -66,7 +67,7 @@ impl Consensus {
     /// # Errors
     /// [`ConsensusError`] if the directory is in use, belongs to another node, or holds a damaged log or snapshot.
     pub async fn start(config: ConsensusConfig) -> Result<(Self, EffectReceiver), ConsensusError> {
-        let node = config.node;
+        let (node, program) = (config.node, config.program.clone());
         let (started, ready) = oneshot::channel();
         let (proposals, proposed) = mpsc::unbounded_channel();
         let (connections, connected) = mpsc::unbounded_channel();
@@ -93,6 +94,7 @@ impl Consensus {
         let started = ready.await.map_err(ended_early)??;
         let inner = Inner {
             node,
+            program,
             proposals,
             connections,
             orders,
@@ -204,6 +206,16 @@ impl Consensus {
     /// Returns this coordinator's number.
     pub fn node(&self) -> NodeId {
         self.inner.node
+    }
+
+    /// Returns what this coordinator says that it speaks.
+    pub fn program(&self) -> &Program {
+        &self.inner.program
+    }
+
+    /// Returns the version that the farm is at, as far as its log is applied here. What only a later one has must not be proposed.
+    pub fn version(&self) -> Version {
+        self.inner.machine.state().version
     }
 
     /// Answers another coordinator on a connection that speaks of consensus.
@@ -326,7 +338,7 @@ impl Drop for Slot {
 
 fn propose_one(leader: Leader, command: Command) -> (Proposed, Answers) {
     let (responder, answer) = Responder::complete_only();
-    (Proposed { leader, change: Change(command), responder }, answer)
+    (Proposed { leader, change: Change::Command(command), responder }, answer)
 }
 
 fn refused(err: ClientWriteError<TypeConfig>) -> ConsensusError {

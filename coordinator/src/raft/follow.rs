@@ -57,11 +57,13 @@ pub struct Watched {
     pub room: watch::Receiver<Room>,
     /// The last term in which this node has handed over.
     pub handed_over: watch::Receiver<u64>,
+    /// Why this node cannot read what it was sent.
+    pub unreadable: watch::Receiver<Option<String>>,
 }
 
 /// Follows raft until it ends.
 pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progress>, leadership: watch::Sender<Leadership>) {
-    let Watched { node, lease, mut room, mut handed_over } = watched;
+    let Watched { node, lease, mut room, mut handed_over, mut unreadable } = watched;
     let mut metrics = raft.metrics();
     drop(raft);
     loop {
@@ -70,7 +72,9 @@ pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progre
         let until = leads_until(&seen, node, lease).filter(|_| *room.borrow_and_update() != Room::None);
         let answers_until = until.filter(|_| *handed_over.borrow_and_update() < seen.current_term);
         progress.send_if_modified(|known| {
-            let fresh = Progress { leads_until: answers_until, ..Progress::of(&seen) };
+            let seen = Progress::of(&seen);
+            let failed = unreadable.borrow_and_update().clone().or_else(|| seen.failed.clone());
+            let fresh = Progress { leads_until: answers_until, failed, ..seen };
             let differs = *known != fresh;
             *known = fresh;
             differs
@@ -86,6 +90,7 @@ pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progre
             changed = metrics.changed() => if changed.is_err() { return },
             Ok(()) = room.changed() => {}
             Ok(()) = handed_over.changed() => {}
+            Ok(()) = unreadable.changed() => {}
             () = expiry => {}
         }
     }

@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::ops::{Bound, RangeBounds};
 
-use super::record::Record;
+use kiln_wire::Version;
+
+use super::record::{Record, needs};
 use super::types::{Entry, LogId, Vote};
 
 /// Vote, marks and entries.
@@ -92,6 +94,11 @@ impl LogState {
     /// Returns the last dropped entry.
     pub fn purged(&self) -> Option<LogId> {
         self.purged
+    }
+
+    /// Returns the version that a coordinator must speak to read every entry.
+    pub fn needs(&self) -> Version {
+        self.entries(..).map(needs).max().unwrap_or_default()
     }
 
     /// Returns the last entry, or the last dropped one if none is left.

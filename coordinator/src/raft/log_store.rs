@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::log_state::LogState;
 use super::member::DirectoryId;
-use super::record::Record;
+use super::record::{Record, VERSION};
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
 use super::wal::{NewRecord, Wal, WalError, WalStats};
 
@@ -45,7 +45,16 @@ impl LogStore {
     /// [`WalError`] if the disk refuses or the log is damaged.
     pub fn open(dir: &Path, segment_bytes: u64, snapshot_log_bytes: u64) -> Result<Self, WalError> {
         let mut state = LogState::default();
-        let wal = Wal::open(dir, segment_bytes, |stored| state.take(Record::decode(stored)?, stored.payload.len() as u64))?;
+        let mut newer = None;
+        let opened = Wal::open(dir, segment_bytes, |stored| {
+            if stored.version > VERSION {
+                let what = format!("a record has version {}, this program reads up to {VERSION}", stored.version);
+                newer = Some(WalError::Newer { path: dir.to_owned(), what: what.clone() });
+                return Err(what);
+            }
+            state.take(Record::decode(stored)?, stored.payload.len() as u64)
+        });
+        let wal = opened.map_err(|err| newer.unwrap_or(err))?;
         state.check_whole().map_err(|what| WalError::Damaged { path: dir.to_owned(), offset: 0, what })?;
         let growth = Growth { bytes: AtomicU64::new(0), bytes_max: snapshot_log_bytes, full: Notify::new() };
         Ok(Self { shared: Arc::new(Shared { state: Mutex::new(state), wal, growth }) })

@@ -2,7 +2,7 @@
 //!
 //! Where to look: `consensus` is the handle, `node` the thread behind it, `state_machine` applies entries to the farm, `log_store`
 //! and `wal` keep them, `snapshot` lets old ones go, `network` carries them to other coordinators, `cluster` changes who these are,
-//! `follow` tells who leads.
+//! `follow` tells who leads, `version` what it can read and write.
 //! Does not decide anything about builds, and does none of the effects that it hands on.
 
 mod api;
@@ -24,6 +24,7 @@ mod state_machine;
 mod storage_tests;
 mod trace;
 mod types;
+mod version;
 mod wal;
 
 pub use api::{
@@ -38,4 +39,5 @@ pub use latency::{BOUNDS_US, Latencies};
 pub use member::{DirectoryId, Member};
 pub use network::Common;
 pub use snapshot::SnapshotError;
+pub use version::this_program;
 pub use wal::WalError;

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::Farm;
 use kiln_link::Connection;
 use kiln_wire::{Leader, NodeId};
 use openraft::SnapshotPolicy;
@@ -24,7 +23,8 @@ use super::network::{self, Dial, Host, Moved, Pace, Peers};
 use super::record::to_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir};
 use super::state_machine::{Led, StateMachine};
-use super::types::{Change, Responder, StoredMembership, TypeConfig};
+use super::types::{Change, Responder, TypeConfig};
+use super::version::Versions;
 use super::wal::WalStats;
 
 /// openraft over our types.
@@ -176,8 +176,13 @@ impl Disk {
         }
         let snapshot = match newest {
             Some(path) => snapshot::read(&path).map_err(ConsensusError::Snapshot)?,
-            None => Snapshot { farm: Farm::new(), last: None, members: StoredMembership::default(), directories: Default::default() },
+            None => Snapshot::default(),
         };
+        // What is committed of the log is not known yet, and who cannot read all of it must not vote on it.
+        let version = snapshot.version.max(log.state().needs());
+        if let Some(why) = config.program.objection(version).filter(|_| !is_empty) {
+            return Err(ConsensusError::Version { path: dir.clone(), why });
+        }
         match owner {
             Some(_) => {}
             None if is_empty => set_owner(dir, config.node).map_err(refused)?,
@@ -210,7 +215,7 @@ pub fn set_owner(dir: &Path, node: NodeId) -> io::Result<()> {
     disk::sync_dir(dir)
 }
 
-/// Starts raft over what the disk holds. A group of one is returned once this node leads it.
+/// Starts raft over what the disk holds. A group of one is returned once this node leads it and has raised it to what it speaks.
 async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Result<(Arc<Group>, Started), ConsensusError> {
     let failed = |err: &dyn std::fmt::Display| ConsensusError::Start { reason: err.to_string() };
     let (effects, owed) = mpsc::unbounded_channel();
@@ -218,19 +223,22 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let (lead, mut leadership) = watch::channel(unknown);
     let after_term = disk.log.state().vote().map_or(0, |vote| vote.leader_id.term);
     let led = Led { node: config.node.0, after_term };
-    let machine = StateMachine::new(snapshot, disk.snapshots.clone(), led, effects);
+    let machine = StateMachine::new(snapshot, disk.snapshots.clone(), led, config.program.clone(), effects);
+    let versions = Versions::new(config.program.clone(), machine.clone());
     let settings = Arc::new(settings(config).validate().map_err(|err| failed(&err))?);
     let pace = Pace { heartbeat_ms: config.heartbeat_ms, election_ms: config.election_ms };
     let dial = config.identity.as_ref().map(Dial::new).transpose().map_err(ConsensusError::Link)?;
     let member = Member { link: config.link.clone(), http: config.http.clone(), directory: disk.log.directory() };
     let moved = Moved::default();
     let votes_from = Instant::now() + Duration::from_millis(config.election_ms[1]);
-    let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone(), votes_from);
+    let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone(), votes_from, versions.clone());
     let raft = Raft::new(config.node.0, settings, peers.clone(), disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
     let (hand_over, handed_over) = watch::channel(0);
-    let watched = Watched { node: config.node, lease, room: disk.log.stats().room.subscribe(), handed_over };
+    let (unreadable, cannot_read) = watch::channel(None);
+    let room = disk.log.stats().room.subscribe();
+    let watched = Watched { node: config.node, lease, room, handed_over, unreadable: cannot_read };
     tokio::spawn(follow::follow(raft.clone(), watched, tell, lead));
     tokio::spawn(peers.keep_open(progress.clone()));
     let has_group = raft.is_initialized().await.map_err(|err| failed(&err))?;
@@ -250,9 +258,13 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
         }
     }
     let (node, common, snapshots) = (config.node, config.common.clone(), disk.snapshots.clone());
-    let host = Host { node, member, common, raft, machine: machine.clone(), snapshots, receiving: Mutex::default(), votes_from };
+    let receiving = Mutex::default();
+    let host = Host { node, member, common, versions, unreadable, raft, machine: machine.clone(), snapshots, receiving, votes_from };
     let host = Arc::new(host);
     let group = Group { host, dial, pace, moved, progress: progress.clone(), handed_over: hand_over, changing: Mutex::default() };
+    if must_lead {
+        group.raise_alone().await.map_err(|err| failed(&err))?;
+    }
     let log = Arc::clone(disk.log.stats());
     Ok((Arc::new(group), Started { machine, leadership, progress, log, effects: owed }))
 }

@@ -1,13 +1,14 @@
 //! What Kiln writes into its log: our own types, so that a change in openraft never changes the disk.
 //!
 //! Every payload is MessagePack with named fields; its version stands in the record's head, and a golden file pins each version.
-//! Version 2 says of a member who and where it is; version 1, which is still read, had no more than an address.
+//! Version 1, which is still read, had of a member no more than an address; version 2 says who and where it is; version 3 may hold
+//! [`Content::Raise`]. A record has the oldest version that can hold it: programs that lack a later one can read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::Command;
 use kiln_wire::frame::{self, FrameError};
-use kiln_wire::{Leader, LogIndex, NodeId};
+use kiln_wire::{Leader, LogIndex, NodeId, Version};
 use openraft::EntryPayload;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,10 @@ use super::member::Member;
 use super::types::{self, Change, LogId, StoredMembership, Vote};
 use super::wal::{Kind, NewRecord, Stored};
 
-/// Version of the payloads' encoding that this program writes.
-pub const VERSION: u8 = 2;
+/// The newest version of the payloads' encoding that this program reads and writes.
+pub const VERSION: u8 = 3;
+/// The version of every record that farms at version 1 can have.
+pub const VERSION_FIRST: u8 = 2;
 /// The oldest version that it reads.
 pub const VERSION_OLDEST: u8 = 1;
 
@@ -48,6 +51,8 @@ pub enum Content {
     Command(Command),
     /// A change of the members.
     Members(Members),
+    /// The farm's version from here on.
+    Raise(Version),
 }
 
 /// A log entry.
@@ -96,7 +101,15 @@ impl Record {
             Self::Purge(upto) => (Kind::Purge, upto.index, frame::to_bytes(&Position::from(upto))?),
             Self::Committed(upto) => (Kind::Committed, 0, frame::to_bytes(&upto.as_ref().map(Position::from))?),
         };
-        Ok(NewRecord { kind, index, version: VERSION, payload })
+        Ok(NewRecord { kind, index, version: self.version(), payload })
+    }
+
+    /// Returns the oldest version of the encoding that can hold the record.
+    fn version(&self) -> u8 {
+        match self {
+            Self::Entry(entry) if !needs(entry).is_first() => VERSION,
+            Self::Entry(_) | Self::Vote(_) | Self::Truncate(_) | Self::Purge(_) | Self::Committed(_) => VERSION_FIRST,
+        }
     }
 
     /// Reads a record; the error says what is wrong.
@@ -123,6 +136,14 @@ impl Record {
     }
 }
 
+/// Returns the version that a coordinator must speak to read an entry.
+pub fn needs(entry: &types::Entry) -> Version {
+    match &entry.payload {
+        EntryPayload::Blank | EntryPayload::Membership(_) => Version::FIRST,
+        EntryPayload::Normal(change) => change.version(),
+    }
+}
+
 fn read<T: DeserializeOwned>(stored: Stored<'_>) -> Result<T, String> {
     frame::from_bytes(stored.payload).map_err(|err| match std::error::Error::source(&err) {
         Some(source) => format!("{err}: {source}"),
@@ -134,7 +155,8 @@ impl Entry {
     fn from_raft(entry: &types::Entry) -> Self {
         let content = match &entry.payload {
             EntryPayload::Blank => Content::Blank,
-            EntryPayload::Normal(Change(command)) => Content::Command(command.clone()),
+            EntryPayload::Normal(Change::Command(command)) => Content::Command(command.clone()),
+            EntryPayload::Normal(Change::Raise(to)) => Content::Raise(*to),
             EntryPayload::Membership(membership) => Content::Members(membership.into()),
         };
         Self { position: Position::from(&entry.log_id), content }
@@ -144,7 +166,8 @@ impl Entry {
     pub fn into_raft(self) -> Result<types::Entry, String> {
         let payload = match self.content {
             Content::Blank => EntryPayload::Blank,
-            Content::Command(command) => EntryPayload::Normal(Change(command)),
+            Content::Command(command) => EntryPayload::Normal(Change::Command(command)),
+            Content::Raise(to) => EntryPayload::Normal(Change::Raise(to)),
             Content::Members(members) => EntryPayload::Membership(members.try_into()?),
         };
         Ok(types::Entry { log_id: self.position.into(), payload })
@@ -156,7 +179,8 @@ impl From<types::Entry> for Entry {
         let position = Position::from(&entry.log_id);
         let content = match entry.payload {
             EntryPayload::Blank => Content::Blank,
-            EntryPayload::Normal(Change(command)) => Content::Command(command),
+            EntryPayload::Normal(Change::Command(command)) => Content::Command(command),
+            EntryPayload::Normal(Change::Raise(to)) => Content::Raise(to),
             EntryPayload::Membership(membership) => Content::Members(Members::from(&membership)),
         };
         Self { position, content }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_core::Farm;
-use kiln_wire::{NodeId, frame};
+use kiln_wire::{NodeId, Version, frame};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{self, File};
@@ -18,8 +18,10 @@ use super::record::{MembersAt, Position};
 use super::types::{LogId, SnapshotMeta, StoredMembership};
 use super::wal::is_full;
 
-/// The version that this program writes.
-pub const VERSION: u32 = 2;
+/// The newest version that this program reads and writes: it names the farm's version.
+pub const VERSION: u32 = 3;
+/// The version of a farm at its first, which coordinators that lack the newest can read.
+pub const VERSION_FIRST: u32 = 2;
 /// The oldest version that it reads: of members it held an address only.
 pub const VERSION_OLDEST: u32 = 1;
 
@@ -51,6 +53,16 @@ pub enum SnapshotError {
         /// What is wrong.
         what: String,
     },
+    /// The file was written by a newer program.
+    #[error(
+        "snapshot `{path}` has version {found}, this program reads {VERSION_OLDEST} to {VERSION}: install the program that wrote it, that of the farm's other coordinators"
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
     /// The farm in it cannot be.
     #[error("snapshot `{path}`: read the farm")]
     Farm {
@@ -73,7 +85,7 @@ impl SnapshotError {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { err, .. } => is_full(err),
-            Self::Damaged { .. } | Self::Farm { .. } | Self::Stranger { .. } => false,
+            Self::Damaged { .. } | Self::Newer { .. } | Self::Farm { .. } | Self::Stranger { .. } => false,
         }
     }
 }
@@ -84,10 +96,12 @@ struct Meta {
     members: MembersAt,
     #[serde(default)]
     directories: BTreeMap<NodeId, DirectoryId>,
+    #[serde(default, skip_serializing_if = "Version::is_first")]
+    version: Version,
 }
 
-/// A snapshot in memory.
-#[derive(Clone, Debug)]
+/// A snapshot in memory. The default is that of a farm that has not begun.
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The farm.
     pub farm: Farm,
@@ -97,6 +111,8 @@ pub struct Snapshot {
     pub members: StoredMembership,
     /// The directory of everybody who was ever a member: a number is never used again.
     pub directories: BTreeMap<NodeId, DirectoryId>,
+    /// The version that the farm is at.
+    pub version: Version,
 }
 
 impl Snapshot {
@@ -167,14 +183,16 @@ impl SnapshotDir {
         let path = self.path.join(name(snapshot.last));
         let unfinished = self.path.join(UNFINISHED);
         let file = File::create(&unfinished).map_err(at("create", &unfinished))?;
+        let version = if snapshot.version.is_first() { VERSION_FIRST } else { VERSION };
         let out = Hashed { file: io::BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
         let meta = Meta {
             last: snapshot.last.as_ref().map(Position::from),
             members: MembersAt::from(&snapshot.members),
             directories: snapshot.directories.clone(),
+            version: snapshot.version,
         };
         let meta = frame::to_bytes(&meta).map_err(|err| at("encode", &path)(io::Error::other(err)))?;
-        if let Err(err) = out.write_all(&meta, &snapshot.farm.to_snapshot()) {
+        if let Err(err) = out.write_all(version, &meta, &snapshot.farm.to_snapshot()) {
             // What was written so far takes room that others need.
             let _gone = disk::remove_file(&unfinished);
             return Err(at("write", &unfinished)(err));
@@ -223,7 +241,10 @@ pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
         return Err(damaged("its hash does not match"));
     }
     let (version, rest) = split_u32(&body[8..]).ok_or_else(|| damaged("the header is cut off"))?;
-    if !(VERSION_OLDEST..=VERSION).contains(&version) {
+    if version > VERSION {
+        return Err(SnapshotError::Newer { path: path.to_owned(), found: version });
+    }
+    if version < VERSION_OLDEST {
         return Err(damaged(&format!("it has version {version}, this program reads {VERSION_OLDEST} to {VERSION}")));
     }
     let (meta, rest) =
@@ -235,7 +256,7 @@ pub fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
     let meta: Meta = frame::from_bytes(meta).map_err(|err| damaged(&format!("its meta data: {err}")))?;
     let farm = Farm::from_snapshot(farm).map_err(|err| SnapshotError::Farm { path: path.to_owned(), err })?;
     let members = meta.members.try_into().map_err(|what: String| damaged(&what))?;
-    Ok(Snapshot { farm, last: meta.last.map(LogId::from), members, directories: meta.directories })
+    Ok(Snapshot { farm, last: meta.last.map(LogId::from), members, directories: meta.directories, version: meta.version })
 }
 
 /// Reads what a snapshot is of, without the farm and without verifying it: for a file that was verified when it got its name, and
@@ -266,10 +287,10 @@ struct Hashed {
 }
 
 impl Hashed {
-    fn write_all(mut self, meta: &[u8], farm: &[u8]) -> io::Result<()> {
+    fn write_all(mut self, version: u32, meta: &[u8], farm: &[u8]) -> io::Result<()> {
         let meta_bytes = u32::try_from(meta.len()).map_err(io::Error::other)?;
         let farm_bytes = farm.len() as u64;
-        for part in [&MAGIC[..], &VERSION.to_le_bytes(), &meta_bytes.to_le_bytes(), meta, &farm_bytes.to_le_bytes(), farm] {
+        for part in [&MAGIC[..], &version.to_le_bytes(), &meta_bytes.to_le_bytes(), meta, &farm_bytes.to_le_bytes(), farm] {
             self.hash.update(part);
             self.file.write_all(part)?;
         }

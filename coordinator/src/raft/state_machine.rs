@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use kiln_core::{Answer, Effect};
-use kiln_wire::{Leader, LogIndex};
+use kiln_wire::{Leader, LogIndex, Program};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::mpsc;
 
 use super::api::Owed;
 use super::disk;
-use super::record::from_leader_id;
+use super::record::{self, from_leader_id};
 use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
 use super::trace;
 use super::types::{Change, Entry, LogId, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig};
@@ -44,6 +44,7 @@ struct Shared {
     state: RwLock<Snapshot>,
     snapshots: SnapshotDir,
     led: Led,
+    program: Program,
     effects: mpsc::UnboundedSender<Owed>,
 }
 
@@ -57,9 +58,9 @@ pub struct Led {
 }
 
 impl StateMachine {
-    /// Returns the farm as of `snapshot`, which came from `snapshots`.
-    pub fn new(snapshot: Snapshot, snapshots: SnapshotDir, led: Led, effects: mpsc::UnboundedSender<Owed>) -> Self {
-        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, effects }) }
+    /// Returns the farm as of `snapshot`, which came from `snapshots`; `program` is what applies entries to it.
+    pub fn new(snapshot: Snapshot, snapshots: SnapshotDir, led: Led, program: Program, effects: mpsc::UnboundedSender<Owed>) -> Self {
+        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, program, effects }) }
     }
 
     /// Returns the farm and how far it is. Held briefly: nothing is applied meanwhile.
@@ -68,7 +69,15 @@ impl StateMachine {
     }
 
     /// Applies one entry and returns what the farm answered.
-    fn apply_entry(&self, entry: Entry) -> Vec<Answer> {
+    ///
+    /// # Errors
+    /// If this program is too old for what the entry asks for: skipped, it would make another farm of this one.
+    fn apply_entry(&self, entry: Entry) -> io::Result<Vec<Answer>> {
+        let needs = record::needs(&entry);
+        if self.shared.program.is_too_old_for(needs) {
+            let why = format!("log entry {} cannot be applied: {} cannot read version {needs}", entry.log_id.index, self.shared.program);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let index = LogIndex(entry.log_id.index);
         let leader = from_leader_id(&entry.log_id.leader_id);
         let mut effects = Vec::new();
@@ -76,7 +85,11 @@ impl StateMachine {
             let mut state = self.shared.state.write().expect("no user of the farm panics while changing it");
             match entry.payload {
                 EntryPayload::Blank => {}
-                EntryPayload::Normal(Change(command)) => effects = state.farm.apply(index, command),
+                EntryPayload::Normal(Change::Command(command)) => effects = state.farm.apply(index, command),
+                EntryPayload::Normal(Change::Raise(to)) => {
+                    tracing::info!(version = to.0, "the farm is raised: what all coordinators can read is written from here on");
+                    state.version = state.version.max(to);
+                }
                 EntryPayload::Membership(members) => state.change_members(StoredMembership::new(Some(entry.log_id), members)),
             }
             state.last = Some(entry.log_id);
@@ -101,7 +114,7 @@ impl StateMachine {
             // The driver may have ended before consensus.
             let _ = self.shared.effects.send(Owed { index, leader, effects });
         }
-        answers
+        Ok(answers)
     }
 
     /// Replaces the farm by a snapshot; on return that one is current on disk too.
@@ -138,7 +151,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            let answers = self.apply_entry(entry);
+            let answers = self.apply_entry(entry)?;
             if let Some(responder) = responder {
                 responder.send(answers);
             }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kiln_core::{Command, Farm};
-use kiln_wire::{BuildId, Timestamp};
+use kiln_core::Command;
+use kiln_wire::{BuildId, Timestamp, Version};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader, StorageError};
@@ -14,11 +14,12 @@ use tokio::sync::mpsc;
 
 use super::log_store::LogStore;
 use super::member::{DirectoryId, Member};
-use super::record::{Record, VERSION};
+use super::record::{Record, VERSION, VERSION_FIRST};
 use super::snapshot::{Snapshot, SnapshotDir};
 use super::state_machine::{Led, StateMachine};
-use super::types::{Change, Entry, LeaderId, LogId, Membership, StoredMembership, TypeConfig, Vote};
-use super::wal::Stored;
+use super::types::{Change, Entry, LeaderId, LogId, Membership, TypeConfig, Vote};
+use super::version::this_program;
+use super::wal::{Kind, NewRecord, Stored, Wal, WalError};
 
 const SEGMENT_BYTES: u64 = 2048;
 
@@ -29,9 +30,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
         let dir = TempDir::new().expect("a directory");
         let log = open(&dir.path().join("log"));
         let snapshots = SnapshotDir::open(dir.path().join("snapshot")).expect("a directory");
-        let empty = Snapshot { farm: Farm::new(), last: None, members: StoredMembership::default(), directories: BTreeMap::new() };
         let led = Led { node: 0, after_term: 0 };
-        let machine = StateMachine::new(empty, snapshots, led, mpsc::unbounded_channel().0);
+        let machine = StateMachine::new(Snapshot::default(), snapshots, led, this_program(), mpsc::unbounded_channel().0);
         Ok((dir, log, machine))
     }
 }
@@ -51,7 +51,7 @@ fn log_id(term: u64, index: u64) -> LogId {
 
 fn entry(term: u64, index: u64) -> Entry {
     let command = Command::Cancel { build: BuildId(index * 31), now: Timestamp(term) };
-    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(Change(command)) }
+    Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(Change::Command(command)) }
 }
 
 #[derive(Clone, Debug)]
@@ -222,9 +222,10 @@ fn the_payloads_of_version_2_stay_readable() {
     let mut text = String::new();
     for record in &records {
         let new = record.encode().expect("encodes");
+        assert_eq!(new.version, VERSION_FIRST, "a coordinator of a farm at version 1 can read it: {record:?}");
         let hex: String = new.payload.iter().map(|byte| format!("{byte:02x}")).collect();
         text += &format!("{:?} {} {hex}\n", new.kind, new.index);
-        let stored = Stored { kind: new.kind, index: new.index, version: VERSION, payload: &new.payload };
+        let stored = Stored { kind: new.kind, index: new.index, version: VERSION_FIRST, payload: &new.payload };
         assert_eq!(format!("{:?}", Record::decode(stored).expect("decodes")), format!("{record:?}"));
         assert!(Record::decode(Stored { version: VERSION + 1, ..stored }).is_err());
         assert!(Record::decode(Stored { index: new.index + 1, ..stored }).is_err());
@@ -260,4 +261,46 @@ fn the_payloads_of_version_1_stay_readable() {
         let stored = Stored { kind: new.kind, index: new.index, version: 1, payload: &payload };
         assert_eq!(format!("{:?}", Record::decode(stored).expect("decodes")), format!("{wanted:?}"));
     }
+}
+
+/// Version 3 for ever: what version 2 lacks.
+#[test]
+fn the_payloads_of_version_3_stay_readable() {
+    let record = Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Change::Raise(Version(2))) });
+    let new = record.encode().expect("encodes");
+    assert_eq!(new.version, VERSION, "no coordinator of version 1 may take it for something else");
+    let hex: String = new.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = format!("{:?} {} {hex}\n", new.kind, new.index);
+    let stored = Stored { kind: new.kind, index: new.index, version: VERSION, payload: &new.payload };
+    assert_eq!(format!("{:?}", Record::decode(stored).expect("decodes")), format!("{record:?}"));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/raft/payloads-v3.hex");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &text).expect("writes");
+    }
+    assert_eq!(text, std::fs::read_to_string(path).expect("the golden file"));
+}
+
+/// Writes a log of one entry as somebody else might, and returns why it cannot be opened.
+fn refusal(version: u8, payload: &[u8]) -> WalError {
+    let dir = TempDir::new().expect("a directory");
+    let wal = Wal::open(dir.path(), SEGMENT_BYTES, |_| Ok(())).expect("opens");
+    let (done, written) = std::sync::mpsc::channel();
+    let record = NewRecord { kind: Kind::Entry, index: 0, version, payload: payload.to_owned() };
+    wal.append(vec![record], Box::new(move |result| done.send(result.is_ok()).expect("somebody waits")));
+    assert!(written.recv().expect("answers"));
+    drop(wal);
+    LogStore::open(dir.path(), SEGMENT_BYTES, u64::MAX).map(drop).expect_err("nobody may skip it")
+}
+
+#[test]
+fn a_log_that_holds_what_this_program_does_not_know_is_refused_and_never_skipped() {
+    let blank = Record::Entry(Entry { log_id: log_id(2, 0), payload: EntryPayload::Blank }).encode().expect("encodes").payload;
+    let newer = refusal(VERSION + 1, &blank);
+    assert!(matches!(newer, WalError::Newer { .. }) && newer.to_string().contains("install the program that wrote it"), "{newer}");
+    let place = b"Blank";
+    let at = blank.windows(place.len()).position(|window| window == place).expect("its name");
+    let mut other = blank;
+    other[at..at + place.len()].copy_from_slice(b"Blonk");
+    let unknown = refusal(VERSION, &other).to_string();
+    assert!(unknown.contains("unknown variant `Blonk`"), "{unknown}");
 }

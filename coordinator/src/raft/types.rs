@@ -3,6 +3,7 @@
 use std::fmt;
 
 use kiln_core::{Answer, Command};
+use kiln_wire::Version;
 use openraft::type_config::alias;
 use serde::{Deserialize, Serialize};
 
@@ -11,12 +12,30 @@ use super::member::Member;
 /// What one log entry does. One command each: attempts, builds and epochs are named by the index of their command, and the farm
 /// takes an index once. Many entries still share one write and one fdatasync.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Change(pub Command);
+pub enum Change {
+    /// Changes the farm.
+    Command(Command),
+    /// From here on the farm is at this version: every coordinator can read it.
+    Raise(Version),
+}
+
+impl Change {
+    /// Returns the version that a coordinator must speak to read it. A command that an earlier program lacks has its own here, and is
+    /// proposed only to a farm that is at it.
+    pub fn version(&self) -> Version {
+        match self {
+            Self::Command(_) => Version::FIRST,
+            Self::Raise(to) => *to,
+        }
+    }
+}
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("command")
+        match self {
+            Self::Command(_) => f.write_str("command"),
+            Self::Raise(to) => write!(f, "raise to version {to}"),
+        }
     }
 }
 

@@ -47,7 +47,7 @@ impl Group {
         self.dir.path().join(number.to_string())
     }
 
-    fn identity(&self, number: u64) -> Identity {
+    pub fn identity(&self, number: u64) -> Identity {
         let day = Duration::from_secs(86_400);
         let credentials = self.authority.issue(&Role::Coordinator(NodeId(number)), day).expect("issues");
         Identity::from_credentials(&credentials).expect("an identity")

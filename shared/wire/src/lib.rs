@@ -17,6 +17,7 @@ pub mod limits;
 mod outcome;
 mod path;
 mod time;
+mod version;
 pub mod worker;
 
 pub use cluster::{ClusterRequest, ClusterView, MemberView};
@@ -27,3 +28,4 @@ pub use leader::{LeaderAt, NotLeader, WhoLeads};
 pub use outcome::{Blob, BuiltOutput, Failure, FailureClass, Lease, Outcome, PathInfo, Usage};
 pub use path::{DrvPath, StoreDir, StorePath, StorePathError};
 pub use time::Timestamp;
+pub use version::{Program, Version};

@@ -17,9 +17,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::dial::{Dial, DialError};
-use super::messages::{Call, Greeted, Greeting, Introduction, VERSION, VERSION_OLDEST};
+use super::messages::{Call, Greeted, Greeting, Introduction};
 use super::parts;
 use crate::raft::member::{DirectoryId, Member};
+use crate::raft::version::Versions;
 
 /// Whom a lane leads to, and for whom.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct Route {
     pub member: Member,
     /// Where it is, if somebody has said so since.
     pub moved: Moved,
+    /// What the dialer speaks, and what its farm is at.
+    pub versions: Versions,
     /// From the first packet to the answer.
     pub dial_max: Duration,
 }
@@ -244,14 +247,19 @@ async fn greet(dial: Dial, route: Route) -> Result<(Connection, Introduction), L
         }
     }
     let want = Some(route.member.directory).filter(|directory| *directory != DirectoryId(0));
-    let greeting = Greeting { version: VERSION, from: route.from, directory: route.directory, to, want };
+    let (own, directory) = (route.versions.own().clone(), route.directory);
+    let greeting = Greeting { version: own.newest, from: route.from, directory, to, want, program: own };
     let (mut sender, mut receiver) = connection.open().await.map_err(failed)?;
     sender.send(&greeting).await.map_err(failed)?;
     match receiver.recv::<Greeted>().await.map_err(failed)?.ok_or(LinkError::Truncated).map_err(failed)? {
-        Greeted::Welcome(introduction) if introduction.version < VERSION_OLDEST => {
-            Err(refused(format!("it speaks version {}, this program {VERSION_OLDEST} to {VERSION}", introduction.version)))
+        Greeted::Welcome(introduction) => {
+            let (program, farm) = (&introduction.program, route.versions.farm());
+            route.versions.note(to, program.clone());
+            match program.objection(farm).filter(|_| program.is_too_old_for(farm)) {
+                Some(why) => Err(refused(why)),
+                None => Ok((connection, introduction)),
+            }
         }
-        Greeted::Welcome(introduction) => Ok((connection, introduction)),
         Greeted::Refused(why) => Err(refused(why)),
     }
 }

@@ -42,6 +42,7 @@ use super::member::{DirectoryId, Member};
 use super::record::{Position, VoteRecord};
 use super::state_machine::{SnapshotFile, StoredSnapshot};
 use super::types::{TypeConfig, Vote};
+use super::version::Versions;
 
 /// How long things may take. All follow from how fast a dead leader must be noticed.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +78,7 @@ struct Roads {
     moved: Moved,
     /// See [`Host::votes_from`]: until then this node is no candidate either.
     votes_from: Instant,
+    versions: Versions,
     /// The lanes that are kept from one leader to the next, so that neither an election nor its winner's first entry waits for a
     /// handshake.
     kept: Mutex<BTreeMap<u64, (Member, Lanes)>>,
@@ -84,8 +86,16 @@ struct Roads {
 
 impl Peers {
     /// Makes the factory of `me`, whose directory is `directory` and who votes from `votes_from` on.
-    pub fn new(me: NodeId, directory: DirectoryId, dial: Option<Dial>, pace: Pace, moved: Moved, votes_from: Instant) -> Self {
-        Self(Arc::new(Roads { me, directory, dial, pace, moved, votes_from, kept: Mutex::default() }))
+    pub fn new(
+        me: NodeId,
+        directory: DirectoryId,
+        dial: Option<Dial>,
+        pace: Pace,
+        moved: Moved,
+        votes_from: Instant,
+        versions: Versions,
+    ) -> Self {
+        Self(Arc::new(Roads { me, directory, dial, pace, moved, votes_from, versions, kept: Mutex::default() }))
     }
 
     /// Keeps connections open to every other member, until raft ends.
@@ -134,7 +144,8 @@ impl Roads {
 
     fn route(&self, node: u64, member: &Member) -> Route {
         let (from, directory, to) = (self.me, self.directory, NodeId(node));
-        Route { from, directory, to, member: member.clone(), moved: self.moved.clone(), dial_max: self.pace.dial_max() }
+        let (moved, versions) = (self.moved.clone(), self.versions.clone());
+        Route { from, directory, to, member: member.clone(), moved, versions, dial_max: self.pace.dial_max() }
     }
 
     fn kept(&self) -> MutexGuard<'_, BTreeMap<u64, (Member, Lanes)>> {

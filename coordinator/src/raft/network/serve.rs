@@ -5,13 +5,14 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_wire::NodeId;
+use kiln_wire::frame::FrameError;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::messages::{
     Append, Appended, Ballot, BallotReply, Call, Common, Greeted, Greeting, HandOver, HandOverReply, Introduction, SnapshotHead,
-    SnapshotReply, VERSION, VERSION_OLDEST,
+    SnapshotReply,
 };
 use super::{chain, parts, snapshot};
 use crate::raft::disk;
@@ -21,6 +22,7 @@ use crate::raft::record::VoteRecord;
 use crate::raft::snapshot::{self as file, SnapshotDir};
 use crate::raft::state_machine::{SnapshotFile, StateMachine, StoredSnapshot};
 use crate::raft::types::TypeConfig;
+use crate::raft::version::Versions;
 
 /// What answers other coordinators.
 #[derive(Debug)]
@@ -31,6 +33,10 @@ pub struct Host {
     pub member: Member,
     /// What it has in common with the others.
     pub common: Common,
+    /// What it speaks, and what its farm is at.
+    pub versions: Versions,
+    /// Told why this coordinator cannot go on: it was sent what it cannot read.
+    pub unreadable: watch::Sender<Option<String>>,
     /// Its raft.
     pub raft: Raft,
     /// Its farm, and who belongs to the group.
@@ -82,9 +88,11 @@ async fn greet(host: &Host, connection: &Connection) -> Result<Option<String>, L
 
 impl Host {
     fn objection(&self, greeting: &Greeting, role: &Role) -> Option<String> {
-        let Greeting { version, from, directory, to, want } = greeting;
-        if *version < VERSION_OLDEST {
-            return Some(format!("coordinator {from} speaks version {version}, this one {VERSION_OLDEST} to {VERSION}"));
+        let Greeting { version: _, from, directory, to, want, program } = greeting;
+        let farm = self.versions.farm();
+        // Whether it is too new it finds by itself: this coordinator may not have applied yet what the farm was raised by.
+        if program.is_too_old_for(farm) {
+            return program.objection(farm);
         }
         if *role != Role::Coordinator(*from) {
             return Some(format!("a certificate of {role} does not make a coordinator {from}"));
@@ -116,11 +124,12 @@ impl Host {
 
     async fn introduction(&self) -> Introduction {
         Introduction {
-            version: VERSION,
+            version: self.versions.own().newest,
             node: self.node,
             member: self.member.clone(),
             has_group: self.raft.is_initialized().await.unwrap_or(true),
             common: self.common.clone(),
+            program: self.versions.own().clone(),
         }
     }
 }
@@ -154,7 +163,7 @@ async fn answer(host: &Arc<Host>, mut sender: Sender, mut receiver: Receiver) ->
 
 /// Passes appends on to raft as they come, and answers in their order.
 async fn append(host: &Arc<Host>, mut sender: Sender, receiver: Receiver) -> Result<(), LinkError> {
-    let mut answers = Box::pin(host.raft.stream_append(requests(receiver)));
+    let mut answers = Box::pin(host.raft.stream_append(requests(Arc::clone(host), receiver)));
     while let Some(answer) = answers.next().await {
         let Ok(result) = answer else { return Err(LinkError::NotOpen) };
         sender.send(&Appended::from(result)).await?;
@@ -163,16 +172,21 @@ async fn append(host: &Arc<Host>, mut sender: Sender, receiver: Receiver) -> Res
 }
 
 /// The requests of a stream. It ends with the first thing that is none.
-fn requests(receiver: Receiver) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
-    futures::stream::unfold(receiver, |mut receiver| async move {
+fn requests(host: Arc<Host>, receiver: Receiver) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    futures::stream::unfold((host, receiver), |(host, mut receiver)| async move {
         match parts::recv::<Append>(&mut receiver).await {
             Ok(Some(append)) => match AppendEntriesRequest::try_from(append) {
-                Ok(request) => Some((request, receiver)),
+                Ok(request) => Some((request, (host, receiver))),
                 Err(why) => {
                     tracing::warn!(why, "an append that cannot be");
                     None
                 }
             },
+            Err(LinkError::Frame(err @ FrameError::Decode(_))) => {
+                let own = host.versions.own();
+                host.unreadable.send_replace(Some(format!("the leader sent entries that cannot be read by {own}: {}", chain(&err))));
+                None
+            }
             // A sender that is dropped ends so, as a connection that breaks does.
             Ok(None) | Err(_) => None,
         }
@@ -189,7 +203,10 @@ async fn install(host: &Arc<Host>, head: SnapshotHead, receiver: &mut Receiver) 
     let path = host.snapshots.received();
     let read = path.clone();
     let meta = match disk::blocking(move || file::read(&read)).await {
-        Ok(Ok(snapshot)) => snapshot.meta(),
+        Ok(Ok(snapshot)) => match host.versions.own().objection(snapshot.version) {
+            Some(why) => return SnapshotReply::Refused(why),
+            None => snapshot.meta(),
+        },
         Ok(Err(err)) => return SnapshotReply::Refused(chain(&err)),
         Err(err) => return SnapshotReply::Refused(err.to_string()),
     };

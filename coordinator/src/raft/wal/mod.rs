@@ -54,6 +54,14 @@ pub enum WalError {
         /// What is wrong.
         what: String,
     },
+    /// The log was written by a newer program.
+    #[error("log `{path}`: {what}: install the program that wrote it, that of the farm's other coordinators")]
+    Newer {
+        /// Which log.
+        path: PathBuf,
+        /// What this program cannot read.
+        what: String,
+    },
     /// A file in the directory is none of the log's.
     #[error("`{path}` does not belong in a log directory")]
     Stranger {
