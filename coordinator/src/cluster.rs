@@ -58,6 +58,8 @@ fn view(parts: &Parts) -> ClusterView {
         applied: metrics.applied_index,
         snapshot: metrics.snapshot_index,
         trouble: consensus.trouble(),
+        program: consensus.program().clone(),
+        version: consensus.version(),
         members: consensus.members().into_iter().map(member).collect(),
     }
 }

@@ -189,8 +189,8 @@ impl Survey {
     fn print(&self) {
         let best = self.best();
         match best.leader {
-            Some(leader) => println!("coordinator {} leads in term {}", leader.node, leader.term),
-            None => println!("nobody leads"),
+            Some(leader) => println!("coordinator {} leads in term {}; the farm is at version {}", leader.node, leader.term, best.version),
+            None => println!("nobody leads; the farm is at version {}", best.version),
         }
         let cells = |row: &Row<'_>| {
             let number = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
@@ -202,10 +202,12 @@ impl Survey {
                 row.member.http.clone(),
                 number(row.view.map(|view| view.applied.0)),
                 number(row.lag),
+                row.view.map_or_else(|| "-".to_owned(), release),
+                row.view.map_or_else(|| "-".to_owned(), speaks),
             ]
         };
         tables::print(
-            &["NODE", "STATE", "ANSWERS", "ADDRESS", "CACHE", "APPLIED", "LAG"],
+            &["NODE", "STATE", "ANSWERS", "ADDRESS", "CACHE", "APPLIED", "LAG", "RELEASE", "SPEAKS"],
             &self.rows().iter().map(cells).collect::<Vec<_>>(),
         );
         for (node, view) in &self.views {
@@ -228,6 +230,7 @@ impl Survey {
         json!({
             "leader": best.leader.map(|leader| leader.node),
             "term": best.leader.map(|leader| leader.term),
+            "version": best.version,
             "coordinators": coordinators,
             "waiting": waiting,
         })
@@ -266,9 +269,21 @@ impl<'a> Row<'a> {
             "snapshotIndex": self.view.map(|view| view.snapshot),
             "lagEntries": self.lag,
             "silentMs": self.member.silent_ms,
+            "release": self.view.map(|view| &view.program.release).filter(|release| !release.is_empty()),
+            "versionOldest": self.view.map(|view| view.program.oldest),
+            "versionNewest": self.view.map(|view| view.program.newest),
             "trouble": self.view.and_then(|view| view.trouble.clone()),
         })
     }
+}
+
+/// A program's release, in words: one that does not say is from before it could.
+fn release(view: &ClusterView) -> String {
+    if view.program.release.is_empty() { "older".to_owned() } else { view.program.release.clone() }
+}
+
+fn speaks(view: &ClusterView) -> String {
+    format!("{} to {}", view.program.oldest, view.program.newest)
 }
 
 async fn ask(dialer: &Dialer, host: &str) -> anyhow::Result<ClusterView> {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Leader, LogIndex, NodeId};
+use crate::{Leader, LogIndex, NodeId, Program, Version};
 
 /// What is asked of the coordinators. Looking is for every client and answered by any coordinator; changing is for admins, and for
 /// the leader to do.
@@ -49,6 +49,12 @@ pub struct ClusterView {
     pub snapshot: LogIndex,
     /// What keeps it from taking part in full, in words; none if nothing does.
     pub trouble: Option<String>,
+    /// The asked coordinator's program.
+    #[serde(default)]
+    pub program: Program,
+    /// The version that the farm is at, as far as the asked coordinator has applied the log.
+    #[serde(default)]
+    pub version: Version,
     /// The members of the group.
     pub members: Vec<MemberView>,
 }
