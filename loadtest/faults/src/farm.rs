@@ -29,6 +29,8 @@ pub struct Shape {
     pub workers: u8,
     /// Whether each coordinator has a small disk of its own, which can be full. A disk within a file is slower than the machine's.
     pub disks: bool,
+    /// The election time that coordinators are configured with, in milliseconds: from the least to the most.
+    pub election_ms: [u64; 2],
     /// A library to load into coordinators that shifts their wall clock by what a file says; none: clocks do not step.
     pub clock_library: Option<PathBuf>,
 }
@@ -55,6 +57,8 @@ pub struct Farm {
     dir: PathBuf,
     /// The coordinators that it has at present.
     members: BTreeSet<u8>,
+    /// Hosts with another `kiln` than the farm's shape says.
+    installed: BTreeMap<Host, PathBuf>,
 }
 
 impl Farm {
@@ -72,6 +76,7 @@ impl Farm {
             shape: shape.clone(),
             dir: dir.to_path_buf(),
             members: BTreeSet::from([1]),
+            installed: BTreeMap::new(),
         };
         farm.configure()?;
         farm.launch(Host::Store)?;
@@ -102,6 +107,15 @@ impl Farm {
         run::finish(&mut self.operator(&["cluster", "add", &node.to_string(), &address]))?;
         self.members.insert(node);
         Ok(())
+    }
+
+    /// Puts another `kiln` on a host; what runs there is left alone.
+    pub fn install(&mut self, host: Host, kiln: &Path) {
+        self.installed.insert(host, kiln.to_path_buf());
+    }
+
+    fn kiln(&self, host: Host) -> &Path {
+        self.installed.get(&host).unwrap_or(&self.shape.kiln)
     }
 
     /// Takes a coordinator that is gone out of the farm.
@@ -161,7 +175,7 @@ impl Farm {
         let identities = Identities { dir: Identities::dir(&self.dir) };
         let text = format!(
             "dir = '{dir}/{host}'\nfarm = 'faults'\nnode = {node}\nlisten = '{address}:{LINK_PORT}'\nhttp = '{address}:{HTTP_PORT}'\n\
-             identity = '{identity}'\nsigning_key = '{key}'\nelection_ms = {ELECTION_MS:?}\n{join}\
+             identity = '{identity}'\nsigning_key = '{key}'\nelection_ms = {election_ms:?}\n{join}\
              [store]\nurl = 's3://kiln/farm'\nendpoint = 'http://{store}:{STORE_PORT}'\nregion = 'test'\nallow_http = true\n\
              credentials = '{dir}/s3.toml'\n",
             dir = self.dir.display(),
@@ -169,6 +183,7 @@ impl Farm {
             identity = identities.of_host(host).display(),
             key = identities.signing_key().display(),
             store = Host::Store.address(),
+            election_ms = self.shape.election_ms,
         );
         self.write(&format!("{host}.toml"), &text)
     }
@@ -189,7 +204,7 @@ impl Farm {
                 command.arg(self.dir.join("s3")).args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]);
             }
             Host::Coordinator(_) => {
-                command.arg(&self.shape.kiln).args(["coordinator", "--config"]).arg(self.dir.join(format!("{host}.toml")));
+                command.arg(self.kiln(host)).args(["coordinator", "--config"]).arg(self.dir.join(format!("{host}.toml")));
                 if let Some(library) = &self.shape.clock_library {
                     // Timers follow the monotonic clock, which no step of the wall clock moves.
                     command.env("LD_PRELOAD", library).env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_CACHE_DURATION", "1");
@@ -200,7 +215,7 @@ impl Farm {
                 }
             }
             Host::Worker(_) => {
-                command.arg(&self.shape.kiln).args(["worker", "--config"]).arg(self.dir.join(format!("{host}.toml")));
+                command.arg(self.kiln(host)).args(["worker", "--config"]).arg(self.dir.join(format!("{host}.toml")));
             }
             Host::Client => bail!("the client's host has no program of its own"),
         }
@@ -226,6 +241,11 @@ impl Farm {
         self.process(host)?.kill()?;
         self.processes.remove(&host);
         Ok(())
+    }
+
+    /// Lets go of the program of a host that ended by itself.
+    pub fn forget(&mut self, host: Host) {
+        self.processes.remove(&host);
     }
 
     /// Stops the program of a host in order.
@@ -300,7 +320,7 @@ impl Farm {
     fn client_as(&self, role: &str, args: &[&str]) -> Command {
         let mut command = net::on(Host::Client);
         let addresses: Vec<String> = self.coordinators().into_iter().map(|host| format!("{}:{LINK_PORT}", host.address())).collect();
-        command.arg(&self.shape.kiln).args(args);
+        command.arg(self.kiln(Host::Client)).args(args);
         command.args(["--farm", &format!("kiln://{}", addresses.join(",")), "--identity"]).arg(Identities::dir(&self.dir).join(role));
         command.env_remove("KILN_FARM").env_remove("KILN_IDENTITY").env("KILN_DIR", self.dir.join("no-farm"));
         command
@@ -380,7 +400,7 @@ pub fn worker_name(number: u8) -> String {
     format!("faults-{}-{number}", std::process::id())
 }
 
-/// The election time that coordinators are configured with, in milliseconds: from the least to the most.
+/// The election time where it is measured what follows from it. The program's own.
 pub const ELECTION_MS: [u64; 2] = [250, 400];
 /// How often a leader says that it lives, in milliseconds. The program's own.
 pub const HEARTBEAT_MS: u64 = 50;

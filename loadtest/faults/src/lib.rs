@@ -29,3 +29,4 @@ pub mod sets;
 pub mod snapshots;
 pub mod transfers;
 pub mod trouble;
+pub mod upgrade;

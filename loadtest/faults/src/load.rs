@@ -31,6 +31,16 @@ impl Load {
         Ok(Self { child: command.spawn().context("start `kiln build`")? })
     }
 
+    /// Waits until everything is built.
+    ///
+    /// # Errors
+    /// If it takes too long, or something was not built.
+    pub fn finish(mut self, time: Duration) -> anyhow::Result<()> {
+        let status = run::wait_for("the build ends", time, || self.child.try_wait().context("look at `kiln build`"))?;
+        anyhow::ensure!(status.success(), "the client ended: {status}; see build.log");
+        Ok(())
+    }
+
     /// Fails if there is nothing to build any more, or the client gave up.
     ///
     /// # Errors

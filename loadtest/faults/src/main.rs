@@ -1,16 +1,17 @@
-//! `kiln-faults`: real faults for a real farm, as a program. `ops/prove/failover` calls it.
+//! `kiln-faults`: real faults for a real farm, as a program. `ops/prove/failover` and `ops/prove/upgrade` call it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
-use kiln_faults::farm::Shape;
+use kiln_faults::farm::{ELECTION_MS, Shape};
 use kiln_faults::kills::Kills;
 use kiln_faults::rounds::{Rounds, must_be_new};
 use kiln_faults::snapshots::Snapshots;
 use kiln_faults::transfers::Transfers;
-use kiln_faults::{net, run};
+use kiln_faults::upgrade::Upgrade;
+use kiln_faults::{net, run, upgrade};
 
 /// Breaks a real farm in network namespaces, and checks what comes of it. Needs root.
 #[derive(Debug, Parser)]
@@ -79,6 +80,21 @@ enum What {
         #[arg(long, default_value_t = 20)]
         transfers: usize,
     },
+    /// A rolling upgrade, as its runbook says, under load
+    Upgrade {
+        /// The program of the release before
+        #[arg(long, value_name = "FILE")]
+        older: PathBuf,
+        /// List of derivations to build meanwhile
+        #[arg(long, value_name = "FILE")]
+        set: PathBuf,
+        /// List of derivations that clients of both releases build, one at each step
+        #[arg(long, value_name = "FILE")]
+        spare: PathBuf,
+        /// The runbook
+        #[arg(long, value_name = "FILE")]
+        runbook: PathBuf,
+    },
     /// A large graph: snapshots, and a wiped follower that comes back
     Snapshot {
         /// The recorded graph, as JSON lines
@@ -110,6 +126,7 @@ fn prove(options: Options) -> anyhow::Result<ExitCode> {
         coordinators: options.coordinators,
         workers: options.workers,
         disks: false,
+        election_ms: ELECTION_MS,
         clock_library: None,
     };
     match options.what {
@@ -118,6 +135,10 @@ fn prove(options: Options) -> anyhow::Result<ExitCode> {
         }
         What::Kill { set, kills } => Kills { shape, dir, set, kills, seed }.run(),
         What::Snapshot { graph, like } => Snapshots { shape, dir, graph, like }.run(),
+        What::Upgrade { older, set, spare, runbook } => {
+            let newer = shape.kiln.clone();
+            Upgrade { shape: Shape { kiln: older, election_ms: upgrade::ELECTION_MS, ..shape }, newer, dir, set, spare, runbook }.run()
+        }
         What::Transfer { set, transfers } => Transfers { shape, dir, set, transfers }.run(),
     }
 }
