@@ -121,11 +121,12 @@ impl StateMachine {
     fn install(&self, path: &std::path::Path) -> Result<(), SnapshotError> {
         let begin = Instant::now();
         let snapshot = snapshot::read(path)?;
-        if self.shared.snapshots.newest()?.as_deref() != Some(path) {
-            self.shared.snapshots.adopt(path, snapshot.last)?;
-        }
+        let path = match self.shared.snapshots.newest()? {
+            Some(newest) if newest == path => newest,
+            _ => self.shared.snapshots.adopt(path, snapshot.last)?,
+        };
         *self.shared.state.write().expect("no user of the farm panics while changing it") = snapshot;
-        tell("installed a snapshot", path, begin);
+        tell("installed a snapshot", &path, begin);
         Ok(())
     }
 }
