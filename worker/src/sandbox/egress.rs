@@ -12,9 +12,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -71,7 +74,8 @@ impl Egress {
         let (alive_read, alive) = pipe_with(PipeFlags::CLOEXEC)?;
         let (ready, ready_write) = pipe_with(PipeFlags::CLOEXEC)?;
         let words = File::from(memfd_create("kiln-egress", MemfdFlags::CLOEXEC)?);
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(["--configure", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp", "--mtu", MTU])
             // Standard input and output carry these two, because only those three descriptors are handed on.
             .args(["--ready-fd", "0", "--exit-fd", "1", &pid.to_string(), "tap0"])
@@ -79,8 +83,8 @@ impl Egress {
             .current_dir("/")
             .stdin(ready_write)
             .stdout(alive_read)
-            .stderr(words.try_clone()?)
-            .spawn()?;
+            .stderr(words.try_clone()?);
+        let child = spawn_apart(&mut command)?;
         let mut stack = Stack { child, words, _alive: alive };
         match wait_for_byte(&ready) {
             Ok(true) => Ok(stack),
@@ -114,6 +118,26 @@ impl Drop for Stack {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Starts a program in mounts of its own. The stack takes all others away when it shuts itself in, and does not ask whether they are
+/// shared: named network namespaces of the host, which lie in a shared mount, would go with them.
+fn spawn_apart(command: &mut Command) -> io::Result<Child> {
+    let spawn = || {
+        match unshare_mounts() {
+            // Without the right to mounts of its own the stack gets its own from a user namespace, and the kernel keeps those apart.
+            Ok(()) | Err(nix::errno::Errno::EPERM) => command.spawn(),
+            Err(err) => Err(err.into()),
+        }
+    };
+    // The thread ends here, and what it has of its own goes on in the child.
+    thread::scope(|scope| scope.spawn(spawn).join()).unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
+}
+
+/// Gives this thread mounts of its own, of which no change reaches others.
+fn unshare_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)
 }
 
 /// Whether the other side wrote something, rather than closing or waiting too long.

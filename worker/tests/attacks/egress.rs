@@ -57,6 +57,19 @@ fn it_reaches_out_from_a_namespace_of_its_own() {
 }
 
 #[test]
+fn the_stack_takes_no_mount_of_the_host_away() {
+    let space = format!("kiln-egress-{}", std::process::id());
+    let ip = |verb: &str| std::process::Command::new("ip").args(["netns", verb, &space]).status().expect("run ip");
+    let is_mounted = || std::fs::read_to_string("/proc/self/mountinfo").expect("read our mounts").contains(&space);
+    assert!(ip("add").success() && is_mounted());
+    let ran = bench("echo built", &[], &[]).run();
+    let stayed = is_mounted();
+    assert!(ip("del").success());
+    assert!(stayed, "a named network namespace is gone from its place");
+    assert_eq!(ran.log, "built\n");
+}
+
+#[test]
 fn a19_what_is_denied_cannot_be_reached_and_the_build_cannot_change_that() {
     let outer = outer_address();
     let (server, loopback) = (serve(outer), serve(Ipv4Addr::LOCALHOST));
