@@ -303,8 +303,9 @@ impl Host {
                 self.leaders.note(known.leader);
             }
             tokio::select! {
-                changed = leadership.changed() => changed?,
+                biased;
                 failed = coordinator.failed() => return Err(format!("no coordinator fails: {}", chain(&failed)).into()),
+                changed = leadership.changed() => changed?,
             }
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub use std::os::unix::fs::FileExt;
 use tokio::sync::mpsc;
 use turmoil::fs::shim::std::fs as simulated;
-pub use turmoil::fs::shim::std::fs::{create_dir_all, read, read_dir, read_to_string, remove_file};
+pub use turmoil::fs::shim::std::fs::{create_dir_all, read, read_dir, read_to_string};
 
 use super::ill::{self, Ill};
 
@@ -125,6 +125,17 @@ impl Write for File {
 /// Writes a small file.
 pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     File::create(path)?.write_all(bytes.as_ref())
+}
+
+/// Removes a file. Of one that is soon made again under the same name, the removal is durable at once: turmoil would lose with it what is
+/// synced into the new one.
+pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref();
+    simulated::remove_file(path)?;
+    match path.parent().filter(|_| path.extension().is_some_and(|ending| ending == "tmp")) {
+        Some(dir) => simulated::sync_dir(dir),
+        None => Ok(()),
+    }
 }
 
 /// Renames a file.
