@@ -6,6 +6,7 @@ use kiln_store::StoreError;
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{AttemptId, DrvPath, WorkerId};
 
+use crate::heavy::heavy;
 use crate::logs::{LogError, LogReader};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
@@ -65,9 +66,7 @@ pub(crate) fn sweep(parts: &Arc<Parts>) {
     }
     let parts = parts.clone();
     tokio::spawn(async move {
-        let listing = parts.clone();
-        let listed = tokio::task::spawn_blocking(move || listing.logs.list()).await;
-        let found = match listed.map_err(std::io::Error::other).and_then(|listed| listed) {
+        let found = match heavy(|| parts.logs.list()) {
             Ok(found) => found,
             Err(error) => return tracing::warn!(%error, "list the logs of ended attempts"),
         };
