@@ -17,6 +17,8 @@ mod log_store;
 mod member;
 mod network;
 mod node;
+#[cfg(feature = "simulation")]
+pub mod planted;
 mod record;
 mod snapshot;
 mod state_machine;

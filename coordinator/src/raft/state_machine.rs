@@ -10,7 +10,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use kiln_core::{Answer, Effect};
+use kiln_core::{Answer, Command, Effect, Farm};
 use kiln_wire::{Leader, LogIndex, Program};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
@@ -85,7 +85,7 @@ impl StateMachine {
             let mut state = self.shared.state.write().expect("no user of the farm panics while changing it");
             match entry.payload {
                 EntryPayload::Blank => {}
-                EntryPayload::Normal(Change::Command(command)) => effects = state.farm.apply(index, command),
+                EntryPayload::Normal(Change::Command(command)) => effects = self.apply_command(&mut state.farm, index, command),
                 EntryPayload::Normal(Change::Raise(to)) => {
                     tracing::info!(version = to.0, "the farm is raised: what all coordinators can read is written from here on");
                     state.version = state.version.max(to);
@@ -115,6 +115,16 @@ impl StateMachine {
             let _ = self.shared.effects.send(Owed { index, leader, effects });
         }
         Ok(answers)
+    }
+
+    #[cfg(not(feature = "simulation"))]
+    fn apply_command(&self, farm: &mut Farm, index: LogIndex, command: Command) -> Vec<Effect> {
+        farm.apply(index, command)
+    }
+
+    #[cfg(feature = "simulation")]
+    fn apply_command(&self, farm: &mut Farm, index: LogIndex, command: Command) -> Vec<Effect> {
+        super::planted::apply(kiln_wire::NodeId(self.shared.led.node), farm, index, command)
     }
 
     /// Replaces the farm by a snapshot; on return that one is current on disk too.

@@ -7,6 +7,7 @@ use kiln_route::{Pause, Scouts};
 use kiln_wire::client::{BuildState, RefusalKind, Request, Response, Submission};
 use kiln_wire::{BuildId, RequestId};
 
+use crate::bug::Bug;
 use crate::entropy::draw;
 use crate::work::Graph;
 
@@ -73,7 +74,11 @@ impl Client {
         let files = self.graph.order.iter().map(|path| self.graph.jobs[path].file.clone()).collect();
         ask(connection, Request::AddDerivations(files)).await?;
         let roots = self.graph.roots.clone();
-        let submission = Submission { request: self.request, name: format!("build-{}", self.request), roots, keep_going: true };
+        let request = match Bug::RetryIsAnother.is_planted() {
+            true => RequestId(self.request.0 + 1000 * (1 + draw(1000))),
+            false => self.request,
+        };
+        let submission = Submission { request, name: format!("build-{}", self.request), roots, keep_going: true };
         match ask(connection, Request::Submit(submission)).await? {
             Response::Submitted(build) => Ok(build),
             other => Err(Failed::Fault(format!("requests are answered in kind: a submission by {other:?}"))),
@@ -86,6 +91,7 @@ impl Client {
         loop {
             match receiver.recv::<Response>().await? {
                 Some(Response::Build(view)) => match view.state {
+                    BuildState::Active if Bug::EndsEarly.is_planted() => return Ok(()),
                     BuildState::Active => {}
                     BuildState::Built => return Ok(()),
                     state @ (BuildState::Failed | BuildState::Cancelled) => {

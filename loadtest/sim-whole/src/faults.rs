@@ -6,6 +6,7 @@ use std::time::Duration;
 use kiln_coordinator::raft::ill::{self, Ill};
 use kiln_wire::NodeId;
 
+use crate::bug::Bug;
 use crate::entropy::{draw, skew};
 use crate::world::World;
 
@@ -110,12 +111,16 @@ impl World {
         let due: Vec<String> = self.down.iter().filter(|(_, at)| all || **at <= now).map(|(name, _)| name.clone()).collect();
         for name in due {
             self.down.remove(&name);
-            self.sim.bounce(name.as_str());
+            if !Bug::StaysOff.is_planted() || !all || !name.starts_with('c') {
+                self.sim.bounce(name.as_str());
+            }
         }
         let well: Vec<NodeId> = self.full.iter().filter(|(_, at)| all || **at <= now).map(|(node, _)| *node).collect();
         for node in well {
             self.full.remove(&node);
-            ill::set(&Self::dir_of(node), Ill::Full, false);
+            if !Bug::StaysFull.is_planted() {
+                ill::set(&Self::dir_of(node), Ill::Full, false);
+            }
         }
         let (mended, cut) = std::mem::take(&mut self.cut).into_iter().partition(|(_, _, at)| all || *at <= now);
         self.cut = cut;

@@ -2,13 +2,19 @@
 //!
 //!     kiln-sim-whole --seed N [--trace]     one run; the trace of two runs of a seed is the same, byte for byte
 //!     kiln-sim-whole --seeds FROM..TO [--jobs N]   a process for each; prints what failed and how to repeat it
+//!     kiln-sim-whole --bugs [--jobs N]      every planted bug, and the check that catches it
+//!
+//! `--bug NAME` plants one in a run.
 
+mod bug;
+mod bugs;
 mod checks;
 mod client;
 mod entropy;
 mod faults;
 mod operator;
 mod pace;
+mod planted;
 mod told;
 mod work;
 mod worker;
@@ -30,7 +36,13 @@ fn main() -> ExitCode {
     }
     let has = |name: &str| args.iter().any(|arg| arg == name);
     let jobs = value("--jobs").and_then(number).unwrap_or(2);
+    match (value("--bug"), value("--bug").and_then(|name| bug::Bug::parse(&name))) {
+        (Some(_), None) => return usage(),
+        (None, _) => {}
+        (_, Some(bug)) => bug.plant(),
+    }
     match (value("--seed").and_then(number), value("--seeds")) {
+        (None, None) if has("--bugs") => bugs::show(jobs),
         (Some(seed), None) => one(seed, has("--trace")),
         (None, Some(range)) => match range.split_once("..").map(|(from, to)| (from.parse::<u64>(), to.parse::<u64>())) {
             Some((Ok(from), Ok(to))) => many(from, to, jobs),
@@ -53,7 +65,7 @@ fn again() -> ExitCode {
 const CPU_ENTROPY: &str = "OPENSSL_ia32cap";
 
 fn usage() -> ExitCode {
-    eprintln!("usage: kiln-sim-whole --seed N [--trace] | --seeds FROM..TO [--jobs N]");
+    eprintln!("usage: kiln-sim-whole --seed N [--trace] [--bug NAME] | --seeds FROM..TO [--jobs N] | --bugs [--jobs N]");
     ExitCode::from(2)
 }
 

@@ -11,6 +11,7 @@ use kiln_route::{Pause, Scouts};
 use kiln_wire::client::{Request, Response};
 use kiln_wire::{ClusterRequest, ClusterView, NodeId};
 
+use crate::bug::Bug;
 use crate::entropy::draw;
 
 /// Coordinators as the operator knows them.
@@ -137,7 +138,9 @@ impl Operator {
     async fn remove(&self, scouts: &mut Scouts, at: usize) -> &'static str {
         let members: Vec<NodeId> = self.machines.members().into_iter().collect();
         let node = members[at % members.len()];
-        until_done(scouts, ClusterRequest::Remove { node }).await;
+        if !Bug::GoesUnasked.is_planted() {
+            until_done(scouts, ClusterRequest::Remove { node }).await;
+        }
         self.machines.change(|known| known.members.remove(&node));
         tokio::time::sleep(Duration::from_millis(draw(3000))).await;
         self.machines.change(|known| known.on.remove(&node));

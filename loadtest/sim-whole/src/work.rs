@@ -62,7 +62,7 @@ pub fn graph(count: u64) -> Graph {
 }
 
 /// Packs what is built for a derivation.
-fn built(path: &DrvPath, output: StorePath, content: &[u8]) -> (BuiltOutput, Vec<u8>) {
+pub fn built(path: &DrvPath, output: StorePath, content: &[u8]) -> (BuiltOutput, Vec<u8>) {
     let packer = Packer { level: 1, spool_dir: std::env::temp_dir() };
     let packed = packer.pack_file(path.name(), content, &Candidates::new([])).expect("packs");
     let info = packed.path_info(output, Some(path.clone()), None);

@@ -14,8 +14,9 @@ use kiln_wire::worker::{Assignment, FromWorker, Offer, ToWorker};
 use kiln_wire::{AttemptId, Failure, FailureClass, Leader, Lease, Outcome, Resources, Usage, WorkerId};
 use tokio::sync::{mpsc, watch};
 
+use crate::bug::Bug;
 use crate::pace::Pace;
-use crate::work::{Graph, Job};
+use crate::work::{self, Graph, Job};
 
 /// What a worker's disk holds: it outlives a crash.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +67,8 @@ struct Life {
     running: BTreeMap<Lease, tokio::task::AbortHandle>,
     ended: mpsc::UnboundedSender<(Lease, Outcome)>,
     uplink: watch::Sender<Option<Connection>>,
+    /// What it was last told to begin.
+    last: Option<Assignment>,
 }
 
 impl Worker {
@@ -75,7 +78,7 @@ impl Worker {
         let (ended, mut events) = mpsc::unbounded_channel();
         let (uplink, _) = watch::channel(None);
         let agent = self.journal.restore(WorkerId::parse(&self.name)?);
-        let mut life = Life { worker: self, agent, running: BTreeMap::new(), ended, uplink };
+        let mut life = Life { worker: self, agent, running: BTreeMap::new(), ended, uplink, last: None };
         let mut pause = Pause::new(Duration::from_millis(20), Duration::from_secs(2));
         loop {
             let found = tokio::select! {
@@ -117,7 +120,12 @@ impl Life {
                             pause.reset();
                             self.uplink.send_replace(Some(found.connection.clone()));
                         }
-                        self.agent.receive(message)
+                        let was_welcomed = matches!(message, ToWorker::Welcome { .. });
+                        let actions = self.agent.receive(message);
+                        if was_welcomed && Bug::ObeysTheDeposed.is_planted() {
+                            self.obey_the_deposed();
+                        }
+                        actions
                     }
                 },
                 Some((lease, outcome)) = events.recv() => self.agent.ended(&lease, outcome),
@@ -160,11 +168,30 @@ impl Life {
     }
 
     fn start(&mut self, assignment: Assignment, messages: &mut Vec<FromWorker>) {
-        let Assignment { lease, leader, .. } = assignment;
+        self.last = Some(assignment.clone());
+        self.begin(assignment.lease.clone(), assignment.leader, messages);
+        if Bug::BeginsEarly.is_planted() {
+            let needed = assignment.lease.derivation.as_str();
+            let early = self.worker.graph.jobs.iter().find(|(_, job)| String::from_utf8_lossy(&job.file.bytes).contains(needed));
+            let early = early.map(|(path, _)| Lease { derivation: path.clone(), ..assignment.lease.clone() });
+            early.into_iter().for_each(|lease| self.begin(lease, assignment.leader, messages));
+        }
+    }
+
+    fn obey_the_deposed(&mut self) {
+        if let Some(last) = self.last.take().filter(|last| last.leader < self.agent.leader_seen()) {
+            self.begin(last.lease, last.leader, &mut Vec::new());
+        }
+    }
+
+    fn begin(&mut self, lease: Lease, leader: Leader, messages: &mut Vec<FromWorker>) {
         tracing::info!(worker = self.worker.name, attempt = lease.attempt.0, derivation = %lease.derivation, "begins");
         self.worker.sightings.note(Sighting::Began { lease: lease.clone(), leader, seen: self.agent.leader_seen() });
         let mut job = self.worker.graph.jobs[&lease.derivation].clone();
         job.build_ms += self.worker.pace.longer().as_millis() as u64;
+        if Bug::BuildsAnother.is_planted() {
+            (job.output, job.blob) = work::built(&lease.derivation, job.output.info.path.clone(), b"another");
+        }
         messages.push(FromWorker::Log { lease: lease.clone(), offset_bytes: 0, bytes: b"begun\n".to_vec() });
         let attempt = build(job, lease.clone(), self.uplink.subscribe(), self.ended.clone());
         self.running.insert(lease, tokio::spawn(attempt).abort_handle());
@@ -175,6 +202,14 @@ impl Life {
 async fn build(job: Job, lease: Lease, mut uplink: watch::Receiver<Option<Connection>>, ended: mpsc::UnboundedSender<(Lease, Outcome)>) {
     tokio::time::sleep(Duration::from_millis(job.build_ms)).await;
     let usage = Usage { wall_ms: job.build_ms, ..Usage::default() };
+    if Bug::ReportsNothing.is_planted() {
+        return;
+    }
+    if Bug::Fails.is_planted() {
+        let failure = Failure { class: FailureClass::BuildFailure, message: "planted".into() };
+        let _ = ended.send((lease, Outcome::Failed { failure, usage }));
+        return;
+    }
     let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         let Ok(connection) = uplink.wait_for(Option::is_some).await.map(|live| live.clone()) else { return };

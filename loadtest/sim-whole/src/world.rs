@@ -15,11 +15,13 @@ use kiln_store::{Location, Store, StoreConfig};
 use kiln_wire::{NodeId, RequestId};
 use turmoil::Sim;
 
+use crate::bug::Bug;
 use crate::checks::{self, Leaders};
 use crate::client::Client;
 use crate::entropy::{advance, draw};
 use crate::operator::{self, Machines, Operator};
 use crate::pace::Pace;
+use crate::planted;
 use crate::told::Told;
 use crate::work::{self, Graph};
 use crate::worker::{Journal, Sightings, Worker};
@@ -76,6 +78,7 @@ pub struct World {
 
 /// Runs the simulation of a seed.
 pub fn run(seed: u64, told: &Told) -> Result<Report, Vec<String>> {
+    planted::begin();
     let mut world = World::new(seed);
     world.live().map_err(|breach| vec![breach])?;
     let settled = world.settle();
@@ -188,6 +191,10 @@ impl World {
             let client = Client { identity, coordinators: links.clone(), graph, request: RequestId(1000 + number as u64), after };
             self.sim.client(format!("u{number}"), client.run());
         }
+        // From here on: a farm that never came about shows nothing.
+        for (bug, ill) in [(Bug::SyncsNothing, Ill::SyncsNothing), (Bug::ForgetsNames, Ill::ForgetsNames)] {
+            ill::set(dir(), ill, bug.is_planted());
+        }
         let plan = operator::plan(COORDINATORS + 1);
         let (identity, machines, within) = (identity(&authority, "admin/o"), self.machines.clone(), FAULTS / 2);
         let operator = Operator { identity, coordinators: links, machines, plan, within };
@@ -252,6 +259,7 @@ impl World {
         let repeated = checks::workers(&self.sightings.all(), &lines, &self.graphs, &mut breaches);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         breaches.extend(runtime.block_on(async {
+            planted::spoil(&self.store).await;
             let config = StoreConfig {
                 location: self.store.clone(),
                 store_dir: Default::default(),
@@ -297,10 +305,15 @@ impl Host {
             tokio::task::spawn_local(take_in(consensus.clone(), self.others.clone()));
         }
         let mut leadership = consensus.leadership();
+        let mut has_led = false;
         loop {
-            let known = *leadership.borrow_and_update();
+            let mut known = *leadership.borrow_and_update();
+            if has_led && Bug::LeadsOn.is_planted() {
+                (known.is_self, known.leader.node) = (true, node);
+            }
             if known.is_self {
                 self.leaders.note(known.leader);
+                has_led = true;
             }
             tokio::select! {
                 biased;

@@ -10,6 +10,10 @@ use std::time::Duration;
 pub enum Ill {
     /// Files do not grow.
     Full,
+    /// What was synced is lost in a crash as if it had not been. Disks that lie exist; against these nothing can be done.
+    SyncsNothing,
+    /// New names in a directory are lost in a crash although it was synced.
+    ForgetsNames,
 }
 
 #[derive(Default)]
