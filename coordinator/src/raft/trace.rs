@@ -5,23 +5,21 @@
 
 use kiln_core::Effect;
 use kiln_wire::client::EventKind;
-use kiln_wire::{AttemptId, LogIndex};
+use kiln_wire::{AttemptId, DrvPath, LogIndex};
 
 /// Tells what the entry at `index` did.
 pub fn tell(index: LogIndex, effects: &[Effect]) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
-    // A report's acknowledgement comes before what followed from it, and names the attempt.
-    let mut reported = AttemptId(0);
+    let mut reported = None;
     for effect in effects {
+        if let Some((attempt, derivation)) = commit(&mut reported, effect) {
+            tracing::debug!(index = index.0, attempt = attempt.0, %derivation, "committed");
+        }
         match effect {
-            Effect::Acknowledge { attempt, .. } => reported = *attempt,
             Effect::Dispatch { lease, .. } => {
                 tracing::debug!(index = index.0, attempt = lease.attempt.0, derivation = %lease.derivation, worker = %lease.worker, "leased");
-            }
-            Effect::Publish { derivation, .. } => {
-                tracing::debug!(index = index.0, attempt = reported.0, %derivation, "committed");
             }
             Effect::Revoke(lease) => {
                 tracing::debug!(index = index.0, attempt = lease.attempt.0, derivation = %lease.derivation, worker = %lease.worker, "revoked");
@@ -39,7 +37,57 @@ pub fn tell(index: LogIndex, effects: &[Effect]) {
                 | EventKind::DependencyFailed { .. }
                 | EventKind::Cancelled => {}
             },
-            Effect::Welcome { .. } | Effect::Archive(_) | Effect::Answer(_) => {}
+            Effect::Acknowledge { .. } | Effect::Publish { .. } | Effect::Welcome { .. } | Effect::Archive(_) | Effect::Answer(_) => {}
+        }
+    }
+}
+
+/// The attempt whose report is being applied, until it is known to be committed.
+type Reported<'a> = Option<(AttemptId, &'a DrvPath)>;
+
+/// Returns what an effect shows to be committed. A report's acknowledgement comes first and names the attempt. Behind a commit either the
+/// outputs are to be published, unless they wait for those of an input, or the builds that want it are told, unless none does, or both.
+fn commit<'a>(reported: &mut Reported<'a>, effect: &'a Effect) -> Reported<'a> {
+    let committed = match effect {
+        Effect::Acknowledge { attempt, derivation, .. } => {
+            *reported = Some((*attempt, derivation));
+            return None;
+        }
+        Effect::Publish { derivation, .. } => derivation,
+        Effect::Notify { event, .. } if matches!(event.kind, EventKind::Built { .. }) => &event.derivation,
+        _ => return None,
+    };
+    reported.take_if(|(_, derivation)| *derivation == committed)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::client::Event;
+    use kiln_wire::{Timestamp, WorkerId};
+
+    use super::*;
+
+    #[test]
+    fn a_commit_is_told_once_whether_its_outputs_can_be_published_at_once_or_not() {
+        let path = |name: &str| DrvPath::parse(&format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-{name}.drv")).expect("a path");
+        let reports =
+            || Effect::Acknowledge { worker: WorkerId::parse("w1").expect("a name"), derivation: path("top"), attempt: AttemptId(7) };
+        let publish = |name: &str| Effect::Publish { derivation: path(name), outputs: Vec::new() };
+        let tells = || Effect::Notify {
+            builds: Vec::new(),
+            event: Event { at: Timestamp(0), derivation: path("top"), kind: EventKind::Built { wall_ms: 1, nar_bytes: 1 } },
+        };
+        for (effects, expected) in [
+            (vec![reports(), publish("top"), tells()], vec![7]),
+            (vec![reports(), tells()], vec![7]),
+            (vec![reports(), publish("top")], vec![7]),
+            (vec![reports()], vec![]),
+            (vec![publish("top")], vec![]),
+            (vec![reports(), publish("low")], vec![]),
+        ] {
+            let mut reported = None;
+            let told: Vec<u64> = effects.iter().filter_map(|effect| commit(&mut reported, effect)).map(|(attempt, _)| attempt.0).collect();
+            assert_eq!(told, expected, "{effects:?}");
         }
     }
 }
