@@ -139,10 +139,11 @@ def neighbours_of(farm, drvs, others, own, tally):
 
 
 def left_behind(farm):
-    """What builds left on the worker: directories, control groups, mounts."""
+    """What builds left on the worker: directories, control groups, mounts. Stores that stand ready for the next builds are no build's."""
     worker = farm.dir / "worker"
     found = [str(path) for path in (worker / "build").iterdir()]
     found += [line.split()[4] for line in open("/proc/self/mountinfo") if f" {worker}/" in line]
+    found = [path for path in found if not path.startswith(f"{worker}/build/.store-")]
     for home in pathlib.Path("/sys/fs/cgroup").rglob(f"kiln.builds-{kiln.WORKER.replace('-', '_')}-*"):
         found += [str(path) for path in home.iterdir() if path.is_dir()]
     return found
