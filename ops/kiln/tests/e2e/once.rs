@@ -6,10 +6,10 @@ use std::process::Stdio;
 use crate::crashes::Daemons;
 use crate::farm::{Place, Process, wait_for};
 
-/// Ten jobs in two chains; each writes a line, so that each attempt leaves a log.
+/// Eighteen jobs in two chains: enough to be left over, however late a kill comes. Each writes a line, so that each attempt leaves a log.
 const CHAINS: &str = r#"
 let chain = side: builtins.foldl' (below: i: drv "${side}-${i}" "echo at work; ${boot}/busybox usleep 300000; echo ${i} > $out" [ below ])
-  (drv "${side}" "echo at work; echo ${side} > $out" [ ]) (range 4);
+  (drv "${side}" "echo at work; echo ${side} > $out" [ ]) (range 8);
 in { left = chain "left"; right = chain "right"; }
 "#;
 
