@@ -131,7 +131,10 @@ fn spawn_apart(command: &mut Command) -> io::Result<Child> {
         }
     };
     // The thread ends here, and what it has of its own goes on in the child.
-    thread::scope(|scope| scope.spawn(spawn).join()).unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, spawn)?;
+        thread.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
+    })
 }
 
 /// Gives this thread mounts of its own, of which no change reaches others.
