@@ -4,6 +4,8 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
+use futures::StreamExt;
+use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{IF_MATCH, IF_NONE_MATCH};
 use hyper::{Method, Request, Response, StatusCode};
@@ -45,7 +47,11 @@ impl Service {
         }
         match fate {
             Fate::Fine => self.carry_out(request.map(Body::from)).await,
-            Fate::Error => Ok(slow_down()),
+            Fate::Error => {
+                // Who still sends when the connection ends sees that it broke, and no answer.
+                request.into_body().into_data_stream().for_each(|_| std::future::ready(())).await;
+                Ok(slow_down())
+            }
             Fate::Away => Err(Closed),
             Fate::Lost => {
                 self.carry_out(request.map(Body::from)).await?;

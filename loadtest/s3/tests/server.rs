@@ -130,6 +130,18 @@ async fn each_fault_is_seen_and_a_client_that_tries_again_gets_through() {
 }
 
 #[tokio::test]
+async fn who_sends_much_reads_the_error_that_was_asked_for() {
+    let place = Place::new().await;
+    let once = place.client("secret", 0);
+    place.server.set_faults(Faults::parse("errors_percent=100").expect("faults"));
+    let content = vec![5u8; 16 << 20];
+    for number in 0..5 {
+        let failed = once.put(&Path::from(format!("large/{number}")), content.clone().into()).await.expect_err("an error");
+        assert!(failed.to_string().contains("SlowDown"), "{failed}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_comes_back_has_what_it_had() {
     let Place { server, dir } = Place::new().await;
     let place = Place { server, dir };
