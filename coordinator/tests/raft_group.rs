@@ -2,9 +2,12 @@
 
 mod raft_support;
 
+use std::time::Duration;
+
 use kiln_coordinator::raft::{ClusterError, Consensus, ConsensusConfig, ConsensusError};
-use kiln_wire::NodeId;
+use kiln_wire::{Leader, NodeId};
 use raft_support::group::{Group, Node, add, agree, commit, leader, until};
+use raft_support::wire::{Append, Heard, Position, Vote, Wire};
 use raft_support::{chain, register};
 
 fn refusal(outcome: Result<(), ClusterError>) -> String {
@@ -210,6 +213,47 @@ async fn a_voter_that_was_restarted_elects_nobody_while_the_leader_that_it_answe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_a_deposed_leader_had_half_added_is_added_by_its_successor() {
+    let group = Group::new();
+    let mut nodes = group.form(3).await;
+    let at = nodes.iter().position(Node::leads).expect("somebody leads");
+    let old = nodes.remove(at);
+    let new = group.start(4).await;
+    // The new one hears of its addition; nobody who votes does.
+    nodes.iter().for_each(|node| group.cut(node.number));
+    let adding = tokio::spawn({
+        let (consensus, link) = (old.consensus.clone(), new.addr.to_string());
+        async move { consensus.add(NodeId(4), link).await }
+    });
+    until("the new one hears that it is added", || new.consensus.members().iter().any(|standing| standing.node == NodeId(4))).await;
+    group.cut(old.number);
+    nodes.iter().for_each(|node| group.mend(node.number));
+    commit(&nodes, register(1)).await;
+    assert!(nodes.iter().all(|node| node.consensus.members().len() == 3), "its addition is lost");
+    add(&nodes, &new).await;
+    adding.abort();
+    commit(&nodes, register(2)).await;
+    agree(nodes.iter().chain([&new])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_crashes_with_a_leader_s_vote_and_no_entry_starts_again_and_is_added() {
+    let group = Group::new();
+    let first = group.start(1).await;
+    let new = group.start(2).await;
+    let wire = Wire::open(&group, 1, &new).await;
+    let vote = Vote { leader: Leader { term: 1, node: NodeId(1) }, committed: true };
+    let prev = Some(Position { leader: vote.leader, index: 3 });
+    let mut answer = wire.append(&Append { vote, prev, committed: None, entries: Vec::new() }).await;
+    let lacking: Option<Heard> = answer.receiver.recv().await.expect("an answer");
+    assert!(lacking.is_some(), "it has noted who leads, and lacks the entries before");
+    let addr = new.stop().await;
+    let starts = tokio::time::timeout(Duration::from_secs(60), group.start_as(group.config(2), addr));
+    let new = starts.await.expect("it starts, and waits to be told more");
+    add([&first], &new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_that_would_cost_the_farm_its_state_are_refused() {
     let group = Group::new();
     let first = group.start(1).await;
@@ -222,7 +266,7 @@ async fn changes_that_would_cost_the_farm_its_state_are_refused() {
 
     let own = group.start_as(ConsensusConfig { join: false, ..group.config(5) }, "127.0.0.1:0".parse().expect("an address")).await;
     let refused = refusal(first.consensus.add(NodeId(5), own.addr.to_string()).await);
-    assert!(refused.contains("belongs to a group already"), "{refused}");
+    assert!(refused.contains("belongs to another group already"), "{refused}");
     let refused = refusal(first.consensus.add(NodeId(6), own.addr.to_string()).await);
     assert!(refused.contains("its certificate says"), "{refused}");
     let mut other = group.config(6);

@@ -5,11 +5,10 @@ mod raft_support;
 use std::time::Duration;
 
 use kiln_coordinator::raft::{ClusterError, Consensus, ConsensusConfig, ConsensusError, this_program};
-use kiln_link::{Dialer, Protocol, Receiver, Sender};
 use kiln_wire::{Leader, NodeId, Program, Version};
 use raft_support::group::{Group, Node, add, agree, commit, leader, until};
+use raft_support::wire::{Append, Entry, Position, Unknown, Vote, Wire};
 use raft_support::{chain, register};
-use serde::{Deserialize, Serialize};
 
 const OLDER: Version = Version(1);
 
@@ -97,87 +96,15 @@ async fn a_coordinator_that_is_too_old_for_its_group_neither_starts_nor_is_taken
     assert!(refused.contains("is too old for the farm") && refused.contains(&format!("version {newest}")), "{refused}");
 }
 
-/// What a coordinator of the first version sends when it dials.
-#[derive(Serialize)]
-struct Greeting {
-    version: u16,
-    from: NodeId,
-    directory: u64,
-    to: NodeId,
-    want: Option<u64>,
-}
-
-#[derive(Serialize)]
-enum Call {
-    Append,
-}
-
-#[derive(Serialize)]
-struct Append {
-    vote: Vote,
-    prev: Option<u64>,
-    committed: Option<u64>,
-    entries: Vec<Entry>,
-}
-
-#[derive(Serialize)]
-struct Vote {
-    leader: Leader,
-    committed: bool,
-}
-
-#[derive(Serialize)]
-struct Entry {
-    position: Position,
-    content: Unknown,
-}
-
-#[derive(Serialize)]
-struct Position {
-    leader: Leader,
-    index: u64,
-}
-
-/// What an entry may hold in some later version.
-#[derive(Serialize)]
-enum Unknown {
-    FromLater(u64),
-}
-
-#[derive(Serialize)]
-struct Chunk {
-    more: bool,
-    #[serde(with = "serde_bytes")]
-    bytes: Vec<u8>,
-}
-
-#[derive(Debug, Deserialize)]
-enum Greeted {
-    Welcome(Introduction),
-}
-
-#[derive(Debug, Deserialize)]
-struct Introduction {
-    version: u16,
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_a_coordinator_cannot_read_stops_it_and_says_so() {
     let group = Group::new();
     let node = group.start(2).await;
-    let dialer = Dialer::speaking(&group.identity(1), Protocol::Raft).expect("a dialer");
-    let connection = dialer.connect(node.addr).await.expect("connects");
-    let (mut sender, mut receiver): (Sender, Receiver) = connection.open().await.expect("opens");
-    sender.send(&Greeting { version: 1, from: NodeId(1), directory: 7, to: NodeId(2), want: None }).await.expect("sends");
-    let Greeted::Welcome(introduction) = receiver.recv().await.expect("receives").expect("an answer");
-    assert_eq!(introduction.version, 2, "as version 1 reads it");
-    let (mut sender, _receiver) = connection.open().await.expect("opens");
-    sender.send(&Call::Append).await.expect("sends");
     let vote = Vote { leader: Leader { term: 9, node: NodeId(1) }, committed: true };
     let entry = Entry { position: Position { leader: vote.leader, index: 0 }, content: Unknown::FromLater(3) };
-    let append = Append { vote, prev: None, committed: None, entries: vec![entry] };
-    let bytes = kiln_wire::frame::to_bytes(&append).expect("encodes");
-    sender.send(&Chunk { more: false, bytes }).await.expect("sends");
+    let wire = Wire::open(&group, 1, &node).await;
+    assert_eq!(wire.version, 2, "as version 1 reads it");
+    let _open = wire.append(&Append { vote, prev: None, committed: None, entries: vec![entry] }).await;
     let stopped = tokio::time::timeout(Duration::from_secs(60), node.consensus.stopped()).await.expect("it stops").to_string();
     assert!(stopped.contains("entries that cannot be read by the program kiln"), "{stopped}");
 }

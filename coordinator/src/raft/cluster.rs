@@ -3,6 +3,7 @@
 //! Goals: a number is never used by two directories; a group keeps a quorum that answers; a learner votes once it is in step, and
 //! no sooner. One change at a time. Non-goals: starting or stopping processes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,8 +175,8 @@ impl Group {
         if let Some(why) = found.program.objection(host.versions.farm()) {
             return Err(refused(why));
         }
-        let known = host.machine.state().directories.get(&node).copied();
-        if let Some(why) = objection(&now, known, node, &found, &host.common) {
+        let directories = host.machine.state().directories.clone();
+        if let Some(why) = objection(&now, &directories, node, &found, &host.common) {
             return Err(refused(why));
         }
         // The address that worked from here counts, whatever the other side calls itself.
@@ -361,13 +362,15 @@ impl Group {
 /// Returns why a coordinator that says so of itself cannot be a member.
 fn objection(
     now: &Progress,
-    known: Option<DirectoryId>,
+    directories: &BTreeMap<NodeId, DirectoryId>,
     node: NodeId,
     found: &Introduction,
     common: &super::network::Common,
 ) -> Option<String> {
     let directory = found.member.directory;
-    match known {
+    // A leader that was deposed while it added this one has sent it entries of this very group.
+    let is_ours = || is_of_this_group(&found.directories, directories);
+    match directories.get(&node).copied() {
         Some(known) if !known.may_be(directory) => {
             return Some(format!("number {node} was used by another directory ({known}): a number is never used again, choose a new one"));
         }
@@ -375,8 +378,8 @@ fn objection(
             return Some(format!("number {node} was removed: a number is never used again, wipe its directory and choose a new one"));
         }
         Some(_) => {}
-        None if found.has_group => {
-            return Some("it belongs to a group already: wipe its directory and set `join` in its configuration".to_owned());
+        None if found.has_group && !is_ours() => {
+            return Some("it belongs to another group already: wipe its directory and set `join` in its configuration".to_owned());
         }
         None => {}
     }
@@ -387,6 +390,13 @@ fn objection(
     })
 }
 
+/// Returns whether a log can be of this group: it names directories, and all of them are on record here. A group that was restored from
+/// the same backup has one at least that is not.
+fn is_of_this_group(named: &BTreeMap<NodeId, DirectoryId>, on_record: &BTreeMap<NodeId, DirectoryId>) -> bool {
+    let is_on_record = |(node, directory): (&NodeId, &DirectoryId)| on_record.get(node).is_some_and(|known| known.may_be(*directory));
+    named.iter().all(is_on_record) && named.values().any(|directory| *directory != DirectoryId(0))
+}
+
 /// Entries that a coordinator may lag behind and count as in step: less than a fast log takes in while one round trip is under way.
 const IN_STEP_ENTRIES: u64 = 1000;
 /// How often a leader looks whether a learner is in step.
@@ -395,3 +405,25 @@ const PROMOTE_EVERY: Duration = Duration::from_millis(100);
 const HAND_OVER_RETRY: Duration = Duration::from_secs(1);
 /// Longest wait for a quorum to take a change of the group.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_of_a_group_that_has_all_the_directories_it_names_on_record() {
+        let map = |of: &[(u64, u64)]| of.iter().map(|(node, directory)| (NodeId(*node), DirectoryId(*directory))).collect();
+        // The second was a member of a release that said no directory.
+        let on_record = map(&[(1, 11), (2, 0), (3, 13)]);
+        for (named, expected) in [
+            (&[(1, 11), (3, 13)][..], true),
+            (&[(1, 11), (2, 12)], true),
+            (&[], false),
+            (&[(2, 0)], false),
+            (&[(1, 11), (3, 99)], false),
+            (&[(1, 11), (4, 14)], false),
+        ] {
+            assert_eq!(is_of_this_group(&map(named), &on_record), expected, "{named:?}");
+        }
+    }
+}

@@ -19,7 +19,7 @@ use super::disk::{self, File, Lock};
 use super::follow::{self, Progress, Watched};
 use super::log_store::LogStore;
 use super::member::Member;
-use super::network::{self, Dial, Host, Moved, Pace, Peers};
+use super::network::{self, Caller, Dial, Host, Moved, Pace, Peers};
 use super::record::to_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir};
 use super::state_machine::{Led, StateMachine};
@@ -231,7 +231,15 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let member = Member { link: config.link.clone(), http: config.http.clone(), directory: disk.log.directory() };
     let moved = Moved::default();
     let votes_from = Instant::now() + Duration::from_millis(config.election_ms[1]);
-    let peers = Peers::new(config.node, member.directory, dial.clone(), pace, moved.clone(), votes_from, versions.clone());
+    let peers = Peers::new(Caller {
+        me: config.node,
+        directory: member.directory,
+        dial: dial.clone(),
+        pace,
+        moved: moved.clone(),
+        votes_from,
+        versions: versions.clone(),
+    });
     let raft = Raft::new(config.node.0, settings, peers.clone(), disk.log.clone(), machine.clone()).await.map_err(|err| failed(&err))?;
     let (tell, mut progress) = watch::channel(Progress::default());
     let lease = Duration::from_millis(config.election_ms[1]);
@@ -241,15 +249,18 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let watched = Watched { node: config.node, lease, room, handed_over, unreadable: cannot_read };
     tokio::spawn(follow::follow(raft.clone(), watched, tell, lead));
     tokio::spawn(peers.keep_open(progress.clone()));
-    let has_group = raft.is_initialized().await.map_err(|err| failed(&err))?;
-    let is_alone = has_group && raft.voter_ids().all(|voter| voter == config.node.0);
+    // Nobody votes as far as one knows that waits to be added, also if it crashed when it had noted who leads and no entry yet. Raft
+    // itself is asked: its metrics may not have been reported yet.
+    let voters = raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect::<Vec<u64>>());
+    let voters = voters.await.map_err(|err| failed(&err))?;
+    let (is_alone, begins) = (voters == [config.node.0], voters.is_empty() && !config.join);
     if is_alone {
         raft.trigger().elect(false).await.map_err(|err| failed(&err))?;
-    } else if !has_group && !config.join {
+    } else if begins {
         let alone = std::collections::BTreeMap::from([(config.node.0, member.clone())]);
         raft.initialize(alone).await.map_err(|err| failed(&err))?;
     }
-    let must_lead = is_alone || !has_group && !config.join;
+    let must_lead = is_alone || begins;
     tokio::select! {
         _ = leadership.wait_for(|known| known.is_self || !must_lead) => {}
         stopped = progress.wait_for(|progress| progress.failed.is_some()) => {

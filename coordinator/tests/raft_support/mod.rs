@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod group;
+pub mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -5,6 +5,8 @@
 //! with anything else. Greetings gain fields only: they come before either end knows what the other speaks.
 //! Goals: fields by name, so that a newer peer may add some; one golden file for each version. Non-goals: workers and clients.
 
+use std::collections::BTreeMap;
+
 use kiln_wire::{NodeId, Program, Version};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse};
 use serde::{Deserialize, Serialize};
@@ -51,6 +53,9 @@ pub struct Introduction {
     pub member: Member,
     /// Whether it belongs to a group already.
     pub has_group: bool,
+    /// The directories of those who are or were in that group as far as it knows, its own aside. A program of before says none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub directories: BTreeMap<NodeId, DirectoryId>,
     /// What every coordinator of a farm must have in common, by name.
     pub common: Common,
     /// Its program.
@@ -296,7 +301,8 @@ mod tests {
         let member = Member { link: "c2.example:7420".into(), http: "c2.example:7480".into(), directory: DirectoryId(5) };
         let common = Common::from([("store".into(), "s3://bucket/kiln".into())]);
         let (from, to, want) = (NodeId(1), NodeId(2), Some(DirectoryId(5)));
-        let introduction = Introduction { version, node: to, member, has_group: false, common, program: program.clone() };
+        let introduction =
+            Introduction { version, node: to, member, has_group: false, directories: BTreeMap::new(), common, program: program.clone() };
         (Greeting { version, from, directory: DirectoryId(4), to, want, program: program.clone() }, Greeted::Welcome(introduction))
     }
 

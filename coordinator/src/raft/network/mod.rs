@@ -69,38 +69,42 @@ impl Pace {
 #[derive(Clone, Debug)]
 pub struct Peers(Arc<Roads>);
 
+/// Who makes connections, and how.
+#[derive(Debug)]
+pub struct Caller {
+    /// This coordinator.
+    pub me: NodeId,
+    /// Its directory.
+    pub directory: DirectoryId,
+    /// What it dials with; without it there are no others.
+    pub dial: Option<Dial>,
+    /// How fast things go.
+    pub pace: Pace,
+    /// Where coordinators are that have moved.
+    pub moved: Moved,
+    /// See [`Host::votes_from`]: until then this node is no candidate either.
+    pub votes_from: Instant,
+    /// What it speaks, and what its farm is at.
+    pub versions: Versions,
+}
+
 #[derive(Debug)]
 struct Roads {
-    me: NodeId,
-    directory: DirectoryId,
-    dial: Option<Dial>,
-    pace: Pace,
-    moved: Moved,
-    /// See [`Host::votes_from`]: until then this node is no candidate either.
-    votes_from: Instant,
-    versions: Versions,
+    caller: Caller,
     /// The lanes that are kept from one leader to the next, so that neither an election nor its winner's first entry waits for a
     /// handshake.
     kept: Mutex<BTreeMap<u64, (Member, Lanes)>>,
 }
 
 impl Peers {
-    /// Makes the factory of `me`, whose directory is `directory` and who votes from `votes_from` on.
-    pub fn new(
-        me: NodeId,
-        directory: DirectoryId,
-        dial: Option<Dial>,
-        pace: Pace,
-        moved: Moved,
-        votes_from: Instant,
-        versions: Versions,
-    ) -> Self {
-        Self(Arc::new(Roads { me, directory, dial, pace, moved, votes_from, versions, kept: Mutex::default() }))
+    /// Makes the factory of a coordinator.
+    pub fn new(caller: Caller) -> Self {
+        Self(Arc::new(Roads { caller, kept: Mutex::default() }))
     }
 
     /// Keeps connections open to every other member, until raft ends.
     pub async fn keep_open(self, mut progress: watch::Receiver<Progress>) {
-        let me = self.0.me;
+        let me = self.0.caller.me;
         loop {
             let has_others = |now: &Progress| now.members.len() > 1 && now.members.contains_key(&me);
             let Ok(members) = progress.wait_for(has_others).await.map(|now| now.members.clone()) else { return };
@@ -117,7 +121,7 @@ impl Peers {
     }
 
     fn peer(&self, node: u64, member: &Member) -> Peer {
-        let (pace, votes_from) = (self.0.pace, self.0.votes_from);
+        let (pace, votes_from) = (self.0.caller.pace, self.0.caller.votes_from);
         Peer { node, lanes: self.0.lanes(node, member), is_heartbeat: false, pace, votes_from }
     }
 }
@@ -125,14 +129,14 @@ impl Peers {
 impl Roads {
     /// Returns the lanes to a member, the kept ones if it is where it was.
     fn lanes(&self, node: u64, member: &Member) -> Option<Lanes> {
-        let dial = self.dial.as_ref()?;
+        let dial = self.caller.dial.as_ref()?;
         let fresh = || Arc::new(Lane::new(dial.clone(), self.route(node, member)));
         let mut kept = self.kept();
         let (control, append) = match kept.get(&node) {
             Some((known, lanes)) if known == member => (Arc::clone(&lanes.control), Arc::clone(&lanes.append)),
             Some(_) => {
                 // Raft goes on with the lanes that it has.
-                self.moved.note(NodeId(node), member.link.clone());
+                self.caller.moved.note(NodeId(node), member.link.clone());
                 (fresh(), fresh())
             }
             None => (fresh(), fresh()),
@@ -143,9 +147,9 @@ impl Roads {
     }
 
     fn route(&self, node: u64, member: &Member) -> Route {
-        let (from, directory, to) = (self.me, self.directory, NodeId(node));
-        let (moved, versions) = (self.moved.clone(), self.versions.clone());
-        Route { from, directory, to, member: member.clone(), moved, versions, dial_max: self.pace.dial_max() }
+        let (from, directory, to) = (self.caller.me, self.caller.directory, NodeId(node));
+        let (moved, versions) = (self.caller.moved.clone(), self.caller.versions.clone());
+        Route { from, directory, to, member: member.clone(), moved, versions, dial_max: self.caller.pace.dial_max() }
     }
 
     fn kept(&self) -> MutexGuard<'_, BTreeMap<u64, (Member, Lanes)>> {

@@ -1,11 +1,13 @@
 //! What other coordinators ask of this one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_wire::NodeId;
 use kiln_wire::frame::FrameError;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -16,7 +18,7 @@ use super::messages::{
 };
 use super::{chain, parts, snapshot};
 use crate::raft::disk;
-use crate::raft::member::Member;
+use crate::raft::member::{DirectoryId, Member};
 use crate::raft::node::Raft;
 use crate::raft::record::VoteRecord;
 use crate::raft::snapshot::{self as file, SnapshotDir};
@@ -80,7 +82,7 @@ async fn greet(host: &Host, connection: &Connection) -> Result<Option<String>, L
     let refused = host.objection(&greeting, &connection.peer().role);
     let answer = match &refused {
         Some(why) => Greeted::Refused(why.clone()),
-        None => Greeted::Welcome(host.introduction().await),
+        None => Greeted::Welcome(host.introduction()),
     };
     sender.send(&answer).await?;
     Ok(refused)
@@ -122,12 +124,23 @@ impl Host {
         ballot.handed_over || Instant::now() >= self.votes_from
     }
 
-    async fn introduction(&self) -> Introduction {
+    /// Returns whose log this one's may be: everybody of whom an entry says that it belongs to the group, whether it is committed or not.
+    fn directories(&self) -> BTreeMap<NodeId, DirectoryId> {
+        let metrics = self.raft.metrics();
+        let now = metrics.borrow_watched().membership_config.membership().clone();
+        let mut known = self.machine.state().directories.clone();
+        known.extend(now.nodes().map(|(node, member)| (NodeId(*node), member.directory)));
+        known.remove(&self.node);
+        known
+    }
+
+    fn introduction(&self) -> Introduction {
         Introduction {
             version: self.versions.own().newest,
             node: self.node,
             member: self.member.clone(),
-            has_group: self.raft.is_initialized().await.unwrap_or(true),
+            has_group: self.raft.voter_ids().next().is_some(),
+            directories: self.directories(),
             common: self.common.clone(),
             program: self.versions.own().clone(),
         }
