@@ -24,6 +24,7 @@ mod kept_logs;
 mod leading;
 mod logs;
 mod meter;
+mod needed;
 mod parts;
 mod pauses;
 mod publish;

@@ -1,19 +1,18 @@
 //! Submission: from roots to jobs. Checks every derivation of the closure, leaves out what the store has, and hands the rest to the farm.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use kiln_core::{Answer, Command, Refused};
-use kiln_nix::derivation::Derivation;
-use kiln_nix::job;
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
-use kiln_wire::{BuildId, DrvPath, JobSpec, OutputName, Root, StorePath};
+use kiln_wire::{BuildId, JobSpec, StorePath};
 
 use crate::driver::{Chain, propose};
 use crate::drv_closure::DrvClosure;
 use crate::heavy::heavy;
+use crate::needed;
 use crate::parts::Parts;
 use crate::refuse;
 
@@ -26,7 +25,8 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
     let closure = DrvClosure::load(&parts, &submission.roots).await?;
     // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
     heavy(|| check_output_paths(&parts, &closure))?;
-    let jobs = jobs(&parts, &closure, &submission.roots).await?;
+    // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
+    let jobs = needed::jobs(&closure, &submission.roots, |outputs| missing(&parts, outputs)).await?;
     check_sources(&parts, &closure, &jobs).await?;
     let mut commands: Vec<Command> = Vec::new();
     let now = parts.clock.now();
@@ -101,89 +101,18 @@ fn check_output_paths(parts: &Parts, closure: &DrvClosure) -> Result<(), Refusal
     Ok(())
 }
 
-/// Returns the jobs: what the roots need and nobody has. Below an output that exists nothing is looked at, so the closure is walked from
-/// the roots down in waves: those whose users have all been looked at, together.
-async fn jobs(parts: &Parts, closure: &DrvClosure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
-    let mut wanted: BTreeMap<&DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
-    for root in roots {
-        wanted.entry(&root.derivation).or_default().extend(wanted_outputs(root, &closure.parsed[&root.derivation]));
-    }
-    let mut users: BTreeMap<&DrvPath, usize> = closure.ordered.iter().map(|path| (path, 0)).collect();
-    for input in closure.parsed.values().flat_map(|derivation| derivation.inputs.keys()) {
-        *users.entry(input).or_default() += 1;
-    }
-    let mut wave: Vec<&DrvPath> = closure.ordered.iter().filter(|path| users[*path] == 0).collect();
-    let mut jobs = Vec::new();
-    while !wave.is_empty() {
-        let lacking = lacking(parts, closure, &wave, &wanted).await?;
-        for path in std::mem::take(&mut wave) {
-            let derivation = &closure.parsed[path];
-            let is_job = lacking.contains(path);
-            for (input, wanted_of_input) in &derivation.inputs {
-                if is_job {
-                    wanted.entry(input).or_default().extend(wanted_of_input.outputs.iter().cloned());
-                }
-                let left = users.entry(input).or_default();
-                *left -= 1;
-                if *left == 0 {
-                    wave.push(input);
-                }
-            }
-            if is_job {
-                jobs.push(job::spec(path, derivation).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?);
-            }
-        }
-    }
-    let made: BTreeSet<DrvPath> = jobs.iter().map(|job| job.derivation.clone()).collect();
-    for job in &mut jobs {
-        job.inputs.retain(|input| made.contains(&input.derivation));
-    }
-    jobs.reverse();
-    Ok(jobs)
-}
-
-fn wanted_outputs(root: &Root, derivation: &Derivation) -> BTreeSet<OutputName> {
-    if root.outputs.is_empty() { derivation.outputs.keys().cloned().collect() } else { root.outputs.clone() }
-}
-
-/// Returns those of a wave of which an output is wanted that the store lacks, or that nobody can know before the build.
-async fn lacking<'a>(
-    parts: &Parts,
-    closure: &DrvClosure,
-    wave: &[&'a DrvPath],
-    wanted: &BTreeMap<&DrvPath, BTreeSet<OutputName>>,
-) -> Result<BTreeSet<&'a DrvPath>, Refusal> {
-    let mut lacking = BTreeSet::new();
-    let mut known: Vec<(StorePath, &DrvPath)> = Vec::new();
-    for path in wave {
-        let derivation = &closure.parsed[*path];
-        for name in wanted.get(path).into_iter().flatten() {
-            let no_output =
-                || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", derivation.name));
-            match derivation.outputs.get(name).ok_or_else(no_output)?.path() {
-                Some(output) => known.push((output.clone(), path)),
-                None => {
-                    lacking.insert(*path);
-                }
-            }
-        }
-    }
-    // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
-    let outputs: Vec<StorePath> = known.iter().map(|(output, _)| output.clone()).collect();
-    let missing = parts.store.missing(&outputs).await.map_err(|error| refuse::unavailable("submit", &error))?;
-    let missing: BTreeSet<StorePath> = missing.into_iter().collect();
-    // Fixed outputs of several derivations may be the same one.
-    lacking.extend(known.into_iter().filter(|(output, _)| missing.contains(output)).map(|(_, path)| path));
-    Ok(lacking)
-}
-
 /// Refuses jobs whose input sources the store lacks.
 async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
     let sources = |job: &JobSpec| closure.parsed[&job.derivation].sources.clone();
     let wanted: BTreeSet<StorePath> = jobs.iter().flat_map(sources).collect();
     let wanted: Vec<StorePath> = wanted.into_iter().collect();
-    let missing = parts.store.missing(&wanted).await.map_err(|error| refuse::unavailable("submit", &error))?;
+    let missing = missing(parts, wanted).await?;
     if missing.is_empty() { Ok(()) } else { Err(refuse::missing("submit", "input sources", missing)) }
+}
+
+/// Returns those of some paths that the store lacks.
+async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
+    parts.store.missing(&paths).await.map_err(|error| refuse::unavailable("submit", &error))
 }
 
 #[cfg(test)]
