@@ -158,7 +158,11 @@ pub(crate) async fn fetch(
     let blob = match parts.store.open_blob(&info).await {
         Ok(blob) => blob,
         Err(error) => {
-            tracing::error!(%path, error = %Chain(&error), "a valid path cannot be read");
+            // A store that is away, or a disk that has no room for what is sent, passes: whoever asked asks again.
+            match error.is_passing() {
+                true => tracing::warn!(%path, error = %Chain(&error), "a path cannot be read now"),
+                false => tracing::error!(%path, error = %Chain(&error), "a valid path cannot be read"),
+            }
             return sender.send(&Response::Refused(refuse::unavailable("fetch", &error))).await;
         }
     };
