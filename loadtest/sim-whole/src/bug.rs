@@ -33,6 +33,8 @@ pub enum Bug {
     BuildsAnother,
     /// A worker says that a build failed which did not.
     Fails,
+    /// A worker says of every build that the machine failed it.
+    BlamesTheMachine,
     /// A worker reports nothing.
     ReportsNothing,
     /// A client draws a new number when it asks again.
@@ -62,6 +64,7 @@ impl Bug {
         (Self::ObeysTheDeposed, "no deposed leader is obeyed"),
         (Self::BuildsAnother, "an output is what was built"),
         (Self::Fails, "a build ends built"),
+        (Self::BlamesTheMachine, "a build ends built"),
         (Self::ReportsNothing, "everything ends once faults do"),
         (Self::RetryIsAnother, "one request is one build"),
         (Self::EndsEarly, "every job of an ended build is committed"),

@@ -9,6 +9,7 @@ use kiln_wire::{BuildId, RequestId};
 
 use crate::bug::Bug;
 use crate::entropy::draw;
+use crate::mishaps::Mishaps;
 use crate::work::Graph;
 
 /// Everything a client needs.
@@ -20,12 +21,15 @@ pub struct Client {
     pub request: RequestId,
     /// How long it waits before it comes.
     pub after: Duration,
+    /// What was done to workers.
+    pub mishaps: Mishaps,
 }
 
-/// What may be asked again, and what is the farm's fault.
+/// What may be asked again, what is to be submitted anew, and what is the farm's fault.
 #[derive(Debug)]
 enum Failed {
     Passing(String),
+    SetAside,
     Fault(String),
 }
 
@@ -35,9 +39,12 @@ impl From<LinkError> for Failed {
     }
 }
 
+/// Between the numbers of a client's requests: more than there are clients.
+const ANEW: u64 = 100;
+
 impl Client {
     /// Has the graph built; returns only when it is, or says what the farm did wrong.
-    pub async fn run(self) -> turmoil::Result {
+    pub async fn run(mut self) -> turmoil::Result {
         tokio::time::sleep(self.after).await;
         let mut scouts = Scouts::start(Dialer::new(&self.identity)?, self.coordinators.clone());
         let mut pause = Pause::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -64,6 +71,10 @@ impl Client {
             };
             match failed {
                 Failed::Passing(why) => tracing::info!(why, "asked again"),
+                Failed::SetAside => {
+                    tracing::info!(?build, "submitted anew: a job of it was set aside");
+                    (build, self.request.0) = (None, self.request.0 + ANEW);
+                }
                 Failed::Fault(fault) => return Err(fault.into()),
             }
             pause.wait().await;
@@ -94,7 +105,11 @@ impl Client {
                     BuildState::Active if Bug::EndsEarly.is_planted() => return Ok(()),
                     BuildState::Active => {}
                     BuildState::Built => return Ok(()),
-                    state @ (BuildState::Failed | BuildState::Cancelled) => {
+                    BuildState::Failed => match self.mishaps.objection(&view.failures) {
+                        None => return Err(Failed::SetAside),
+                        Some(why) => return Err(Failed::Fault(format!("a build ends built: {build} failed: {why}"))),
+                    },
+                    state @ BuildState::Cancelled => {
                         return Err(Failed::Fault(format!("a build ends built: {build} ended as {state:?}: {:?}", view.failures)));
                     }
                 },

@@ -52,6 +52,7 @@ impl World {
             return false;
         }
         self.sim.crash(name.as_str());
+        self.mishaps.note(&name);
         self.down.insert(name, now + Duration::from_millis(100 + draw(6000)));
         true
     }
@@ -63,6 +64,8 @@ impl World {
             return "spared";
         }
         let (one, other) = (hosts[one].clone(), hosts[other].clone());
+        self.mishaps.note(&one);
+        self.mishaps.note(&other);
         match both_ways {
             true => self.sim.partition(one.as_str(), other.as_str()),
             false => self.sim.partition_oneway(one.as_str(), other.as_str()),
@@ -87,6 +90,7 @@ impl World {
         let worker = self.any_worker();
         let pace = &self.workers[&worker];
         if stalls {
+            self.mishaps.note(&worker);
             pace.stall_until(now + Duration::from_millis(500 + draw(17_000)));
             "stalled worker"
         } else {

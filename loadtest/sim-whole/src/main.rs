@@ -12,6 +12,7 @@ mod checks;
 mod client;
 mod entropy;
 mod faults;
+mod mishaps;
 mod operator;
 mod pace;
 mod planted;

@@ -205,8 +205,9 @@ async fn build(job: Job, lease: Lease, mut uplink: watch::Receiver<Option<Connec
     if Bug::ReportsNothing.is_planted() {
         return;
     }
-    if Bug::Fails.is_planted() {
-        let failure = Failure { class: FailureClass::BuildFailure, message: "planted".into() };
+    let planted = [(Bug::Fails, FailureClass::BuildFailure), (Bug::BlamesTheMachine, FailureClass::Infrastructure)];
+    if let Some((_, class)) = planted.into_iter().find(|(bug, _)| bug.is_planted()) {
+        let failure = Failure { class, message: "planted".into() };
         let _ = ended.send((lease, Outcome::Failed { failure, usage }));
         return;
     }

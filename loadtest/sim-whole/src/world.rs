@@ -19,6 +19,7 @@ use crate::bug::Bug;
 use crate::checks::{self, Leaders};
 use crate::client::Client;
 use crate::entropy::{advance, draw};
+use crate::mishaps::Mishaps;
 use crate::operator::{self, Machines, Operator};
 use crate::pace::Pace;
 use crate::planted;
@@ -68,6 +69,7 @@ pub struct World {
     graphs: Vec<Graph>,
     store: Location,
     pub(crate) faults: BTreeMap<&'static str, u64>,
+    pub(crate) mishaps: Mishaps,
     /// Crashed hosts, and when they come back.
     pub(crate) down: BTreeMap<String, Duration>,
     /// Coordinators without room on their disk, and until when.
@@ -134,6 +136,7 @@ impl World {
             graphs,
             store: Location::shared_memory(),
             faults: BTreeMap::new(),
+            mishaps: Mishaps::default(),
             down: BTreeMap::new(),
             full: BTreeMap::new(),
             cut: Vec::new(),
@@ -188,7 +191,8 @@ impl World {
         for (number, identity) in clients {
             let graph = self.graphs[number].clone();
             let after = Duration::from_millis(draw(FAULTS.as_millis() as u64));
-            let client = Client { identity, coordinators: links.clone(), graph, request: RequestId(1000 + number as u64), after };
+            let (request, mishaps) = (RequestId(1000 + number as u64), self.mishaps.clone());
+            let client = Client { identity, coordinators: links.clone(), graph, request, after, mishaps };
             self.sim.client(format!("u{number}"), client.run());
         }
         // From here on: a farm that never came about shows nothing.
