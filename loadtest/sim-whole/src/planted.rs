@@ -16,8 +16,8 @@ pub fn begin() {
 }
 
 thread_local! {
-    /// What a coordinator told as committed, to be told again.
-    static AGAIN: RefCell<BTreeMap<NodeId, Effect>> = RefCell::default();
+    /// What a coordinator told as committed, to be told again: that the report is taken, and that its outputs are to be published.
+    static AGAIN: RefCell<BTreeMap<NodeId, [Effect; 2]>> = RefCell::default();
 }
 
 fn apply(node: NodeId, farm: &mut Farm, index: LogIndex, command: Command) -> Vec<Effect> {
@@ -34,9 +34,11 @@ fn apply(node: NodeId, farm: &mut Farm, index: LogIndex, command: Command) -> Ve
     }
     if Bug::CommitsTwice.is_planted() {
         let again = AGAIN.with_borrow_mut(|again| again.remove(&node));
-        let published = effects.iter().find(|effect| matches!(effect, Effect::Publish { .. })).cloned();
-        published.map(|effect| AGAIN.with_borrow_mut(|again| again.insert(node, effect)));
-        effects.extend(again);
+        let taken = effects.iter().find(|effect| matches!(effect, Effect::Acknowledge { .. }));
+        let published = effects.iter().find(|effect| matches!(effect, Effect::Publish { .. }));
+        let committed = taken.cloned().zip(published.cloned());
+        committed.map(|(taken, published)| AGAIN.with_borrow_mut(|again| again.insert(node, [taken, published])));
+        effects.extend(again.into_iter().flatten());
     }
     if Bug::SendsToTwo.is_planted() {
         let mut doubled = Vec::new();
