@@ -22,6 +22,7 @@ mod keys;
 mod logging;
 mod nar;
 mod operate;
+mod order;
 mod progress;
 mod realise;
 mod tables;

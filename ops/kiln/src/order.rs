@@ -1,0 +1,251 @@
+//! What a client orders: derivations that are submitted as one build, followed to its end, and whose outputs are brought if wanted.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use kiln_link::Sender;
+use kiln_wire::client::{BuildState, BuildView, Event, Request, Response, Submission};
+use kiln_wire::{BuildId, RequestId, Root, StoreDir, StorePath};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::FarmArgs;
+use crate::client::{Answers, Client, Tries, unexpected};
+use crate::embedded::{Farm, Shape};
+use crate::import::{self, Places};
+use crate::progress::Progress;
+use crate::words::{self, bad_input};
+use crate::{failures, json, realise};
+
+/// Derivations to build as one build.
+#[derive(Debug)]
+pub struct Order {
+    /// What is wanted.
+    pub roots: Vec<Root>,
+    /// Where its derivations and sources lie.
+    pub places: Places,
+    /// What people call the build; none: after its roots.
+    pub name: Option<String>,
+    /// Whether to build what does not need what failed.
+    pub keep_going: bool,
+    /// Whether to print JSON.
+    pub json: bool,
+    /// Where to bring outputs and all they refer to; this stands for `/`.
+    pub to: Option<PathBuf>,
+    /// A link to make to the first output.
+    pub out_link: Option<PathBuf>,
+    /// Where a farm of this machine keeps its state.
+    pub dir: PathBuf,
+}
+
+/// Works with the farm that the arguments name or that runs in `dir`, else with one that is started there and stopped afterwards; the
+/// second argument of `work` says which.
+pub async fn with_farm<R>(farm: &FarmArgs, dir: &Path, work: impl AsyncFnOnce(&Client, bool) -> anyhow::Result<R>) -> anyhow::Result<R> {
+    match Client::open_if_any(farm, dir).await? {
+        Some(client) => work(&client, false).await,
+        None => {
+            let farm = embed(dir).await?;
+            let client = farm.client().await?;
+            let worked = work(&client, true).await;
+            farm.stop().await?;
+            worked
+        }
+    }
+}
+
+async fn embed(dir: &Path) -> anyhow::Result<Farm> {
+    let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let shape = Shape { dir: dir.to_path_buf(), workers: 1, link: any_port, http: any_port, store_dir: store_dir_of_environment()? };
+    Farm::start(shape).await
+}
+
+/// An embedded farm serves the store directory that this user's Nix has.
+fn store_dir_of_environment() -> anyhow::Result<StoreDir> {
+    std::env::var("NIX_STORE_DIR").map_or_else(|_| Ok(StoreDir::default()), |dir| StoreDir::parse(&dir).map_err(bad_input))
+}
+
+impl Order {
+    /// Uploads what the farm lacks, submits, shows how it goes, and prints the output paths, or why there are none.
+    pub async fn carry_out(&self, client: &Client, store_dir: &StoreDir, embedded: bool) -> anyhow::Result<ExitCode> {
+        let mut progress = Progress::new(self.json, store_dir.clone());
+        import::upload(client, store_dir, &self.places, &self.roots, &progress).await?;
+        let build = self.submit(client).await?;
+        let view = watch(client, build, &mut progress).await?;
+        progress.finish(&view);
+        if view.state == BuildState::Built {
+            return self.finish(client, store_dir, &view, &progress).await;
+        }
+        if !self.json {
+            failures::explain(client, &view, embedded.then_some(self.dir.as_path())).await?;
+        } else {
+            println!("{}", json::build(&view, store_dir));
+        }
+        Ok(ExitCode::from(words::FAILED))
+    }
+
+    async fn submit(&self, client: &Client) -> anyhow::Result<BuildId> {
+        let name = self.name.clone().unwrap_or_else(|| default_name(&self.roots));
+        let submission = Submission { request: draw_request(), name, roots: self.roots.clone(), keep_going: self.keep_going };
+        match client.one(&Request::Submit(submission)).await? {
+            Response::Submitted(build) => Ok(build),
+            _ => Err(unexpected("another kind").into_error()),
+        }
+    }
+
+    async fn finish(&self, client: &Client, store_dir: &StoreDir, view: &BuildView, progress: &Progress) -> anyhow::Result<ExitCode> {
+        let paths = output_paths(&self.roots, &self.places, store_dir)?;
+        let to = self.to.clone().or_else(|| self.out_link.as_ref().map(|_| self.dir.join("outputs")));
+        if let Some(root) = &to {
+            realise::realise(client, paths.clone(), root, store_dir, progress).await?;
+            if let (Some(link), Some(first)) = (&self.out_link, paths.first()) {
+                make_link(link, &realise::store_below(root, store_dir).join(first.as_str()))?;
+            }
+        }
+        if self.json {
+            let mut shown = json::build(view, store_dir);
+            if let Some(shown) = shown.as_object_mut() {
+                shown.insert("paths".to_owned(), paths.iter().map(|path| store_dir.join(path)).collect());
+            }
+            println!("{shown}");
+        } else {
+            paths.iter().for_each(|path| println!("{}", store_dir.join(path)));
+        }
+        Ok(ExitCode::from(words::SUCCESS))
+    }
+}
+
+/// Follows a build to its end. An interrupt cancels it, so that nothing goes on that nobody waits for; another leaves at once.
+async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyhow::Result<BuildView> {
+    // One listener for the whole time: an interrupt between two looks must not be lost.
+    let mut interrupts = signal(SignalKind::interrupt()).context("listen for interrupts")?;
+    let mut watching = Watching { build, tries: client.tries(), answers: None, told: HashSet::new() };
+    let mut last = None;
+    let mut cancelled = false;
+    loop {
+        let next = tokio::select! {
+            next = watching.next(|event| progress.event(&event)) => next?,
+            Some(()) = interrupts.recv() => {
+                if cancelled {
+                    return Err(left(build));
+                }
+                cancelled = true;
+                progress.say("interrupted: the build is being cancelled; interrupt again to leave at once");
+                let cancel = Request::Cancel(build);
+                tokio::select! {
+                    answer = client.one(&cancel) => drop(answer?),
+                    Some(()) = interrupts.recv() => return Err(left(build)),
+                }
+                continue;
+            }
+        };
+        match next {
+            Some(view) => {
+                progress.view(&view);
+                last = Some(view);
+            }
+            None => return last.ok_or_else(|| unexpected("nothing").into_error()),
+        }
+    }
+}
+
+/// A build that is followed from one leader to the next. Each tells its events from the first that it knows of; none is passed on twice.
+struct Watching {
+    build: BuildId,
+    tries: Tries,
+    answers: Option<(Sender, Answers)>,
+    /// Of each event that was passed on, a hash.
+    told: HashSet<u64>,
+}
+
+impl Watching {
+    /// Returns the next view; none after the last. Cancel safe.
+    async fn next(&mut self, mut event: impl FnMut(Event)) -> anyhow::Result<Option<BuildView>> {
+        loop {
+            let told = &mut self.told;
+            let next = match &mut self.answers {
+                Some((_, answers)) => {
+                    answers
+                        .next_view(|fresh| {
+                            if told.insert(hash(&fresh)) {
+                                event(fresh)
+                            }
+                        })
+                        .await
+                }
+                None => match self.tries.leader().await?.ask(&Request::Watch(self.build)).await {
+                    Ok(stream) => {
+                        self.answers = Some(stream);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match next {
+                Ok(view) => {
+                    self.tries.progress();
+                    return Ok(view);
+                }
+                Err(error) => {
+                    self.answers = None;
+                    self.tries.failed(error).await?;
+                }
+            }
+        }
+    }
+}
+
+fn hash(event: &Event) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    event.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn left(build: BuildId) -> anyhow::Error {
+    anyhow::anyhow!("interrupted again: build {build} may not be cancelled yet; look with `kiln status`")
+}
+
+/// Replaces a link of ours, never something else.
+fn make_link(link: &Path, target: &Path) -> anyhow::Result<()> {
+    let target = target.canonicalize().with_context(|| format!("find `{}`", target.display()))?;
+    match link.symlink_metadata() {
+        Ok(meta) if !meta.is_symlink() => {
+            return Err(bad_input(format!("`{}` exists and is no link: choose another --out-link", link.display())));
+        }
+        Ok(_) => std::fs::remove_file(link).with_context(|| format!("replace `{}`", link.display()))?,
+        Err(_) => {}
+    }
+    std::os::unix::fs::symlink(&target, link).with_context(|| format!("make link `{}`", link.display()))
+}
+
+/// The wanted outputs, read from the derivations: a root that the farm had already is no part of the build's record.
+fn output_paths(roots: &[Root], places: &Places, store_dir: &StoreDir) -> anyhow::Result<Vec<StorePath>> {
+    let mut paths = Vec::new();
+    for root in roots {
+        let file =
+            places.find(root.derivation.as_str()).ok_or_else(|| bad_input(format!("derivation `{}` disappeared", root.derivation)))?;
+        let bytes = std::fs::read(&file).with_context(|| format!("read `{}`", file.display()))?;
+        let derivation = kiln_nix::derivation::Derivation::parse(store_dir, root.derivation.name(), &bytes)?;
+        let wanted = derivation.outputs.iter().filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name));
+        paths.extend(wanted.filter_map(|(_, output)| output.path().cloned()));
+    }
+    Ok(paths)
+}
+
+fn default_name(roots: &[Root]) -> String {
+    match roots {
+        [root] => root.derivation.name().to_owned(),
+        [first, ..] => format!("{} and {} more", first.derivation.name(), roots.len() - 1),
+        [] => "nothing".to_owned(),
+    }
+}
+
+/// Draws a number that no other submission has: time and process are enough to tell clients of one farm apart.
+fn draw_request() -> RequestId {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library's hasher is seeded from the system's randomness.
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    RequestId(hasher.finish())
+}
