@@ -20,14 +20,17 @@ pub fn show(store_dir: &StoreDir, derivations: &[(DrvPath, Derivation)]) -> Stri
 }
 
 fn one(out: &mut Json, store_dir: &StoreDir, derivation: &Derivation) {
-    type Field = fn(&mut Json, &StoreDir, &Derivation);
-    let fields: [(&str, Field); 7] = [
+    type Part = fn(&mut Json, &StoreDir, &Derivation);
+    let fields: [(&str, Part); 7] = [
         ("outputs", |out, store_dir, derivation| {
             out.block('{', '}', &derivation.outputs, |out, (name, output)| {
                 out.key(name.as_str());
                 out.block('{', '}', output_fields(store_dir, output), |out, (key, value)| {
                     out.key(key);
-                    out.string(&value);
+                    match value {
+                        Field::Text(text) => out.string(&text),
+                        Field::True => out.text.push_str("true"),
+                    }
                 });
             });
         }),
@@ -56,16 +59,23 @@ fn one(out: &mut Json, store_dir: &StoreDir, derivation: &Derivation) {
     });
 }
 
-fn output_fields(store_dir: &StoreDir, output: &Output) -> Vec<(&'static str, String)> {
-    let algorithm = |method: Method, algorithm: Algorithm| ("hashAlgo", format!("{}{algorithm}", method.prefix()));
+/// The value of a field of an output.
+enum Field {
+    Text(String),
+    True,
+}
+
+fn output_fields(store_dir: &StoreDir, output: &Output) -> Vec<(&'static str, Field)> {
+    let path = |path| ("path", Field::Text(store_dir.join(path)));
+    let algorithm = |method: Method, algorithm: Algorithm| ("hashAlgo", Field::Text(format!("{}{algorithm}", method.prefix())));
     match output {
-        Output::InputAddressed(path) => vec![("path", store_dir.join(path))],
-        Output::Fixed { address, path } => {
-            vec![("path", store_dir.join(path)), algorithm(address.method, address.hash.algorithm()), ("hash", address.hash.to_base16())]
+        Output::InputAddressed(at) => vec![path(at)],
+        Output::Fixed { address, path: at } => {
+            vec![path(at), algorithm(address.method, address.hash.algorithm()), ("hash", Field::Text(address.hash.to_base16()))]
         }
         Output::Floating { method, algorithm: name } => vec![algorithm(*method, *name)],
         Output::Deferred => Vec::new(),
-        Output::Impure { method, algorithm: name } => vec![algorithm(*method, *name), ("impure", "true".to_owned())],
+        Output::Impure { method, algorithm: name } => vec![algorithm(*method, *name), ("impure", Field::True)],
     }
 }
 
@@ -116,5 +126,19 @@ impl Json {
             }
         }
         self.text.push('"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_impure_output_says_so_as_nix_does() {
+        let bytes = br#"Derive([("out","","r:sha256","impure")],[],[],"s","b",[],[])"#;
+        let derivation = Derivation::parse(&StoreDir::default(), "x", bytes).expect("a derivation");
+        let path = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-x.drv").expect("a path");
+        let shown = show(&StoreDir::default(), &[(path, derivation)]);
+        assert!(shown.contains("\"hashAlgo\": \"r:sha256\",\n        \"impure\": true\n"), "{shown}");
     }
 }
