@@ -1,8 +1,10 @@
-//! `kiln build`: from an expression or `.drv` files to output paths.
+//! `kiln build`: from an expression, `.drv` files or derivations as JSON to output paths.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use kiln_nix::derivation::{ShownError, read_shown};
 use kiln_wire::{DrvPath, OutputName, Root, StoreDir};
 
 use crate::args::{DirArgs, FarmArgs};
@@ -16,7 +18,8 @@ use crate::words::bad_input;
 /// Arguments of `kiln build`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Derivations to build, by file: all outputs of each, or those named as PATH.drv^out,dev
+    /// Derivations to build, by file: all outputs of each, or those named as PATH.drv^out,dev. A file with another name holds
+    /// derivations as `nix derivation show -r` prints them; those that no other one in it needs are built
     #[arg(value_name = "PATH.drv")]
     paths: Vec<String>,
     /// Evaluate this Nix file, or the default.nix of this directory
@@ -72,12 +75,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Places)> {
-    let mut places = Vec::new();
+    let mut places = Places::default();
     let mut roots = Vec::new();
     for path in &args.paths {
-        let (root, dir) = parse_root(path)?;
-        roots.push(root);
-        places.extend(dir.filter(|dir| !places.contains(dir)));
+        roots.extend(named_roots(path, store_dir, &mut places)?);
     }
     let here = Path::new("default.nix").exists().then(|| PathBuf::from("."));
     let file = args.file.clone().or_else(|| here.filter(|_| args.paths.is_empty()));
@@ -92,48 +93,98 @@ fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Places
                 return Err(bad_input(format!("`{file}` evaluates to no derivation; name an attribute that holds some with -A ATTR")));
             }
             roots.extend(found);
-            places.push(realise::store_below(&root, store_dir));
+            places.dirs.push(realise::store_below(&root, store_dir));
         }
         None if roots.is_empty() => return Err(bad_input("nothing to build: name a .drv file, or a Nix file with -f FILE [-A ATTR]")),
         None if !args.attributes.is_empty() => return Err(bad_input("-A names an attribute of a Nix file: name the file with -f FILE")),
         None => {}
     }
-    places.push(PathBuf::from(store_dir.as_str()));
-    Ok((roots, Places(places)))
+    places.dirs.push(PathBuf::from(store_dir.as_str()));
+    Ok((roots, places))
 }
 
 fn pairs(words: &[String]) -> Vec<(String, String)> {
     words.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
 }
 
-/// Reads `PATH.drv`, `PATH.drv^out,dev` or `PATH.drv!out,dev`, and returns where its inputs may lie too.
-fn parse_root(text: &str) -> anyhow::Result<(Root, Option<PathBuf>)> {
+/// Reads `PATH.drv`, `PATH.drv^out,dev` or `PATH.drv!out,dev`, or in place of PATH.drv a file with derivations as JSON, which counts
+/// for those that no other one in it needs. Tells `places` where inputs may be.
+fn named_roots(text: &str, store_dir: &StoreDir, places: &mut Places) -> anyhow::Result<Vec<Root>> {
     let (path, outputs) = text.split_once(['^', '!']).unwrap_or((text, "*"));
     let file = Path::new(path);
-    let base_name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let derivation = DrvPath::parse(base_name).map_err(|error| bad_input(format!("build `{path}`: {error}")))?;
+    let named = if outputs == "*" { "" } else { outputs };
+    let outputs: BTreeSet<_> =
+        named.split(',').filter(|name| !name.is_empty()).map(OutputName::parse).collect::<Result<_, _>>().map_err(bad_input)?;
     if !file.exists() {
         return Err(bad_input(format!("build `{path}`: there is no such file")));
     }
-    let named = if outputs == "*" { "" } else { outputs };
-    let outputs = named.split(',').filter(|name| !name.is_empty()).map(OutputName::parse).collect::<Result<_, _>>().map_err(bad_input)?;
-    Ok((Root { derivation, outputs }, file.parent().map(Path::to_path_buf)))
+    let derivations = match path.ends_with(".drv") {
+        true => {
+            let base_name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            vec![DrvPath::parse(base_name).map_err(|error| bad_input(format!("build `{path}`: {error}")))?]
+        }
+        false => shown_roots(file, store_dir, places)?,
+    };
+    if let Some(dir) = file.parent().filter(|dir| !places.dirs.iter().any(|known| known == dir)) {
+        places.dirs.push(dir.to_path_buf());
+    }
+    Ok(derivations.into_iter().map(|derivation| Root { derivation, outputs: outputs.clone() }).collect())
+}
+
+fn shown_roots(file: &Path, store_dir: &StoreDir, places: &mut Places) -> anyhow::Result<Vec<DrvPath>> {
+    let bytes = std::fs::read(file).map_err(|err| bad_input(format!("read `{}`: {err}", file.display())))?;
+    let refuse = |err: ShownError| {
+        let err = anyhow::Error::from(err);
+        bad_input(format!("build `{}`: it is no .drv file, and not as `nix derivation show` prints them: {err:#}", file.display()))
+    };
+    let shown = read_shown(store_dir, &bytes).map_err(refuse)?;
+    let needed: BTreeSet<&DrvPath> = shown.iter().flat_map(|one| one.derivation.inputs.keys()).collect();
+    let roots = shown.iter().map(|one| &one.path).filter(|path| !needed.contains(path)).cloned().collect();
+    places.derivations.extend(shown.into_iter().map(|one| (one.path, one.bytes)));
+    Ok(roots)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::words;
+
+    fn named(text: &str) -> anyhow::Result<(Vec<Root>, Places)> {
+        let mut places = Places::default();
+        Ok((named_roots(text, &StoreDir::default(), &mut places)?, places))
+    }
 
     #[test]
     fn a_root_names_a_file_and_perhaps_outputs() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv");
         std::fs::write(&file, "").expect("write");
+        std::fs::write(dir.path().join("bar.drv"), "").expect("write");
         let path = file.to_str().expect("text");
         for (suffix, outputs) in [("", vec![]), ("^*", vec![]), ("^dev,out", vec!["dev", "out"]), ("!out", vec!["out"])] {
-            let (root, _) = parse_root(&format!("{path}{suffix}")).expect("a root");
+            let (roots, places) = named(&format!("{path}{suffix}")).expect("a root");
+            let [root] = roots.as_slice() else { panic!("{roots:?}") };
             assert_eq!(root.outputs.iter().map(OutputName::as_str).collect::<Vec<_>>(), outputs, "{suffix}");
+            assert_eq!(places.dirs, [dir.path()]);
         }
-        assert!(parse_root("/nix/store/bar.drv").is_err());
+        assert!(named("/nix/store/bar.drv").is_err());
+        assert!(named(dir.path().join("bar.drv").to_str().expect("text")).is_err());
+    }
+
+    #[test]
+    fn what_nix_shows_counts_for_what_nothing_else_in_it_needs() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("shown.json");
+        std::fs::write(&file, crate::drv::tests::shown()).expect("write");
+        let (roots, places) = named(&format!("{}^out", file.display())).expect("roots");
+        assert_eq!(roots.iter().map(|root| root.derivation.as_str()).collect::<Vec<_>>(), [crate::drv::tests::TOP_NAME]);
+        assert!(roots.iter().all(|root| root.outputs.iter().any(|output| output.as_str() == "out")));
+        assert_eq!(places.derivations.len(), 3);
+        for text in ["", "Derive([", "{\"a\": 1}"] {
+            std::fs::write(&file, text).expect("write");
+            let err = named(file.to_str().expect("text")).expect_err(text);
+            assert_eq!(words::exit_code_of(&err), ExitCode::from(words::BAD_INPUT), "{err}");
+            assert!(err.to_string().contains("shown.json"), "{err}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `kiln drv`: derivations, for people and tests. Reads files; needs no farm and no store.
+//! `kiln drv`: derivations, for people and tests. Reads files, `.drv` or JSON; needs no farm and no store.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -24,7 +24,7 @@ pub enum Command {
 /// Which derivations to show.
 #[derive(clap::Args)]
 pub struct ShowArgs {
-    /// The .drv files
+    /// The .drv files, or files with derivations as `nix derivation show` prints them
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The store that the files are of
@@ -35,7 +35,7 @@ pub struct ShowArgs {
 /// Which derivations to check.
 #[derive(clap::Args)]
 pub struct OutputsArgs {
-    /// The .drv files
+    /// The .drv files, or files with derivations as `nix derivation show` prints them
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Where input derivations are, if not beside each file
@@ -63,8 +63,7 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     // Nix prints them in order of path.
     let mut derivations = BTreeMap::new();
     for file in &args.files {
-        let read = File::read(&store_dir, file)?;
-        derivations.insert(read.path, read.derivation);
+        derivations.extend(File::read_all(&store_dir, file)?.into_iter().map(|read| (read.path, read.derivation)));
     }
     let derivations: Vec<_> = derivations.into_iter().collect();
     writeln!(out, "{}", derivation::show(&store_dir, &derivations)).context("print the derivations")?;
@@ -73,14 +72,17 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
 
 fn outputs(args: &OutputsArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let store_dir = store_dir(&args.store_dir)?;
-    let mut check = Check { modulo: Modulo::new(store_dir.clone()), store_dir, wrong: Vec::new() };
+    let mut check = Check { modulo: Modulo::new(store_dir.clone()), store_dir, shown: BTreeMap::new(), wrong: Vec::new() };
     let mut report: BTreeMap<String, BTreeMap<OutputName, Option<String>>> = BTreeMap::new();
     for file in &args.files {
         let beside = file.parent().map_or(PathBuf::from("."), Path::to_owned);
-        let read = File::read(&check.store_dir, file)?;
-        let outputs = check.outputs(&read, args.inputs.as_deref().unwrap_or(&beside))?;
-        let full = |path: StorePath| check.store_dir.join(&path);
-        report.insert(full(read.path.as_path().clone()), outputs.into_iter().map(|(name, path)| (name, path.map(full))).collect());
+        let all = File::read_all(&check.store_dir, file)?;
+        check.shown = all.iter().map(|read| (read.path.clone(), read.derivation.clone())).collect();
+        for read in &all {
+            let outputs = check.outputs(read, args.inputs.as_deref().unwrap_or(&beside))?;
+            let full = |path: StorePath| check.store_dir.join(&path);
+            report.insert(full(read.path.as_path().clone()), outputs.into_iter().map(|(name, path)| (name, path.map(full))).collect());
+        }
     }
     serde_json::to_writer_pretty(&mut *out, &report).context("print the output paths")?;
     writeln!(out).context("print the output paths")?;
@@ -94,7 +96,7 @@ fn store_dir(text: &str) -> anyhow::Result<StoreDir> {
     StoreDir::parse(text).map_err(words::bad_input)
 }
 
-/// One .drv file.
+/// One derivation of a file.
 struct File {
     path: DrvPath,
     /// Where its content says that it belongs.
@@ -103,15 +105,32 @@ struct File {
 }
 
 impl File {
-    /// A file that is named as in a store counts as what it is named; any other by its content.
+    /// Reads a .drv file, or all derivations of a JSON file.
+    fn read_all(store_dir: &StoreDir, file: &Path) -> anyhow::Result<Vec<Self>> {
+        let refuse = |rule: String| words::bad_input(format!("read `{}`: {rule}", file.display()));
+        let bytes = std::fs::read(file).map_err(|err| refuse(format!("{err}; name a .drv file")))?;
+        // No .drv file begins so.
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Ok(vec![Self::parse(store_dir, file, &bytes)?]);
+        }
+        let shown = derivation::read_shown(store_dir, &bytes).map_err(|err| refuse(format!("{:#}", anyhow::Error::from(err))))?;
+        Ok(shown.into_iter().map(|one| Self { computed: one.path.clone(), path: one.path, derivation: one.derivation }).collect())
+    }
+
+    /// Reads a .drv file.
     fn read(store_dir: &StoreDir, file: &Path) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(file).map_err(|err| words::bad_input(format!("read `{}`: {err}; name a .drv file", file.display())))?;
+        Self::parse(store_dir, file, &bytes)
+    }
+
+    /// A file that is named as in a store counts as what it is named; any other by its content.
+    fn parse(store_dir: &StoreDir, file: &Path, bytes: &[u8]) -> anyhow::Result<Self> {
         let file_name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let stated = DrvPath::parse(&file_name).ok();
         let name = stated.as_ref().map_or(file_name.strip_suffix(".drv").unwrap_or(&file_name), DrvPath::name);
-        let bytes = std::fs::read(file).map_err(|err| words::bad_input(format!("read `{}`: {err}; name a .drv file", file.display())))?;
         let refuse = |err| words::bad_input(format!("read `{}`: {err}", file.display()));
-        let derivation = Derivation::parse(store_dir, name, &bytes).map_err(refuse)?;
-        let computed = path_of_parsed(store_dir, &derivation, &bytes).map_err(refuse)?;
+        let derivation = Derivation::parse(store_dir, name, bytes).map_err(refuse)?;
+        let computed = path_of_parsed(store_dir, &derivation, bytes).map_err(refuse)?;
         Ok(Self { path: stated.unwrap_or_else(|| computed.clone()), computed, derivation })
     }
 }
@@ -120,6 +139,8 @@ impl File {
 struct Check {
     store_dir: StoreDir,
     modulo: Modulo,
+    /// Derivations of the file that is being checked, for which none is looked for.
+    shown: BTreeMap<DrvPath, Derivation>,
     wrong: Vec<String>,
 }
 
@@ -134,7 +155,7 @@ impl Check {
                     if input == root.path || open.iter().any(|file| file.path == input) {
                         return Err(words::bad_input(format!("check `{}`: it needs itself through `{input}`", root.path)));
                     }
-                    open.push(File::read(&self.store_dir, &directory.join(input.as_str())).with_context(|| {
+                    open.push(self.input(&input, directory).with_context(|| {
                         format!("find input `{input}` of `{}`; say with --inputs where input derivations are", root.path)
                     })?);
                 }
@@ -144,6 +165,13 @@ impl Check {
                 },
             }
             next = self.first_unknown(&open.last().unwrap_or(root).derivation);
+        }
+    }
+
+    fn input(&self, input: &DrvPath, directory: &Path) -> anyhow::Result<File> {
+        match self.shown.get(input) {
+            Some(shown) => Ok(File { path: input.clone(), computed: input.clone(), derivation: shown.clone() }),
+            None => File::read(&self.store_dir, &directory.join(input.as_str())),
         }
     }
 
@@ -164,11 +192,11 @@ impl Check {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     // As Nix 2.8 wrote them.
-    const TOP_NAME: &str = "8yz2dwppw3fyp48y376nx8ajafis1903-top.drv";
+    pub const TOP_NAME: &str = "8yz2dwppw3fyp48y376nx8ajafis1903-top.drv";
     const TOP: &str = concat!(
         r#"Derive([("out","/nix/store/imzhqwxckn6dvd7rs0h88xzja4k1p5h1-top","","")],"#,
         r#"[("/nix/store/rjgigrd97wi3zhvywngl8bxjj57arfqp-dep.drv",["dev"]),("/nix/store/wbi4qn56q29vakdhfa07l3zka2v8ysj3-fod.drv",["out"])],"#,
@@ -204,6 +232,18 @@ mod tests {
     fn is(code: &anyhow::Result<ExitCode>, want: u8) -> bool {
         let code = code.as_ref().map_or_else(words::exit_code_of, |code| *code);
         code == ExitCode::from(want)
+    }
+
+    /// The three as JSON.
+    pub fn shown() -> String {
+        let store = store();
+        let args = ShowArgs {
+            files: [TOP_NAME, DEP_NAME, FOD_NAME].map(|name| store.path().join(name)).into(),
+            store_dir: "/nix/store".to_owned(),
+        };
+        let mut out = Vec::new();
+        show(&args, &mut out).expect("shows");
+        String::from_utf8(out).expect("JSON is UTF-8")
     }
 
     fn store() -> tempfile::TempDir {
@@ -281,5 +321,23 @@ mod tests {
         });
         assert_eq!(shown[0], shown[1]);
         assert!(shown[0].starts_with(&format!("{{\n  \"/nix/store/{TOP_NAME}\": {{\n    \"outputs\": {{\n      \"out\": {{\n")));
+    }
+
+    #[test]
+    fn derivations_as_json_are_taken_where_files_are() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(directory.path().join("shown.json"), shown()).expect("a file");
+        let mut out = Vec::new();
+        let args = ShowArgs { files: vec![directory.path().join("shown.json")], store_dir: "/nix/store".to_owned() };
+        assert!(is(&super::show(&args, &mut out), 0));
+        assert_eq!(String::from_utf8(out).expect("JSON is UTF-8"), shown());
+        let (code, json) = checked(directory.path(), &["shown.json"], None);
+        assert!(is(&code, 0), "{code:?}");
+        let report: BTreeMap<String, serde_json::Value> = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(report.len(), 3, "inputs are found beside each other: {json}");
+        std::fs::write(directory.path().join("changed.json"), shown().replace("/bin/sh", "/bin/false")).expect("a file");
+        let (code, _) = checked(directory.path(), &["changed.json"], None);
+        assert!(is(&code, 2), "{code:?}");
+        assert!(format!("{:#}", code.expect_err("changed")).contains("its content belongs at"));
     }
 }

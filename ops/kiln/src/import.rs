@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::{fmt, fs};
+use std::{fmt, fs, io};
 
 use anyhow::Context;
 use kiln_link::BlobSource;
@@ -19,14 +19,30 @@ use crate::client::{AskError, Client, Leading, unexpected};
 use crate::progress::Progress;
 use crate::words::{self, bad_input};
 
-/// Directories in which store objects are looked for, by base name, the first one first.
-#[derive(Clone, Debug)]
-pub struct Places(pub Vec<PathBuf>);
+/// Where the store objects of an order are.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Directories in which they are looked for, by base name, the first one first.
+    pub dirs: Vec<PathBuf>,
+    /// Derivations that are at hand and need no file, by path.
+    pub derivations: BTreeMap<DrvPath, Vec<u8>>,
+}
 
 impl Places {
     /// Returns where an object lies.
     pub fn find(&self, base_name: &str) -> Option<PathBuf> {
-        self.0.iter().map(|dir| dir.join(base_name)).find(|path| path.symlink_metadata().is_ok())
+        self.dirs.iter().map(|dir| dir.join(base_name)).find(|path| path.symlink_metadata().is_ok())
+    }
+
+    /// Returns the bytes of a derivation; none if it is nowhere.
+    ///
+    /// # Errors
+    /// What the system says of its file.
+    pub fn derivation(&self, path: &DrvPath) -> io::Result<Option<Vec<u8>>> {
+        match self.derivations.get(path) {
+            Some(bytes) => Ok(Some(bytes.clone())),
+            None => self.find(path.as_str()).map(fs::read).transpose(),
+        }
     }
 }
 
@@ -58,7 +74,7 @@ pub async fn upload(client: &Client, store_dir: &StoreDir, places: &Places, root
 }
 
 fn load(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result<Closure> {
-    let read = |path: &DrvPath| places.find(path.as_str()).map(fs::read).transpose();
+    let read = |path: &DrvPath| places.derivation(path);
     let loaded = Closure::load(store_dir, roots.iter().map(|root| root.derivation.clone()), read);
     loaded.map_err(|error| match error {
         ClosureError::Missing { paths } => missing_files(places, "derivation", &paths),
@@ -72,7 +88,7 @@ fn load(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result
 
 /// Names every file that would have to be there, and where it was looked for.
 fn missing_files<T: fmt::Display>(places: &Places, noun: &str, paths: &[T]) -> anyhow::Error {
-    let looked: Vec<String> = places.0.iter().map(|dir| format!("`{}`", dir.display())).collect();
+    let looked: Vec<String> = places.dirs.iter().map(|dir| format!("`{}`", dir.display())).collect();
     let looked = looked.join(", ");
     bad_input(match paths {
         [path] => format!("{noun} `{path}` is missing; looked in {looked}"),
@@ -95,10 +111,11 @@ async fn upload_derivations(client: &Client, places: &Places, lacking: &[StorePa
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
     for path in lacking {
-        let file = places.find(path.as_str()).ok_or_else(|| bad_input(format!("derivation `{path}` disappeared")))?;
-        let bytes = fs::read(&file).with_context(|| format!("read `{}`", file.display()))?;
+        let path = DrvPath::from_path(path.clone())?;
+        let read = places.derivation(&path).with_context(|| format!("read derivation `{path}`"))?;
+        let bytes = read.ok_or_else(|| bad_input(format!("derivation `{path}` disappeared")))?;
         batch_bytes += bytes.len();
-        batch.push(DerivationFile { path: DrvPath::from_path(path.clone())?, bytes });
+        batch.push(DerivationFile { path, bytes });
         if batch_bytes >= DERIVATION_BATCH_BYTES || batch.len() >= FILES_PER_BATCH {
             client.one(&Request::AddDerivations(std::mem::take(&mut batch))).await?;
             batch_bytes = 0;

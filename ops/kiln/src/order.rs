@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use kiln_link::Sender;
+use kiln_nix::Derivation;
 use kiln_wire::client::{BuildState, BuildView, Event, Request, Response, Submission};
 use kiln_wire::{BuildId, RequestId, Root, StoreDir, StorePath};
 use tokio::signal::unix::{SignalKind, signal};
@@ -223,10 +224,10 @@ fn make_link(link: &Path, target: &Path) -> anyhow::Result<()> {
 fn output_paths(roots: &[Root], places: &Places, store_dir: &StoreDir) -> anyhow::Result<Vec<StorePath>> {
     let mut paths = Vec::new();
     for root in roots {
-        let file =
-            places.find(root.derivation.as_str()).ok_or_else(|| bad_input(format!("derivation `{}` disappeared", root.derivation)))?;
-        let bytes = std::fs::read(&file).with_context(|| format!("read `{}`", file.display()))?;
-        let derivation = kiln_nix::derivation::Derivation::parse(store_dir, root.derivation.name(), &bytes)?;
+        let path = &root.derivation;
+        let read = places.derivation(path).with_context(|| format!("read derivation `{path}`"))?;
+        let bytes = read.ok_or_else(|| bad_input(format!("derivation `{path}` disappeared")))?;
+        let derivation = Derivation::parse(store_dir, path.name(), &bytes)?;
         let wanted = derivation.outputs.iter().filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name));
         paths.extend(wanted.filter_map(|(_, output)| output.path().cloned()));
     }

@@ -107,6 +107,51 @@ fn every_file_is_shown_as_nix_show_derivation_shows_it() {
 }
 
 #[test]
+fn what_nix_shows_is_read_back_to_the_bytes_of_the_files() {
+    let corpus = corpus();
+    let store_dir = StoreDir::default();
+    let json = serde_json::to_vec(&corpus.shown).expect("JSON");
+    let read = derivation::read_shown(&store_dir, &json).expect("as Nix 2.8 shows them");
+    assert_eq!(read.len(), 713);
+    for shown in &read {
+        assert_eq!(Some(&shown.bytes), corpus.files.get(&shown.path), "{}", shown.path);
+    }
+    let ours: Vec<_> = read.iter().map(|shown| (shown.path.clone(), shown.derivation.clone())).collect();
+    assert_eq!(derivation::read_shown(&store_dir, derivation::show(&store_dir, &ours).as_bytes()).expect("as we show them"), read);
+}
+
+#[test]
+fn what_was_changed_after_nix_showed_it_is_refused() {
+    let corpus = corpus();
+    let store_dir = StoreDir::default();
+    let (path, shown) = corpus.shown.iter().next().expect("there are some");
+    let text = serde_json::to_string(&serde_json::json!({ path: shown })).expect("JSON");
+    derivation::read_shown(&store_dir, text.as_bytes()).expect("as Nix showed it");
+    let changed = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}");
+        text.replacen(from, to, 1)
+    };
+    let mut quoted = shown.clone();
+    quoted["system"] = Value::from("x\"");
+    let table = [
+        (changed("\"builder\":\"", "\"builder\":\"/x"), "its content belongs at"),
+        (serde_json::json!({ path: quoted }).to_string(), "as a .drv file"),
+        (changed("\"args\":", "\"arguments\":"), "missing field `args`"),
+        (changed("\"inputSrcs\":", "\"inputs\":{\"srcs\":[],\"drvs\":{}},\"inputSrcs\":"), "both `inputs`"),
+        (changed(".drv\":", "\":"), ".drv"),
+        (text.replacen("/nix/store/", "/gnu/store/", 1), "/gnu/store/"),
+        (text[..text.len() - 1].to_owned(), "read derivations"),
+        ("[]".to_owned(), "read derivations"),
+        (format!("{{\"derivations\":{}", "[".repeat(100_000)), "read derivations"),
+        (format!("{{\"{path}\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000)), "read derivation"),
+    ];
+    for (json, rule) in table {
+        let err = derivation::read_shown(&store_dir, json.as_bytes()).expect_err(rule).to_string();
+        assert!(err.contains(rule) && err.len() < 700, "{rule}: {err}");
+    }
+}
+
+#[test]
 fn attributes_are_found_in_the_environment_and_in_structured_json() {
     let corpus = corpus();
     let store_dir = StoreDir::default();

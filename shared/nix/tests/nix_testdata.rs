@@ -2,7 +2,7 @@
 
 mod common;
 
-use kiln_nix::derivation::{Derivation, DerivationError, Output};
+use kiln_nix::derivation::{self, Derivation, DerivationError, Output};
 use kiln_nix::job::JobError;
 use kiln_nix::modulo::{Modulo, ModuloHash};
 use kiln_wire::{DrvPath, OutputName, StoreDir};
@@ -58,6 +58,28 @@ fn every_file_is_taken_or_refused_as_nix_does() {
         }
     }
     assert_eq!((taken, stopped), (21, 5));
+}
+
+/// Derivations that Nix's tests keep in both forms: the JSON, as a Nix of 2.33 and later shows it, becomes the file byte for byte.
+#[test]
+fn the_newer_json_is_read_back_to_the_bytes_of_the_files() {
+    let files = common::archive("nix-drv-testdata.tar.zst");
+    let store_dir = StoreDir::default();
+    let mut read = 0;
+    for (path, bytes) in &files {
+        // Files that two of Nix's test suites share lie with the other one; the JSON lies with this.
+        let beside = path.replacen("nix-drv-testdata/tests/functional/derivation", LIBSTORE, 1);
+        let json = beside.strip_suffix(".drv").and_then(|stem| files.get(&format!("{stem}.json")));
+        let Some(json) = json.filter(|_| beside.starts_with(LIBSTORE)) else { continue };
+        let recipe: serde_json::Value = serde_json::from_slice(json).expect("JSON");
+        let name = recipe["name"].as_str().expect("a name");
+        let belongs = kiln_nix::drv_path_of(&store_dir, name, bytes).unwrap_or_else(|err| panic!("{path}: {err}"));
+        let shown = serde_json::json!({ "version": 4, "derivations": { belongs.as_str(): recipe } });
+        let shown = derivation::read_shown(&store_dir, shown.to_string().as_bytes()).unwrap_or_else(|err| panic!("{path}: {err}"));
+        assert_eq!(shown.iter().map(|shown| String::from_utf8_lossy(&shown.bytes)).collect::<Vec<_>>(), [String::from_utf8_lossy(bytes)]);
+        read += 1;
+    }
+    assert_eq!(read, 16);
 }
 
 #[test]

@@ -20,3 +20,4 @@ mod served;
 mod shared;
 mod split;
 mod stops;
+mod submitted;

@@ -7,6 +7,7 @@ mod attributes;
 mod parse;
 mod print;
 mod show;
+mod shown;
 mod structured;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ pub use attributes::{AttributeError, Attributes};
 pub use parse::DerivationError;
 pub(crate) use print::{ModuloInputs, print_for_input, print_for_outputs};
 pub use show::show;
+pub use shown::{Shown, ShownError, read_shown};
 pub use structured::{StructuredFiles, placeholder};
 
 use crate::content::{ContentAddress, ContentError, Method, text_path};
