@@ -29,6 +29,11 @@ pub fn farm(view: &FarmView) -> Value {
     })
 }
 
+/// An attribute of a set that has no job, because it does not evaluate.
+pub fn evaluation_error(attribute: &str, message: &str) -> Value {
+    json!({ "event": "evaluation-failed", "attr": attribute, "message": message })
+}
+
 /// One build.
 pub fn build(view: &BuildView, store_dir: &StoreDir) -> Value {
     let outputs: serde_json::Map<String, Value> = view

@@ -25,6 +25,7 @@ mod operate;
 mod order;
 mod progress;
 mod realise;
+mod submit;
 mod tables;
 mod tame;
 mod up;
@@ -44,6 +45,10 @@ enum Command {
     Up(up::Args),
     /// Build derivations and print their output paths
     Build(build::Args),
+    /// Build a set of jobs that nix-eval-jobs evaluated
+    ///
+    /// Every job is built, whatever else fails. Exit code 1 if a job failed or an attribute does not evaluate.
+    Submit(submit::Args),
     /// Run a coordinator
     Coordinator(daemons::Args),
     /// Run a worker
@@ -97,6 +102,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(args),
         Command::Build(args) => build::run(args),
+        Command::Submit(args) => submit::run(args),
         Command::Coordinator(args) => daemons::coordinator(&args),
         Command::Worker(args) => daemons::worker(&args),
         Command::Launcher(args) => daemons::launcher(&args),

@@ -6,6 +6,7 @@
 pub mod closure;
 pub mod content;
 pub mod derivation;
+pub mod eval_jobs;
 pub mod graph_file;
 pub mod hash;
 pub mod job;

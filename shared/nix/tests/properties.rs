@@ -8,6 +8,7 @@ use std::path::Path;
 
 use kiln_nix::nar::{self, Listing};
 use kiln_nix::{ContentAddress, Derivation, NarInfo, PublicKey, SecretKey, Signature};
+use kiln_nix::{derivation, eval_jobs};
 use kiln_wire::StoreDir;
 use proptest::prelude::*;
 
@@ -64,6 +65,14 @@ const NARINFO: &str = "StorePath: /nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-ba
     NarHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\nNarSize: 9\n\
     References: 0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar\nSig: a:AAAA\nCA: text:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n\
     FileBlake3: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n";
+
+const SHOWN: &str = r#"{"/nix/store/9b2wvyyk4xgs4ib0rc0zknvzi7cs85gl-x.drv": {"outputs": {"out": {"hashAlgo": "r:sha256"}},
+    "inputSrcs": ["/nix/store/c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-dep1"],
+    "inputDrvs": {"/nix/store/c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-dep2.drv": {"outputs": ["cat"], "dynamicOutputs": {}}},
+    "system": "wasm", "builder": "foo", "args": ["bar\n", "ba\"z"], "env": {"out": "x"}, "structuredAttrs": {"a": [1, 2.5e+10]}}}"#;
+
+const JOBS: &str =
+    "{\"attr\":\"a\",\"drvPath\":\"/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv\"}\n{\"attr\":\"b\",\"error\":\"no\"}\n";
 
 /// Changes single bytes, cuts, doubles a part.
 fn damaged(bytes: &[u8], changes: &[(usize, u8)], cut: usize, doubled: usize) -> Vec<u8> {
@@ -128,6 +137,26 @@ proptest! {
     }
 
     #[test]
+    fn damaged_json_of_a_derivation_is_refused_or_says_the_same(
+        changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..4), cut: usize, doubled: usize,
+    ) {
+        let store_dir = StoreDir::default();
+        let bytes = damaged(SHOWN.as_bytes(), &changes, cut, doubled % 3 * SHOWN.len());
+        for shown in derivation::read_shown(&store_dir, &bytes).unwrap_or_default() {
+            let computed = kiln_nix::drv_path_of(&store_dir, shown.path.name(), &shown.bytes);
+            prop_assert_eq!(computed, Ok(shown.path));
+        }
+    }
+
+    #[test]
+    fn damaged_lines_of_jobs_are_refused_or_read(
+        changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..4), cut: usize, doubled: usize,
+    ) {
+        let read = eval_jobs::read(&StoreDir::default(), damaged(JOBS.as_bytes(), &changes, cut, doubled).as_slice());
+        prop_assert!(read.is_err() || read.is_ok_and(|found| found.jobs.len() + found.errors.len() <= 4));
+    }
+
+    #[test]
     fn a_damaged_narinfo_is_refused_or_read(
         changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..4), cut: usize, doubled: usize,
     ) {
@@ -151,5 +180,9 @@ fn the_examples_that_are_damaged_are_right_themselves() {
     let store_dir = StoreDir::default();
     let derivation = Derivation::parse_canonical(&store_dir, "x", DRV.as_bytes()).expect("a derivation");
     assert_eq!(derivation.print(&store_dir), DRV.as_bytes());
+    let shown = derivation::read_shown(&store_dir, SHOWN.as_bytes()).expect("the path of its content");
+    assert_eq!(shown.len(), 1);
+    let found = eval_jobs::read(&store_dir, JOBS.as_bytes()).expect("two lines");
+    assert_eq!((found.jobs.len(), found.errors.len()), (1, 1));
     assert!(NarInfo::parse(&store_dir, NARINFO.as_bytes()).expect("a narinfo").path_info().is_ok());
 }

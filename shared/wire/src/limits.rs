@@ -16,6 +16,9 @@ pub const PATHS_PER_REQUEST_MAX: usize = 16_384;
 /// Derivations in one submission. A million jobs are about 300 MiB of state. Passing it: the submission is refused.
 pub const JOBS_PER_SUBMISSION_MAX: usize = 1_000_000;
 
+/// Bytes of one line of evaluated jobs (`nix-eval-jobs`), which holds an attribute's `meta` and inputs too. Passing it: the file is refused.
+pub const EVALUATED_LINE_BYTES_MAX: usize = 16 << 20;
+
 /// Bytes of a build's name. It lives in replicated state and in every view. Passing it: the submission is refused.
 pub const BUILD_NAME_BYTES_MAX: usize = 256;
 

@@ -1,9 +1,10 @@
-//! Jobs in another form than expressions and `.drv` files: what Nix shows as JSON.
+//! Jobs in other forms than expressions and `.drv` files: what Nix shows as JSON, and sets that were evaluated elsewhere.
 
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::farm::Place;
 
@@ -13,6 +14,7 @@ rec {
   top = drv "top" "read line < $deps; echo $line, topped > $out" [ lib ];
   structured = derivation { name = "structured"; system = "x86_64-linux"; builder = "${boot}/busybox"; __structuredAttrs = true;
     args = [ "sh" "-c" ". ./.attrs.sh; echo $number $text > \${outputs[out]}" ]; number = 17; text = "a \"b\" é\n"; };
+  bad = drv "bad" "exit 1" [ ];
 }
 "#;
 
@@ -91,4 +93,55 @@ fn structured_attributes_that_nix_shows_are_those_of_the_file() {
     let outputs = place.run(&["drv", "outputs", &shown]).expect_success().json();
     assert_eq!(outputs.as_object().map(serde_json::Map::len), Some(1));
     assert!(outputs[&evaluated.derivations[0]]["out"].is_string(), "{outputs}");
+}
+
+#[test]
+fn an_evaluated_set_is_one_build_and_what_does_not_evaluate_is_told() {
+    let place = Place::new(SET);
+    let evaluated = Evaluated::new(&place, &["top", "lib"]);
+    let _farm = place.up();
+    let job = |attribute: &str, drv: &str| json!({ "attr": attribute, "attrPath": [attribute], "drvPath": drv, "name": attribute, "system": "x86_64-linux", "outputs": { "out": null } });
+    let (top, lib) = (&evaluated.derivations[0], &evaluated.derivations[1]);
+    let jobs = [job("top", top), job("lib", lib), job("alias", top)].map(|line| line.to_string()).join("\n");
+    let error = json!({ "attr": "broken", "attrPath": ["broken"], "error": "error: \u{1b}[31mundefined variable\u{1b}[0m 'x'" });
+    let inputs = evaluated.store.to_str().expect("text").to_owned();
+
+    std::fs::write(place.path("jobs"), format!("{jobs}\n{error}\n")).expect("write");
+    let told = place.run(&["submit", "--name", "nightly", "--eval-jobs", "jobs", "--inputs", &inputs]);
+    assert_eq!(told.code(), 1, "{}", told.err());
+    for wanted in ["broken does not evaluate", "undefined variable", "built top", "errors in the evaluation: 1 attribute"] {
+        assert!(told.err().contains(wanted), "`{wanted}` is missing in {}", told.err());
+    }
+    assert_eq!(told.out().lines().count(), 2, "the others are built: {}", told.out());
+
+    let mut piped = place.kiln(&["submit", "--name", "nightly", "--eval-jobs", "-", "--inputs", &inputs, "--json"]);
+    let mut piped = piped.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary runs");
+    piped.stdin.take().expect("a pipe").write_all(jobs.as_bytes()).expect("write");
+    let ran = piped.wait_with_output().expect("it ends");
+    let last: Value =
+        serde_json::from_slice(ran.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).expect("a line")).expect("JSON");
+    assert_eq!((ran.status.code(), &last["name"], last["paths"].as_array().map(Vec::len)), (Some(0), &json!("nightly"), Some(2)), "{last}");
+
+    std::fs::write(place.path("errors"), error.to_string()).expect("write");
+    let told = place.run(&["submit", "--name", "nightly", "--eval-jobs", "errors", "--json"]);
+    assert_eq!((told.code(), &told.json()["event"], &told.json()["attr"]), (1, &json!("evaluation-failed"), &json!("broken")));
+    for (text, rule) in [("", "has no jobs"), ("{}", "line 1"), (&jobs, "missing")] {
+        std::fs::write(place.path("none"), text).expect("write");
+        let refused = place.run(&["submit", "--name", "nightly", "--eval-jobs", "none", "--inputs", "."]);
+        // The farm has the derivations of the last one by now, and the client reads them all the same.
+        assert_eq!(refused.code(), 2, "{text}: {}", refused.err());
+        assert!(refused.err().contains(rule), "{text}: {}", refused.err());
+    }
+}
+
+#[test]
+fn a_job_that_fails_keeps_no_other_of_the_set_from_being_built() {
+    let place = Place::new(SET);
+    let evaluated = Evaluated::new(&place, &["bad", "lib"]);
+    let lines: Vec<String> = evaluated.derivations.iter().map(|drv| json!({ "attr": drv, "drvPath": drv }).to_string()).collect();
+    std::fs::write(place.path("jobs"), lines.join("\n")).expect("write");
+    let _farm = place.up();
+    let failed = place.run(&["submit", "--name", "set", "--eval-jobs", "jobs", "--inputs", evaluated.store.to_str().expect("text")]);
+    assert_eq!(failed.code(), 1, "{}", failed.err());
+    assert!(failed.err().contains("built lib") && failed.err().contains("-bad.drv failed"), "{}", failed.err());
 }
