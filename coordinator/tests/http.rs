@@ -168,6 +168,54 @@ async fn a_cache_serves_its_own_files_and_nothing_else() {
     assert!(TcpStream::connect(cache.addr).await.is_err(), "it listens no more");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_kept_says_so_and_is_sent_once() {
+    let cache = Cache::start().await;
+    let info = cache.publish(&path(APP, "app"), &[], 1000).await;
+    let nar = format!("/{}", kiln_nix::narinfo::blob_key(&info.blob.sha256));
+    let narinfo = format!("/{APP}.narinfo");
+    let table = [
+        ("/nix-cache-info", "public, max-age=300", true),
+        (&narinfo, "public, max-age=300", true),
+        (&nar, "public, max-age=31536000, immutable", true),
+        ("/healthz", "no-store", false),
+        ("/metrics", "no-store", false),
+    ];
+    for (file, keep, tagged) in table {
+        let (status, head, body) = cache.request(&format!("GET {file}"), "").await;
+        assert!(status == 200 && field(&head, "cache-control") == Some(keep), "{file}: {head}");
+        let (status, of_head, nothing) = cache.request(&format!("HEAD {file}"), "").await;
+        let fields = ["cache-control", "etag", "content-type", "content-length"];
+        assert!(status == 200 && nothing.is_empty(), "{file}: {of_head}");
+        for name in fields.into_iter().filter(|_| tagged) {
+            assert_eq!(field(&of_head, name), field(&head, name), "{file}: {name}");
+        }
+        assert_eq!(field(&head, "etag").is_some(), tagged, "{file}: {head}");
+        let Some(tag) = field(&head, "etag") else { continue };
+        for method in ["GET", "HEAD"] {
+            let (status, again, nothing) = cache.request(&format!("{method} {file}"), &format!("If-None-Match: \"x\", {tag}\r\n")).await;
+            assert!(status == 304 && nothing.is_empty(), "{file}: {again}");
+            assert_eq!((field(&again, "etag"), field(&again, "cache-control")), (Some(tag), Some(keep)), "{file}: {again}");
+        }
+        let (status, _, other) = cache.request(&format!("GET {file}"), "If-None-Match: \"x\"\r\n").await;
+        assert_eq!((status, other), (200, body), "{file}");
+    }
+    let tag = field(&cache.request(&format!("HEAD {nar}"), "").await.1, "etag").expect("a tag").to_owned();
+    for (condition, expected) in [(tag.as_str(), 206), ("\"x\"", 200)] {
+        let range = format!("Range: bytes=0-9\r\nIf-Range: {condition}\r\n");
+        assert_eq!(cache.request(&format!("GET {nar}"), &range).await.0, expected, "{condition}");
+    }
+    for absent in [&format!("/{LIB}.narinfo"), &format!("/nar/{}.nar.zst", "0".repeat(52)), "/x/y/z"] {
+        let (status, head, _) = cache.request(&format!("GET {absent}"), "If-None-Match: *\r\n").await;
+        assert_eq!((status, field(&head, "cache-control")), (404, Some("no-store")), "{absent}: {head}");
+    }
+}
+
+/// Returns the value of a header.
+fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
 fn blake3_of(bytes: &[u8]) -> kiln_wire::Blake3Hash {
     kiln_link::blob_root(bytes).expect("reads memory")
 }

@@ -1,4 +1,4 @@
-//! The binary cache's three kinds of files.
+//! The binary cache's files.
 
 use std::io;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, State as Shared};
-use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -14,24 +14,25 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use kiln_store::{BlobReader, Store, StoreError};
 
 use super::State;
+use super::kept::{Keep, Tag, absent, answer};
 use crate::driver::Chain;
 
 /// Bytes of a NAR that are read and sent at a time.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// `nix-cache-info`.
-pub(super) async fn info(Shared(state): Shared<State>) -> Response {
-    ([(CONTENT_TYPE, "text/x-nix-cache-info")], state.store.cache_info()).into_response()
+pub(super) async fn info(Shared(state): Shared<State>, headers: HeaderMap) -> Response {
+    answer(&headers, Keep::Minutes, "text/x-nix-cache-info", state.store.cache_info())
 }
 
 /// `<hash part>.narinfo`.
-pub(super) async fn narinfo(Shared(state): Shared<State>, Path(file): Path<String>) -> Response {
+pub(super) async fn narinfo(Shared(state): Shared<State>, Path(file): Path<String>, headers: HeaderMap) -> Response {
     let Some(hash_part) = file.strip_suffix(".narinfo") else {
-        return StatusCode::NOT_FOUND.into_response();
+        return absent();
     };
     match state.store.narinfo(hash_part).await {
-        Ok(Some(text)) => ([(CONTENT_TYPE, "text/x-nix-narinfo")], text).into_response(),
-        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Ok(Some(text)) => answer(&headers, Keep::Minutes, "text/x-nix-narinfo", text),
+        Ok(None) => absent(),
         Err(error) => failed(&file, &error),
     }
 }
@@ -40,10 +41,16 @@ pub(super) async fn narinfo(Shared(state): Shared<State>, Path(file): Path<Strin
 pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file): Path<String>, headers: HeaderMap) -> Response {
     let size_bytes = match state.store.nar_file_size(&file).await {
         Ok(Some(size_bytes)) => size_bytes,
-        Ok(None) => return StatusCode::NOT_FOUND.into_response(),
+        Ok(None) => return absent(),
         Err(error) => return failed(&file, &error),
     };
-    let wanted = headers.get(RANGE).and_then(|value| value.to_str().ok()).and_then(|text| range(text, size_bytes));
+    // The name holds the hash of the bytes; the store knows no other names.
+    let tag = Tag::of_name(&file);
+    if tag.is_had(&headers) {
+        return tag.not_modified(Keep::Forever);
+    }
+    let wanted = headers.get(RANGE).filter(|_| tag.allows_range(&headers));
+    let wanted = wanted.and_then(|value| value.to_str().ok()).and_then(|text| range(text, size_bytes));
     let mut answer = Response::builder().header(CONTENT_TYPE, "application/x-nix-nar").header(ACCEPT_RANGES, "bytes");
     let span = match wanted {
         None => 0..size_bytes,
@@ -57,7 +64,7 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
             span
         }
     };
-    answer = answer.header(CONTENT_LENGTH, span.end - span.start);
+    answer = answer.header(CONTENT_LENGTH, span.end - span.start).header(ETAG, tag.header()).header(CACHE_CONTROL, Keep::Forever.header());
     let body = match method {
         Method::HEAD => Ok(Some(Body::empty())),
         // Hyper asks nothing of a body of no bytes, and no store has a span of none.
@@ -66,7 +73,7 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
     };
     match body {
         Ok(Some(body)) => answer.body(body).expect("the headers are well-formed"),
-        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Ok(None) => absent(),
         Err(error) => failed(&file, &error),
     }
 }
@@ -135,7 +142,7 @@ fn read_piece(blob: &BlobReader, offset_bytes: u64, end_bytes: u64) -> io::Resul
 
 fn failed(file: &str, error: &StoreError) -> Response {
     tracing::error!(file, error = %Chain(error), "a cache object cannot be served");
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    (StatusCode::INTERNAL_SERVER_ERROR, [(CACHE_CONTROL, Keep::Never.header())]).into_response()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! Nix holds them against the signed hash.
 
 mod cache;
+mod kept;
 mod metrics;
 #[cfg(feature = "simulation")]
 mod simulated;
@@ -12,14 +13,15 @@ mod simulated;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kiln_store::Store;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use self::kept::Keep;
 pub use metrics::Snapshot;
 #[cfg(feature = "simulation")]
 pub use simulated::Socket;
@@ -77,16 +79,21 @@ pub fn router(state: State) -> Router {
         .route("/healthz", get(healthz))
         .route("/metrics", get(scrape))
         .route("/{file}", get(cache::narinfo))
-        .fallback(|| async { StatusCode::NOT_FOUND })
+        .fallback(|| async { kept::absent() })
         .with_state(state)
 }
 
 /// Alive, and able to answer: the snapshot comes from the driver's state.
 async fn healthz(axum::extract::State(state): axum::extract::State<State>) -> Response {
     let _answered = (state.snapshot)();
-    ([(CONTENT_TYPE, "text/plain")], "ok\n").into_response()
+    (live("text/plain"), "ok\n").into_response()
 }
 
 async fn scrape(axum::extract::State(state): axum::extract::State<State>) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], (state.snapshot)().render()).into_response()
+    (live("text/plain; version=0.0.4"), (state.snapshot)().render()).into_response()
+}
+
+/// The head of what is true at one moment only.
+fn live(content_type: &'static str) -> [(HeaderName, HeaderValue); 2] {
+    [(CONTENT_TYPE, HeaderValue::from_static(content_type)), (CACHE_CONTROL, Keep::Never.header())]
 }
