@@ -1,24 +1,19 @@
 //! The binary cache's files.
 
-use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, State as Shared};
 use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
-use kiln_store::{BlobReader, Store, StoreError};
+use futures::TryStreamExt;
+use kiln_store::{Store, StoreError};
 
 use super::State;
 use super::kept::{Keep, Tag, absent, answer};
+use super::pieces::pieces;
 use crate::driver::Chain;
-
-/// Bytes of a NAR that are read and sent at a time.
-const PIECE_BYTES: u64 = 256 << 10;
 
 /// `nix-cache-info`.
 pub(super) async fn info(Shared(state): Shared<State>, headers: HeaderMap) -> Response {
@@ -81,8 +76,13 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
 /// Returns a span of a blob as it comes: from its file, or from the bucket as the bytes arrive.
 async fn body(store: &Store, file: &str, span: Range<u64>) -> Result<Option<Body>, StoreError> {
     if !store.is_shared() {
+        let counting = store.clone();
         let blob = store.open_nar_file(file).await?;
-        return Ok(blob.map(|blob| Body::from_stream(pieces(store.clone(), blob, span))));
+        return Ok(blob.map(|blob| {
+            let key = blob.object_key().to_owned();
+            let pieces = pieces(key, blob.into_bytes(), span);
+            Body::from_stream(pieces.inspect_ok(move |piece| counting.count_served(piece.len() as u64)))
+        }));
     }
     let counting = store.clone();
     let bytes = store.stream_nar_file(file, span).await?;
@@ -106,38 +106,6 @@ fn range(text: &str, size_bytes: u64) -> Option<Range<u64>> {
             Some(first.min(size_bytes)..last.saturating_add(1).min(size_bytes))
         }
     }
-}
-
-/// Streams a span of a blob. A read that fails cuts the body short, which the client sees by its length.
-fn pieces(store: Store, blob: BlobReader, span: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    let blob = Arc::new(blob);
-    stream::try_unfold(span.start, move |offset_bytes| {
-        let (blob, end_bytes) = (Arc::clone(&blob), span.end);
-        async move {
-            if offset_bytes >= end_bytes {
-                return Ok(None);
-            }
-            let read = tokio::task::spawn_blocking(move || read_piece(&blob, offset_bytes, end_bytes)).await;
-            let piece = read.map_err(io::Error::other)??;
-            let next_bytes = offset_bytes + piece.len() as u64;
-            Ok(Some((piece, next_bytes)))
-        }
-    })
-    .map(move |piece| piece.inspect(|piece| store.count_served(piece.len() as u64)))
-}
-
-fn read_piece(blob: &BlobReader, offset_bytes: u64, end_bytes: u64) -> io::Result<Bytes> {
-    let wanted = usize::try_from((end_bytes - offset_bytes).min(PIECE_BYTES)).expect("a piece fits memory");
-    let mut piece = vec![0; wanted];
-    let count = blob.read_at(&mut piece, offset_bytes).inspect_err(|error| {
-        tracing::error!(object = blob.object_key(), %error, "a stored NAR cannot be read");
-    })?;
-    if count == 0 {
-        tracing::error!(object = blob.object_key(), offset_bytes, "a stored NAR became shorter while it was read");
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    piece.truncate(count);
-    Ok(piece.into())
 }
 
 fn failed(file: &str, error: &StoreError) -> Response {

@@ -7,6 +7,7 @@
 mod cache;
 mod kept;
 mod metrics;
+mod pieces;
 #[cfg(feature = "simulation")]
 mod simulated;
 
