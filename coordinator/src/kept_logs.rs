@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use kiln_store::StoreError;
+use kiln_store::{BlobBytes, StoreError};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{AttemptId, DrvPath, WorkerId};
 
 use crate::heavy::heavy;
+use crate::http::FinishedLog;
 use crate::logs::{LogError, LogReader};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
@@ -94,6 +95,21 @@ pub(crate) async fn latest_attempt(parts: &Parts, derivation: &DrvPath) -> Resul
         true => Ok(own.max(parts.store.latest_log(derivation).await?)),
         false => Ok(own),
     }
+}
+
+/// Returns the log of the latest attempt that has ended and left one. Where all coordinators share a store, every one of them finds
+/// it there, a moment after the attempt's end.
+pub(crate) async fn newest_finished(parts: &Parts, derivation: &DrvPath) -> Result<Option<FinishedLog>, KeptLogError> {
+    if parts.store.is_shared() {
+        let Some(attempt) = parts.store.latest_log(derivation).await? else { return Ok(None) };
+        return Ok(parts.store.log(derivation, attempt).await?.map(|bytes| FinishedLog { attempt, bytes }));
+    }
+    let running = parts.farm(|farm| farm.live_lease(derivation)).map(|lease| lease.attempt);
+    heavy(|| {
+        let Some(attempt) = parts.logs.attempts(derivation).filter(|attempt| Some(*attempt) != running).max() else { return Ok(None) };
+        let file = parts.logs.file(derivation, attempt)?;
+        Ok(file.map(|file| FinishedLog { attempt, bytes: BlobBytes::File(file) }))
+    })
 }
 
 /// Opens a log: that of a running attempt here, where it is written; any other where all coordinators have it, for what is here may

@@ -139,8 +139,13 @@ impl Logs {
 
     /// Returns the latest attempt that has a log.
     pub fn latest_attempt(&self, derivation: &DrvPath) -> Option<AttemptId> {
-        let entries = fs::read_dir(self.dir.join(derivation.as_str())).ok()?;
-        entries.filter_map(|entry| attempt_of(entry.ok()?.file_name().to_str()?)).max()
+        self.attempts(derivation).max()
+    }
+
+    /// Returns the attempts that have a log, in no order.
+    pub fn attempts(&self, derivation: &DrvPath) -> impl Iterator<Item = AttemptId> {
+        let entries = fs::read_dir(self.dir.join(derivation.as_str())).into_iter().flatten();
+        entries.filter_map(|entry| attempt_of(entry.ok()?.file_name().to_str()?))
     }
 
     /// Opens a log for reading from its start.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use futures::FutureExt;
 use kiln_link::{Identity, LinkError, Listener, Protocol};
 use kiln_nix::sign::SecretKey;
 use kiln_store::keys::{self, KeyFileError};
@@ -24,7 +25,7 @@ use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectRecei
 use crate::shared_store::SharedStoreError;
 use crate::verified::Verified;
 use crate::watch::Watchers;
-use crate::{driver, http, requests, scrape, shared_store};
+use crate::{driver, http, kept_logs, requests, scrape, shared_store};
 
 /// A running coordinator.
 pub struct Coordinator {
@@ -112,8 +113,12 @@ impl Coordinator {
         let stop = Arc::new(Notify::new());
         let driver = tokio::spawn(driver::run(parts.clone(), effects, stop.clone()));
         let acceptor = tokio::spawn(accept(parts.clone(), listener.clone()));
-        let scraped = parts.clone();
-        let state = http::State::new(parts.store.clone(), move || scrape::snapshot(&scraped));
+        let (scraped, logged) = (parts.clone(), parts.clone());
+        let log = move |derivation| {
+            let parts = logged.clone();
+            async move { Ok(kept_logs::newest_finished(&parts, &derivation).await?) }.boxed()
+        };
+        let state = http::State::new(parts.store.clone(), move || scrape::snapshot(&scraped), log);
         let http = Http::serve(web, state);
         Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, http })
     }

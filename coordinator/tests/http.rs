@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Output;
 
-use kiln_coordinator::http::{Http, Snapshot, State};
+use futures::FutureExt;
+use kiln_coordinator::http::{FinishedLog, Http, Snapshot, State};
 use kiln_nix::scan::Candidates;
 use kiln_nix::sign::SecretKey;
-use kiln_store::{Location, Packer, Provenance, Store, StoreConfig};
-use kiln_wire::{PathInfo, StoreDir, StorePath};
+use kiln_store::{BlobBytes, Location, Packer, Provenance, Store, StoreConfig};
+use kiln_wire::{AttemptId, DrvPath, PathInfo, StoreDir, StorePath};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,7 +36,12 @@ impl Cache {
         let store = store.await.expect("opens");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
-        let http = Http::serve(listener, State::new(store.clone(), || Snapshot { builds_active: 3, ..Snapshot::default() }));
+        let snapshot = || Snapshot { builds_active: 3, ..Snapshot::default() };
+        let log = |derivation: DrvPath| {
+            let bytes = (derivation.name() == "app").then(|| BlobBytes::Memory(LOG.into()));
+            async move { Ok(bytes.map(|bytes| FinishedLog { attempt: AttemptId(7), bytes })) }.boxed()
+        };
+        let http = Http::serve(listener, State::new(store.clone(), snapshot, log));
         Self { dir, store, key: SecretKey::from_seed("farm-1", [5; 32]).expect("a good name"), addr, http }
     }
 
@@ -109,6 +115,8 @@ fn path(hash: &str, name: &str) -> StorePath {
 
 const APP: &str = "0hm2f1psjpcwg8fijsmr4wwxrx59s092";
 const LIB: &str = "1bxagw21mzw0pr7y9jcyjfyrlya5fnxz";
+/// What the builder of every derivation that is called `app` wrote.
+const LOG: &[u8] = b"<b>one</b>\n\xff two\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_serves_its_own_files_and_nothing_else() {
@@ -178,6 +186,7 @@ async fn what_may_be_kept_says_so_and_is_sent_once() {
         ("/nix-cache-info", "public, max-age=300", true),
         (&narinfo, "public, max-age=300", true),
         (&nar, "public, max-age=31536000, immutable", true),
+        (&format!("/log/{APP}-app.drv"), "public, no-cache", true),
         ("/healthz", "no-store", false),
         ("/metrics", "no-store", false),
     ];
@@ -208,6 +217,18 @@ async fn what_may_be_kept_says_so_and_is_sent_once() {
     for absent in [&format!("/{LIB}.narinfo"), &format!("/nar/{}.nar.zst", "0".repeat(52)), "/x/y/z"] {
         let (status, head, _) = cache.request(&format!("GET {absent}"), "If-None-Match: *\r\n").await;
         assert_eq!((status, field(&head, "cache-control")), (404, Some("no-store")), "{absent}: {head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_text_and_only_a_derivations() {
+    let cache = Cache::start().await;
+    let (status, head, body) = cache.request(&format!("GET /log/{APP}-app.drv"), "").await;
+    assert_eq!((status, body.as_slice()), (200, LOG));
+    assert_eq!(field(&head, "content-type"), Some("text/plain; charset=utf-8"), "{head}");
+    assert_eq!(field(&head, "x-content-type-options"), Some("nosniff"), "a browser makes no page of it: {head}");
+    for absent in [&format!("{APP}-lib.drv"), &format!("{APP}-app"), "..%2f..%2fetc%2fpasswd.drv", "", "x.drv"] {
+        assert_eq!(cache.request(&format!("GET /log/{absent}"), "").await.0, 404, "{absent}");
     }
 }
 

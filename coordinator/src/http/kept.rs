@@ -15,6 +15,8 @@ pub(super) enum Keep {
     Forever,
     /// For five minutes. What a narinfo says of a path is true as long as the path is there; who signed it may change.
     Minutes,
+    /// As long as the farm, asked again, says that it is still so.
+    Asking,
     /// Not at all.
     Never,
 }
@@ -24,6 +26,7 @@ impl Keep {
         HeaderValue::from_static(match self {
             Self::Forever => "public, max-age=31536000, immutable",
             Self::Minutes => "public, max-age=300",
+            Self::Asking => "public, no-cache",
             Self::Never => "no-store",
         })
     }

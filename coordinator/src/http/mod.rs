@@ -6,6 +6,7 @@
 
 mod cache;
 mod kept;
+mod log;
 mod metrics;
 mod pieces;
 #[cfg(feature = "simulation")]
@@ -18,11 +19,14 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::future::BoxFuture;
 use kiln_store::Store;
+use kiln_wire::DrvPath;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use self::kept::Keep;
+pub use log::FinishedLog;
 pub use metrics::Snapshot;
 #[cfg(feature = "simulation")]
 pub use simulated::Socket;
@@ -34,12 +38,20 @@ pub use tokio::net::TcpListener as Socket;
 pub struct State {
     store: Store,
     snapshot: Arc<dyn Fn() -> Snapshot + Send + Sync>,
+    log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
 }
 
+/// The newest complete log of a derivation; none if there is none.
+pub type FoundLog = Result<Option<FinishedLog>, Box<dyn std::error::Error + Send + Sync>>;
+
 impl State {
-    /// Answers from this store. `snapshot` is called at each scrape of the metrics and must be quick.
-    pub fn new(store: Store, snapshot: impl Fn() -> Snapshot + Send + Sync + 'static) -> Self {
-        Self { store, snapshot: Arc::new(snapshot) }
+    /// Answers from this store. `snapshot` is called at each scrape of the metrics and must be quick; `log` finds logs.
+    pub fn new(
+        store: Store,
+        snapshot: impl Fn() -> Snapshot + Send + Sync + 'static,
+        log: impl Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync + 'static,
+    ) -> Self {
+        Self { store, snapshot: Arc::new(snapshot), log: Arc::new(log) }
     }
 }
 
@@ -77,6 +89,7 @@ pub fn router(state: State) -> Router {
     Router::new()
         .route("/nix-cache-info", get(cache::info))
         .route("/nar/{file}", get(cache::nar))
+        .route("/log/{file}", get(log::log))
         .route("/healthz", get(healthz))
         .route("/metrics", get(scrape))
         .route("/{file}", get(cache::narinfo))

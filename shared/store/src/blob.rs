@@ -88,6 +88,17 @@ impl BlobBytes {
         }
     }
 
+    /// Returns how many they are.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => file.metadata().map(|meta| meta.len()),
+            Self::Memory(bytes) => Ok(bytes.len() as u64),
+        }
+    }
+
     /// Returns another handle to the same bytes.
     ///
     /// # Errors

@@ -64,12 +64,30 @@ pub fn copy_with_nix(place: &Place, cache: &str, key: &str, path: &str) {
     assert!(Path::new(&format!("{}{path}", place.path("nix").display())).exists());
 }
 
+/// Returns what Nix prints as the log of a derivation, or of what one made, read from a cache. Nix 2.8 wants to read a derivation that
+/// is named, so that the store is the one in which it was evaluated; that store has no logs, and the cache is asked for it.
+pub fn log_with_nix(place: &Place, cache: &str, path: &str) -> String {
+    let config = place.path("nix-config");
+    std::fs::create_dir_all(&config).expect("make directory");
+    std::fs::write(config.join("nix.conf"), "experimental-features = nix-command\nsubstituters =\n").expect("write");
+    let evaluated = format!("local?root={}", place.path("farm/evaluation").display());
+    let from = match path.ends_with(".drv") {
+        true => vec!["--store", &evaluated, "--option", "substituters", cache],
+        false => vec!["--store", cache],
+    };
+    let mut command = Command::new("nix");
+    command.arg("log").args(from).arg(path).env("NIX_CONF_DIR", &config).env("HOME", place.path("")).env_remove("NIX_REMOTE");
+    let ran = command.output().expect("nix-bin is installed");
+    assert!(ran.status.success(), "nix log {path}: {}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).expect("UTF-8")
+}
+
 const FAILING: &str = r#"
 rec {
   good = drv "good" "echo good > $out" [ ];
   bad = drv "bad" "echo line one; echo line two >&2; exit 3" [ good ];
   above = drv "above" "echo > $out" [ bad ];
-  other = drv "other" "echo other > $out" [ good ];
+  other = drv "other" "echo other > $out; echo made other" [ good ];
 }
 "#;
 
@@ -86,7 +104,10 @@ fn a_failure_is_told_with_its_log_and_stops_only_what_needs_it() {
     let bad = said.lines().find_map(|line| line.split_once("-bad.drv failed:")).expect("names the derivation").0.trim().to_owned();
     let log = place.run(&["log", &format!("{bad}-bad.drv")]).expect_success();
     assert_eq!(log.out(), "line one\nline two\n");
-    place.run(&["build", "-f", "set.nix", "-A", "other"]).expect_success();
+    let cache = place.beacon()["cache"].as_str().expect("the beacon names it").to_owned();
+    assert_eq!(log_with_nix(&place, &cache, &format!("/nix/store/{bad}-bad.drv")), log.out());
+    let other = place.run(&["build", "-f", "set.nix", "-A", "other"]).expect_success();
+    assert_eq!(log_with_nix(&place, &cache, other.out().trim()), "made other\n", "by the path that was made");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use kiln_s3::{Config, Faults, S3Server};
 use tokio::runtime::Runtime;
 
-use crate::builds::copy_with_nix;
+use crate::builds::{copy_with_nix, log_with_nix};
 use crate::crashes::Daemons;
 use crate::farm::{Process, free_port, wait_for};
 
@@ -179,6 +179,7 @@ fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
     });
     for cache in &caches {
         copy_with_nix(place, cache, &key, built.out().trim());
+        assert_eq!(log_with_nix(place, cache, &format!("/nix/store/{broken}-broken.drv")), "this one fails\n");
     }
     first.kill_9();
     let log = place.run(&[&["log", &format!("{broken}-broken.drv")], &daemons.farm()[..]].concat()).expect_success();
