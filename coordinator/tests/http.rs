@@ -186,6 +186,7 @@ async fn what_may_be_kept_says_so_and_is_sent_once() {
         ("/nix-cache-info", "public, max-age=300", true),
         (&narinfo, "public, max-age=300", true),
         (&nar, "public, max-age=31536000, immutable", true),
+        (&format!("/{APP}.ls"), "public, max-age=300", true),
         (&format!("/log/{APP}-app.drv"), "public, no-cache", true),
         ("/healthz", "no-store", false),
         ("/metrics", "no-store", false),
@@ -230,6 +231,31 @@ async fn a_log_is_text_and_only_a_derivations() {
     for absent in [&format!("{APP}-lib.drv"), &format!("{APP}-app"), "..%2f..%2fetc%2fpasswd.drv", "", "x.drv"] {
         assert_eq!(cache.request(&format!("GET /log/{absent}"), "").await.0, 404, "{absent}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_is_what_nix_writes_and_is_made_once() {
+    let cache = Cache::start().await;
+    let info = cache.publish(&path(APP, "app"), &[], 100_000).await;
+    let (status, head, body) = cache.request(&format!("GET /{APP}.ls"), "").await;
+    assert!(status == 200 && field(&head, "content-type") == Some("application/json"), "{head}");
+    let binary = cache.dir.path().join("binary");
+    let (url, to) = (format!("http://{}", cache.addr), format!("file://{}?write-nar-listing=true", binary.display()));
+    let copied = cache.nix("listed", &["copy", "--no-check-sigs", "--from", &url, "--to", &to, &format!("/nix/store/{APP}-app")]).await;
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    let theirs = std::fs::read(binary.join(format!("{APP}.ls"))).expect("Nix wrote a listing");
+    let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).expect("JSON");
+    assert_eq!(json(&body), json(&theirs));
+    assert_eq!(cache.request(&format!("GET /{LIB}.ls"), "").await.0, 404);
+    assert_eq!(cache.request("GET /..%2fx.ls", "").await.0, 404);
+
+    // It is kept: the NAR is not read again. One that the farm has not listed yet is held against the path's hash.
+    let object = cache.dir.path().join("store").join(kiln_nix::narinfo::blob_key(&info.blob.sha256));
+    std::fs::write(&object, b"damaged").expect("writes");
+    assert_eq!(cache.request(&format!("GET /{APP}.ls"), "").await.2, body);
+    std::fs::remove_dir_all(cache.dir.path().join("store/listings")).expect("removes");
+    let (status, head, nothing) = cache.request(&format!("GET /{APP}.ls"), "").await;
+    assert!(status == 500 && nothing.is_empty() && field(&head, "cache-control") == Some("no-store"), "{head}");
 }
 
 /// Returns the value of a header.

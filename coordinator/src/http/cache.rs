@@ -20,13 +20,15 @@ pub(super) async fn info(Shared(state): Shared<State>, headers: HeaderMap) -> Re
     answer(&headers, Keep::Minutes, "text/x-nix-cache-info", state.store.cache_info())
 }
 
-/// `<hash part>.narinfo`.
-pub(super) async fn narinfo(Shared(state): Shared<State>, Path(file): Path<String>, headers: HeaderMap) -> Response {
-    let Some(hash_part) = file.strip_suffix(".narinfo") else {
-        return absent();
+/// `<hash part>.narinfo`, or `<hash part>.ls`: what the path's NAR holds.
+pub(super) async fn described(Shared(state): Shared<State>, Path(file): Path<String>, headers: HeaderMap) -> Response {
+    let (found, content_type) = match file.rsplit_once('.') {
+        Some((hash_part, "narinfo")) => (state.store.narinfo(hash_part).await, "text/x-nix-narinfo"),
+        Some((hash_part, "ls")) => (state.store.listing(hash_part).await, "application/json"),
+        Some(_) | None => return absent(),
     };
-    match state.store.narinfo(hash_part).await {
-        Ok(Some(text)) => answer(&headers, Keep::Minutes, "text/x-nix-narinfo", text),
+    match found {
+        Ok(Some(text)) => answer(&headers, Keep::Minutes, content_type, text),
         Ok(None) => absent(),
         Err(error) => failed(&file, &error),
     }

@@ -92,7 +92,7 @@ pub fn router(state: State) -> Router {
         .route("/log/{file}", get(log::log))
         .route("/healthz", get(healthz))
         .route("/metrics", get(scrape))
-        .route("/{file}", get(cache::narinfo))
+        .route("/{file}", get(cache::described))
         .fallback(|| async { kept::absent() })
         .with_state(state)
 }

@@ -92,6 +92,7 @@ fn variant(err: &NarError) -> &'static str {
         NarError::Depth => "depth",
         NarError::Target { .. } => "target",
         NarError::NotOneFile { .. } => "not one file",
+        NarError::LongListing { .. } => "long listing",
         NarError::Read(_) => "read",
         NarError::Exists { .. } => "exists",
         NarError::Restore { .. } => "restore",
@@ -181,6 +182,14 @@ fn the_limits_themselves_are_allowed() {
         nar::dump(&destination, &mut again).unwrap_or_else(|err| panic!("{what}: {err}"));
         assert_eq!(again, bytes, "{what}");
     }
+}
+
+#[test]
+fn a_listing_that_grows_too_long_is_given_up() {
+    let names: Vec<String> = (10..30).map(|number| format!("file-{number}")).collect();
+    let bytes = archive(directory(names.iter().map(|name| (name.as_bytes(), file(""))).collect()));
+    assert!(Listing::read_within(bytes.as_slice(), 10_000).is_ok());
+    assert!(matches!(Listing::read_within(bytes.as_slice(), 1000), Err(NarError::LongListing { bytes_max: 1000 })));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kiln_nix::nar::NarError;
 use kiln_nix::narinfo::NarInfoError;
 use kiln_wire::{DrvPath, PathInfo, StorePath};
 
@@ -118,6 +119,15 @@ pub enum StoreError {
         /// What differs.
         #[source]
         lie: Box<Lie>,
+    },
+    /// The NAR of a path cannot be listed.
+    #[error("list `{path}`")]
+    Listing {
+        /// The path.
+        path: StorePath,
+        /// Why not.
+        #[source]
+        err: NarError,
     },
     /// A path must not be published before everything that it refers to.
     #[error("publish `{path}`: it refers to `{reference}`, which is not in the store")]

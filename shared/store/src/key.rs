@@ -1,9 +1,11 @@
 //! Keys of objects: the layout of the store, which is that of a Nix binary cache.
 //!
 //! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
-//! `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build`. Every key is made of checked parts, so that none leaves its
-//! directory. A key that follows from the content is written without a condition: whoever writes it writes the same.
+//! `listings/<SHA-256 of the NAR in Nix's base 32>.ls` · `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build`. Every key is
+//! made of checked parts, so that none leaves its directory. A key that follows from the content is written without a condition:
+//! whoever writes it writes the same.
 
+use kiln_nix::hash::nix32;
 use kiln_nix::narinfo::blob_key;
 use kiln_wire::{AttemptId, BuildId, DrvPath, Sha256Hash};
 use object_store::path::Path;
@@ -35,6 +37,11 @@ pub(crate) fn narinfo(hash_part: &str) -> Path {
 /// Returns the key of the blob with this SHA-256.
 pub(crate) fn nar(blob_sha256: &Sha256Hash) -> Path {
     Path::from(blob_key(blob_sha256))
+}
+
+/// Returns the key of what the NAR with this SHA-256 holds.
+pub(crate) fn listing(nar_hash: &Sha256Hash) -> Path {
+    Path::from("listings").join(format!("{}.ls", nix32(&nar_hash.0)))
 }
 
 /// Returns the key of a NAR that is asked for by its file name, if that is one.

@@ -23,6 +23,7 @@ mod keep;
 mod key;
 pub mod keys;
 mod lie;
+mod listing;
 mod narinfo;
 mod objects;
 mod pack;

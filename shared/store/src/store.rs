@@ -77,6 +77,8 @@ pub(crate) struct Inner {
     pub(crate) store_dir: StoreDir,
     pub(crate) spool_dir: PathBuf,
     pub(crate) infos: PathInfoCache,
+    /// Held while a NAR is listed.
+    pub(crate) listing: Arc<tokio::sync::Mutex<()>>,
     pub(crate) received_bytes: AtomicU64,
     pub(crate) served_bytes: AtomicU64,
 }
@@ -117,6 +119,7 @@ impl Store {
             store_dir: config.store_dir,
             spool_dir: config.spool_dir,
             infos: PathInfoCache::new(config.cached_paths_max),
+            listing: Arc::default(),
             received_bytes: AtomicU64::new(0),
             served_bytes: AtomicU64::new(0),
         };
@@ -183,8 +186,7 @@ impl Store {
         let Some(bytes) = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await? else {
             return Ok(None);
         };
-        let info =
-            narinfo::read(&self.inner.store_dir, &bytes).map_err(|reason| StoreError::DamagedNarinfo { key: key.to_string(), reason })?;
+        let info = narinfo::read(&self.inner.store_dir, &bytes).map_err(|reason| damaged_narinfo(&key, reason))?;
         // Another path with the same hash part cannot be had by accident; this one is then not in the store.
         Ok((info.path == *path).then_some(info))
     }
@@ -331,6 +333,10 @@ impl Store {
             false => Err(StoreError::OtherStoreDir { found: found.to_owned(), wanted: self.inner.store_dir.to_string() }),
         }
     }
+}
+
+pub(crate) fn damaged_narinfo(key: &Path, reason: String) -> StoreError {
+    StoreError::DamagedNarinfo { key: key.to_string(), reason }
 }
 
 fn check_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<(), String> {

@@ -9,7 +9,7 @@ use crate::error::StoreError;
 use crate::key;
 use crate::narinfo;
 use crate::receive::Provenance;
-use crate::store::{NARINFO_BYTES_MAX, Store};
+use crate::store::{NARINFO_BYTES_MAX, Store, damaged_narinfo};
 
 /// What a check of the whole store found.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl Store {
     async fn verify_hash_part(&self, hash_part: &str) -> Result<PathInfo, StoreError> {
         let key = key::narinfo(hash_part);
         let bytes = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await?.unwrap_or_default();
-        let damaged = |reason| StoreError::DamagedNarinfo { key: key.to_string(), reason };
+        let damaged = |reason| damaged_narinfo(&key, reason);
         let info = narinfo::read(self.store_dir(), &bytes).map_err(damaged)?;
         if info.path.hash_part() != hash_part {
             return Err(damaged(format!("it describes `{}`", info.path)));

@@ -44,11 +44,24 @@ impl Listing {
     /// # Errors
     /// [`NarError`] names the rule that the archive breaks.
     pub fn read(reader: impl Read) -> Result<Self, NarError> {
+        Self::read_within(reader, u64::MAX)
+    }
+
+    /// As [`Listing::read`], for an archive that a stranger made: it stops when the listing has more than about `bytes_max` of memory.
+    ///
+    /// # Errors
+    /// [`NarError::LongListing`], and as [`Listing::read`].
+    pub fn read_within(reader: impl Read, bytes_max: u64) -> Result<Self, NarError> {
         let position = Cell::new(0);
         let mut tree = Tree { open: Vec::new(), root: None };
+        let mut bytes = 0;
         // Counted above the buffer: when a file is visited, exactly the bytes before its contents have been read.
         let mut reader = Counting { reader: BufReader::with_capacity(BUFFER_BYTES, reader), position: &position };
         visit_buffered(&mut reader, |object| {
+            bytes += OBJECT_BYTES + texts_bytes(&object);
+            if bytes > bytes_max {
+                return Err(NarError::LongListing { bytes_max });
+            }
             match object {
                 Object::Enter(name) => tree.open(name),
                 Object::Leave => tree.close(),
@@ -83,6 +96,18 @@ impl Listing {
         found
     }
 }
+
+fn texts_bytes(object: &Object<'_>) -> u64 {
+    let (name, target) = match object {
+        Object::Enter(name) | Object::File { name, .. } => (*name, None),
+        Object::Symlink { name, target } => (*name, Some(target.len())),
+        Object::Leave => (None, None),
+    };
+    (name.map_or(0, <[u8]>::len) + target.unwrap_or_default()) as u64
+}
+
+/// What an object takes beside its name, in a map and on the heap.
+const OBJECT_BYTES: u64 = 128;
 
 struct Tree {
     /// Names and entries of the directories that are being read, innermost last.

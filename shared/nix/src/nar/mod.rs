@@ -73,6 +73,12 @@ pub enum NarError {
         /// What it holds.
         found: &'static str,
     },
+    /// It holds more objects than its reader lists.
+    #[error("list NAR: its listing takes more than {bytes_max} bytes")]
+    LongListing {
+        /// What it may take.
+        bytes_max: u64,
+    },
     /// The stream of the archive failed.
     #[error("read NAR")]
     Read(#[source] io::Error),
