@@ -116,11 +116,14 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Restored, RestoreEr
     let bytes = std::fs::read(file).map_err(|source| RestoreError::Read { path: file.to_owned(), source })?;
     let backup = Backup::decode(&bytes).map_err(|source| RestoreError::Backup { path: file.to_owned(), source })?;
     let about = backup.about.clone();
-    let key = keys::load(&config.signing_key.clone().unwrap_or_else(|| config.dir.join("signing.key")))?;
+    let own = keys::load(&config.signing_key.clone().unwrap_or_else(|| config.dir.join("signing.key")))?;
+    let keys = keys::ring(own, &config.signing_keys, &config.retired_keys)?;
+    // The farm may have gone over to another key since.
+    let known = keys.known().map(|key| key.to_string()).find(|key| *key == about.public_key);
     let same = [
         ("farm", about.farm.clone(), config.farm.clone()),
         ("store directory", about.store_dir.to_string(), config.store_dir.to_string()),
-        ("signing key", about.public_key.clone(), key.public().to_string()),
+        ("signing key", about.public_key.clone(), known.unwrap_or_else(|| keys.own().public().to_string())),
     ];
     if let Some((what, found, wanted)) = same.into_iter().find(|(_, found, wanted)| found != wanted) {
         return Err(RestoreError::OtherFarm { path: file.to_owned(), what, found, wanted });

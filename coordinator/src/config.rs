@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use kiln_nix::PublicKey;
 use kiln_wire::{NodeId, StoreDir};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::shared_store::SharedStore;
 
@@ -37,6 +38,13 @@ pub struct Config {
     /// The key that signs the cache (`kiln keys generate`). Default: `signing.key` below `dir`, made at the first start.
     #[serde(default)]
     pub signing_key: Option<PathBuf>,
+    /// Further keys that sign beside it, so that clients can go over from one key to the next (`ops/runbooks/keys.md`). Default none.
+    #[serde(default)]
+    pub signing_keys: Vec<PathBuf>,
+    /// Public halves of keys that signed before, as `trusted-public-keys` has them: what they signed, the present keys sign too when it
+    /// is served. Default none.
+    #[serde(default, deserialize_with = "public_keys")]
+    pub retired_keys: Vec<PublicKey>,
     /// Coordinators of a farm, `host:port` each. An empty `dir` then waits to be taken in with `kiln cluster add`; without this it
     /// becomes a new farm. Set it at every coordinator of a farm, for a wiped `dir` must never begin another one. Default none.
     #[serde(default)]
@@ -150,6 +158,11 @@ impl Config {
     }
 }
 
+fn public_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| PublicKey::parse(text)).collect::<Result<_, _>>().map_err(serde::de::Error::custom)
+}
+
 fn farm_default() -> String {
     "kiln".to_owned()
 }
@@ -213,7 +226,12 @@ mod tests {
 
     #[test]
     fn a_misspelt_or_missing_field_is_named() {
-        for (text, named) in [("dir = '/d'\nidentity = '/i'\nlisen = '[::]:1'", "lisen"), ("identity = '/i'", "dir"), ("dir = 3", "dir")] {
+        for (text, named) in [
+            ("dir = '/d'\nidentity = '/i'\nlisen = '[::]:1'", "lisen"),
+            ("identity = '/i'", "dir"),
+            ("dir = 3", "dir"),
+            ("dir = '/d'\nidentity = '/i'\nretired_keys = ['x']", "retired_keys"),
+        ] {
             let error = toml::from_str::<Config>(text).expect_err(text).to_string();
             assert!(error.contains(named), "{error}");
         }

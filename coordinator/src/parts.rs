@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use kiln_core::Farm;
-use kiln_nix::sign::SecretKey;
+use kiln_nix::Keyring;
 use kiln_store::{Store, StoreError, Uploads};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
 
@@ -27,7 +27,7 @@ pub(crate) struct Parts {
     pub(crate) join: Vec<String>,
     pub(crate) store: Store,
     pub(crate) store_dir: StoreDir,
-    pub(crate) signing_key: SecretKey,
+    pub(crate) keys: Keyring,
     /// Whether this coordinator may be one of several.
     pub(crate) may_have_peers: Result<(), PeersError>,
     /// What a backup says that it is of.

@@ -12,7 +12,7 @@ use crate::parts::Parts;
 /// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed.
 pub(crate) async fn publish(parts: Arc<Parts>, derivation: DrvPath, outputs: Vec<PathInfo>) {
     let mut pause = RETRY_FIRST;
-    while let Err(error) = parts.store.publish(&outputs, &parts.signing_key).await {
+    while let Err(error) = parts.store.publish(&outputs, &parts.keys).await {
         tracing::warn!(%derivation, error = %Chain(&error), "publish outputs; tried again in {pause:?}");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_LAST);

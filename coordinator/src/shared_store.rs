@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kiln_nix::sign::PublicKey;
+use kiln_nix::Keyring;
 use kiln_store::{Location, S3, S3Credentials, Store, StoreError};
 use serde::Deserialize;
 
@@ -115,15 +115,15 @@ impl SharedStore {
 ///
 /// # Errors
 /// [`StoreError`] if the store answers that it is another farm's.
-pub(crate) async fn claim(store: &Store, farm: &str, signing_key: &PublicKey) -> Result<(), StoreError> {
-    match tokio::time::timeout(FIRST_CLAIM, store.belong_to(farm, signing_key)).await {
+pub(crate) async fn claim(store: &Store, farm: &str, keys: &Keyring) -> Result<(), StoreError> {
+    match tokio::time::timeout(FIRST_CLAIM, store.belong_to(farm, keys)).await {
         Ok(Err(error)) if error.is_passing() => tracing::warn!(error = %Chain(&error), "the shared store is away"),
         Ok(answered) => return answered,
         Err(_) => tracing::warn!("the shared store has not answered for {FIRST_CLAIM:?}"),
     }
-    let (store, farm, signing_key) = (store.clone(), farm.to_owned(), signing_key.clone());
+    let (store, farm, keys) = (store.clone(), farm.to_owned(), keys.clone());
     tokio::spawn(async move {
-        while let Err(error) = store.belong_to(&farm, &signing_key).await {
+        while let Err(error) = store.belong_to(&farm, &keys).await {
             tracing::error!(error = %Chain(&error), "the shared store cannot be used; tried again in {CLAIM_AGAIN:?}");
             tokio::time::sleep(CLAIM_AGAIN).await;
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use kiln_link::{Identity, LinkError, Listener, Protocol};
-use kiln_nix::sign::SecretKey;
+use kiln_nix::Keyring;
 use kiln_store::keys::{self, KeyFileError};
 use kiln_store::{Location, Store, StoreConfig, StoreError, Uploads};
 use tokio::sync::Notify;
@@ -107,8 +107,9 @@ impl Coordinator {
             Some(path) => keys::load(path)?,
             None => keys::load_or_create(&config.dir.join("signing.key"), &config.farm)?,
         };
-        let consensus = consensus_config(&config, identity, &signing_key, listener.local_addr(), http_addr);
-        let (parts, effects) = parts(&config, consensus, signing_key, http_addr).await?;
+        let keys = keys::ring(signing_key, &config.signing_keys, &config.retired_keys)?;
+        let consensus = consensus_config(&config, identity, &keys, listener.local_addr(), http_addr);
+        let (parts, effects) = parts(&config, consensus, keys, http_addr).await?;
         let parts = Arc::new(parts);
         let stop = Arc::new(Notify::new());
         let driver = tokio::spawn(driver::run(parts.clone(), effects, stop.clone()));
@@ -118,7 +119,7 @@ impl Coordinator {
             let parts = logged.clone();
             async move { Ok(kept_logs::newest_finished(&parts, &derivation).await?) }.boxed()
         };
-        let state = http::State::new(parts.store.clone(), move || scrape::snapshot(&scraped), log);
+        let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
         let http = Http::serve(web, state);
         Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, http })
     }
@@ -139,9 +140,9 @@ impl Coordinator {
         &self.parts.consensus
     }
 
-    /// Returns the public half of the key that signs the cache, as Nix writes it.
+    /// Returns the public halves of the keys that sign the cache, as `trusted-public-keys` has them.
     pub fn public_key(&self) -> String {
-        self.parts.signing_key.public().to_string()
+        self.parts.keys.trusted()
     }
 
     /// Waits until consensus stops by itself, which it does when its disk fails.
@@ -179,9 +180,9 @@ async fn accept(parts: Arc<Parts>, listener: Arc<Listener>) {
 }
 
 /// How this coordinator takes part in consensus.
-fn consensus_config(config: &Config, identity: &Identity, key: &SecretKey, link: SocketAddr, http: SocketAddr) -> ConsensusConfig {
+fn consensus_config(config: &Config, identity: &Identity, keys: &Keyring, link: SocketAddr, http: SocketAddr) -> ConsensusConfig {
     let common = [
-        ("signing key", key.public().to_string()),
+        ("signing key", keys.own().public().to_string()),
         ("store directory", config.store_dir.to_string()),
         ("store", config.store.as_ref().map_or_else(|| format!("on the disk of coordinator {}", config.node), |store| store.url.clone())),
     ];
@@ -206,7 +207,7 @@ fn consensus_config(config: &Config, identity: &Identity, key: &SecretKey, link:
 async fn parts(
     config: &Config,
     consensus: ConsensusConfig,
-    signing_key: SecretKey,
+    keys: Keyring,
     http_addr: SocketAddr,
 ) -> Result<(Parts, EffectReceiver), StartError> {
     let dir = &config.dir;
@@ -218,7 +219,7 @@ async fn parts(
     })
     .await?;
     if store.is_shared() {
-        shared_store::claim(&store, &config.farm, &signing_key.public()).await?;
+        shared_store::claim(&store, &config.farm, &keys).await?;
     }
     let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
     let archive = Archive::open(&dir.join("builds"), &store)?;
@@ -236,12 +237,12 @@ async fn parts(
         about: About {
             farm: config.farm.clone(),
             store_dir: config.store_dir.clone(),
-            public_key: signing_key.public().to_string(),
+            public_key: keys.own().public().to_string(),
             store: config.store.as_ref().map_or_else(String::new, |store| store.url.clone()),
             taken_at: Default::default(),
             program: concat!("kiln ", env!("CARGO_PKG_VERSION")).to_owned(),
         },
-        signing_key,
+        keys,
         cache_url: Some(format!("http://{}", config.advertise_http.clone().unwrap_or_else(|| http_addr.to_string()))),
         derivations: Derivations::new(config.store_dir.clone()),
         checked: Mutex::new(Checked::new(config.store_dir.clone())),

@@ -58,7 +58,7 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
 /// Takes a content-addressed path from a client and publishes it: nothing but its own bytes vouches for it.
 pub(crate) async fn import(parts: &Parts, info: PathInfo, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
     let Some(stored) = receive(parts, info, Provenance::Imported, sender, receiver).await? else { return Ok(()) };
-    match parts.store.publish(std::slice::from_ref(&stored), &parts.signing_key).await {
+    match parts.store.publish(std::slice::from_ref(&stored), &parts.keys).await {
         Ok(()) => sender.send(&Response::Stored).await,
         Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
     }

@@ -18,7 +18,7 @@ pub(crate) fn farm(parts: &Parts) -> FarmView {
     FarmView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         store_dir: parts.store_dir.clone(),
-        public_key: parts.signing_key.public().to_string(),
+        public_key: parts.keys.trusted(),
         cache_url: parts.cache_url.clone(),
         leader: parts.consensus.leadership().borrow().leader,
         builds,

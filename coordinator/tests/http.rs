@@ -9,7 +9,7 @@ use std::process::Output;
 use futures::FutureExt;
 use kiln_coordinator::http::{FinishedLog, Http, Snapshot, State};
 use kiln_nix::scan::Candidates;
-use kiln_nix::sign::SecretKey;
+use kiln_nix::{Keyring, SecretKey};
 use kiln_store::{BlobBytes, Location, Packer, Provenance, Store, StoreConfig};
 use kiln_wire::{AttemptId, DrvPath, PathInfo, StoreDir, StorePath};
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 struct Cache {
     dir: TempDir,
     store: Store,
-    key: SecretKey,
+    keys: Keyring,
     addr: SocketAddr,
     http: Http,
 }
@@ -36,13 +36,14 @@ impl Cache {
         let store = store.await.expect("opens");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
+        let keys = Keyring::of(SecretKey::from_seed("farm-1", [5; 32]).expect("a good name"));
         let snapshot = || Snapshot { builds_active: 3, ..Snapshot::default() };
         let log = |derivation: DrvPath| {
             let bytes = (derivation.name() == "app").then(|| BlobBytes::Memory(LOG.into()));
             async move { Ok(bytes.map(|bytes| FinishedLog { attempt: AttemptId(7), bytes })) }.boxed()
         };
-        let http = Http::serve(listener, State::new(store.clone(), snapshot, log));
-        Self { dir, store, key: SecretKey::from_seed("farm-1", [5; 32]).expect("a good name"), addr, http }
+        let http = Http::serve(listener, State::new(store.clone(), keys.clone(), snapshot, log));
+        Self { dir, store, keys, addr, http }
     }
 
     /// Publishes a tree whose file names the paths that it refers to.
@@ -65,7 +66,7 @@ impl Cache {
         }
         receiver.write(&blob).expect("takes the bytes");
         let info = self.store.finish_upload(receiver).await.expect("stores");
-        self.store.publish(std::slice::from_ref(&info), &self.key).await.expect("publishes");
+        self.store.publish(std::slice::from_ref(&info), &self.keys).await.expect("publishes");
         info
     }
 
@@ -275,7 +276,7 @@ async fn nix_copies_a_closure_and_refuses_what_was_tampered_with() {
     let info = cache.publish(&app, &[&app, &lib], 200_000).await;
     let url = format!("http://{}", cache.addr);
     let full = format!("/nix/store/{app}");
-    let key = cache.key.public().to_string();
+    let key = cache.keys.trusted();
     let copy = ["copy", "--from", &url, "--to", "STORE", &full, "--trusted-public-keys", &key];
     let good = cache.nix("good", &copy).await;
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));

@@ -23,7 +23,7 @@ pub(super) async fn info(Shared(state): Shared<State>, headers: HeaderMap) -> Re
 /// `<hash part>.narinfo`, or `<hash part>.ls`: what the path's NAR holds.
 pub(super) async fn described(Shared(state): Shared<State>, Path(file): Path<String>, headers: HeaderMap) -> Response {
     let (found, content_type) = match file.rsplit_once('.') {
-        Some((hash_part, "narinfo")) => (state.store.narinfo(hash_part).await, "text/x-nix-narinfo"),
+        Some((hash_part, "narinfo")) => (state.store.narinfo(hash_part, &state.keys).await, "text/x-nix-narinfo"),
         Some((hash_part, "ls")) => (state.store.listing(hash_part).await, "application/json"),
         Some(_) | None => return absent(),
     };

@@ -20,6 +20,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::future::BoxFuture;
+use kiln_nix::Keyring;
 use kiln_store::Store;
 use kiln_wire::DrvPath;
 use tokio::sync::oneshot;
@@ -37,6 +38,7 @@ pub use tokio::net::TcpListener as Socket;
 #[derive(Clone)]
 pub struct State {
     store: Store,
+    keys: Keyring,
     snapshot: Arc<dyn Fn() -> Snapshot + Send + Sync>,
     log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
 }
@@ -45,13 +47,15 @@ pub struct State {
 pub type FoundLog = Result<Option<FinishedLog>, Box<dyn std::error::Error + Send + Sync>>;
 
 impl State {
-    /// Answers from this store. `snapshot` is called at each scrape of the metrics and must be quick; `log` finds logs.
+    /// Answers from this store, with signatures of these keys. `snapshot` is called at each scrape of the metrics and must be quick;
+    /// `log` finds logs.
     pub fn new(
         store: Store,
+        keys: Keyring,
         snapshot: impl Fn() -> Snapshot + Send + Sync + 'static,
         log: impl Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync + 'static,
     ) -> Self {
-        Self { store, snapshot: Arc::new(snapshot), log: Arc::new(log) }
+        Self { store, keys, snapshot: Arc::new(snapshot), log: Arc::new(log) }
     }
 }
 

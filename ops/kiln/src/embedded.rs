@@ -57,6 +57,8 @@ impl Farm {
             identity: PathBuf::new(),
             store: None,
             signing_key: None,
+            signing_keys: Vec::new(),
+            retired_keys: Vec::new(),
             join: Vec::new(),
             advertise: None,
             advertise_http: None,

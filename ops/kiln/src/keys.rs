@@ -1,4 +1,5 @@
-//! `kiln keys`: keys that sign a binary cache. A secret key is written once, to a file that only its owner may read.
+//! `kiln keys`: keys that sign a binary cache. A secret key is written once, to a file that only its owner may read, and read only for
+//! its public half.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -16,6 +17,16 @@ use crate::words;
 pub enum Command {
     /// Make a key: the secret half goes to a file, the public half is printed for `trusted-public-keys`
     Generate(GenerateArgs),
+    /// Print the public halves of keys, as `trusted-public-keys` has them
+    Public(PublicArgs),
+}
+
+/// The keys to print.
+#[derive(clap::Args)]
+pub struct PublicArgs {
+    /// The files with the secret halves
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
 }
 
 /// The key to make.
@@ -36,7 +47,16 @@ pub struct GenerateArgs {
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Generate(args) => generate(&args, &mut io::stdout().lock()),
+        Command::Public(args) => public(&args, &mut io::stdout().lock()),
     }
+}
+
+fn public(args: &PublicArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    for file in &args.files {
+        let key = kiln_store::keys::load(file).map_err(|err| words::bad_input(format!("{:#}", anyhow::Error::from(err))))?;
+        writeln!(out, "{}", key.public()).context("print the public key")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn generate(args: &GenerateArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
@@ -78,6 +98,21 @@ mod tests {
             assert_eq!(words::exit_code_of(&err), ExitCode::from(words::BAD_INPUT), "{err}");
             assert_eq!(SecretKey::parse(&std::fs::read_to_string(&made).expect("a key file")).expect("a key").public(), secret.public());
         }
+    }
+
+    #[test]
+    fn the_public_half_is_printed_again_and_what_is_no_key_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (file, none) = (directory.path().join("key"), directory.path().join("none"));
+        let (mut made, mut again) = (Vec::new(), Vec::new());
+        generate(&GenerateArgs { name: "farm-1".to_owned(), file: file.clone() }, &mut made).expect("makes a key");
+        public(&PublicArgs { files: vec![file.clone()] }, &mut again).expect("reads a key");
+        assert_eq!(made, again);
+        std::fs::write(&none, "farm-1:AAAA").expect("writes");
+        std::fs::set_permissions(&none, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        let err = public(&PublicArgs { files: vec![file, none] }, &mut Vec::new()).expect_err("no key");
+        assert_eq!(words::exit_code_of(&err), ExitCode::from(words::BAD_INPUT), "{err}");
+        assert!(err.to_string().contains("none"), "{err}");
     }
 
     #[test]

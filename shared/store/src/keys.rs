@@ -7,7 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use kiln_nix::sign::{KeyError, SecretKey};
+use kiln_nix::Keyring;
+use kiln_nix::sign::{KeyError, PublicKey, SecretKey};
 
 /// A key file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,15 @@ pub enum KeyFileError {
         #[source]
         err: io::Error,
     },
+    /// A key that signs no more cannot be beside the others.
+    #[error("retire key `{key}`")]
+    Retired {
+        /// Its public half.
+        key: String,
+        /// The rule it breaks.
+        #[source]
+        err: KeyError,
+    },
     /// Others than its owner may read it.
     #[error("read signing key `{}`: others may read it (mode {mode:o}); run `chmod 600` on it, or make a new key if it may have leaked", path.display())]
     Exposed {
@@ -31,7 +41,7 @@ pub enum KeyFileError {
         /// Its permissions.
         mode: u32,
     },
-    /// It holds no key.
+    /// It holds no key, or none that may be beside the others.
     #[error("read signing key `{}`", path.display())]
     Malformed {
         /// The file.
@@ -40,6 +50,21 @@ pub enum KeyFileError {
         #[source]
         err: KeyError,
     },
+}
+
+/// Makes the ring of a farm from its own key, files of further keys that sign, and public halves of keys that signed before.
+///
+/// # Errors
+/// [`KeyFileError`] names the file or key and what to do.
+pub fn ring(own: SecretKey, further: &[PathBuf], retired: &[PublicKey]) -> Result<Keyring, KeyFileError> {
+    let mut ring = Keyring::of(own);
+    for path in further {
+        ring.add(load(path)?).map_err(|err| KeyFileError::Malformed { path: path.clone(), err })?;
+    }
+    for key in retired {
+        ring.retire(key.clone()).map_err(|err| KeyFileError::Retired { key: key.to_string(), err })?;
+    }
+    Ok(ring)
 }
 
 /// Bytes of a key file at most: a name and 88 characters.

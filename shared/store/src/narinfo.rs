@@ -1,14 +1,28 @@
 //! The store's own narinfos: written from a path's facts, and read back as strictly as if a stranger had written them.
 
+use bytes::Bytes;
+use kiln_nix::Keyring;
 use kiln_nix::narinfo::{self, NarInfo, NarInfoError, blob_key};
-use kiln_nix::sign::SecretKey;
 use kiln_wire::{PathInfo, StoreDir};
 
 use crate::store::chain;
 
-/// Writes the narinfo of a path and signs it.
-pub(crate) fn write(store_dir: &StoreDir, info: &PathInfo, key: &SecretKey) -> Result<String, NarInfoError> {
-    narinfo::write(store_dir, info, &[narinfo::sign(store_dir, info, key)])
+/// Writes the narinfo of a path, signed with every key that signs.
+pub(crate) fn write(store_dir: &StoreDir, info: &PathInfo, keys: &Keyring) -> Result<String, NarInfoError> {
+    narinfo::write(store_dir, info, &keys.sign(narinfo::fingerprint(store_dir, info).as_bytes()))
+}
+
+/// Returns a stored narinfo with the signatures that it lacks: the keys may have changed since it was written. One that nobody of ours
+/// signed, and what is none, stays as it lies.
+pub(crate) fn with_signatures(store_dir: &StoreDir, text: Bytes, keys: &Keyring) -> Bytes {
+    let Ok(info) = NarInfo::parse(store_dir, &text) else { return text };
+    let lacking = keys.lacking(store_dir, &info);
+    if lacking.is_empty() {
+        return text;
+    }
+    let mut text = text.to_vec();
+    lacking.iter().for_each(|signature| text.extend(format!("Sig: {signature}\n").into_bytes()));
+    text.into()
 }
 
 /// Reads a narinfo of this store.

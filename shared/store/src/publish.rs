@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kiln_nix::sign::SecretKey;
+use kiln_nix::Keyring;
 use kiln_wire::{PathInfo, StorePath};
 
 use crate::error::StoreError;
@@ -19,7 +19,7 @@ impl Store {
     /// [`StoreError::MissingReference`] if something outside the set is not valid (it may become so), [`StoreError::MissingBlob`] or
     /// [`StoreError::DamagedBlob`] if a NAR is not there or has another size, [`StoreError::Cycle`]. Paths of the set that do not
     /// refer to the one at fault may be published by then.
-    pub async fn publish(&self, infos: &[PathInfo], signing_key: &SecretKey) -> Result<(), StoreError> {
+    pub async fn publish(&self, infos: &[PathInfo], keys: &Keyring) -> Result<(), StoreError> {
         let within: BTreeSet<_> = infos.iter().map(|info| &info.path).collect();
         let outside: BTreeSet<_> = infos.iter().flat_map(|info| &info.references).filter(|path| !within.contains(path)).collect();
         let outside: Vec<_> = outside.into_iter().cloned().collect();
@@ -28,12 +28,12 @@ impl Store {
             return Err(StoreError::MissingReference { path: referrer.path.clone(), reference });
         }
         for info in in_order(infos)? {
-            self.publish_one(info, signing_key).await?;
+            self.publish_one(info, keys).await?;
         }
         Ok(())
     }
 
-    async fn publish_one(&self, info: &PathInfo, signing_key: &SecretKey) -> Result<(), StoreError> {
+    async fn publish_one(&self, info: &PathInfo, keys: &Keyring) -> Result<(), StoreError> {
         let Some((nar, found_bytes)) = self.find_blob(info).await? else {
             let nar = key::nar(&info.blob.sha256);
             return Err(StoreError::MissingBlob { path: info.path.clone(), key: nar.to_string() });
@@ -42,8 +42,7 @@ impl Store {
             let lie = Box::new(Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes });
             return Err(StoreError::DamagedBlob { path: info.path.clone(), key: nar.to_string(), lie });
         }
-        let text =
-            narinfo::write(self.store_dir(), info, signing_key).map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
+        let text = narinfo::write(self.store_dir(), info, keys).map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
         self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
         Ok(())

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use kiln_nix::drv_path_of;
 use kiln_nix::sign::PublicKey;
+use kiln_nix::{Keyring, drv_path_of};
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
 use object_store::ObjectStore;
@@ -243,15 +243,17 @@ impl Store {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Returns the narinfo of the path with this hash part, as it is served. `None`: there is no such path, or the text is no hash part.
+    /// Returns the narinfo of the path with this hash part, as it is served: with a signature of each key that signs. `None`: there is
+    /// no such path, or the text is no hash part.
     ///
     /// # Errors
     /// [`StoreError::Object`] if the store fails.
-    pub async fn narinfo(&self, hash_part: &str) -> Result<Option<Bytes>, StoreError> {
-        match key::is_hash_part(hash_part) {
-            true => self.inner.objects.get_small(&key::narinfo(hash_part), NARINFO_BYTES_MAX).await,
-            false => Ok(None),
+    pub async fn narinfo(&self, hash_part: &str, keys: &Keyring) -> Result<Option<Bytes>, StoreError> {
+        if !key::is_hash_part(hash_part) {
+            return Ok(None);
         }
+        let stored = self.inner.objects.get_small(&key::narinfo(hash_part), NARINFO_BYTES_MAX).await?;
+        Ok(stored.map(|text| narinfo::with_signatures(self.store_dir(), text, keys)))
     }
 
     /// Opens the blob of a path, whether it is published yet or not, after comparing its size.
@@ -301,21 +303,26 @@ impl Store {
         BlobReceiver::new(&self.inner.store_dir, &self.inner.spool_dir, stated, provenance)
     }
 
-    /// Makes a shared store a farm's own, by its name and the key that signs in it, or refuses a store that is another's: builds are
-    /// kept by their number, and what two keys sign no client trusts.
+    /// Makes a shared store a farm's own, by its name and its own key, or refuses a store that is another's: builds are kept by their
+    /// number, and what two keys sign no client trusts. A store that knows the farm by another key of the ring, which was or will be
+    /// its own, learns the new one.
     ///
     /// # Errors
     /// [`StoreError::OtherFarm`] and [`StoreError::OtherStoreDir`] name both.
-    pub async fn belong_to(&self, farm: &str, signing_key: &PublicKey) -> Result<(), StoreError> {
+    pub async fn belong_to(&self, farm: &str, keys: &Keyring) -> Result<(), StoreError> {
         self.claim().await?;
-        let (key, wanted) = (key::farm(), format!("{farm}, which signs with {signing_key}"));
+        let claimed = |key: &PublicKey| format!("{farm}, which signs with {key}");
+        let (key, wanted) = (key::farm(), claimed(&keys.own().public()));
         // Two that write at once both read what came last: one of them is refused, or both are of one farm.
         if self.inner.objects.head(&key).await?.is_none() {
             self.inner.objects.put(&key, Bytes::from(wanted.clone())).await?;
         }
         let stored = self.inner.objects.get_small(&key, NARINFO_BYTES_MAX).await?.unwrap_or_default();
-        match stored == wanted.as_bytes() {
-            true => Ok(()),
+        if stored == wanted.as_bytes() {
+            return Ok(());
+        }
+        match keys.known().any(|key| stored == claimed(&key).as_bytes()) {
+            true => self.inner.objects.put(&key, Bytes::from(wanted)).await,
             false => Err(StoreError::OtherFarm { found: String::from_utf8_lossy(&stored).into_owned(), wanted }),
         }
     }
@@ -370,7 +377,7 @@ mod tests {
     #[test]
     fn the_stores_futures_can_be_spawned() {
         fn spawnable<T: Send + 'static>(_: impl FnOnce(Store) -> T) {}
-        let key = || kiln_nix::SecretKey::from_seed("farm-1", [1; 32]).expect("a good name");
+        let key = || Keyring::of(kiln_nix::SecretKey::from_seed("farm-1", [1; 32]).expect("a good name"));
         spawnable(|store| async move { store.missing(&[]).await });
         spawnable(|store| async move { store.missing_derivations(&[]).await });
         spawnable(move |store| async move { store.publish(&[], &key()).await });

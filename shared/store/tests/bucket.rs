@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use common::{HASHES, Place, blob_bytes, bucket, built, chain, look_for, path, serve};
 use futures::TryStreamExt;
+use kiln_nix::{Keyring, SecretKey};
 use kiln_s3::Faults;
 use kiln_store::{Begun, Location, S3Credentials, Store, StoreConfig, StoreError, Uploads};
 use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir};
@@ -24,7 +25,7 @@ async fn publish(place: &Place, hash: &str, filler_bytes: usize) -> (PathInfo, V
     let blob = blob_bytes(&packed);
     let receiver = place.upload(&info, built([]), &blob).expect("takes the bytes");
     place.store.finish_upload(receiver).await.expect("stores");
-    place.store.publish(std::slice::from_ref(&info), &place.key).await.expect("publishes");
+    place.store.publish(std::slice::from_ref(&info), &place.keys).await.expect("publishes");
     (info, blob)
 }
 
@@ -85,7 +86,7 @@ async fn a_store_that_is_away_says_so_and_an_upload_that_it_did_not_take_is_not_
         panic!("the bytes are asked for again")
     };
     assert_eq!(place.store.keep(&received).await.expect("stores"), info);
-    place.store.publish(std::slice::from_ref(&info), &place.key).await.expect("publishes");
+    place.store.publish(std::slice::from_ref(&info), &place.keys).await.expect("publishes");
     assert_eq!(place.beside().await.store.verify(&info.path).await.expect("verifies"), info);
 }
 
@@ -108,7 +109,7 @@ async fn a_server_that_starts_again_has_everything_and_a_wrong_secret_opens_noth
         cached_paths_max: 10,
     };
     let store = Store::open(config).await.expect("nothing is asked yet");
-    let error = store.belong_to("one", &place.key.public()).await.expect_err("a wrong secret");
+    let error = store.belong_to("one", &place.keys).await.expect_err("a wrong secret");
     assert!(matches!(error, StoreError::Object { .. }) && !error.is_passing(), "{}", chain(&error));
     assert!(!format!("{error:?}").contains("guessed"), "{error:?}");
     server.stop().await;
@@ -118,14 +119,20 @@ async fn a_server_that_starts_again_has_everything_and_a_wrong_secret_opens_noth
 async fn a_bucket_belongs_to_one_farm_and_one_key() {
     let place = Place::in_bucket().await;
     let beside = place.beside().await;
-    let key = place.key.public();
-    place.store.belong_to("one", &key).await.expect("it is new");
-    beside.store.belong_to("one", &key).await.expect("the same farm");
-    let other = kiln_nix::SecretKey::from_seed("farm-1", [8; 32]).expect("a good name").public();
-    for (farm, key) in [("two", &key), ("one", &other)] {
-        let error = beside.store.belong_to(farm, key).await.expect_err("another farm");
+    let keys = &place.keys;
+    place.store.belong_to("one", keys).await.expect("it is new");
+    beside.store.belong_to("one", keys).await.expect("the same farm");
+    let key = |name: &str| SecretKey::from_seed(name, [8; 32]).expect("a good name");
+    let other = Keyring::of(key("farm-1"));
+    for (farm, keys) in [("two", keys), ("one", &other)] {
+        let error = beside.store.belong_to(farm, keys).await.expect_err("another farm");
         assert!(matches!(error, StoreError::OtherFarm { .. }) && error.to_string().contains("same signing key"), "{error}");
     }
+    let mut next = Keyring::of(key("farm-2"));
+    next.retire(keys.own().public()).expect("another name");
+    beside.store.belong_to("one", &next).await.expect("it goes over to another key");
+    let error = place.store.belong_to("one", keys).await.expect_err("its key was retired");
+    assert!(matches!(error, StoreError::OtherFarm { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,7 +137,7 @@ async fn a_byte_that_flips_on_disk_is_found_and_named() {
     let provenance = built([info.path.clone()]);
     let receiver = place.upload(&info, provenance.clone(), &blob).expect("takes the bytes");
     place.store.finish_upload(receiver).await.expect("stores");
-    place.store.publish(std::slice::from_ref(&info), &place.key).await.expect("publishes");
+    place.store.publish(std::slice::from_ref(&info), &place.keys).await.expect("publishes");
     let key = kiln_nix::narinfo::blob_key(&info.blob.sha256);
     let object = place.object(&key);
     for offset in [0, 4, 9, blob.len() as u64 / 2, blob.len() as u64 - 1] {

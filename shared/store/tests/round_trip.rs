@@ -32,7 +32,7 @@ async fn a_tree_survives_pack_upload_publish_and_unpack() {
             assert_eq!(kept, info);
             assert_eq!(place.store.path_info(&own).await.expect("looks"), None, "not valid before it is published");
             assert_eq!(place.store.adopt(&info, &provenance).await.expect("looks"), Some(info.clone()));
-            place.store.publish(std::slice::from_ref(&info), &place.key).await.expect("publishes");
+            place.store.publish(std::slice::from_ref(&info), &place.keys).await.expect("publishes");
             assert_eq!(place.store.path_info(&own).await.expect("looks").as_deref(), Some(&info));
             assert_eq!(place.store.verify(&own).await.expect("verifies"), info);
             let blob = place.store.open_blob(&info).await.expect("opens");
@@ -63,7 +63,7 @@ async fn two_producers_that_compress_differently_both_get_what_they_brought() {
             let (one, two) = tokio::join!(place.store.finish_upload(first), place.store.finish_upload(second));
             let (one, two) = (one.expect("stores"), two.expect("stores"));
             for info in [one, two] {
-                place.store.publish(std::slice::from_ref(&info), &place.key).await.expect("publishes");
+                place.store.publish(std::slice::from_ref(&info), &place.keys).await.expect("publishes");
                 assert_eq!(place.store.verify(&own).await.expect("FileHash describes what is stored"), info);
             }
         }
@@ -137,19 +137,19 @@ async fn a_set_is_published_in_the_order_of_its_references() {
             let receiver = place.upload(&info, built([out.clone(), lib.clone()]), &blob_bytes(&packed)).expect("takes the bytes");
             infos.push(place.store.finish_upload(receiver).await.expect("stores"));
         }
-        let alone = place.store.publish(&infos[..1], &place.key).await.expect_err("its reference is not valid");
+        let alone = place.store.publish(&infos[..1], &place.keys).await.expect_err("its reference is not valid");
         assert!(matches!(&alone, StoreError::MissingReference { reference, .. } if *reference == lib), "{alone}");
-        place.store.publish(&infos, &place.key).await.expect("publishes");
+        place.store.publish(&infos, &place.keys).await.expect("publishes");
         let asked = [absent.clone(), out.clone(), lib.clone()];
         assert_eq!(place.store.missing(&asked).await.expect("looks"), std::slice::from_ref(&absent));
         let other_name = path(HASHES[0], "other");
         assert_eq!(place.store.path_info(&other_name).await.expect("looks"), None, "another name with the same hash");
         infos[0].blob.sha256.0[0] ^= 1;
-        let gone = place.store.publish(&infos[..1], &place.key).await.expect_err("there is no such NAR");
+        let gone = place.store.publish(&infos[..1], &place.keys).await.expect_err("there is no such NAR");
         assert!(matches!(gone, StoreError::MissingBlob { .. }), "{gone}");
         infos[0].blob.sha256.0[0] ^= 1;
         infos[1].references.insert(out.clone());
-        let cycle = place.store.publish(&infos, &place.key).await.expect_err("a cycle");
+        let cycle = place.store.publish(&infos, &place.keys).await.expect_err("a cycle");
         assert!(matches!(cycle, StoreError::Cycle { .. }), "{cycle}");
     }
 }

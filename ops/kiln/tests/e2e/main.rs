@@ -16,6 +16,7 @@ mod parity;
 mod restored;
 mod roles;
 mod rootless;
+mod rotated;
 mod served;
 mod shared;
 mod split;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kiln_nix::scan::Candidates;
-use kiln_nix::sign::SecretKey;
+use kiln_nix::{Keyring, SecretKey};
 use kiln_s3::{Config, S3Server};
 use kiln_store::{BlobReceiver, Location, Packed, Packer, Provenance, S3, S3Credentials, Store, StoreConfig, StoreError};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
@@ -20,7 +20,7 @@ pub const HASHES: [&str; 3] = ["0hm2f1psjpcwg8fijsmr4wwxrx59s092", "1bxagw21mzw0
 pub struct Place {
     pub store: Store,
     pub dir: TempDir,
-    pub key: SecretKey,
+    pub keys: Keyring,
     /// What serves the bucket of a store that is in one.
     pub server: Option<S3Server>,
     pub bucket_dir: Option<TempDir>,
@@ -67,8 +67,8 @@ impl Place {
             spool_dir: dir.path().join("spool"),
             cached_paths_max: 100,
         };
-        let key = SecretKey::from_seed("farm-1", [7; 32]).expect("a good name");
-        Self { store: Store::open(config).await.expect("opens"), dir, key, server, bucket_dir: None }
+        let keys = Keyring::of(SecretKey::from_seed("farm-1", [7; 32]).expect("a good name"));
+        Self { store: Store::open(config).await.expect("opens"), dir, keys, server, bucket_dir: None }
     }
 
     pub fn packer(&self) -> Packer {
