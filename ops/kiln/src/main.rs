@@ -25,6 +25,7 @@ mod operate;
 mod order;
 mod progress;
 mod realise;
+mod submission;
 mod submit;
 mod tables;
 mod tame;

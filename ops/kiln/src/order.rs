@@ -1,21 +1,20 @@
 //! What a client orders: derivations that are submitted as one build, followed to its end, and whose outputs are brought if wanted.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use kiln_link::Sender;
 use kiln_nix::Derivation;
-use kiln_wire::client::{BuildState, BuildView, Event, Request, Response, Submission};
-use kiln_wire::{BuildId, RequestId, Root, StoreDir, StorePath};
+use kiln_wire::client::{BuildState, BuildView, Request};
+use kiln_wire::{BuildId, Root, StoreDir, StorePath};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::FarmArgs;
-use crate::client::{Answers, Client, Tries, unexpected};
+use crate::client::{Client, unexpected};
 use crate::embedded::{Farm, Shape};
 use crate::import::{self, Places};
 use crate::progress::Progress;
+use crate::submission::{Watching, default_name, submit};
 use crate::words::{self, bad_input};
 use crate::{failures, json, realise};
 
@@ -71,7 +70,8 @@ impl Order {
     pub async fn carry_out(&self, client: &Client, store_dir: &StoreDir, embedded: bool) -> anyhow::Result<ExitCode> {
         let mut progress = Progress::new(self.json, store_dir.clone());
         import::upload(client, store_dir, &self.places, &self.roots, &progress).await?;
-        let build = self.submit(client).await?;
+        let name = self.name.clone().unwrap_or_else(|| default_name(&self.roots));
+        let build = submit(client, name, self.roots.clone(), self.keep_going).await?;
         let view = watch(client, build, &mut progress).await?;
         progress.finish(&view);
         if view.state == BuildState::Built {
@@ -83,15 +83,6 @@ impl Order {
             println!("{}", json::build(&view, store_dir));
         }
         Ok(ExitCode::from(words::FAILED))
-    }
-
-    async fn submit(&self, client: &Client) -> anyhow::Result<BuildId> {
-        let name = self.name.clone().unwrap_or_else(|| default_name(&self.roots));
-        let submission = Submission { request: draw_request(), name, roots: self.roots.clone(), keep_going: self.keep_going };
-        match client.one(&Request::Submit(submission)).await? {
-            Response::Submitted(build) => Ok(build),
-            _ => Err(unexpected("another kind").into_error()),
-        }
     }
 
     async fn finish(&self, client: &Client, store_dir: &StoreDir, view: &BuildView, progress: &Progress) -> anyhow::Result<ExitCode> {
@@ -120,7 +111,7 @@ impl Order {
 async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyhow::Result<BuildView> {
     // One listener for the whole time: an interrupt between two looks must not be lost.
     let mut interrupts = signal(SignalKind::interrupt()).context("listen for interrupts")?;
-    let mut watching = Watching { build, tries: client.tries(), answers: None, told: HashSet::new() };
+    let mut watching = Watching::new(client, build);
     let mut last = None;
     let mut cancelled = false;
     loop {
@@ -148,59 +139,6 @@ async fn watch(client: &Client, build: BuildId, progress: &mut Progress) -> anyh
             None => return last.ok_or_else(|| unexpected("nothing").into_error()),
         }
     }
-}
-
-/// A build that is followed from one leader to the next. Each tells its events from the first that it knows of; none is passed on twice.
-struct Watching {
-    build: BuildId,
-    tries: Tries,
-    answers: Option<(Sender, Answers)>,
-    /// Of each event that was passed on, a hash.
-    told: HashSet<u64>,
-}
-
-impl Watching {
-    /// Returns the next view; none after the last. Cancel safe.
-    async fn next(&mut self, mut event: impl FnMut(Event)) -> anyhow::Result<Option<BuildView>> {
-        loop {
-            let told = &mut self.told;
-            let next = match &mut self.answers {
-                Some((_, answers)) => {
-                    answers
-                        .next_view(|fresh| {
-                            if told.insert(hash(&fresh)) {
-                                event(fresh)
-                            }
-                        })
-                        .await
-                }
-                None => match self.tries.leader().await?.ask(&Request::Watch(self.build)).await {
-                    Ok(stream) => {
-                        self.answers = Some(stream);
-                        continue;
-                    }
-                    Err(error) => Err(error),
-                },
-            };
-            match next {
-                Ok(view) => {
-                    self.tries.progress();
-                    return Ok(view);
-                }
-                Err(error) => {
-                    self.answers = None;
-                    self.tries.failed(error).await?;
-                }
-            }
-        }
-    }
-}
-
-fn hash(event: &Event) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    event.hash(&mut hasher);
-    hasher.finish()
 }
 
 fn left(build: BuildId) -> anyhow::Error {
@@ -232,21 +170,4 @@ fn output_paths(roots: &[Root], places: &Places, store_dir: &StoreDir) -> anyhow
         paths.extend(wanted.filter_map(|(_, output)| output.path().cloned()));
     }
     Ok(paths)
-}
-
-fn default_name(roots: &[Root]) -> String {
-    match roots {
-        [root] => root.derivation.name().to_owned(),
-        [first, ..] => format!("{} and {} more", first.derivation.name(), roots.len() - 1),
-        [] => "nothing".to_owned(),
-    }
-}
-
-/// Draws a number that no other submission has: time and process are enough to tell clients of one farm apart.
-fn draw_request() -> RequestId {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library's hasher is seeded from the system's randomness.
-    let mut hasher = std::hash::RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    RequestId(hasher.finish())
 }
