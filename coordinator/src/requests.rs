@@ -5,11 +5,12 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
-use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
+use kiln_wire::limits::{DERIVATION_BATCH_BYTES, PATHS_PER_REQUEST_MAX};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{DrvPath, StorePath, WorkerId};
 
 use crate::closure::{ClosureError, closure};
+use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::parts::Parts;
 use crate::{backing_up, cluster, follow, leading, refuse, submit, transfer, views, worker_session};
@@ -134,6 +135,8 @@ async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender,
         Request::Workers => sender.send(&Response::Workers(views::workers(parts))).await,
         Request::Log { derivation, attempt, follow } => follow::log(parts, &derivation, attempt, follow, sender).await,
         Request::PathInfos { paths, closure } => path_infos(parts, paths, closure, sender).await,
+        Request::Narinfos(hash_parts) => narinfos(parts, hash_parts, sender).await,
+        Request::Derivations(paths) => derivations(parts, paths, sender).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {
             Ok(())
@@ -202,6 +205,56 @@ async fn path_infos(parts: &Parts, paths: Vec<StorePath>, whole_closure: bool, s
     Ok(())
 }
 
+/// Sends what the binary cache says of paths: what is signed is what is published.
+async fn narinfos(parts: &Parts, hash_parts: Vec<String>, sender: &mut Sender) -> Result<(), LinkError> {
+    if let Err(refusal) = check_count(hash_parts.len()) {
+        return sender.send(&Response::Refused(refusal)).await;
+    }
+    let lookups = futures::stream::iter(hash_parts).map(|hash_part| async move { parts.store.narinfo(&hash_part, &parts.keys).await });
+    let found: Result<Vec<_>, _> = lookups.buffered(READS_MAX).try_collect().await;
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return sender.send(&Response::Refused(refuse::unavailable("look up paths", &error))).await,
+    };
+    let texts: Vec<String> = found.into_iter().flatten().map(|text| String::from_utf8_lossy(&text).into_owned()).collect();
+    for chunk in texts.chunks(INFOS_PER_FRAME) {
+        sender.send(&Response::Narinfos(chunk.to_vec())).await?;
+    }
+    Ok(())
+}
+
+async fn derivations(parts: &Parts, paths: Vec<DrvPath>, sender: &mut Sender) -> Result<(), LinkError> {
+    if let Err(refusal) = check_count(paths.len()) {
+        return sender.send(&Response::Refused(refusal)).await;
+    }
+    let mut reads = futures::stream::iter(paths)
+        .map(|path| async move {
+            match parts.derivations.bytes(&parts.store, &path).await {
+                Ok(bytes) => Ok(Some(DerivationFile { path, bytes: bytes.to_vec() })),
+                Err(DerivationError::Missing(_)) => Ok(None),
+                Err(error) => Err(refuse::unavailable("read derivation", &error)),
+            }
+        })
+        .buffered(READS_MAX);
+    let (mut batch, mut batch_bytes) = (Vec::new(), 0);
+    while let Some(read) = reads.next().await {
+        match read {
+            Ok(file) => {
+                batch_bytes += file.as_ref().map_or(0, |file| file.bytes.len());
+                batch.extend(file);
+            }
+            Err(refusal) => return sender.send(&Response::Refused(refusal)).await,
+        }
+        if batch_bytes >= DERIVATION_BATCH_BYTES {
+            sender.send(&Response::Derivations(std::mem::take(&mut batch))).await?;
+            batch_bytes = 0;
+        }
+    }
+    if batch.is_empty() { Ok(()) } else { sender.send(&Response::Derivations(batch)).await }
+}
+
+/// Objects read at a time for one request.
+const READS_MAX: usize = 64;
 /// Derivations written at a time.
 const WRITES_MAX: usize = 64;
 /// Jobs in one frame: a view with attempts takes a few hundred bytes.

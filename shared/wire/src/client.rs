@@ -77,6 +77,10 @@ pub enum Request {
     },
     /// Client (to look) or admin (to change): the coordinators themselves. Answered by [`Response::Cluster`] or [`Response::Done`].
     Cluster(ClusterRequest),
+    /// Client: the signed descriptions of published paths, by the hash parts of their names. Answered by [`Response::Narinfos`] frames.
+    Narinfos(Vec<String>),
+    /// Client: `.drv` files. Answered by [`Response::Derivations`] frames.
+    Derivations(Vec<DrvPath>),
 }
 
 /// One `.drv` file.
@@ -141,6 +145,10 @@ pub enum Response {
     Cluster(ClusterView),
     /// A piece of a backup; none is empty but the last, which says that it was that.
     Backup(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Narinfos, as the binary cache serves them; those of paths that are not published are left out.
+    Narinfos(Vec<String>),
+    /// `.drv` files; those that the farm lacks are left out.
+    Derivations(Vec<DerivationFile>),
 }
 
 /// Why a request was refused.

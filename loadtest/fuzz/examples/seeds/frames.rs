@@ -122,6 +122,8 @@ fn requests() -> Vec<Request> {
         Request::Log { derivation: drv(), attempt: Some(AttemptId(7)), follow: true },
         Request::PathInfos { paths: vec![path()], closure: true },
         Request::Cluster(ClusterRequest::Add { node: NodeId(2), link: leader_at().link }),
+        Request::Narinfos(vec![path().hash_part().to_owned()]),
+        Request::Derivations(vec![drv()]),
     ]
 }
 
@@ -191,6 +193,8 @@ fn responses() -> Vec<Response> {
         Response::Workers(workers),
         Response::Log(b"checking for gcc... yes\n".to_vec()),
         Response::Cluster(ClusterView { leader: Some(leader()), members: vec![MemberView::default()], ..ClusterView::default() }),
+        Response::Narinfos(vec!["StorePath: /nix/store/x\n".to_owned()]),
+        Response::Derivations(vec![DerivationFile { path: drv(), bytes: b"Derive(".to_vec() }]),
     ]
 }
 
