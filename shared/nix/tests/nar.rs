@@ -150,6 +150,15 @@ fn others(directory: &Path, allowed: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn the_archive_of_one_file_is_made_of_its_contents_as_they_come() {
+    for contents in ["", "a", "seven b", "8 bytes!", "longer than a word"] {
+        let mut made = Vec::new();
+        nar::of_file(contents.as_bytes(), contents.len() as u64).read_to_end(&mut made).expect("reads memory");
+        assert_eq!(made, archive(file(contents)), "{contents}");
+    }
+}
+
+#[test]
 fn a22_hostile_archives_are_refused_with_their_rule_and_make_nothing_outside() {
     for (what, bytes, want) in hostile() {
         let temporary = tempfile::tempdir().expect("a temporary directory");

@@ -4,7 +4,7 @@
 //! compresses, so that zstd is the limit. Blocks; does not store anything.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -81,11 +81,18 @@ impl Packer {
     /// # Errors
     /// [`PackError::Compress`].
     pub fn pack_file(&self, name: &str, contents: &[u8], candidates: &Candidates) -> Result<Packed, PackError> {
-        let made = Sink::new(self, candidates).and_then(|mut sink| {
-            write_file(&mut sink, contents)?;
-            sink.finish()
-        });
-        made.map_err(|err| PackError::Compress { path: name.into(), err })
+        self.pack_nar(name, nar::of_file(contents, contents.len() as u64), candidates)
+    }
+
+    /// Packs an archive, read to the end of `nar`. `name` is for messages.
+    ///
+    /// # Errors
+    /// [`PackError::Nar`] if it breaks a rule of archives.
+    pub fn pack_nar(&self, name: &str, nar: impl Read, candidates: &Candidates) -> Result<Packed, PackError> {
+        let compress = |err| PackError::Compress { path: name.into(), err };
+        let mut sink = Sink::new(self, candidates).map_err(compress)?;
+        nar::check(nar::Tee::new(nar, &mut sink)).map_err(|err| PackError::Nar { path: name.into(), err })?;
+        sink.finish().map_err(compress)
     }
 }
 
@@ -102,16 +109,6 @@ impl Packed {
             blob: self.blob,
         }
     }
-}
-
-/// Writes the NAR of one regular file.
-fn write_file(sink: &mut impl Write, contents: &[u8]) -> io::Result<()> {
-    for token in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", contents, b")"] {
-        sink.write_all(&(token.len() as u64).to_le_bytes())?;
-        sink.write_all(token)?;
-        sink.write_all(&[0; 8][..token.len().wrapping_neg() % 8])?;
-    }
-    Ok(())
 }
 
 /// NAR bytes that are worked on at a time.

@@ -9,7 +9,7 @@ mod read;
 mod restore;
 mod sink;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 pub use listing::{Listing, Node};
@@ -143,6 +143,29 @@ pub fn hash_path(path: &Path) -> Result<NarDigest, NarError> {
     let mut writer = HashWriter::new(io::sink());
     dump(path, &mut writer)?;
     Ok(writer.finish().0)
+}
+
+/// Returns the bytes of the archive of one file, not executable, whose `contents` have `size_bytes`.
+pub fn of_file(contents: impl Read, size_bytes: u64) -> impl Read {
+    let mut head = Vec::new();
+    for token in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents"] {
+        push(&mut head, token);
+    }
+    head.extend_from_slice(&size_bytes.to_le_bytes());
+    let mut tail = vec![0; padding(size_bytes)];
+    push(&mut tail, b")");
+    io::Cursor::new(head).chain(contents).chain(io::Cursor::new(tail))
+}
+
+fn push(bytes: &mut Vec<u8>, token: &[u8]) {
+    bytes.extend_from_slice(&(token.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(token);
+    bytes.resize(bytes.len() + padding(token.len() as u64), 0);
+}
+
+/// Returns how many zeros follow this many bytes.
+fn padding(size_bytes: u64) -> usize {
+    usize::try_from(size_bytes.wrapping_neg() % 8).expect("less than 8")
 }
 
 fn from_dump(path: &Path, err: nix_archive::nar::Error) -> NarError {
