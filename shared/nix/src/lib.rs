@@ -1,10 +1,11 @@
 //! The formats of Nix: derivations, closures, archives, reference scans, narinfo, signatures.
 //!
 //! A thin house around the crates `nix-derivation`, `nix-archive` and `nix-narinfo`, so that they can be replaced: nothing outside
-//! names them. Does not talk to daemons and keeps no store; what it does with files is what packing and unpacking archives needs.
+//! names them. Knows what daemons say, does not talk to any, and keeps no store; what it does with files is what packing and unpacking archives needs.
 
 pub mod closure;
 pub mod content;
+pub mod daemon;
 pub mod derivation;
 pub mod eval_jobs;
 pub mod graph_file;

@@ -82,3 +82,7 @@ pub const REQUESTS_REMEMBERED_MAX: usize = 1_024;
 
 /// Placements in one plan, so that an `Assign` stays far below [`FRAME_BYTES_MAX`]. What is left is in the next plan.
 pub const PLACEMENTS_PER_PLAN_MAX: usize = 4_096;
+
+/// Bytes of the arguments of one request of a Nix client, without what it streams after them: the names of half a million paths.
+/// Passing it: the client is told, and its connection closed.
+pub const NIX_REQUEST_BYTES_MAX: usize = 64 << 20;
