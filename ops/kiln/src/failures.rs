@@ -32,17 +32,14 @@ async fn explain_job(client: &Client, job: &JobView, dir: Option<&Path>) -> anyh
     for attempt in &job.attempts {
         eprintln!("  attempt {} on {}: {}", attempt.attempt, attempt.worker, tame::text(&outcome(attempt, &job.reason)));
     }
-    let log = log_of(client, job).await.unwrap_or_default();
-    let lines: Vec<&[u8]> = log.split(|byte| *byte == b'\n').collect();
-    let lines = lines.strip_suffix(&[&b""[..]]).unwrap_or(&lines);
-    if lines.is_empty() {
+    let tail = tail(client, job, TAIL_LINES).await.unwrap_or_default();
+    if tail.lines.is_empty() {
         eprintln!("  it wrote no log");
         return Ok(());
     }
-    let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-    eprintln!("  last {} of {} of its log:", tail.len(), words::count(lines.len() as u64, "line"));
-    for line in tail {
-        eprintln!("  | {}", printable(line));
+    eprintln!("  last {} of {} of its log:", tail.lines.len(), words::count(tail.of as u64, "line"));
+    for line in &tail.lines {
+        eprintln!("  | {line}");
     }
     match (dir, job.attempts.last()) {
         (Some(dir), Some(attempt)) => {
@@ -59,6 +56,27 @@ fn outcome(attempt: &AttemptView, reason: &str) -> String {
     let Some((class, message)) = &attempt.failure else { return "ended".to_owned() };
     let whole = format!("{class}: {message}");
     if whole == reason { class.to_string() } else { whole }
+}
+
+/// The last lines of a log.
+#[derive(Debug, Default)]
+pub struct Tail {
+    /// The lines, safe to show.
+    pub lines: Vec<String>,
+    /// How many lines the log has, as far as it was looked at.
+    pub of: usize,
+}
+
+/// Returns the last lines of the log of a job's last attempt.
+///
+/// # Errors
+/// If the log cannot be had; a builder that wrote nothing has none.
+pub async fn tail(client: &Client, job: &JobView, lines_max: usize) -> anyhow::Result<Tail> {
+    let log = log_of(client, job).await?;
+    let lines: Vec<&[u8]> = log.split(|byte| *byte == b'\n').collect();
+    let lines = lines.strip_suffix(&[&b""[..]]).unwrap_or(&lines);
+    let last = &lines[lines.len().saturating_sub(lines_max)..];
+    Ok(Tail { lines: last.iter().map(|line| printable(line)).collect(), of: lines.len() })
 }
 
 async fn log_of(client: &Client, job: &JobView) -> anyhow::Result<Vec<u8>> {

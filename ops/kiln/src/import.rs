@@ -96,7 +96,11 @@ fn missing_files<T: fmt::Display>(places: &Places, noun: &str, paths: &[T]) -> a
     })
 }
 
-async fn missing(client: &Client, paths: Vec<StorePath>) -> anyhow::Result<Vec<StorePath>> {
+/// Returns those of `paths` that the farm lacks. Of a derivation it may have the file, whatever else it has.
+///
+/// # Errors
+/// Exit code 3 if the farm cannot be reached.
+pub async fn missing(client: &Client, paths: Vec<StorePath>) -> anyhow::Result<Vec<StorePath>> {
     let mut missing = Vec::new();
     for chunk in paths.chunks(PATHS_PER_REQUEST_MAX) {
         match client.one(&Request::Missing(chunk.to_vec())).await? {
@@ -148,10 +152,17 @@ async fn upload_source(
         }
     }
     progress.say(&format!("uploading {} ({})", path.name(), words::size(info.blob.size_bytes)));
-    let body = packed.spool.into_bytes();
+    import(client, &info, &packed.spool.into_bytes()).await
+}
+
+/// Uploads a content-addressed path. What it refers to is there already.
+///
+/// # Errors
+/// What the farm has against it.
+pub async fn import(client: &Client, info: &PathInfo, body: &BlobBytes) -> anyhow::Result<()> {
     let mut tries = client.tries();
     loop {
-        match send(&tries.leader().await?, &info, &body).await {
+        match send(&tries.leader().await?, info, body).await {
             Ok(()) => return Ok(()),
             Err(error) => tries.failed(error).await?,
         }
@@ -219,6 +230,6 @@ fn flat_hash(file: &Path) -> anyhow::Result<Hash> {
 }
 
 /// zstd's level for sources: they are sent once and kept.
-const UPLOAD_LEVEL: i32 = 3;
+pub const UPLOAD_LEVEL: i32 = 3;
 /// Derivations in one batch: few enough that one is through before the next change of leader, which has it sent again.
 const FILES_PER_BATCH: usize = 512;

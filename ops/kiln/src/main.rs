@@ -11,6 +11,7 @@ mod build;
 mod ca;
 mod client;
 mod cluster;
+mod daemon;
 mod daemons;
 mod drv;
 mod embedded;
@@ -60,6 +61,8 @@ enum Command {
     /// Run builders for the worker that started this; nothing for people
     #[command(hide = true)]
     Launcher(daemons::LauncherArgs),
+    /// Serve unmodified Nix: its clients build on the farm, and have its store for their own
+    Daemon(daemon::Args),
     /// Show the farm at a glance
     Status(operate::Args),
     /// List the jobs of live builds
@@ -91,7 +94,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let daemon = matches!(cli.command, Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher(_));
+    let daemon = match &cli.command {
+        Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher(_) => true,
+        // Standard error is a client's terminal.
+        Command::Daemon(args) => !args.stdio,
+        _ => false,
+    };
     logging::start(daemon);
     run(cli.command).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -107,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Coordinator(args) => daemons::coordinator(&args),
         Command::Worker(args) => daemons::worker(&args),
         Command::Launcher(args) => daemons::launcher(&args),
+        Command::Daemon(args) => daemon::run(args),
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
         Command::Workers(args) => operate::workers(&args),

@@ -30,41 +30,55 @@ pub async fn realise(client: &Client, paths: Vec<StorePath>, root: &Path, store_
         progress.say(&format!("fetching {} ({}) to `{}`", words::count(lacking.len() as u64, "path"), words::size(bytes), store.display()));
     }
     for info in lacking {
-        let path = info.path.clone();
-        fetch_patiently(client, info, &store).await.with_context(|| format!("fetch `{path}`"))?;
+        fetch(client, &info, &store).await.with_context(|| format!("fetch `{}`", info.path))?;
     }
     Ok(())
 }
 
-fn infos_of(answer: Response) -> Option<Vec<PathInfo>> {
+/// Takes facts about paths from an answer.
+pub fn infos_of(answer: Response) -> Option<Vec<PathInfo>> {
     match answer {
         Response::PathInfos(infos) => Some(infos),
         _ => None,
     }
 }
 
-async fn fetch_patiently(client: &Client, wanted: PathInfo, store: &Path) -> anyhow::Result<()> {
+/// Fetches one path into the directory `store`, where it must not be yet.
+///
+/// # Errors
+/// Says what was wrong with it; nothing half-written has a store path's name.
+pub async fn fetch(client: &Client, wanted: &PathInfo, store: &Path) -> anyhow::Result<()> {
+    let spool = fetch_blob(client, wanted, store).await?;
+    let (store, info) = (store.to_path_buf(), wanted.clone());
+    let placed = tokio::task::spawn_blocking(move || place(&info, spool, &store)).await?;
+    placed.with_context(|| format!("unpack `{}`", wanted.path))
+}
+
+/// Fetches the blob of a path; a large one to an unnamed file in `spool_dir`. Its bytes are verified.
+///
+/// # Errors
+/// What became of the last try.
+pub async fn fetch_blob(client: &Client, wanted: &PathInfo, spool_dir: &Path) -> anyhow::Result<Spool> {
     let mut tries = client.tries();
     loop {
-        match fetch(&tries.leader().await?, &wanted, store).await {
-            Ok(()) => return Ok(()),
+        match try_blob(&tries.leader().await?, wanted, spool_dir).await {
+            Ok(spool) => return Ok(spool),
             Err(error) => tries.failed(error).await?,
         }
     }
 }
 
-async fn fetch(leader: &Leading, wanted: &PathInfo, store: &Path) -> Result<(), AskError> {
+async fn try_blob(leader: &Leading, wanted: &PathInfo, spool_dir: &Path) -> Result<Spool, AskError> {
     let (_sender, mut answers) = leader.ask(&Request::FetchBlob { path: wanted.path.clone(), offset_bytes: 0 }).await?;
     let info = match answers.next().await? {
+        // What it is compressed to may differ by now; what it holds may not.
         Some(Response::Blob(info)) if info.nar_hash == wanted.nar_hash => info,
         _ => return Err(unexpected("another kind")),
     };
-    let mut spool = Spool::new(store);
+    let mut spool = Spool::new(spool_dir);
     let sink = |bytes: &[u8]| std::io::Write::write_all(&mut spool, bytes);
     answers.receiver().recv_blob(info.blob.blake3, info.blob.size_bytes, 0, sink).await.map_err(lost)?;
-    let (store, path) = (store.to_path_buf(), info.path.clone());
-    let placed = tokio::task::spawn_blocking(move || place(&info, spool, &store)).await.map_err(anyhow::Error::from)?;
-    Ok(placed.with_context(|| format!("unpack `{path}`"))?)
+    Ok(spool)
 }
 
 /// Unpacks beside the final place, then renames.
@@ -82,8 +96,8 @@ fn place(info: &PathInfo, spool: Spool, store: &Path) -> anyhow::Result<()> {
     placed
 }
 
-/// Store objects are read-only, with a time of 1: that is what Nix checks and what keeps a stray program from changing them.
-fn make_read_only(path: &Path) -> anyhow::Result<()> {
+/// Makes a store object read-only, with a time of 1: that is what Nix checks and what keeps a stray program from changing it.
+pub fn make_read_only(path: &Path) -> anyhow::Result<()> {
     let mut waiting = vec![path.to_path_buf()];
     let mut dirs = Vec::new();
     while let Some(path) = waiting.pop() {

@@ -1,0 +1,206 @@
+//! What a client wants, and what became of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Context;
+use kiln_nix::daemon::{BuildResult, Status, Target};
+use kiln_wire::client::{BuildState, BuildView, JobView};
+use kiln_wire::{DrvPath, FailureClass, OutputName, Root, StorePath};
+
+use super::store::Store;
+use crate::failures;
+
+/// What a client wants.
+pub(super) struct Wanted {
+    items: Vec<Item>,
+}
+
+enum Item {
+    /// A path as it is.
+    Path { path: StorePath, is_valid: bool },
+    /// Outputs of a derivation, each with its path if that is known before it is built.
+    Outputs { derivation: DrvPath, outputs: BTreeMap<OutputName, Option<StorePath>>, is_there: bool },
+}
+
+/// What happened in a build.
+#[derive(Default)]
+pub(super) struct Course {
+    /// When those that were built began and ended, in milliseconds since 1970.
+    pub(super) built: BTreeMap<DrvPath, (u64, u64)>,
+    /// Of those that were not built because of another, that one.
+    pub(super) causes: BTreeMap<DrvPath, DrvPath>,
+    /// How it ended.
+    pub(super) view: Option<BuildView>,
+}
+
+impl Wanted {
+    /// Looks at what is there already.
+    pub(super) async fn look(store: &Store, targets: &[Target]) -> anyhow::Result<Self> {
+        let named = |target: &Target| match target {
+            Target::Outputs { derivation, .. } => Some(derivation.clone()),
+            Target::Path(_) => None,
+        };
+        let derivations = store.derivations(targets.iter().filter_map(named).collect()).await?;
+        let mut items = Vec::new();
+        for target in targets {
+            items.push(match target {
+                Target::Path(path) => Item::Path { path: path.clone(), is_valid: false },
+                Target::Outputs { derivation: path, outputs: names } => {
+                    let full = store.store_dir().join(path.as_path());
+                    let derivation = derivations.get(path).with_context(|| format!("path `{full}` is not valid"))?;
+                    if let Some(name) = names.iter().find(|name| !derivation.outputs.contains_key(*name)) {
+                        anyhow::bail!("derivation `{full}` has no output `{name}`");
+                    }
+                    let wanted = derivation.outputs.iter().filter(|(name, _)| names.is_empty() || names.contains(*name));
+                    let outputs = wanted.map(|(name, output)| (name.clone(), output.path().cloned())).collect();
+                    Item::Outputs { derivation: path.clone(), outputs, is_there: false }
+                }
+            });
+        }
+        let mut wanted = Self { items };
+        wanted.look_again(store).await?;
+        Ok(wanted)
+    }
+
+    /// Asks the farm which paths are valid.
+    async fn look_again(&mut self, store: &Store) -> anyhow::Result<()> {
+        let mut paths = BTreeSet::new();
+        for item in &self.items {
+            match item {
+                Item::Path { path, .. } => drop(paths.insert(path.clone())),
+                Item::Outputs { outputs, .. } => paths.extend(outputs.values().flatten().cloned()),
+            }
+        }
+        let valid = store.valid(paths).await?;
+        for item in &mut self.items {
+            match item {
+                Item::Path { path, is_valid } => *is_valid = valid.contains(path),
+                Item::Outputs { outputs, is_there, .. } => {
+                    *is_there = outputs.values().all(|path| path.as_ref().is_some_and(|path| valid.contains(path)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what has to be built.
+    pub(super) fn roots(&self) -> Vec<Root> {
+        let mut roots: BTreeMap<DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
+        for item in &self.items {
+            if let Item::Outputs { derivation, outputs, is_there: false } = item {
+                roots.entry(derivation.clone()).or_default().extend(outputs.keys().cloned());
+            }
+        }
+        roots.into_iter().map(|(derivation, outputs)| Root { derivation, outputs }).collect()
+    }
+
+    /// Returns what became of each target, in their order.
+    pub(super) async fn results(mut self, store: &Store, course: &Course) -> anyhow::Result<Vec<BuildResult>> {
+        if course.view.is_some() {
+            self.look_again(store).await?;
+        }
+        let mut told = BTreeMap::new();
+        let mut results = Vec::new();
+        for item in self.items {
+            results.push(match item {
+                Item::Path { is_valid: true, .. } => made(Status::AlreadyValid, BTreeMap::new()),
+                Item::Path { path, is_valid: false } => {
+                    let full = store.store_dir().join(&path);
+                    failed(Status::NoSubstituters, format!("path `{full}` is not valid, and no derivation was named that makes it"))
+                }
+                Item::Outputs { derivation, outputs, is_there } => match outputs_made(&derivation, outputs, is_there, course) {
+                    Some(outputs) => built(&derivation, outputs, course),
+                    None => why_not(store, &derivation, course, &mut told).await,
+                },
+            });
+        }
+        Ok(results)
+    }
+}
+
+/// Returns the paths of the outputs, if all were made.
+fn outputs_made(
+    derivation: &DrvPath,
+    outputs: BTreeMap<OutputName, Option<StorePath>>,
+    is_there: bool,
+    course: &Course,
+) -> Option<BTreeMap<OutputName, StorePath>> {
+    let known = course.view.as_ref().and_then(|view| view.outputs.get(derivation));
+    let path = |name: &OutputName, path: Option<StorePath>| match path {
+        Some(path) => is_there.then_some(path),
+        None => known?.get(name).cloned(),
+    };
+    outputs.into_iter().map(|(name, stated)| Some((name.clone(), path(&name, stated)?))).collect()
+}
+
+fn built(derivation: &DrvPath, outputs: BTreeMap<OutputName, StorePath>, course: &Course) -> BuildResult {
+    match course.built.get(derivation) {
+        Some((started_ms, ended_ms)) => BuildResult {
+            times_built: 1,
+            started_at_seconds: started_ms / 1000,
+            ended_at_seconds: ended_ms / 1000,
+            ..made(Status::Built, outputs)
+        },
+        None => made(Status::AlreadyValid, outputs),
+    }
+}
+
+fn made(status: Status, outputs: BTreeMap<OutputName, StorePath>) -> BuildResult {
+    BuildResult { status, message: String::new(), times_built: 0, started_at_seconds: 0, ended_at_seconds: 0, outputs }
+}
+
+fn failed(status: Status, message: String) -> BuildResult {
+    BuildResult { message, ..made(status, BTreeMap::new()) }
+}
+
+/// Says why a derivation was not built, with the end of the log of whatever failed. `told` holds what was said of others.
+async fn why_not(store: &Store, derivation: &DrvPath, course: &Course, told: &mut BTreeMap<DrvPath, String>) -> BuildResult {
+    let full = store.store_dir().join(derivation.as_path());
+    let Some(view) = &course.view else {
+        return failed(Status::MiscFailure, format!("`{full}` was not built"));
+    };
+    let failure = |path: &DrvPath| view.failures.iter().find(|job| job.derivation == *path);
+    if let Some(job) = failure(derivation) {
+        return failed(status_of(job), explain(store, job, told).await);
+    }
+    if let Some(job) = course.causes.get(derivation).and_then(failure) {
+        let why = explain(store, job, told).await;
+        return failed(Status::DependencyFailed, format!("`{full}` was not built, because something that it needs failed:\n{why}"));
+    }
+    match view.state {
+        BuildState::Cancelled => failed(Status::MiscFailure, format!("`{full}` was not built: build {} was cancelled", view.build)),
+        BuildState::Active | BuildState::Built | BuildState::Failed => {
+            failed(Status::DependencyFailed, format!("`{full}` was not built, because something else of build {} failed", view.build))
+        }
+    }
+}
+
+fn status_of(job: &JobView) -> Status {
+    let last = job.attempts.last().and_then(|attempt| attempt.failure.as_ref());
+    match last {
+        Some((FailureClass::BuildFailure | FailureClass::OutOfMemory, _)) | None => Status::PermanentFailure,
+        Some((FailureClass::LimitExceeded, _)) => Status::TimedOut,
+        Some((FailureClass::Infrastructure, _)) => Status::TransientFailure,
+        Some((FailureClass::Cancelled, _)) => Status::MiscFailure,
+    }
+}
+
+async fn explain(store: &Store, job: &JobView, told: &mut BTreeMap<DrvPath, String>) -> String {
+    if let Some(text) = told.get(&job.derivation) {
+        return text.clone();
+    }
+    let full = store.store_dir().join(job.derivation.as_path());
+    let mut text = format!("`{full}` failed: {}", job.reason);
+    // A failure is told also where its log cannot be had.
+    let tail = failures::tail(store.client(), job, TAIL_LINES).await.unwrap_or_default();
+    if !tail.lines.is_empty() {
+        text.push_str(&format!("\nlast {} log lines:", tail.lines.len()));
+        tail.lines.iter().for_each(|line| text.push_str(&format!("\n> {line}")));
+        text.push_str(&format!("\nfor the whole log, run: kiln log {full}"));
+    }
+    told.insert(job.derivation.clone(), text.clone());
+    text
+}
+
+/// Lines of log in an error: what Nix shows by default.
+const TAIL_LINES: usize = 10;

@@ -1,0 +1,217 @@
+//! The farm's store, as a Nix client asks about it. A derivation counts as a valid path when the farm has its file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_nix::content::{ContentAddress, Method};
+use kiln_nix::daemon::Facts;
+use kiln_nix::hash::{Algorithm, Hasher};
+use kiln_nix::nar::{self, HashWriter};
+use kiln_nix::{Derivation, NarInfo};
+use kiln_store::Spool;
+use kiln_wire::client::{DerivationFile, Request, Response};
+use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
+use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
+
+use super::Daemon;
+use super::local::Local;
+use crate::client::{Client, unexpected};
+use crate::{import, realise};
+
+/// Derivations that clients brought or asked about lately, for all connections.
+#[derive(Default)]
+pub(super) struct Known {
+    derivations: Mutex<BTreeMap<DrvPath, Arc<Derivation>>>,
+}
+
+/// The store, for one connection.
+#[derive(Clone)]
+pub(super) struct Store {
+    client: Arc<Client>,
+    store_dir: StoreDir,
+    known: Arc<Known>,
+    local: Option<Arc<Local>>,
+}
+
+impl Store {
+    /// Connects to the farm.
+    pub(super) async fn open(daemon: &Daemon) -> anyhow::Result<Self> {
+        let client = Client::open(&daemon.farm).await?;
+        let store_dir = client.status().await?.store_dir;
+        Ok(Self { client: Arc::new(client), store_dir, known: daemon.known.clone(), local: daemon.local.clone() })
+    }
+
+    pub(super) fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    pub(super) fn store_dir(&self) -> &StoreDir {
+        &self.store_dir
+    }
+
+    /// Returns those of `paths` that are valid.
+    pub(super) async fn valid(&self, paths: BTreeSet<StorePath>) -> anyhow::Result<BTreeSet<StorePath>> {
+        let missing = import::missing(&self.client, paths.iter().cloned().collect()).await?;
+        let mut valid = paths;
+        for path in &missing {
+            valid.remove(path);
+        }
+        Ok(valid)
+    }
+
+    pub(super) async fn is_valid(&self, path: &StorePath) -> anyhow::Result<bool> {
+        Ok(!self.valid(BTreeSet::from([path.clone()])).await?.is_empty())
+    }
+
+    /// Returns what is published of the path with this hash part.
+    pub(super) async fn narinfo(&self, hash_part: &str) -> anyhow::Result<Option<NarInfo>> {
+        let request = Request::Narinfos(vec![hash_part.to_owned()]);
+        let texts = self.client.all(&request, |answer| if let Response::Narinfos(texts) = answer { Some(texts) } else { None }).await?;
+        let parsed = texts.first().map(|text| NarInfo::parse(&self.store_dir, text.as_bytes()));
+        Ok(parsed.transpose()?)
+    }
+
+    /// Returns what is published of a path that is no derivation.
+    pub(super) async fn published(&self, path: &StorePath) -> anyhow::Result<Option<NarInfo>> {
+        // Another path with the same hash part cannot be had by accident; this one is then not in the store.
+        Ok(self.narinfo(path.hash_part()).await?.filter(|info| info.path == *path))
+    }
+
+    /// Returns a derivation; none if the farm lacks it.
+    pub(super) async fn derivation(&self, path: &DrvPath) -> anyhow::Result<Option<Arc<Derivation>>> {
+        Ok(self.derivations(BTreeSet::from([path.clone()])).await?.remove(path))
+    }
+
+    /// Returns derivations; those that the farm lacks are left out.
+    pub(super) async fn derivations(&self, paths: BTreeSet<DrvPath>) -> anyhow::Result<BTreeMap<DrvPath, Arc<Derivation>>> {
+        let mut found = BTreeMap::new();
+        let mut lacking = Vec::new();
+        for path in paths {
+            match self.known.get(&path) {
+                Some(derivation) => drop(found.insert(path, derivation)),
+                None => lacking.push(path),
+            }
+        }
+        for chunk in lacking.chunks(PATHS_PER_REQUEST_MAX) {
+            let request = Request::Derivations(chunk.to_vec());
+            let files =
+                self.client.all(&request, |answer| if let Response::Derivations(files) = answer { Some(files) } else { None }).await?;
+            for DerivationFile { path, bytes } in files {
+                let derivation = Arc::new(Derivation::parse_canonical(&self.store_dir, path.name(), &bytes)?);
+                self.known.keep(path.clone(), derivation.clone());
+                found.insert(path, derivation);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Hands over derivations whose paths were checked, and keeps their files here if files are kept. A client evaluates the same again and
+    /// again: what the farm has is not sent there, which would write it to disk anew.
+    pub(super) async fn add_derivations(&self, files: Vec<(DrvPath, Arc<Derivation>)>) -> anyhow::Result<()> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let paths = files.iter().map(|(path, _)| path.as_path().clone()).collect();
+        let lacking: BTreeSet<StorePath> = import::missing(&self.client, paths).await?.into_iter().collect();
+        let mut batch = Vec::new();
+        for (path, derivation) in &files {
+            let file = DerivationFile { path: path.clone(), bytes: derivation.print(&self.store_dir) };
+            if let Some(local) = &self.local {
+                local.write(&self.store_dir, path, &file.bytes)?;
+            }
+            if lacking.contains(path.as_path()) {
+                batch.push(file);
+            }
+        }
+        if !batch.is_empty() {
+            match self.client.one(&Request::AddDerivations(batch)).await? {
+                Response::Done => {}
+                _ => return Err(unexpected("another kind").into_error()),
+            }
+        }
+        for (path, derivation) in files {
+            self.known.keep(path, derivation);
+        }
+        Ok(())
+    }
+
+    /// Returns what is known of a path; none if it is not valid. If files are kept here, its are here then.
+    pub(super) async fn facts(&self, path: &StorePath) -> anyhow::Result<Option<Facts>> {
+        if let Ok(path) = DrvPath::from_path(path.clone()) {
+            return match self.derivation(&path).await? {
+                Some(derivation) => self.facts_of_derivation(&path, &derivation).map(Some),
+                None => Ok(None),
+            };
+        }
+        let Some(info) = self.published(path).await? else { return Ok(None) };
+        if let Some(local) = &self.local {
+            local.bring(&self.client, &self.store_dir, &info.path_info()?).await?;
+        }
+        Ok(Some(Facts {
+            deriver: info.deriver.map(|deriver| deriver.as_path().clone()),
+            nar_hash: info.nar_hash,
+            references: info.references,
+            registered_at_seconds: 0,
+            nar_size_bytes: info.nar_size_bytes,
+            // What does not follow from its content was built by the farm.
+            ultimate: info.content_address.is_none(),
+            signatures: info.signatures.iter().map(ToString::to_string).collect(),
+            content_address: info.content_address.unwrap_or_default(),
+        }))
+    }
+
+    fn facts_of_derivation(&self, path: &DrvPath, derivation: &Derivation) -> anyhow::Result<Facts> {
+        let bytes = derivation.print(&self.store_dir);
+        if let Some(local) = &self.local {
+            local.write(&self.store_dir, path, &bytes)?;
+        }
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(&bytes);
+        let mut archive = HashWriter::new(std::io::sink());
+        std::io::copy(&mut nar::of_file(&bytes[..], bytes.len() as u64), &mut archive)?;
+        let (digest, _) = archive.finish();
+        Ok(Facts {
+            deriver: None,
+            nar_hash: digest.hash,
+            references: derivation.references(),
+            registered_at_seconds: 0,
+            nar_size_bytes: digest.size_bytes,
+            ultimate: false,
+            signatures: Vec::new(),
+            content_address: ContentAddress { method: Method::Text, hash: hasher.finish() }.to_string(),
+        })
+    }
+
+    /// Fetches the blob of a path.
+    pub(super) async fn blob(&self, info: &PathInfo) -> anyhow::Result<Spool> {
+        realise::fetch_blob(&self.client, info, &std::env::temp_dir()).await
+    }
+
+    /// Brings paths and all that they refer to, if files are kept here.
+    pub(super) async fn bring(&self, paths: Vec<StorePath>) -> anyhow::Result<()> {
+        let Some(local) = &self.local else { return Ok(()) };
+        let infos = self.client.all(&Request::PathInfos { paths, closure: true }, realise::infos_of).await?;
+        for info in infos {
+            local.bring(&self.client, &self.store_dir, &info).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Known {
+    fn get(&self, path: &DrvPath) -> Option<Arc<Derivation>> {
+        self.derivations.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    fn keep(&self, path: DrvPath, derivation: Arc<Derivation>) {
+        let mut kept = self.derivations.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT_MAX {
+            // The farm has them all: starting over costs reads, and no bookkeeping on the way.
+            kept.clear();
+        }
+        kept.insert(path, derivation);
+    }
+}
+
+/// Derivations kept in memory; a real one takes about 5 KB.
+const KEPT_MAX: usize = 65_536;
