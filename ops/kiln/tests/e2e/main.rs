@@ -5,6 +5,7 @@
 mod attacks;
 mod bad_input;
 mod builds;
+mod clients;
 mod cluster;
 mod crashes;
 mod documented;
