@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_nix::content::Method;
 use kiln_nix::daemon::{
-    ActivityKind, Assembler, BuildResult, Encoder, Facts, Field, Frames, Item, Level, Mode, Note, Operation, ProtocolError, Request,
-    ResultKind, Status, Step, Target, ValidPath, Version,
+    ActivityKind, Assembler, BuildResult, CLIENT_MAGIC, Encoder, Facts, Field, Frames, Item, Level, Mode, Note, Operation, ProtocolError,
+    Request, ResultKind, Status, Step, Target, ValidPath, Version,
 };
 use kiln_nix::hash::Algorithm;
 use kiln_wire::limits::NIX_REQUEST_BYTES_MAX;
@@ -388,5 +388,77 @@ proptest! {
         }
         let _no_panic = Request::decode(operation, &StoreDir::default(), &input);
         let _no_panic = ValidPath::decode(&StoreDir::default(), &input);
+    }
+}
+
+/// What a client said on one connection, and how far it was read.
+struct Said<'a>(&'a [u8]);
+
+impl Said<'_> {
+    fn gather(&mut self, items: &'static [Item]) -> Vec<u8> {
+        let mut assembler = Assembler::new(items);
+        let taken = assembler.take(self.0).expect("it is not too long");
+        assert!(assembler.is_complete(), "it breaks off");
+        self.0 = &self.0[taken..];
+        assembler.into_bytes()
+    }
+
+    fn number(&mut self) -> u64 {
+        u64::from_le_bytes(self.gather(&[Item::Number]).try_into().expect("a number"))
+    }
+
+    /// Reads the next request. What it streams must be of the right length, if its length is known before.
+    fn request(&mut self) -> String {
+        let operation = Operation::from_number(self.number()).expect("a known operation");
+        let arguments = self.gather(operation.items());
+        let request = Request::decode(operation, &StoreDir::default(), &arguments).unwrap_or_else(|error| panic!("{operation}: {error}"));
+        if operation.is_followed_by_frames() {
+            let (content, left) = unframed(self.0, 7);
+            self.0 = &self.0[self.0.len() - left.expect("what is streamed has an end")..];
+            if matches!(request, Request::AddMultipleToStore) {
+                let mut content = Said(&content);
+                for _ in 0..content.number() {
+                    let stated = ValidPath::decode(&StoreDir::default(), &content.gather(ValidPath::ITEMS)).expect("facts");
+                    content.0 = &content.0[usize::try_from(stated.facts.nar_size_bytes).expect("it is small")..];
+                }
+                assert!(content.0.is_empty(), "nothing follows the last archive");
+            }
+        }
+        operation.to_string()
+    }
+}
+
+macro_rules! recorded {
+    ($name:literal) => {
+        ($name, &include_bytes!(concat!("sessions/nix-2.8-", $name, ".bin"))[..])
+    };
+}
+
+#[test]
+fn what_nix_2_8_said_is_read() {
+    let table = [
+        (
+            recorded!("build"),
+            "SetOptions AddToStore AddToStore AddToStore QueryMissing QueryPathInfo QueryPathInfo BuildPaths QueryDerivationOutputMap AddTempRoot AddIndirectRoot",
+        ),
+        (recorded!("build-results"), "SetOptions AddToStore AddToStore AddToStore BuildPathsWithResults"),
+        (recorded!("copy-derivations"), "SetOptions QueryValidPaths AddMultipleToStore"),
+        (recorded!("copy-sources"), "SetOptions QueryValidPaths AddMultipleToStore"),
+        (recorded!("add"), "SetOptions IsValidPath AddToStoreNar"),
+        (recorded!("query"), "SetOptions QueryMissing QueryPathInfo QueryPathInfo"),
+        (recorded!("query-2"), "SetOptions QueryPathInfo"),
+        (recorded!("query-3"), "SetOptions EnsurePath IsValidPath"),
+        (recorded!("query-4"), "SetOptions QueryReferrers"),
+        (recorded!("ssh-cat"), "IsValidPath NarFromPath IsValidPath"),
+    ];
+    for ((name, bytes), expected) in table {
+        let mut said = Said(bytes);
+        assert_eq!((said.number(), Version::from_number(said.number())), (CLIENT_MAGIC, Version { major: 1, minor: 34 }), "{name}");
+        said.gather(&[Item::Number, Item::Number]);
+        let mut asked = Vec::new();
+        while !said.0.is_empty() {
+            asked.push(said.request());
+        }
+        assert_eq!(asked.join(" "), expected, "{name}");
     }
 }
