@@ -7,6 +7,7 @@
 
 mod aterm;
 mod blob;
+mod daemon;
 mod frames;
 mod launcher;
 mod meter;
@@ -46,8 +47,8 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] =
-    [nar::TARGET, aterm::TARGET, narinfo::TARGET, frames::TARGET, launcher::TARGET, restore::TARGET, blob::TARGET];
+pub const TARGETS: [Target; 8] =
+    [daemon::TARGET, nar::TARGET, aterm::TARGET, narinfo::TARGET, frames::TARGET, launcher::TARGET, restore::TARGET, blob::TARGET];
 
 impl Target {
     /// Returns the target of that name.

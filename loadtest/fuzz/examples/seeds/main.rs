@@ -4,6 +4,7 @@
 
 mod aterm;
 mod blob;
+mod daemon;
 mod frames;
 mod launcher;
 mod nar;
@@ -17,6 +18,7 @@ fn main() -> std::io::Result<()> {
     let table = [
         ("aterm", aterm::seeds()),
         ("blob", blob::seeds(&nar::seeds())),
+        ("daemon", daemon::seeds()),
         ("frames", frames::seeds()),
         ("launcher", launcher::seeds()),
         ("nar", nar::seeds()),
