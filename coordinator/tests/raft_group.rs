@@ -4,8 +4,8 @@ mod raft_support;
 
 use std::time::Duration;
 
-use kiln_coordinator::raft::{ClusterError, Consensus, ConsensusConfig, ConsensusError};
-use kiln_wire::{Leader, NodeId};
+use kiln_coordinator::raft::{About, Backup, ClusterError, Consensus, ConsensusConfig, ConsensusError, Member};
+use kiln_wire::{Leader, NodeId, StoreDir, Timestamp};
 use raft_support::group::{Group, Node, add, agree, commit, leader, until};
 use raft_support::wire::{Append, Heard, Position, Vote, Wire};
 use raft_support::{chain, register};
@@ -234,6 +234,34 @@ async fn a_coordinator_that_a_deposed_leader_had_half_added_is_added_by_its_succ
     adding.abort();
     commit(&nodes, register(2)).await;
     agree(nodes.iter().chain([&new])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_that_was_restored_beside_the_one_that_goes_on_is_no_part_of_it() {
+    let group = Group::new();
+    let mut nodes = group.form(2).await;
+    let about = About {
+        farm: "demo".into(),
+        store_dir: StoreDir::default(),
+        public_key: "demo:1".into(),
+        store: "s3://demo".into(),
+        taken_at: Timestamp(1),
+        program: "kiln".into(),
+    };
+    let backup = leader(&nodes).await.consensus.back_up(about).expect("a leader backs up");
+    let third = group.start(3).await;
+    add(&nodes, &third).await;
+    nodes.push(third);
+    // One that the backup knows would be refused by the other side.
+    leader(&nodes).await.consensus.hand_over(Some(NodeId(3))).await.expect("the third leads");
+    let config = ConsensusConfig { join: false, ..group.config(5) };
+    let restored = Backup::decode(&backup).expect("reads");
+    restored.found(&config.dir, NodeId(5), config.segment_bytes, Member::default()).await.expect("restores");
+    let twin = group.start_as(config, "127.0.0.1:0".parse().expect("an address")).await;
+    let leading = leader(&nodes).await;
+    assert_eq!(leading.number, NodeId(3));
+    let refused = refusal(leading.consensus.add(NodeId(5), twin.addr.to_string()).await);
+    assert!(refused.contains("belongs to another group already"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,6 +183,7 @@ impl Group {
         let member = Member { link, ..found.member };
         let change = match now.members.get(&node) {
             Some(known) if *known == member => return Ok(()),
+            Some(known) if !known.directory.may_be(member.directory) => return Err(refused(used(node, known.directory))),
             Some(_) => {
                 self.moved.note(node, member.link.clone());
                 ChangeMembers::SetNodes([(node.0, member)].into())
@@ -372,7 +373,7 @@ fn objection(
     let is_ours = || is_of_this_group(&found.directories, directories);
     match directories.get(&node).copied() {
         Some(known) if !known.may_be(directory) => {
-            return Some(format!("number {node} was used by another directory ({known}): a number is never used again, choose a new one"));
+            return Some(used(node, known));
         }
         Some(_) if !now.members.contains_key(&node) => {
             return Some(format!("number {node} was removed: a number is never used again, wipe its directory and choose a new one"));
@@ -390,8 +391,12 @@ fn objection(
     })
 }
 
+fn used(node: NodeId, known: DirectoryId) -> String {
+    format!("number {node} was used by another directory ({known}): a number is never used again, choose a new one")
+}
+
 /// Returns whether a log can be of this group: it names directories, and all of them are on record here. A group that was restored from
-/// the same backup has one at least that is not.
+/// the same backup has one at least that is not: that of whoever restored it, who votes there.
 fn is_of_this_group(named: &BTreeMap<NodeId, DirectoryId>, on_record: &BTreeMap<NodeId, DirectoryId>) -> bool {
     let is_on_record = |(node, directory): (&NodeId, &DirectoryId)| on_record.get(node).is_some_and(|known| known.may_be(*directory));
     named.iter().all(is_on_record) && named.values().any(|directory| *directory != DirectoryId(0))

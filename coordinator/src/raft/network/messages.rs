@@ -53,7 +53,7 @@ pub struct Introduction {
     pub member: Member,
     /// Whether it belongs to a group already.
     pub has_group: bool,
-    /// The directories of those who are or were in that group as far as it knows, its own aside. A program of before says none.
+    /// The directories of those who are or were in that group as far as it knows, its own if it votes. A program of before says none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub directories: BTreeMap<NodeId, DirectoryId>,
     /// What every coordinator of a farm must have in common, by name.

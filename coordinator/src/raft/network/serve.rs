@@ -125,12 +125,15 @@ impl Host {
     }
 
     /// Returns whose log this one's may be: everybody of whom an entry says that it belongs to the group, whether it is committed or not.
+    /// Itself only if it votes there: one that is to be added does not, one that began a group or restored it does.
     fn directories(&self) -> BTreeMap<NodeId, DirectoryId> {
         let metrics = self.raft.metrics();
         let now = metrics.borrow_watched().membership_config.membership().clone();
         let mut known = self.machine.state().directories.clone();
         known.extend(now.nodes().map(|(node, member)| (NodeId(*node), member.directory)));
-        known.remove(&self.node);
+        if !now.voter_ids().any(|voter| voter == self.node.0) {
+            known.remove(&self.node);
+        }
         known
     }
 
