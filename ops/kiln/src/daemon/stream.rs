@@ -106,8 +106,16 @@ impl Stream {
 
     /// Sends bytes that are no part of an encoded answer.
     pub(super) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        self.writer.write_all(bytes).await?;
-        Ok(self.writer.flush().await?)
+        let (writer, stopped) = (&mut self.writer, &mut self.stopped);
+        let writing = async {
+            writer.write_all(bytes).await?;
+            writer.flush().await
+        };
+        tokio::select! {
+            written = writing => Ok(written?),
+            // Who does not read must not hold up the daemon's end.
+            _ = stopped.wait_for(|stopped| *stopped) => Err(Broken::Gone),
+        }
     }
 
     /// Sends a note.
@@ -117,11 +125,12 @@ impl Stream {
         self.send(bytes).await
     }
 
-    /// Waits until the client is gone. A client that says something meanwhile is not, and is read later. Cancel safe.
+    /// Waits until the client is gone, or the daemon stops. A client that says something meanwhile is not gone, and is read later. Cancel
+    /// safe.
     pub(super) async fn gone(&mut self) {
-        if self.reader.buffer().is_empty() && self.fill().await.is_ok_and(|bytes| !bytes.is_empty()) {
-            // It cannot be looked past what it said; its end shows when an answer is sent.
-            std::future::pending::<()>().await;
+        if !self.reader.buffer().is_empty() || self.fill().await.is_ok_and(|bytes| !bytes.is_empty()) {
+            // It cannot be looked past what it said; its end shows when an answer is sent. Fails if the daemon is gone already.
+            let _stopped = self.stopped.wait_for(|stopped| *stopped).await;
         }
     }
 

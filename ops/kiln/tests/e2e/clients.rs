@@ -327,6 +327,36 @@ fn say(clients: &Clients, words: &[u64]) -> Vec<u8> {
 }
 
 #[test]
+fn a_client_that_asks_ahead_of_a_build_gets_both_answers() {
+    let clients = Clients::new(SET);
+    let drv = clients.nix(Way::Socket, &["nix-instantiate"], &["set.nix", "-A", "phases"]).expect_success();
+    let drv = drv.out().trim().to_owned();
+    let text = |text: &str| {
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    };
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    // A greeting, the order to build all outputs, and whether the derivation is there: in one go.
+    let said = [words(&[0x6e69_7863, 0x122, 0, 0]), words(&[9, 1]), text(&format!("{drv}!*")), words(&[0, 1]), text(&drv)].concat();
+    let mut stream = UnixStream::connect(clients.place.path("socket")).expect("the daemon listens");
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(120))).expect("a time");
+    stream.write_all(&said).expect("it listens");
+    let mut word = || {
+        let mut bytes = [0; 8];
+        stream.read_exact(&mut bytes).expect("it answers");
+        u64::from_le_bytes(bytes)
+    };
+    const LAST: u64 = 0x616c_7473;
+    // The ends of the notes of the greeting, of the build and of the question; an answer of one follows the last two.
+    for _ in 0..3 {
+        while word() != LAST {}
+    }
+    assert_eq!(word(), 1, "the derivation is there");
+}
+
+#[test]
 fn a_stranger_is_answered_or_left_and_hurts_nobody() {
     let clients = Clients::new(SET);
     let text = |answer: &[u8]| String::from_utf8_lossy(answer).into_owned();
