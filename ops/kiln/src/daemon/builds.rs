@@ -40,10 +40,18 @@ async fn run(store: &Store, stream: &mut Stream, roots: Vec<Root>, keep_going: b
         whole: next_activity(),
     };
     let followed = building.follow(build, told).await;
-    if let Err(Failure::Broken(_)) = &followed {
-        // Nobody is there to be told if this fails too.
-        let cancelled = store.client().one(&Request::Cancel(build)).await;
-        tracing::debug!(%build, ?cancelled, "the client is gone");
+    if followed.is_err() {
+        let client = store.client().clone();
+        let cancel = async move {
+            // Nobody is there to be told if this fails too.
+            let cancelled = client.one(&Request::Cancel(build)).await;
+            tracing::debug!(%build, ?cancelled, "nobody follows it any more");
+        };
+        match &followed {
+            // A client that is told does not wait for it, nor for a farm that does not answer.
+            Err(Failure::Told(_)) => drop(tokio::spawn(cancel)),
+            _ => cancel.await,
+        }
     }
     followed?;
     Ok(building.course)
