@@ -49,6 +49,8 @@ impl Local {
         }
         let written = tempfile::NamedTempFile::new_in(&store).and_then(|mut file| {
             std::io::Write::write_all(&mut file, bytes)?;
+            // A name that came to be stands for good: it must never be that of an empty file.
+            file.as_file().sync_all()?;
             Ok(file)
         });
         let file = written.with_context(|| format!("write into `{}`", store.display()))?;
