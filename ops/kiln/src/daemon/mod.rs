@@ -79,8 +79,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             None => {
                 let (reader, writer) = stdio::halves()?;
                 let stream = Stream::new(reader, writer, stopped);
-                // Whoever may log in and start this is whom the farm's certificate was given to.
-                let mut session = Box::pin(session::serve(daemon, stream, true));
+                // A client that hears that it is trusted sends a recipe by itself to be built, and a farm builds from its own; one that is
+                // not sends derivations. Nothing here is refused to it for that.
+                let mut session = Box::pin(session::serve(daemon, stream, false));
                 tokio::select! {
                     served = &mut session => return served.map(|()| ExitCode::from(words::SUCCESS)).map_err(anyhow::Error::from),
                     told = &mut told => told?,
