@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use kiln_nix::daemon::{CLIENT_MAGIC, Encoder, FEATURES, Item, Mode, Note, Operation, Request, SERVER_MAGIC, Target, Version};
@@ -19,7 +20,8 @@ use super::{Daemon, add, builds};
 
 /// Serves a client until it leaves.
 pub(super) async fn serve(daemon: Arc<Daemon>, mut stream: Stream, trusted: bool) -> Result<(), Broken> {
-    let Some(store) = greet(&daemon, &mut stream, trusted).await? else { return Ok(()) };
+    let greeted = tokio::time::timeout(GREETING_MAX, greet(&daemon, &mut stream, trusted)).await;
+    let Some(store) = greeted.map_err(|_| Broken::Gone)?? else { return Ok(()) };
     let mut session = Session { store, stream, keep_going: false };
     while let Some(number) = session.stream.number().await? {
         let Some(operation) = Operation::from_number(number) else {
@@ -302,3 +304,5 @@ const DONE: u64 = 1;
 const FAILURES_TOLD_MAX: usize = 9;
 /// Bytes of an archive that are sent at a time.
 const PIECE_BYTES: usize = 64 << 10;
+/// Longest time for a greeting: more than it takes to find out that a farm has no leader. Who says nothing takes no place for ever.
+const GREETING_MAX: Duration = Duration::from_secs(90);
