@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use kiln_nix::daemon::{BuildResult, Status, Target};
 use kiln_wire::client::{BuildState, BuildView, JobView};
 use kiln_wire::{DrvPath, FailureClass, OutputName, Root, StorePath};
@@ -42,6 +42,7 @@ impl Wanted {
         };
         let derivations = store.derivations(targets.iter().filter_map(named).collect()).await?;
         let mut items = Vec::new();
+        let mut wanted_count = 0;
         for target in targets {
             items.push(match target {
                 Target::Path(path) => Item::Path { path: path.clone(), is_valid: false },
@@ -52,7 +53,9 @@ impl Wanted {
                         anyhow::bail!("derivation `{full}` has no output `{name}`");
                     }
                     let wanted = derivation.outputs.iter().filter(|(name, _)| names.is_empty() || names.contains(*name));
-                    let outputs = wanted.map(|(name, output)| (name.clone(), output.path().cloned())).collect();
+                    let outputs: BTreeMap<_, _> = wanted.map(|(name, output)| (name.clone(), output.path().cloned())).collect();
+                    wanted_count += outputs.len();
+                    ensure!(wanted_count <= OUTPUTS_MAX, "build: more than {OUTPUTS_MAX} outputs are asked for; ask in parts");
                     Item::Outputs { derivation: path.clone(), outputs, is_there: false }
                 }
             });
@@ -99,7 +102,7 @@ impl Wanted {
         if course.view.is_some() {
             self.look_again(store).await?;
         }
-        let mut told = BTreeMap::new();
+        let mut told = BTreeSet::new();
         let mut results = Vec::new();
         for item in self.items {
             results.push(match item {
@@ -153,8 +156,8 @@ fn failed(status: Status, message: String) -> BuildResult {
     BuildResult { message, ..made(status, BTreeMap::new()) }
 }
 
-/// Says why a derivation was not built, with the end of the log of whatever failed. `told` holds what was said of others.
-async fn why_not(store: &Store, derivation: &DrvPath, course: &Course, told: &mut BTreeMap<DrvPath, String>) -> BuildResult {
+/// Says why a derivation was not built, with the end of the log of whatever failed the first time that it is told. `told` holds of what.
+async fn why_not(store: &Store, derivation: &DrvPath, course: &Course, told: &mut BTreeSet<DrvPath>) -> BuildResult {
     let full = store.store_dir().join(derivation.as_path());
     let Some(view) = &course.view else {
         return failed(Status::MiscFailure, format!("`{full}` was not built"));
@@ -185,12 +188,12 @@ fn status_of(job: &JobView) -> Status {
     }
 }
 
-async fn explain(store: &Store, job: &JobView, told: &mut BTreeMap<DrvPath, String>) -> String {
-    if let Some(text) = told.get(&job.derivation) {
-        return text.clone();
-    }
+async fn explain(store: &Store, job: &JobView, told: &mut BTreeSet<DrvPath>) -> String {
     let full = store.store_dir().join(job.derivation.as_path());
     let mut text = format!("`{full}` failed: {}", job.reason);
+    if !told.insert(job.derivation.clone()) {
+        return text;
+    }
     // A failure is told also where its log cannot be had.
     let tail = failures::tail(store.client(), job, TAIL_LINES).await.unwrap_or_default();
     if !tail.lines.is_empty() {
@@ -198,9 +201,11 @@ async fn explain(store: &Store, job: &JobView, told: &mut BTreeMap<DrvPath, Stri
         tail.lines.iter().for_each(|line| text.push_str(&format!("\n> {line}")));
         text.push_str(&format!("\nfor the whole log, run: kiln log {full}"));
     }
-    told.insert(job.derivation.clone(), text.clone());
     text
 }
+
+/// Outputs that one request may ask for, those that it names again counted again.
+const OUTPUTS_MAX: usize = 1 << 18;
 
 /// Lines of log in an error: what Nix shows by default.
 const TAIL_LINES: usize = 10;

@@ -20,8 +20,13 @@ use crate::{import, realise};
 
 /// Derivations that clients brought or asked about lately, for all connections.
 #[derive(Default)]
-pub(super) struct Known {
-    derivations: Mutex<BTreeMap<DrvPath, Arc<Derivation>>>,
+pub(super) struct Known(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    derivations: BTreeMap<DrvPath, Arc<Derivation>>,
+    /// What their files have together.
+    bytes: usize,
 }
 
 /// The store, for one connection.
@@ -98,7 +103,7 @@ impl Store {
                 self.client.all(&request, |answer| if let Response::Derivations(files) = answer { Some(files) } else { None }).await?;
             for DerivationFile { path, bytes } in files {
                 let derivation = Arc::new(Derivation::parse_canonical(&self.store_dir, path.name(), &bytes)?);
-                self.known.keep(path.clone(), derivation.clone());
+                self.known.keep(path.clone(), derivation.clone(), bytes.len());
                 found.insert(path, derivation);
             }
         }
@@ -113,12 +118,13 @@ impl Store {
         }
         let paths = files.iter().map(|(path, _)| path.as_path().clone()).collect();
         let lacking: BTreeSet<StorePath> = import::missing(&self.client, paths).await?.into_iter().collect();
-        let mut batch = Vec::new();
+        let (mut batch, mut sizes) = (Vec::new(), Vec::new());
         for (path, derivation) in &files {
             let file = DerivationFile { path: path.clone(), bytes: derivation.print(&self.store_dir) };
             if let Some(local) = &self.local {
                 local.write(&self.store_dir, path, &file.bytes)?;
             }
+            sizes.push(file.bytes.len());
             if lacking.contains(path.as_path()) {
                 batch.push(file);
             }
@@ -129,8 +135,8 @@ impl Store {
                 _ => return Err(unexpected("another kind").into_error()),
             }
         }
-        for (path, derivation) in files {
-            self.known.keep(path, derivation);
+        for ((path, derivation), bytes) in files.into_iter().zip(sizes) {
+            self.known.keep(path, derivation, bytes);
         }
         Ok(())
     }
@@ -200,18 +206,46 @@ impl Store {
 
 impl Known {
     fn get(&self, path: &DrvPath) -> Option<Arc<Derivation>> {
-        self.derivations.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).derivations.get(path).cloned()
     }
 
-    fn keep(&self, path: DrvPath, derivation: Arc<Derivation>) {
-        let mut kept = self.derivations.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT_MAX {
-            // The farm has them all: starting over costs reads, and no bookkeeping on the way.
-            kept.clear();
+    /// Keeps a derivation whose file has so many bytes.
+    fn keep(&self, path: DrvPath, derivation: Arc<Derivation>, bytes: usize) {
+        if bytes > ONE_KEPT_BYTES_MAX {
+            return;
         }
-        kept.insert(path, derivation);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.bytes + bytes > KEPT_BYTES_MAX {
+            // The farm has them all: starting over costs reads, and no bookkeeping on the way.
+            *kept = Kept::default();
+        }
+        if kept.derivations.insert(path, derivation).is_none() {
+            kept.bytes += bytes;
+        }
     }
 }
 
-/// Derivations kept in memory; a real one takes about 5 KB.
-const KEPT_MAX: usize = 65_536;
+/// Bytes of derivations' files that are kept, parsed, in memory; a real one has about 5 KB.
+const KEPT_BYTES_MAX: usize = 256 << 20;
+/// Bytes of the largest that is.
+const ONE_KEPT_BYTES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_in_memory_is_bounded_by_its_bytes() {
+        let known = Known::default();
+        let text = br#"Derive([("out","/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-x","","")],[],[],"s","b",[],[("out","/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-x")])"#;
+        let derivation = Arc::new(Derivation::parse(&StoreDir::default(), "x", text).expect("parses"));
+        let path = |number: usize| DrvPath::parse(&format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-x{number}.drv")).expect("a path");
+        let fit = KEPT_BYTES_MAX / ONE_KEPT_BYTES_MAX;
+        (0..fit).for_each(|number| known.keep(path(number), derivation.clone(), ONE_KEPT_BYTES_MAX));
+        assert!((0..fit).all(|number| known.get(&path(number)).is_some()));
+        known.keep(path(fit), derivation.clone(), 1);
+        assert!(known.get(&path(0)).is_none() && known.get(&path(fit)).is_some(), "it starts over");
+        known.keep(path(fit + 1), derivation, ONE_KEPT_BYTES_MAX + 1);
+        assert!(known.get(&path(fit + 1)).is_none(), "too large by itself");
+    }
+}
