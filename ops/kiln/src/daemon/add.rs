@@ -95,6 +95,11 @@ impl Adding {
         if wanted.method == Method::Text && wanted.name.ends_with(".drv") {
             return self.derivation_content(&wanted, content);
         }
+        ensure!(
+            !wanted.name.ends_with(".drv"),
+            "add `{}`: a source whose name ends as those of derivations do; give it another",
+            wanted.name
+        );
         ensure!(wanted.method != Method::Git, "add `{}`: content that is hashed as Git does is not taken", wanted.name);
         let mut hasher = Hasher::new(wanted.algorithm);
         let packed = match wanted.method {
