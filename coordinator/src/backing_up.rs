@@ -117,7 +117,7 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Restored, RestoreEr
     let backup = Backup::decode(&bytes).map_err(|source| RestoreError::Backup { path: file.to_owned(), source })?;
     let about = backup.about.clone();
     let own = keys::load(&config.signing_key.clone().unwrap_or_else(|| config.dir.join("signing.key")))?;
-    let keys = keys::ring(own, &config.signing_keys, &config.retired_keys)?;
+    let keys = keys::ring(own, &config.signing_keys, &config.retired_keys, &config.revoked_keys)?;
     // The farm may have gone over to another key since.
     let known = keys.known().map(|key| key.to_string()).find(|key| *key == about.public_key);
     let same = [

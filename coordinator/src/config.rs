@@ -45,6 +45,10 @@ pub struct Config {
     /// is served. Default none.
     #[serde(default, deserialize_with = "public_keys")]
     pub retired_keys: Vec<PublicKey>,
+    /// Public halves of keys that signed before and that somebody else may have: what only they signed stays without another signature.
+    /// Default none.
+    #[serde(default, deserialize_with = "public_keys")]
+    pub revoked_keys: Vec<PublicKey>,
     /// Coordinators of a farm, `host:port` each. An empty `dir` then waits to be taken in with `kiln cluster add`; without this it
     /// becomes a new farm. Set it at every coordinator of a farm, for a wiped `dir` must never begin another one. Default none.
     #[serde(default)]
@@ -231,6 +235,7 @@ mod tests {
             ("identity = '/i'", "dir"),
             ("dir = 3", "dir"),
             ("dir = '/d'\nidentity = '/i'\nretired_keys = ['x']", "retired_keys"),
+            ("dir = '/d'\nidentity = '/i'\nrevoked_keys = ['x']", "revoked_keys"),
         ] {
             let error = toml::from_str::<Config>(text).expect_err(text).to_string();
             assert!(error.contains(named), "{error}");

@@ -107,7 +107,7 @@ impl Coordinator {
             Some(path) => keys::load(path)?,
             None => keys::load_or_create(&config.dir.join("signing.key"), &config.farm)?,
         };
-        let keys = keys::ring(signing_key, &config.signing_keys, &config.retired_keys)?;
+        let keys = keys::ring(signing_key, &config.signing_keys, &config.retired_keys, &config.revoked_keys)?;
         let consensus = consensus_config(&config, identity, &keys, listener.local_addr(), http_addr);
         let (parts, effects) = parts(&config, consensus, keys, http_addr).await?;
         let parts = Arc::new(parts);

@@ -59,6 +59,7 @@ impl Farm {
             signing_key: None,
             signing_keys: Vec::new(),
             retired_keys: Vec::new(),
+            revoked_keys: Vec::new(),
             join: Vec::new(),
             advertise: None,
             advertise_http: None,

@@ -1,22 +1,23 @@
-//! The keys of one cache, so that clients can go over from one key to the next: those that sign, and those that did.
+//! The keys of one cache, so that clients can go over from one key to the next: those that sign, those that did, and those that leaked.
 
 use crate::narinfo::NarInfo;
 use crate::sign::{KeyError, PublicKey, SecretKey, Signature};
 use kiln_wire::StoreDir;
 
-/// Keys that sign, the cache's own first, and public halves of keys that signed before. Clients know a key by its name, so that no two
-/// have the same.
+/// Keys that sign, the cache's own first, and public halves of keys that signed before: retired ones, whose signatures are still
+/// believed, and revoked ones, whose are not. Clients know a key by its name, so that no two have the same.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     own: SecretKey,
     further: Vec<SecretKey>,
     retired: Vec<PublicKey>,
+    revoked: Vec<PublicKey>,
 }
 
 impl Keyring {
     /// Makes a ring of one key.
     pub fn of(own: SecretKey) -> Self {
-        Self { own, further: Vec::new(), retired: Vec::new() }
+        Self { own, further: Vec::new(), retired: Vec::new(), revoked: Vec::new() }
     }
 
     /// Adds a key that signs too.
@@ -39,6 +40,16 @@ impl Keyring {
         Ok(())
     }
 
+    /// Adds a key that signs no more and that somebody else may have: its signatures say nothing.
+    ///
+    /// # Errors
+    /// [`KeyError`] if a key of this name is there.
+    pub fn revoke(&mut self, key: PublicKey) -> Result<(), KeyError> {
+        self.check_new("public key", key.name())?;
+        self.revoked.push(key);
+        Ok(())
+    }
+
     /// Returns the key that a farm is known by.
     pub fn own(&self) -> &SecretKey {
         &self.own
@@ -51,7 +62,7 @@ impl Keyring {
 
     /// Returns the public halves of all keys, those that sign first.
     pub fn known(&self) -> impl Iterator<Item = PublicKey> {
-        self.signing().map(SecretKey::public).chain(self.retired.iter().cloned())
+        self.vouching().chain(self.revoked.iter().cloned())
     }
 
     /// Returns what clients are to trust: the public halves of the keys that sign, as `trusted-public-keys` has them.
@@ -65,15 +76,20 @@ impl Keyring {
     }
 
     /// Returns the signatures that a narinfo lacks: those of keys that sign and have not signed it. None if no key of the ring, present
-    /// or retired, has signed it: then nobody knows whether it is true.
+    /// or retired, has signed it: then nobody knows whether it is true. A revoked key's signature may be a forgery.
     pub fn lacking(&self, store_dir: &StoreDir, info: &NarInfo) -> Vec<Signature> {
         let message = info.fingerprint(store_dir);
         let has = |key: &PublicKey| info.signatures.iter().any(|signature| key.verifies(message.as_bytes(), signature));
         let lacking: Vec<&SecretKey> = self.signing().filter(|key| !has(&key.public())).collect();
-        match lacking.is_empty() || !self.known().any(|key| has(&key)) {
+        match lacking.is_empty() || !self.vouching().any(|key| has(&key)) {
             true => Vec::new(),
             false => lacking.into_iter().map(|key| key.sign(message.as_bytes())).collect(),
         }
+    }
+
+    /// The public halves of the keys whose signatures are believed.
+    fn vouching(&self) -> impl Iterator<Item = PublicKey> {
+        self.signing().map(SecretKey::public).chain(self.retired.iter().cloned())
     }
 
     fn check_new(&self, kind: &'static str, name: &str) -> Result<(), KeyError> {
@@ -107,13 +123,16 @@ mod tests {
         let mut ring = Keyring::of(key("b"));
         ring.add(key("c")).expect("another name");
         ring.retire(key("a").public()).expect("another name");
-        let table: [(&[&str], &[&str]); 7] = [
+        ring.revoke(key("r").public()).expect("another name");
+        let table: [(&[&str], &[&str]); 9] = [
             (&["b", "c"], &[]),
             (&["b"], &["c"]),
             (&["c"], &["b"]),
             (&["a"], &["b", "c"]),
             (&["a", "b", "c"], &[]),
             (&["x"], &[]),
+            (&["r"], &[]),
+            (&["r", "b"], &["c"]),
             (&[], &[]),
         ];
         for (by, expected) in table {
@@ -132,6 +151,9 @@ mod tests {
         let mut ring = Keyring::of(key("b"));
         assert!(ring.add(key("b")).is_err() && ring.retire(key("b").public()).is_err());
         ring.add(key("c")).expect("another name");
-        assert!(ring.add(key("c")).is_err() && ring.retire(key("c").public()).is_err());
+        assert!(ring.add(key("c")).is_err() && ring.retire(key("c").public()).is_err() && ring.revoke(key("c").public()).is_err());
+        ring.revoke(key("d").public()).expect("another name");
+        assert!(ring.add(key("d")).is_err() && ring.retire(key("d").public()).is_err());
+        assert!(ring.known().any(|known| known == key("d").public()), "the farm is known by it");
     }
 }

@@ -33,6 +33,15 @@ pub enum KeyFileError {
         #[source]
         err: KeyError,
     },
+    /// A key that leaked cannot be beside the others.
+    #[error("revoke key `{key}`")]
+    Revoked {
+        /// Its public half.
+        key: String,
+        /// The rule it breaks.
+        #[source]
+        err: KeyError,
+    },
     /// Others than its owner may read it.
     #[error("read signing key `{}`: others may read it (mode {mode:o}); run `chmod 600` on it, or make a new key if it may have leaked", path.display())]
     Exposed {
@@ -52,17 +61,21 @@ pub enum KeyFileError {
     },
 }
 
-/// Makes the ring of a farm from its own key, files of further keys that sign, and public halves of keys that signed before.
+/// Makes the ring of a farm from its own key, files of further keys that sign, and public halves of keys that signed before:
+/// retired and revoked ones.
 ///
 /// # Errors
 /// [`KeyFileError`] names the file or key and what to do.
-pub fn ring(own: SecretKey, further: &[PathBuf], retired: &[PublicKey]) -> Result<Keyring, KeyFileError> {
+pub fn ring(own: SecretKey, further: &[PathBuf], retired: &[PublicKey], revoked: &[PublicKey]) -> Result<Keyring, KeyFileError> {
     let mut ring = Keyring::of(own);
     for path in further {
         ring.add(load(path)?).map_err(|err| KeyFileError::Malformed { path: path.clone(), err })?;
     }
     for key in retired {
         ring.retire(key.clone()).map_err(|err| KeyFileError::Retired { key: key.to_string(), err })?;
+    }
+    for key in revoked {
+        ring.revoke(key.clone()).map_err(|err| KeyFileError::Revoked { key: key.to_string(), err })?;
     }
     Ok(ring)
 }

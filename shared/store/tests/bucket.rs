@@ -131,6 +131,9 @@ async fn a_bucket_belongs_to_one_farm_and_one_key() {
     let mut next = Keyring::of(key("farm-2"));
     next.retire(keys.own().public()).expect("another name");
     beside.store.belong_to("one", &next).await.expect("it goes over to another key");
+    let mut last = Keyring::of(key("farm-3"));
+    last.revoke(next.own().public()).expect("another name");
+    beside.store.belong_to("one", &last).await.expect("a key that leaked is the farm's all the same");
     let error = place.store.belong_to("one", keys).await.expect_err("its key was retired");
     assert!(matches!(error, StoreError::OtherFarm { .. }), "{error}");
 }
