@@ -227,6 +227,8 @@ async fn a_log_is_text_and_only_a_derivations() {
     let cache = Cache::start().await;
     let (status, head, body) = cache.request(&format!("GET /log/{APP}-app.drv"), "").await;
     assert_eq!((status, body.as_slice()), (200, LOG));
+    let tag = format!("\"7-{}\"", LOG.len());
+    assert_eq!(field(&head, "etag"), Some(tag.as_str()), "a part of a log is not the whole: {head}");
     assert_eq!(field(&head, "content-type"), Some("text/plain; charset=utf-8"), "{head}");
     assert_eq!(field(&head, "x-content-type-options"), Some("nosniff"), "a browser makes no page of it: {head}");
     for absent in [&format!("{APP}-lib.drv"), &format!("{APP}-app"), "..%2f..%2fetc%2fpasswd.drv", "", "x.drv"] {

@@ -33,7 +33,8 @@ pub(super) async fn log(Shared(state): Shared<State>, method: Method, Path(file)
         Ok(Some((Err(error), _))) => return failed(&file, &error),
         Err(error) => return failed(&file, error.as_ref()),
     };
-    let tag = Tag::of_name(&log.attempt.to_string());
+    // What is kept of an attempt may be a part at first, and the whole later.
+    let tag = Tag::of_name(&format!("{}-{size_bytes}", log.attempt));
     if tag.is_had(&headers) {
         return tag.not_modified(Keep::Asking);
     }
