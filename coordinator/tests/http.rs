@@ -186,7 +186,7 @@ async fn what_may_be_kept_says_so_and_is_sent_once() {
     let table = [
         ("/nix-cache-info", "public, max-age=300", true),
         (&narinfo, "public, max-age=300", true),
-        (&nar, "public, max-age=31536000, immutable", true),
+        (&nar, "public, max-age=86400", true),
         (&format!("/{APP}.ls"), "public, max-age=300", true),
         (&format!("/log/{APP}-app.drv"), "public, no-cache", true),
         ("/healthz", "no-store", false),

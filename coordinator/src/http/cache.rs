@@ -44,7 +44,7 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
     // The name holds the hash of the bytes; the store knows no other names.
     let tag = Tag::of_name(&file);
     if tag.is_had(&headers) {
-        return tag.not_modified(Keep::Forever);
+        return tag.not_modified(Keep::Day);
     }
     let wanted = headers.get(RANGE).filter(|_| tag.allows_range(&headers));
     let wanted = wanted.and_then(|value| value.to_str().ok()).and_then(|text| range(text, size_bytes));
@@ -61,7 +61,7 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
             span
         }
     };
-    answer = answer.header(CONTENT_LENGTH, span.end - span.start).header(ETAG, tag.header()).header(CACHE_CONTROL, Keep::Forever.header());
+    answer = answer.header(CONTENT_LENGTH, span.end - span.start).header(ETAG, tag.header()).header(CACHE_CONTROL, Keep::Day.header());
     let body = match method {
         Method::HEAD => Ok(Some(Body::empty())),
         // Hyper asks nothing of a body of no bytes, and no store has a span of none.

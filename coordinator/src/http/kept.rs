@@ -11,8 +11,9 @@ use bytes::Bytes;
 /// How long an answer may be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// For ever: its name follows from its bytes.
-    Forever,
+    /// For a day. Its name follows from its bytes, but nobody checks them on their way out: what was damaged on the farm's disk must
+    /// not stay in a proxy after it has been mended there.
+    Day,
     /// For five minutes. What a narinfo says of a path is true as long as the path is there; who signed it may change.
     Minutes,
     /// As long as the farm, asked again, says that it is still so.
@@ -24,7 +25,7 @@ pub(super) enum Keep {
 impl Keep {
     pub(super) fn header(self) -> HeaderValue {
         HeaderValue::from_static(match self {
-            Self::Forever => "public, max-age=31536000, immutable",
+            Self::Day => "public, max-age=86400",
             Self::Minutes => "public, max-age=300",
             Self::Asking => "public, no-cache",
             Self::Never => "no-store",
