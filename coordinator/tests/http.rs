@@ -142,6 +142,11 @@ async fn a_cache_serves_its_own_files_and_nothing_else() {
     assert!(status == 206 && head.contains(&format!("content-range: bytes 1000-300999/{size}")), "{head}");
     assert_eq!(part, body[1000..301_000]);
     assert_eq!(cache.request(&format!("GET {nar}"), &format!("Range: bytes={size}-\r\n")).await.0, 416);
+    for range in ["bytes=0-9".to_owned(), format!("bytes={size}-")] {
+        let (status, head, body) = cache.request(&format!("HEAD {nar}"), &format!("Range: {range}\r\n")).await;
+        assert!(status == 200 && body.is_empty() && field(&head, "content-length") == Some(&size.to_string()), "{range}: {head}");
+        assert_eq!(field(&head, "content-range"), None, "{range}: {head}");
+    }
     for file in [nar.as_str(), "/nix-cache-info", &format!("/{APP}.narinfo")] {
         let (status, head, body) = cache.request(&format!("HEAD {file}"), "").await;
         assert!(status == 200 && body.is_empty() && head.contains("content-length: "), "{file}: {head}");

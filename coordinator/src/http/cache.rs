@@ -34,7 +34,7 @@ pub(super) async fn described(Shared(state): Shared<State>, Path(file): Path<Str
     }
 }
 
-/// `nar/<NAR hash>.nar.zst`, whole or one range of it.
+/// `nar/<NAR hash>.nar.zst`, whole or, for GET, one range of it.
 pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file): Path<String>, headers: HeaderMap) -> Response {
     let size_bytes = match state.store.nar_file_size(&file).await {
         Ok(Some(size_bytes)) => size_bytes,
@@ -46,7 +46,8 @@ pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file)
     if tag.is_had(&headers) {
         return tag.not_modified(Keep::Day);
     }
-    let wanted = headers.get(RANGE).filter(|_| tag.allows_range(&headers));
+    // HTTP defines ranges for GET only: RFC 9110, section 14.2.
+    let wanted = headers.get(RANGE).filter(|_| method == Method::GET && tag.allows_range(&headers));
     let wanted = wanted.and_then(|value| value.to_str().ok()).and_then(|text| range(text, size_bytes));
     let mut answer = Response::builder().header(CONTENT_TYPE, "application/x-nix-nar").header(ACCEPT_RANGES, "bytes");
     let span = match wanted {
