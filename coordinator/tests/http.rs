@@ -1,8 +1,10 @@
 //! The binary cache over real HTTP: a raw client for what Nix never sends, and Nix itself.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Output;
 
@@ -11,6 +13,7 @@ use kiln_coordinator::http::{FinishedLog, Http, Snapshot, State};
 use kiln_nix::scan::Candidates;
 use kiln_nix::{Keyring, SecretKey};
 use kiln_store::{BlobBytes, Location, Packer, Provenance, Store, StoreConfig};
+use kiln_wire::limits::LISTING_BYTES_MAX;
 use kiln_wire::{AttemptId, DrvPath, PathInfo, StoreDir, StorePath};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,12 +51,18 @@ impl Cache {
 
     /// Publishes a tree whose file names the paths that it refers to.
     async fn publish(&self, path: &StorePath, refers_to: &[&StorePath], filler_bytes: u32) -> PathInfo {
+        self.publish_with(path, refers_to, filler_bytes, |_| ()).await
+    }
+
+    /// As [`Cache::publish`], of a tree to which `more` adds something.
+    async fn publish_with(&self, path: &StorePath, refers_to: &[&StorePath], filler_bytes: u32, more: impl FnOnce(&Path)) -> PathInfo {
         let tree = self.dir.path().join(path.as_str());
         std::fs::create_dir(&tree).expect("makes a directory");
         let text: String = refers_to.iter().map(|path| format!("/nix/store/{path}\n")).collect();
         std::fs::write(tree.join("refers"), text).expect("writes");
         let filler: Vec<u8> = (0..filler_bytes).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         std::fs::write(tree.join("filler"), filler).expect("writes");
+        more(&tree);
         let candidates: BTreeSet<StorePath> = refers_to.iter().map(|path| (*path).clone()).collect();
         let packer = Packer { level: 1, spool_dir: self.dir.path().to_owned() };
         let packed = packer.pack(&tree, &Candidates::new(candidates.iter().cloned())).expect("packs");
@@ -264,6 +273,25 @@ async fn a_listing_is_what_nix_writes_and_is_made_once() {
     std::fs::remove_dir_all(cache.dir.path().join("store/listings")).expect("removes");
     let (status, head, nothing) = cache.request(&format!("GET /{APP}.ls"), "").await;
     assert!(status == 500 && nothing.is_empty() && field(&head, "cache-control") == Some("no-store"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_is_too_long_is_not_made_again() {
+    let cache = Cache::start().await;
+    let long = |tree: &Path| {
+        // JSON has six characters for one of these.
+        let target = OsString::from_vec(vec![1; kiln_nix::nar::TARGET_BYTES_MAX]);
+        let count = LISTING_BYTES_MAX / (6 * kiln_nix::nar::TARGET_BYTES_MAX as u64) + 1;
+        (0..count).for_each(|number| symlink(&target, tree.join(number.to_string())).expect("links"));
+    };
+    let info = cache.publish_with(&path(APP, "app"), &[], 10, long).await;
+    let ask = async || cache.request(&format!("GET /{APP}.ls"), "").await.0;
+    assert_eq!(ask().await, 404);
+    let object = cache.dir.path().join("store").join(kiln_nix::narinfo::blob_key(&info.blob.sha256));
+    std::fs::write(&object, b"damaged").expect("writes");
+    assert_eq!(ask().await, 404, "the NAR is not read again");
+    std::fs::remove_dir_all(cache.dir.path().join("store/listings")).expect("removes");
+    assert_eq!(ask().await, 500);
 }
 
 /// Returns the value of a header.

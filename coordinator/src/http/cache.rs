@@ -8,7 +8,8 @@ use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_R
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt;
-use kiln_store::{Store, StoreError};
+use kiln_nix::hash::nix32;
+use kiln_store::{KeptListing, Store, StoreError};
 
 use super::State;
 use super::kept::{Keep, Tag, absent, answer};
@@ -21,17 +22,41 @@ pub(super) async fn info(Shared(state): Shared<State>, headers: HeaderMap) -> Re
 }
 
 /// `<hash part>.narinfo`, or `<hash part>.ls`: what the path's NAR holds.
-pub(super) async fn described(Shared(state): Shared<State>, Path(file): Path<String>, headers: HeaderMap) -> Response {
-    let (found, content_type) = match file.rsplit_once('.') {
-        Some((hash_part, "narinfo")) => (state.store.narinfo(hash_part, &state.keys).await, "text/x-nix-narinfo"),
-        Some((hash_part, "ls")) => (state.store.listing(hash_part).await, "application/json"),
-        Some(_) | None => return absent(),
+pub(super) async fn described(Shared(state): Shared<State>, method: Method, Path(file): Path<String>, headers: HeaderMap) -> Response {
+    let answer = match file.rsplit_once('.') {
+        Some((hash_part, "narinfo")) => narinfo(&state, hash_part, &headers).await,
+        Some((hash_part, "ls")) => listing(&state, hash_part, &method, &headers).await,
+        Some(_) | None => Ok(None),
     };
-    match found {
-        Ok(Some(text)) => answer(&headers, Keep::Minutes, content_type, text),
+    match answer {
+        Ok(Some(answer)) => answer,
         Ok(None) => absent(),
         Err(error) => failed(&file, &error),
     }
+}
+
+async fn narinfo(state: &State, hash_part: &str, headers: &HeaderMap) -> Result<Option<Response>, StoreError> {
+    let found = state.store.narinfo(hash_part, &state.keys).await?;
+    Ok(found.map(|text| answer(headers, Keep::Minutes, "text/x-nix-narinfo", text)))
+}
+
+async fn listing(state: &State, hash_part: &str, method: &Method, headers: &HeaderMap) -> Result<Option<Response>, StoreError> {
+    let Some(KeptListing { nar_hash, json }) = state.store.listing(hash_part).await? else { return Ok(None) };
+    let tag = Tag::of_name(&nix32(&nar_hash.0));
+    if tag.is_had(headers) {
+        return Ok(Some(tag.not_modified(Keep::Minutes)));
+    }
+    let size_bytes = json.size_bytes();
+    let answer = Response::builder()
+        .header(CONTENT_TYPE, "application/json")
+        .header(CONTENT_LENGTH, size_bytes)
+        .header(ETAG, tag.header())
+        .header(CACHE_CONTROL, Keep::Minutes.header());
+    let body = match *method == Method::HEAD {
+        true => Body::empty(),
+        false => Body::from_stream(pieces(json.object_key().to_owned(), json.into_bytes(), 0..size_bytes)),
+    };
+    Ok(Some(answer.body(body).expect("the headers are well-formed")))
 }
 
 /// `nar/<NAR hash>.nar.zst`, whole or, for GET, one range of it.

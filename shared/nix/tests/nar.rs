@@ -199,6 +199,13 @@ fn a_listing_that_grows_too_long_is_given_up() {
     let bytes = archive(directory(names.iter().map(|name| (name.as_bytes(), file(""))).collect()));
     assert!(Listing::read_within(bytes.as_slice(), 10_000).is_ok());
     assert!(matches!(Listing::read_within(bytes.as_slice(), 1000), Err(NarError::LongListing { bytes_max: 1000 })));
+    let listing = Listing::read(bytes.as_slice()).expect("lists");
+    let json = listing.to_json();
+    for (bytes_max, fits) in [(json.len(), true), (json.len() - 1, false), (0, false)] {
+        let mut written = Vec::new();
+        assert_eq!(listing.write_json(&mut written, bytes_max as u64).expect("memory takes all"), fits, "{bytes_max}");
+        assert!(written.len() <= bytes_max && (!fits || written == json.as_bytes()), "{bytes_max}");
+    }
 }
 
 #[test]

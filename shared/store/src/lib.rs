@@ -43,6 +43,7 @@ pub use error::StoreError;
 pub use frame::FrameError;
 pub use grammar::GrammarError;
 pub use lie::Lie;
+pub use listing::KeptListing;
 pub use pack::{PackError, Packed, Packer};
 pub use receive::{BlobReceiver, Provenance, RESUME_BYTES, Received};
 pub use s3::{S3, S3Credentials};

@@ -32,8 +32,9 @@ pub const JOB_BYTES_PER_ENTRY_MAX: usize = 1 << 20;
 /// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
 pub const NAR_BYTES_MAX: u64 = 64 << 30;
 
-/// Bytes of the listing of one NAR (`.ls`), in memory and as JSON: about a million objects. Passing it: the farm serves no listing of the NAR.
-pub const LISTING_BYTES_MAX: u64 = 128 << 20;
+/// Bytes of the listing of one NAR (`.ls`), in memory and as JSON: about 200,000 objects. One NAR is listed at a time. Passing it: the farm serves
+/// no listing of the NAR.
+pub const LISTING_BYTES_MAX: u64 = 32 << 20;
 
 /// Bytes of one zstd window that a decoder of ours allows (as a power of two): level 19 needs 8 MiB. Passing it: the blob is refused.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
@@ -78,6 +78,19 @@ impl Listing {
     /// Returns the JSON that Nix writes into a cache's `.ls` file. Names that are not UTF-8 get U+FFFD.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a listing is plain data with texts as keys")
+    }
+
+    /// Writes the JSON of [`Listing::to_json`] to `out`. Returns whether it has `bytes_max` bytes at most; a part is written otherwise.
+    ///
+    /// # Errors
+    /// What `out` gives.
+    pub fn write_json(&self, out: impl Write, bytes_max: u64) -> io::Result<bool> {
+        let mut out = Within { out: BufWriter::new(out), left_bytes: bytes_max, is_passed: false };
+        let written = serde_json::to_writer(&mut out, self).map_err(io::Error::from).and_then(|()| out.flush());
+        match written {
+            Err(_) if out.is_passed => Ok(false),
+            written => written.map(|()| true),
+        }
     }
 
     /// Returns each object with its path from the root, which is empty, in the archive's order.
@@ -170,6 +183,29 @@ struct Entries<'a>(&'a BTreeMap<Vec<u8>, Node>);
 impl Serialize for Entries<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, node)| (String::from_utf8_lossy(name), node)))
+    }
+}
+
+/// Takes so many bytes, and fails at the next.
+struct Within<W> {
+    out: W,
+    left_bytes: u64,
+    is_passed: bool,
+}
+
+impl<W: Write> Write for Within<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left_bytes {
+            self.is_passed = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let count = self.out.write(bytes)?;
+        self.left_bytes -= count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
