@@ -94,7 +94,8 @@ async fn say_what_signals_do() -> anyhow::Error {
     }
 }
 
-async fn told_to_stop() -> anyhow::Result<()> {
+/// Returns once this process is told to stop, by SIGINT or SIGTERM.
+pub async fn told_to_stop() -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         _ = interrupt.recv() => {}

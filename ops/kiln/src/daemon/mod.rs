@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -32,7 +31,7 @@ use self::local::Local;
 use self::store::Known;
 use self::stream::Stream;
 use crate::args::FarmArgs;
-use crate::daemons::runtime;
+use crate::daemons::{runtime, told_to_stop};
 use crate::words;
 
 /// Arguments of `kiln daemon`.
@@ -147,15 +146,6 @@ async fn accept(daemon: &Arc<Daemon>, listener: &UnixListener, stopped: &watch::
 fn is_trusted(connection: &UnixStream) -> bool {
     let own = std::fs::metadata("/proc/self").map(|meta| meta.uid()).ok();
     connection.peer_cred().is_ok_and(|peer| peer.uid() == 0 || Some(peer.uid()) == own)
-}
-
-async fn told_to_stop() -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 /// Connections at a time; a further one waits. Each holds a few descriptors, and a process has 1,024 of them where nobody raised that.
