@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::worker::Offer;
-use kiln_wire::{BuildId, DrvPath, Epoch, JobSpec, Lease, Outcome, RequestId, Root, Timestamp, WorkerId};
+use kiln_wire::{BuildId, DrvPath, Epoch, JobSpec, Lease, Outcome, RequestId, Root, Timestamp, Version, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// One change of the farm. `now` is the leader's clock when it proposed the command.
@@ -102,6 +102,23 @@ pub enum Command {
 }
 
 impl Command {
+    /// Returns the version that a coordinator must speak to read it. What an earlier program lacks, a command or a field that is set, has
+    /// its own here, and is proposed only to a farm that is at it.
+    pub fn version(&self) -> Version {
+        match self {
+            Self::Register { .. }
+            | Self::Lose { .. }
+            | Self::Stage { .. }
+            | Self::Submit { .. }
+            | Self::Assign { .. }
+            | Self::Finish { .. }
+            | Self::Publish { .. }
+            | Self::Cancel { .. }
+            | Self::Revoke { .. }
+            | Self::Retire { .. } => Version::FIRST,
+        }
+    }
+
     /// Returns the leader's time when it proposed the command.
     pub fn now(&self) -> Timestamp {
         match self {

@@ -2,7 +2,7 @@
 //!
 //! Every payload is MessagePack with named fields; its version stands in the record's head, and a golden file pins each version.
 //! Version 1, which is still read, had of a member no more than an address; version 2 says who and where it is; version 3 may hold
-//! [`Content::Raise`]. A record has the oldest version that can hold it: programs that lack a later one can read it.
+//! [`Content::Raise`]; version 4 what version 3 of the farm adds. A record has the oldest version that can hold it: programs that lack a later one can read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use super::types::{self, Change, LogId, StoredMembership, Vote};
 use super::wal::{Kind, NewRecord, Stored};
 
 /// The newest version of the payloads' encoding that this program reads and writes.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// The version of every record that farms at version 1 can have.
 pub const VERSION_FIRST: u8 = 2;
 /// The oldest version that it reads.
@@ -107,8 +107,8 @@ impl Record {
     /// Returns the oldest version of the encoding that can hold the record.
     fn version(&self) -> u8 {
         match self {
-            Self::Entry(entry) if !needs(entry).is_first() => VERSION,
-            Self::Entry(_) | Self::Vote(_) | Self::Truncate(_) | Self::Purge(_) | Self::Committed(_) => VERSION_FIRST,
+            Self::Entry(entry) => version_for(needs(entry)),
+            Self::Vote(_) | Self::Truncate(_) | Self::Purge(_) | Self::Committed(_) => VERSION_FIRST,
         }
     }
 
@@ -133,6 +133,15 @@ impl Record {
             Self::Vote(_) | Self::Truncate(_) | Self::Committed(_) => 0,
         };
         if index == stored.index { Ok(record) } else { Err(format!("the record's head names index {}, its payload {index}", stored.index)) }
+    }
+}
+
+/// Returns the oldest version of the payloads' encoding that holds what a farm at some version may have.
+fn version_for(farm: Version) -> u8 {
+    match farm {
+        Version(..=1) => VERSION_FIRST,
+        Version(2) => 3,
+        Version(_) => VERSION,
     }
 }
 

@@ -18,8 +18,8 @@ use super::record::{MembersAt, Position};
 use super::types::{LogId, SnapshotMeta, StoredMembership};
 use super::wal::is_full;
 
-/// The newest version that this program reads and writes: it names the farm's version.
-pub const VERSION: u32 = 3;
+/// The newest version that this program reads and writes; from 3 on a file names the farm's version.
+pub const VERSION: u32 = 4;
 /// The version of a farm at its first, which coordinators that lack the newest can read.
 pub const VERSION_FIRST: u32 = 2;
 /// The oldest version that it reads: of members it held an address only.
@@ -183,7 +183,7 @@ impl SnapshotDir {
         let path = self.path.join(name(snapshot.last));
         let unfinished = self.path.join(UNFINISHED);
         let file = File::create(&unfinished).map_err(at("create", &unfinished))?;
-        let version = if snapshot.version.is_first() { VERSION_FIRST } else { VERSION };
+        let version = version_for(snapshot.version);
         let out = Hashed { file: io::BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
         let meta = Meta {
             last: snapshot.last.as_ref().map(Position::from),
@@ -274,6 +274,15 @@ pub fn read_meta(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
     let meta: Meta = frame::from_bytes(&meta).map_err(|err| damaged(path, &format!("its meta data: {err}")))?;
     let members = meta.members.try_into().map_err(|what: String| damaged(path, &what))?;
     Ok(SnapshotMeta { last_log_id: meta.last.map(LogId::from), last_membership: members })
+}
+
+/// Returns the oldest version of a file that holds what a farm at some version may have.
+fn version_for(farm: Version) -> u32 {
+    match farm {
+        Version(..=1) => VERSION_FIRST,
+        Version(2) => 3,
+        Version(_) => VERSION,
+    }
 }
 
 fn damaged(path: &Path, what: &str) -> SnapshotError {

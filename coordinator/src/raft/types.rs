@@ -20,11 +20,10 @@ pub enum Change {
 }
 
 impl Change {
-    /// Returns the version that a coordinator must speak to read it. A command that an earlier program lacks has its own here, and is
-    /// proposed only to a farm that is at it.
+    /// Returns the version that a coordinator must speak to read it. What needs a later one is proposed only to a farm that is at it.
     pub fn version(&self) -> Version {
         match self {
-            Self::Command(_) => Version::FIRST,
+            Self::Command(command) => command.version(),
             Self::Raise(to) => *to,
         }
     }

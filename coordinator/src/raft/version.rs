@@ -7,6 +7,7 @@
 //! |---|---|---|---|---|
 //! | 1 | 0.1 | 1, 2 | 1, 2 | |
 //! | 2 | 0.2 | 3 | 3 | the farm's version in the log and in snapshots; a greeting says which program it comes from |
+//! | 3 | 0.3 | 4 | 4 | commands, and fields of commands, for which `Command::version` says so |
 //!
 //! Source: ADR 0025.
 
@@ -18,8 +19,9 @@ use kiln_wire::{NodeId, Program, Version};
 use super::state_machine::StateMachine;
 
 /// The newest version that this program reads and writes.
-pub const NEWEST: Version = Version(2);
-/// The oldest version that it reads and writes: one before, so that a farm can be upgraded one coordinator after the other.
+pub const NEWEST: Version = Version(3);
+/// The oldest version that it reads and writes: where every farm begins, a new one too. Being able to take part in a farm at any version
+/// since costs nothing as long as later versions only add.
 pub const OLDEST: Version = Version(1);
 
 /// Returns what this program says of itself.
