@@ -5,8 +5,12 @@
 #   nix-instantiate loadtest/pkgset -A packages.lua one package
 #
 # `sources`: the directory that ./fetch filled. `patched`: with Debian's patches in some base libraries, so that what needs them is rebuilt.
+# `contentAddressed`: the packages' outputs are named by what they hold (Nix's experimental feature ca-derivations). `commented`: the name of a
+# package whose source gets a comment more, so that it is built anew and comes out the same.
 { sources ? null
 , patched ? false
+, contentAddressed ? false
+, commented ? null
 , system ? builtins.currentSystem
 }:
 let
@@ -33,7 +37,7 @@ let
 
   toolchain = import ./toolchain.nix { inherit system source busybox; };
 
-  packages = import ./packages.nix { inherit system source toolchain patched; };
+  packages = import ./packages.nix { inherit system source toolchain patched contentAddressed commented; };
 in
 assert system == "x86_64-linux" || throw "the package set's toolchain runs on x86_64-linux only, not on ${system}";
 {

@@ -1,7 +1,7 @@
 # The packages. Each says what Debian's sources want on a static musl system, and no more; order is that of need.
-{ system, source, toolchain, patched }:
+{ system, source, toolchain, patched, contentAddressed, commented }:
 let
-  mk = import ./package.nix { inherit system toolchain patched; };
+  mk = import ./package.nix { inherit system toolchain patched contentAddressed commented; };
   package = mk packages.make;
 
   groups = {
