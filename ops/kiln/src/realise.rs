@@ -1,6 +1,7 @@
 //! Brings outputs from the farm to a directory store on this machine: a whole closure, each path verified before it has its name.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use kiln_store::{Spool, unpack};
@@ -30,7 +31,7 @@ pub async fn realise(client: &Client, paths: Vec<StorePath>, root: &Path, store_
         progress.say(&format!("fetching {} ({}) to `{}`", words::count(lacking.len() as u64, "path"), words::size(bytes), store.display()));
     }
     for info in lacking {
-        fetch(client, &info, &store).await.with_context(|| format!("fetch `{}`", info.path))?;
+        stage(client, &info, &store).await?.place()?;
     }
     Ok(())
 }
@@ -43,15 +44,65 @@ pub fn infos_of(answer: Response) -> Option<Vec<PathInfo>> {
     }
 }
 
-/// Fetches one path into the directory `store`, where it must not be yet.
+/// A path that was fetched and lies beside its final place, which it does not have yet. Goes away unless it is placed.
+pub struct Staged {
+    path: StorePath,
+    /// Where it lies.
+    staged: PathBuf,
+    store: PathBuf,
+}
+
+impl Staged {
+    /// Gives it its name. Whoever was quicker made the same.
+    ///
+    /// # Errors
+    /// What the kernel says of the rename.
+    pub fn place(self) -> anyhow::Result<()> {
+        let place = self.store.join(self.path.as_str());
+        match std::fs::rename(&self.staged, &place) {
+            Err(_) if place.symlink_metadata().is_ok() => Ok(()),
+            renamed => renamed.with_context(|| format!("make `{}`", place.display())),
+        }
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let Ok(meta) = self.staged.symlink_metadata() else { return };
+        let removed = if meta.is_dir() { remove_tree(&self.staged) } else { std::fs::remove_file(&self.staged) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %self.staged.display(), %error, "remove what was not placed");
+        }
+    }
+}
+
+/// Removes a tree that may be read-only by now; its owner alone may write into it then.
+fn remove_tree(tree: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut waiting = vec![tree.to_path_buf()];
+    while let Some(dir) = waiting.pop() {
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
+        for entry in std::fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    std::fs::remove_dir_all(tree)
+}
+
+/// Fetches one path into the directory `store`, verified, without its name.
 ///
 /// # Errors
-/// Says what was wrong with it; nothing half-written has a store path's name.
-pub async fn fetch(client: &Client, wanted: &PathInfo, store: &Path) -> anyhow::Result<()> {
-    let spool = fetch_blob(client, wanted, store).await?;
-    let (store, info) = (store.to_path_buf(), wanted.clone());
-    let placed = tokio::task::spawn_blocking(move || place(&info, spool, &store)).await?;
-    placed.with_context(|| format!("unpack `{}`", wanted.path))
+/// Says what was wrong with it; nothing is left of it.
+pub async fn stage(client: &Client, wanted: &PathInfo, store: &Path) -> anyhow::Result<Staged> {
+    let fetching = async {
+        let spool = fetch_blob(client, wanted, store).await?;
+        let (store, info) = (store.to_path_buf(), wanted.clone());
+        tokio::task::spawn_blocking(move || unpack_beside(&info, spool, store)).await?
+    };
+    fetching.await.with_context(|| format!("fetch `{}`", wanted.path))
 }
 
 /// Fetches the blob of a path; a large one to an unnamed file in `spool_dir`. Its bytes are verified.
@@ -81,19 +132,13 @@ async fn try_blob(leader: &Leading, wanted: &PathInfo, spool_dir: &Path) -> Resu
     Ok(spool)
 }
 
-/// Unpacks beside the final place, then renames.
-fn place(info: &PathInfo, spool: Spool, store: &Path) -> anyhow::Result<()> {
-    let staged = store.join(format!(".{}.{}", info.path, std::process::id()));
-    let bytes = spool.into_bytes();
-    let placed = unpack(info, bytes.reader(), &staged).map_err(anyhow::Error::from).and_then(|()| {
-        make_read_only(&staged)?;
-        std::fs::rename(&staged, store.join(info.path.as_str())).context("rename into the store")
-    });
-    if placed.is_err() && staged.symlink_metadata().is_ok() {
-        let removed = if staged.is_dir() { std::fs::remove_dir_all(&staged) } else { std::fs::remove_file(&staged) };
-        removed.with_context(|| format!("remove `{}`", staged.display()))?;
-    }
-    placed
+fn unpack_beside(info: &PathInfo, spool: Spool, store: PathBuf) -> anyhow::Result<Staged> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let own = format!(".{}.{}.{}", info.path, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let staged = Staged { path: info.path.clone(), staged: store.join(own), store };
+    unpack(info, spool.into_bytes().reader(), &staged.staged)?;
+    make_read_only(&staged.staged)?;
+    Ok(staged)
 }
 
 /// Makes a store object read-only, with a time of 1: that is what Nix checks and what keeps a stray program from changing it.

@@ -121,14 +121,14 @@ impl Store {
         let (mut batch, mut sizes) = (Vec::new(), Vec::new());
         for (path, derivation) in &files {
             let file = DerivationFile { path: path.clone(), bytes: derivation.print(&self.store_dir) };
-            if let Some(local) = &self.local {
-                local.write(&self.store_dir, path, &file.bytes)?;
-            }
             sizes.push(file.bytes.len());
-            if lacking.contains(path.as_path()) {
-                batch.push(file);
-            }
+            batch.push(file);
         }
+        if let Some(local) = &self.local {
+            let written: Vec<(&DrvPath, &[u8])> = batch.iter().map(|file| (&file.path, file.bytes.as_slice())).collect();
+            local.write(&self.store_dir, &written)?;
+        }
+        batch.retain(|file| lacking.contains(file.path.as_path()));
         if !batch.is_empty() {
             match self.client.one(&Request::AddDerivations(batch)).await? {
                 Response::Done => {}
@@ -151,7 +151,7 @@ impl Store {
         }
         let Some(info) = self.published(path).await? else { return Ok(None) };
         if let Some(local) = &self.local {
-            local.bring(&self.client, &self.store_dir, &info.path_info()?).await?;
+            local.bring(&self.client, &self.store_dir, &[info.path_info()?]).await?;
         }
         Ok(Some(Facts {
             deriver: info.deriver.map(|deriver| deriver.as_path().clone()),
@@ -169,7 +169,7 @@ impl Store {
     fn facts_of_derivation(&self, path: &DrvPath, derivation: &Derivation) -> anyhow::Result<Facts> {
         let bytes = derivation.print(&self.store_dir);
         if let Some(local) = &self.local {
-            local.write(&self.store_dir, path, &bytes)?;
+            local.write(&self.store_dir, &[(path, &bytes)])?;
         }
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(&bytes);
@@ -197,10 +197,7 @@ impl Store {
     pub(super) async fn bring(&self, paths: Vec<StorePath>) -> anyhow::Result<()> {
         let Some(local) = &self.local else { return Ok(()) };
         let infos = self.client.all(&Request::PathInfos { paths, closure: true }, realise::infos_of).await?;
-        for info in infos {
-            local.bring(&self.client, &self.store_dir, &info).await?;
-        }
-        Ok(())
+        local.bring(&self.client, &self.store_dir, &infos).await
     }
 }
 
