@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use kiln_core::{Answer, Command, Refused};
+use kiln_core::{Answer, CHECKING, Command, Refused};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
-use kiln_wire::{BuildId, JobSpec, StorePath};
+use kiln_wire::{BuildId, DrvPath, JobSpec, Root, StorePath};
 
 use crate::driver::{Chain, propose};
 use crate::drv_closure::DrvClosure;
@@ -21,17 +21,79 @@ use crate::refuse;
 /// # Errors
 /// A [`Refusal`] that says what is missing, wrong or over a limit; nothing has changed then.
 pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
-    check_name(&submission.name)?;
-    let closure = DrvClosure::load(&parts, &submission.roots).await?;
-    // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
-    heavy(|| check_output_paths(&parts, &closure))?;
+    let closure = read(&parts, &submission).await?;
     // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
     let jobs = needed::jobs(&closure, &submission.roots, |outputs| missing(&parts, outputs)).await?;
     check_sources(&parts, &closure, &jobs).await?;
+    hand_over(parts, submission, &jobs, None).await
+}
+
+/// Makes a build of a submission whose roots are built again, though the store has what they made.
+///
+/// # Errors
+/// As [`submit`]; also if something that is to be built again was not built yet, or is being built.
+pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
+    if parts.consensus.version() < CHECKING {
+        let message = format!("check: the farm is not at version {CHECKING} yet: upgrade all of its coordinators first");
+        return Err(refuse::invalid(message));
+    }
+    let closure = read(&parts, &submission).await?;
+    let outputs = outputs_to_check(&closure, &submission.roots)?;
+    let absent = missing(&parts, outputs.iter().cloned().collect()).await?;
+    if let Some(first) = absent.first() {
+        let more = if absent.len() > 1 { format!(" nor {} others", absent.len() - 1) } else { String::new() };
+        return Err(refuse::invalid(format!(
+            "check: the farm does not have `{first}`{more}, so that there is nothing to hold it against: build it first"
+        )));
+    }
+    let parts_of = parts.clone();
+    let lacking = |asked: Vec<StorePath>| {
+        let (again, others): (Vec<_>, Vec<_>) = asked.into_iter().partition(|path| outputs.contains(path));
+        let parts = parts_of.clone();
+        async move { Ok([again, missing(&parts, others).await?].concat()) }
+    };
+    let jobs = needed::jobs(&closure, &submission.roots, lacking).await?;
+    check_sources(&parts, &closure, &jobs).await?;
+    let derivations = submission.roots.iter().map(|root| root.derivation.clone()).collect();
+    hand_over(parts, submission, &jobs, Some(derivations)).await
+}
+
+/// Reads a submission's derivations, and checks them.
+async fn read(parts: &Parts, submission: &Submission) -> Result<DrvClosure, Refusal> {
+    check_name(&submission.name)?;
+    let closure = DrvClosure::load(parts, &submission.roots).await?;
+    // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
+    heavy(|| check_output_paths(parts, &closure))?;
+    Ok(closure)
+}
+
+/// Returns the outputs that are wanted of `roots`.
+fn outputs_to_check(closure: &DrvClosure, roots: &[Root]) -> Result<BTreeSet<StorePath>, Refusal> {
+    let mut outputs = BTreeSet::new();
+    for root in roots {
+        let derivation = &closure.parsed[&root.derivation];
+        for (name, output) in derivation.outputs.iter().filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name)) {
+            let unknown = || {
+                let full = &root.derivation;
+                refuse::invalid(format!(
+                    "check `{full}`: the path of output `{name}` follows from what is built, so that there is none to hold it against"
+                ))
+            };
+            outputs.insert(output.path().ok_or_else(unknown)?.clone());
+        }
+    }
+    Ok(outputs)
+}
+
+/// Hands a submission's jobs to the farm. Those named by `check` are built though their outputs exist.
+async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: &[JobSpec], check: Option<Vec<DrvPath>>) -> Result<BuildId, Refusal> {
     let mut commands: Vec<Command> = Vec::new();
     let now = parts.clock.now();
-    for chunk in entries(&jobs, encoded_bytes) {
+    for chunk in entries(jobs, encoded_bytes) {
         commands.push(Command::Stage { request: submission.request, jobs: chunk.to_vec(), now });
+    }
+    if let Some(derivations) = check {
+        commands.push(Command::Check { request: submission.request, derivations, now });
     }
     let Submission { request, name, roots, keep_going } = submission;
     commands.push(Command::Submit { request, name, roots, keep_going, now });
@@ -85,6 +147,9 @@ fn build_of(answer: Answer) -> Option<Result<BuildId, Refusal>> {
 }
 
 fn refused_submission(refused: &Refused) -> Refusal {
+    if let Refused::BeingBuilt(_) = refused {
+        return refuse::unavailable("submit", refused);
+    }
     let mut refusal = refuse::invalid(format!("submit: {refused}"));
     if let Refused::Cycle(cycle) = refused {
         refusal.paths = cycle.iter().map(|path| path.as_path().clone()).collect();

@@ -66,11 +66,14 @@ impl Build {
 }
 
 /// The jobs of a submission that is still being handed over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stage {
     /// By derivation: a submission that is made again after its answer was lost is not twice as large.
     #[serde(with = "specs")]
     pub jobs: BTreeMap<DrvPath, JobSpec>,
+    /// Jobs that are built although their outputs exist.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub check: BTreeSet<DrvPath>,
     /// When its last entry came.
     pub touched_at: Timestamp,
 }

@@ -42,6 +42,15 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// Staged jobs of a submission that are built although the store has their outputs, to see whether they make the same again.
+    Check {
+        /// Whose jobs.
+        request: RequestId,
+        /// Which of them.
+        derivations: Vec<DrvPath>,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// The end of a submission: its staged jobs join the farm. A request that was submitted before changes nothing.
     Submit {
         /// Which submission.
@@ -116,6 +125,7 @@ impl Command {
             | Self::Cancel { .. }
             | Self::Revoke { .. }
             | Self::Retire { .. } => Version::FIRST,
+            Self::Check { .. } => CHECKING,
         }
     }
 
@@ -125,6 +135,7 @@ impl Command {
             Self::Register { now, .. }
             | Self::Lose { now, .. }
             | Self::Stage { now, .. }
+            | Self::Check { now, .. }
             | Self::Submit { now, .. }
             | Self::Assign { now, .. }
             | Self::Finish { now, .. }
@@ -135,6 +146,9 @@ impl Command {
         }
     }
 }
+
+/// The version from which on a farm builds again what it has.
+pub const CHECKING: Version = Version(3);
 
 /// A proposed lease: this job on that worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

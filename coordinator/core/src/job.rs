@@ -50,6 +50,9 @@ pub(crate) struct Job {
     pub upward_rank_ms: u64,
     pub tries: Tries,
     pub state: State,
+    /// Its outputs exist, and it is built to see whether it makes the same again.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub check: bool,
 }
 
 /// One output that the derivation declares.
@@ -151,6 +154,7 @@ impl Job {
             upward_rank_ms: 0,
             tries: Tries::default(),
             state: State::Waiting,
+            check: false,
         }
     }
 

@@ -104,6 +104,11 @@ impl Farm {
         ended.is_some_and(|ended| ended.iter().any(|other| other.attempt == attempt && other.worker == *worker))
     }
 
+    /// Returns whether a live job is built to see whether it makes what the store has.
+    pub fn is_check(&self, derivation: &DrvPath) -> bool {
+        self.find(derivation).is_some_and(|(_, job)| job.check)
+    }
+
     /// Returns the live leases of a worker.
     pub fn leases_of(&self, worker: &WorkerId) -> Vec<Lease> {
         let jobs = self.index.loads.get(worker).into_iter().flat_map(|load| &load.jobs);

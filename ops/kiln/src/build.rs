@@ -44,6 +44,9 @@ pub struct Args {
     /// After a failure, build everything that does not need what failed
     #[arg(short, long)]
     keep_going: bool,
+    /// Build again what the farm has, and fail if it comes out differently; the farm keeps what it has
+    #[arg(long)]
+    check: bool,
     /// Print JSON: an object per event, and the build last
     #[arg(long)]
     json: bool,
@@ -65,6 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             places,
             name: args.name.clone(),
             keep_going: args.keep_going,
+            check: args.check,
             json: args.json,
             to: args.to.clone(),
             out_link: args.out_link.clone(),

@@ -14,7 +14,7 @@ use crate::client::{Client, unexpected};
 use crate::embedded::{Farm, Shape};
 use crate::import::{self, Places};
 use crate::progress::Progress;
-use crate::submission::{Watching, default_name, submit};
+use crate::submission::{Watching, check, default_name, submit};
 use crate::words::{self, bad_input};
 use crate::{failures, json, realise};
 
@@ -29,6 +29,8 @@ pub struct Order {
     pub name: Option<String>,
     /// Whether to build what does not need what failed.
     pub keep_going: bool,
+    /// Build again what the farm has, and hold it against that.
+    pub check: bool,
     /// Whether to print JSON.
     pub json: bool,
     /// Where to bring outputs and all they refer to; this stands for `/`.
@@ -71,7 +73,10 @@ impl Order {
         let mut progress = Progress::new(self.json, store_dir.clone());
         import::upload(client, store_dir, &self.places, &self.roots, &progress).await?;
         let name = self.name.clone().unwrap_or_else(|| default_name(&self.roots));
-        let build = submit(client, name, self.roots.clone(), self.keep_going).await?;
+        let build = match self.check {
+            false => submit(client, name, self.roots.clone(), self.keep_going).await?,
+            true => check(client, name, self.roots.clone(), self.keep_going).await?,
+        };
         let view = watch(client, build, &mut progress).await?;
         progress.finish(&view);
         if view.state == BuildState::Built {

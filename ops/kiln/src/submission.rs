@@ -13,8 +13,19 @@ use crate::client::{Answers, Client, Tries, unexpected};
 /// # Errors
 /// What the farm refused, or exit code 3 if it cannot be reached.
 pub async fn submit(client: &Client, name: String, roots: Vec<Root>, keep_going: bool) -> anyhow::Result<BuildId> {
-    let submission = Submission { request: draw_request(), name, roots, keep_going };
-    match client.one(&Request::Submit(submission)).await? {
+    hand_over(client, Request::Submit(Submission { request: draw_request(), name, roots, keep_going })).await
+}
+
+/// Has `roots` built again, which the farm has the outputs of, and these held against what is made.
+///
+/// # Errors
+/// As [`submit`].
+pub async fn check(client: &Client, name: String, roots: Vec<Root>, keep_going: bool) -> anyhow::Result<BuildId> {
+    hand_over(client, Request::Check(Submission { request: draw_request(), name, roots, keep_going })).await
+}
+
+async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId> {
+    match client.one(&request).await? {
         Response::Submitted(build) => Ok(build),
         _ => Err(unexpected("another kind").into_error()),
     }

@@ -58,6 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     places,
                     name: Some(args.name.clone()),
                     keep_going: true,
+                    check: false,
                     json: args.json,
                     to: None,
                     out_link: None,

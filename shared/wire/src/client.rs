@@ -81,7 +81,13 @@ pub enum Request {
     Narinfos(Vec<String>),
     /// Client: `.drv` files. Answered by [`Response::Derivations`] frames.
     Derivations(Vec<DrvPath>),
+    /// Client: as `Submit`, but the roots are built although the farm has their outputs, all of which it must have. A root that makes
+    /// other outputs fails, with a message that starts with [`NOT_DETERMINISTIC`], and the farm keeps what it has.
+    Check(Submission),
 }
+
+/// How the message begins of a root that does not make again what it made.
+pub const NOT_DETERMINISTIC: &str = "not deterministic: ";
 
 /// One `.drv` file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

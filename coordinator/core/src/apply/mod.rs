@@ -36,6 +36,7 @@ impl Farm {
             }
             Command::Lose { worker, epoch, now } => self.lose(&worker, epoch, now, &mut fx),
             Command::Stage { request, jobs, now } => self.stage(request, jobs, now, &mut fx),
+            Command::Check { request, derivations, now } => self.check_staged(request, derivations, now, &mut fx),
             Command::Submit { request, name, roots, keep_going, now } => {
                 let wish = submit::Wish { request, name, roots, keep_going };
                 self.submit(index, wish, now, &mut fx);

@@ -42,11 +42,21 @@ impl Farm {
                 if jobs_new > JOBS_PER_ENTRY_MAX { (jobs_new, JOBS_PER_ENTRY_MAX) } else { (jobs_all, JOBS_PER_SUBMISSION_MAX) };
             return refuse(too_many(request, count, limit), fx);
         }
-        let stage = self.facts.stages.entry(request).or_insert(Stage { jobs: BTreeMap::new(), touched_at: now });
+        let stage = self.facts.stages.entry(request).or_insert(Stage { jobs: BTreeMap::new(), check: BTreeSet::new(), touched_at: now });
         stage.touched_at = now;
         for job in jobs {
             stage.jobs.entry(job.derivation.clone()).or_insert(job);
         }
+    }
+
+    /// Notes which staged jobs are built although their outputs exist. Of a submission that is a build already it changes nothing.
+    pub(super) fn check_staged(&mut self, request: RequestId, derivations: Vec<DrvPath>, now: Timestamp, fx: &mut Effects) {
+        if self.build_of(request).is_some() {
+            return;
+        }
+        let Some(stage) = self.facts.stages.get_mut(&request) else { return refuse(Refused::StageDropped(request), fx) };
+        stage.touched_at = now;
+        stage.check.extend(derivations.into_iter().filter(|derivation| stage.jobs.contains_key(derivation)));
     }
 
     /// Makes a build of a submission. The same request twice is one build.
@@ -58,12 +68,21 @@ impl Farm {
         if self.facts.dropped.contains_key(&request) {
             return refuse(Refused::StageDropped(request), fx);
         }
-        let mut specs = self.facts.stages.remove(&request).map(|stage| stage.jobs).unwrap_or_default();
+        let Stage { jobs: mut specs, check, .. } = self.facts.stages.remove(&request).unwrap_or_default();
         let known: BTreeSet<JobKey> = specs.keys().filter_map(|derivation| self.key_of(derivation)).collect();
         specs.retain(|derivation, _| self.key_of(derivation).is_none());
-        match self.check_new(request, &specs) {
+        // What another build has done, or does, cannot be done again beside it.
+        let under_way = check.iter().find(|derivation| self.key_of(derivation).is_some()).cloned();
+        let order = match under_way {
+            Some(derivation) => Err(Refused::BeingBuilt(derivation)),
+            None => self.check_new(request, &specs),
+        };
+        match order {
             Ok(order) => {
                 let added = self.add_jobs(order, specs);
+                for key in check.iter().filter_map(|derivation| self.key_of(derivation)).collect::<Vec<_>>() {
+                    self.change(key, |job| job.check = true);
+                }
                 let build = self.begin(index, wish, known.into_iter().chain(added), now);
                 fx.push(Effect::Answer(Answer::Submitted { request, build }));
                 self.settle(None, [build], now, fx);

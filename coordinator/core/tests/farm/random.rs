@@ -64,6 +64,9 @@ impl Chaos {
                 let epoch = self.epoch(&name);
                 Command::Lose { worker: worker(&name), epoch, now }
             }
+            3 if self.dice.once_in(3) => {
+                Command::Check { request: self.request(), derivations: vec![drv(self.name()), drv(self.name())], now }
+            }
             2 | 3 => Command::Stage { request: self.request(), jobs: self.jobs(), now },
             4 | 5 => {
                 let roots = vec![root(self.name()), root(self.name())];
@@ -215,11 +218,12 @@ fn check_plan(farm: &Farm, index: u64, now: Timestamp, seed: u64) {
 }
 
 /// What must have happened at least once, or the commands are not random enough.
-const SEEN_EXPECTED: [&str; 24] = [
+const SEEN_EXPECTED: [&str; 25] = [
     "Acknowledge",
     "Archive Built",
     "Archive Cancelled",
     "Archive Failed",
+    "BeingBuilt",
     "Cancelled",
     "Cycle",
     "DependencyFailed",
@@ -261,7 +265,7 @@ fn note_seen(effects: &[Effect], seen: &mut BTreeSet<String>) {
 #[test]
 fn invariants_hold_under_random_commands() {
     let mut seen = BTreeSet::new();
-    let seeds = seeds(60);
+    let seeds = seeds(100);
     for seed in seeds.iter().copied() {
         let mut farm = Farm::new();
         let mut chaos = Chaos::new(seed);

@@ -81,6 +81,10 @@ impl Script {
                 vec![Command::Lose { worker: worker(words[0]), epoch, now }]
             }
             "stage" => vec![Command::Stage { request: request(words[0]), jobs: self.graph(graph), now }],
+            "check" => {
+                let derivations = words[1].split(',').map(drv).collect();
+                vec![Command::Check { request: request(words[0]), derivations, now }]
+            }
             "submit" => self.submit(request(words[0]), &words[1..], graph),
             "go" => {
                 let (plan, _) = plan(&self.farm, now, &Limits::STANDARD);

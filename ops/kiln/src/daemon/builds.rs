@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiln_nix::daemon::{ActivityKind, BuildResult, Field, Level, Note, ResultKind, Target};
 use kiln_wire::client::{BuildView, Event, EventKind, Request};
-use kiln_wire::{AttemptId, BuildId, DrvPath, Root};
+use kiln_wire::{AttemptId, BuildId, DrvPath};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -14,20 +14,34 @@ use super::log_lines::{self, Told};
 use super::outcome::{Course, Wanted};
 use super::store::Store;
 use super::stream::{Broken, Failure, Stream};
-use crate::submission::{Watching, default_name, submit};
+use crate::submission::{self, Watching, default_name};
 
 /// Builds what is not there of `targets`, and returns what became of each. What was made is here then, if files are kept here.
 pub(super) async fn build(store: &Store, stream: &mut Stream, targets: &[Target], keep_going: bool) -> Result<Vec<BuildResult>, Failure> {
     let wanted = Wanted::look(store, targets).await?;
     let roots = wanted.roots();
-    let course = if roots.is_empty() { Course::default() } else { run(store, stream, roots, keep_going).await? };
+    let course = match roots.is_empty() {
+        true => Course::default(),
+        false => {
+            let build = submission::submit(store.client(), default_name(&roots), roots, keep_going).await?;
+            run(store, stream, build).await?
+        }
+    };
     let results = wanted.results(store, &course).await?;
     store.bring(results.iter().flat_map(|result| result.outputs.values().cloned()).collect()).await?;
     Ok(results)
 }
 
-async fn run(store: &Store, stream: &mut Stream, roots: Vec<Root>, keep_going: bool) -> Result<Course, Failure> {
-    let build = submit(store.client(), default_name(&roots), roots, keep_going).await?;
+/// Builds again what is there of `targets`, and returns whether each came out the same.
+pub(super) async fn check(store: &Store, stream: &mut Stream, targets: &[Target], keep_going: bool) -> Result<Vec<BuildResult>, Failure> {
+    let wanted = Wanted::look(store, targets).await?;
+    let roots = wanted.all_roots();
+    let build = submission::check(store.client(), default_name(&roots), roots, keep_going).await?;
+    let course = run(store, stream, build).await?;
+    Ok(wanted.results_of_check(store, &course).await)
+}
+
+async fn run(store: &Store, stream: &mut Stream, build: BuildId) -> Result<Course, Failure> {
     let (tell, told) = mpsc::channel(LINES_AHEAD);
     let mut building = Building {
         store,

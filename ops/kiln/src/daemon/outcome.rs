@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, ensure};
 use kiln_nix::daemon::{BuildResult, Status, Target};
-use kiln_wire::client::{BuildState, BuildView, JobView};
+use kiln_wire::client::{BuildState, BuildView, JobView, NOT_DETERMINISTIC};
 use kiln_wire::{DrvPath, FailureClass, OutputName, Root, StorePath};
 
 use super::store::Store;
@@ -88,13 +88,41 @@ impl Wanted {
 
     /// Returns what has to be built.
     pub(super) fn roots(&self) -> Vec<Root> {
+        self.roots_where(|is_there| !is_there)
+    }
+
+    /// Returns what can be built, whether it is there or not.
+    pub(super) fn all_roots(&self) -> Vec<Root> {
+        self.roots_where(|_| true)
+    }
+
+    fn roots_where(&self, counts: impl Fn(bool) -> bool) -> Vec<Root> {
         let mut roots: BTreeMap<DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
         for item in &self.items {
-            if let Item::Outputs { derivation, outputs, is_there: false } = item {
-                roots.entry(derivation.clone()).or_default().extend(outputs.keys().cloned());
+            match item {
+                Item::Outputs { derivation, outputs, is_there } if counts(*is_there) => {
+                    roots.entry(derivation.clone()).or_default().extend(outputs.keys().cloned());
+                }
+                Item::Outputs { .. } | Item::Path { .. } => {}
             }
         }
         roots.into_iter().map(|(derivation, outputs)| Root { derivation, outputs }).collect()
+    }
+
+    /// Returns whether each target was made again as it is, in their order.
+    pub(super) async fn results_of_check(self, store: &Store, course: &Course) -> Vec<BuildResult> {
+        let mut told = BTreeSet::new();
+        let mut results = Vec::new();
+        for item in self.items {
+            results.push(match item {
+                Item::Path { .. } => made(Status::AlreadyValid, BTreeMap::new()),
+                Item::Outputs { derivation, outputs, .. } => match outputs_made(&derivation, outputs, true, course) {
+                    Some(outputs) if course.built.contains_key(&derivation) => built(&derivation, outputs, course),
+                    _ => why_not(store, &derivation, course, &mut told).await,
+                },
+            });
+        }
+        results
     }
 
     /// Returns what became of each target, in their order.
@@ -181,6 +209,7 @@ async fn why_not(store: &Store, derivation: &DrvPath, course: &Course, told: &mu
 fn status_of(job: &JobView) -> Status {
     let last = job.attempts.last().and_then(|attempt| attempt.failure.as_ref());
     match last {
+        Some((FailureClass::BuildFailure, message)) if message.starts_with(NOT_DETERMINISTIC) => Status::NotDeterministic,
         Some((FailureClass::BuildFailure | FailureClass::OutOfMemory, _)) | None => Status::PermanentFailure,
         Some((FailureClass::LimitExceeded, _)) => Status::TimedOut,
         Some((FailureClass::Infrastructure, _)) => Status::TransientFailure,

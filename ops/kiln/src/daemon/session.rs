@@ -232,9 +232,10 @@ impl Session {
     async fn build_targets(&mut self, targets: &[Target], mode: Mode) -> Result<Vec<kiln_nix::daemon::BuildResult>, Failure> {
         match mode {
             Mode::Normal => builds::build(&self.store, &mut self.stream, targets, self.keep_going).await,
-            Mode::Repair | Mode::Check => {
-                Err(Failure::Told(anyhow!("the farm does not build again what it has: leave out --check, --rebuild and --repair")))
-            }
+            Mode::Check => builds::check(&self.store, &mut self.stream, targets, self.keep_going).await,
+            Mode::Repair => Err(Failure::Told(anyhow!(
+                "the farm verifies what it hands out, and builds nothing anew for being damaged: leave out --repair"
+            ))),
         }
     }
 

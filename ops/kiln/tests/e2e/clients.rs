@@ -238,6 +238,33 @@ fn nix_builds_in_its_own_store_with_the_farm_as_builder_of_what_the_farm_can_che
 }
 
 #[test]
+fn what_is_there_is_built_again_and_held_against_what_there_is() {
+    let set = r#"{ same = drv "same" "echo same > $out" [ ]; other = drv "other" "cat /proc/sys/kernel/random/uuid > $out" [ ]; }"#;
+    let clients = Clients::new(set);
+    let early = clients.nix(Way::Socket, &["nix-build"], &["set.nix", "-A", "same", "--check", "--no-out-link"]);
+    assert!(early.code() != 0 && early.err().contains("build it first"), "{}", early.err());
+    let (same, other) = (clients.build(Way::Socket, "same"), clients.build(Way::Stdio, "other"));
+    let content =
+        || std::fs::read_to_string(clients.place.path("root").join(other.trim_start_matches('/'))).expect("it is on this machine");
+    clients.build(Way::Socket, "other");
+    let before = content();
+    for way in WAYS {
+        let checked = clients.nix(way, &["nix-build"], &["set.nix", "-A", "same", "--check", "--no-out-link"]).expect_success();
+        assert!(checked.err().contains("building '/nix/store/") && checked.out().trim() == same, "{way:?}: {}", checked.err());
+        clients.nix(way, &["nix", "build"], &["-f", "set.nix", "same", "--rebuild", "--no-link"]).expect_success();
+        let differs = clients.nix(way, &["nix-build"], &["set.nix", "-A", "other", "--check", "--no-out-link"]);
+        assert!(differs.code() != 0 && differs.err().contains("not deterministic"), "{way:?}: {}", differs.err());
+        let repaired = clients.nix(way, &["nix-store"], &["-r", &same, "--repair"]);
+        assert!(repaired.code() == 0 || repaired.err().contains("leave out --repair"), "{way:?}: {}", repaired.err());
+    }
+    let ours = clients.place.run(&["build", "-f", "set.nix", "-A", "other", "--check"]);
+    assert_eq!((ours.code(), ours.err().contains("not deterministic")), (1, true), "{}", ours.err());
+    clients.place.run(&["build", "-f", "set.nix", "-A", "same", "--check"]).expect_success();
+    assert_eq!((clients.build(Way::Socket, "other"), content()), (other.clone(), before), "what there was stays");
+    clients.nix(Way::Stdio, &["nix", "store", "verify"], &["--no-trust", &other, &same]).expect_success();
+}
+
+#[test]
 fn a_failure_is_told_to_nix_with_the_end_of_its_log() {
     let clients = Clients::new(SET);
     for way in WAYS {

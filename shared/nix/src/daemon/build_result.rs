@@ -41,6 +41,8 @@ pub enum Status {
     MiscFailure = 9,
     /// Something that it needs failed.
     DependencyFailed = 10,
+    /// It was built again, and came out differently.
+    NotDeterministic = 12,
     /// It is no derivation's output, and nobody has it.
     NoSubstituters = 14,
 }
