@@ -108,3 +108,26 @@ fn an_attempt_goes_on_while_its_coordinator_is_dead_and_is_committed_by_the_next
     });
     assert_eq!(log, "begun\nended\n");
 }
+
+#[test]
+fn a_published_path_stays_as_it_is_where_its_derivation_is_built_again_for_another_output() {
+    let set = r#"{ pair = derivation { name = "pair"; system = "x86_64-linux"; builder = "${boot}/busybox"; outputs = [ "out" "doc" ];
+      args = [ "sh" "-c" "read out_id < /proc/sys/kernel/random/uuid; echo $out_id > $out; echo $out_id > $doc" ]; }; }"#;
+    let place = Place::new(set);
+    let farm = place.up();
+    let build = || place.run(&["build", "-f", "set.nix", "-A", "pair", "--json"]).expect_success();
+    let hash_of = |path: &str| place.run(&["path-info", "--json", path]).expect_success().json()[0]["narHash"].clone();
+    let first = build().out();
+    let last: serde_json::Value = serde_json::from_str(first.lines().last().expect("a build")).expect("JSON");
+    let outputs = last["outputs"].as_object().expect("outputs").values().next().expect("of the one root").clone();
+    let (out, doc) = (outputs["out"].as_str().expect("a path"), outputs["doc"].as_str().expect("a path"));
+    let hashes = (hash_of(out), hash_of(doc));
+    farm.interrupt();
+    farm.finish();
+    let hash_part = doc.rsplit('/').next().expect("a name").split('-').next().expect("a hash").to_owned();
+    std::fs::remove_file(place.path(&format!("farm/store/{hash_part}.narinfo"))).expect("it was published");
+    let _farm = place.up();
+    assert_eq!(build().events("started"), 1, "one of its outputs is gone");
+    assert_eq!(hash_of(out), hashes.0, "whoever has it has the same as others");
+    assert_ne!(hash_of(doc), hashes.1, "this one was made anew");
+}
