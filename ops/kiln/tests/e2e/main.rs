@@ -9,6 +9,7 @@ mod clients;
 mod cluster;
 mod crashes;
 mod documented;
+mod elsewhere;
 mod farm;
 mod first_use;
 mod once;
