@@ -10,7 +10,7 @@ use kiln_wire::{AttemptId, BuildId, DrvPath};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::log_lines::{self, Told};
+use super::log_lines::{self, Followed, Told};
 use super::outcome::{Course, Wanted};
 use super::store::Store;
 use super::stream::{Broken, Failure, Stream};
@@ -169,8 +169,10 @@ impl Building<'_> {
         let follows = self.logs.len() < LOGS_FOLLOWED_MAX;
         let (over, is_over) = watch::channel(false);
         if follows {
-            let (client, derivation, tell) = (self.store.client().clone(), derivation.clone(), self.tell.clone());
-            self.logs.spawn(async move { log_lines::follow(&client, derivation, attempt, id, is_over, tell).await });
+            let keep = self.store.log_place(derivation);
+            let followed = Followed { derivation: derivation.clone(), attempt, activity: id, keep };
+            let (client, tell) = (self.store.client().clone(), self.tell.clone());
+            self.logs.spawn(async move { log_lines::follow(&client, followed, is_over, tell).await });
         }
         self.activities.insert(id, Activity { derivation: derivation.clone(), over, log_told: !follows });
         Ok(())

@@ -76,6 +76,12 @@ impl Local {
         Ok(())
     }
 
+    /// Returns where a Nix client of this directory looks for a derivation's log.
+    pub(super) fn log_place(&self, derivation: &DrvPath) -> PathBuf {
+        let (first, rest) = derivation.as_str().split_at(LOG_DIR_CHARS);
+        self.root.join("nix/var/log/nix/drvs").join(first).join(rest)
+    }
+
     fn store(&self, store_dir: &StoreDir) -> anyhow::Result<PathBuf> {
         let store = realise::store_below(&self.root, store_dir);
         std::fs::create_dir_all(&store).with_context(|| format!("create `{}`", store.display()))?;
@@ -122,6 +128,8 @@ fn is_there(place: &Path) -> bool {
     place.symlink_metadata().is_ok()
 }
 
+/// Characters of a name that Nix makes a directory of logs of.
+const LOG_DIR_CHARS: usize = 2;
 /// Paths that get their names together: few enough that who waits for one of them does not wait for long.
 const BROUGHT_TOGETHER: usize = 256;
 /// Paths that are fetched at a time: most are small, and a round trip each.

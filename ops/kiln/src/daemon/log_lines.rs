@@ -1,9 +1,14 @@
 //! A running attempt's log, line by line, as it is written.
 
+use std::fs::Permissions;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_wire::client::{Request, Response};
 use kiln_wire::{AttemptId, DrvPath};
+use tempfile::NamedTempFile;
 use tokio::sync::{mpsc, watch};
 
 use crate::client::{AskError, Client, Leading, unexpected};
@@ -16,44 +21,48 @@ pub(super) enum Told {
     End(u64),
 }
 
-/// Passes on each line of an attempt's log under the number of an activity, until the attempt has ended and its log is told.
-pub(super) async fn follow(
-    client: &Client,
-    derivation: DrvPath,
-    attempt: AttemptId,
-    activity: u64,
-    mut ended: watch::Receiver<bool>,
-    tell: mpsc::Sender<Told>,
-) {
-    let mut reading = Reading { lines: Lines::default(), bytes: 0, activity, tell };
+/// Whose log is followed, and what is done with it.
+pub(super) struct Followed {
+    pub(super) derivation: DrvPath,
+    pub(super) attempt: AttemptId,
+    /// Under which number its lines are told.
+    pub(super) activity: u64,
+    /// Where it is kept once it is whole, if it is.
+    pub(super) keep: Option<PathBuf>,
+}
+
+/// Passes on each line of an attempt's log, until the attempt has ended and its log is told.
+pub(super) async fn follow(client: &Client, followed: Followed, mut ended: watch::Receiver<bool>, tell: mpsc::Sender<Told>) {
+    let Followed { derivation, attempt, activity, keep } = followed;
+    let mut reading = Reading { lines: Lines::default(), bytes: 0, activity, tell, keep: keep.map(Kept::new) };
     let mut tries = client.tries();
-    loop {
+    let is_whole = loop {
         let is_last = *ended.borrow();
         let request = Request::Log { derivation: derivation.clone(), attempt: Some(attempt), follow: !is_last };
         let read = match tries.leader().await {
             Ok(leader) => reading.read(&leader, &request).await,
-            Err(_) => break,
+            Err(_) => break false,
         };
         match read {
             // A log that was whole when it was asked for, or a client that is gone.
-            Ok(()) if is_last || reading.tell.is_closed() => break,
+            Ok(()) if is_last || reading.tell.is_closed() => break is_last,
             Ok(()) => {}
             Err(AskError::Passing(error)) => {
                 if tries.failed(AskError::Passing(error)).await.is_err() {
-                    break;
+                    break false;
                 }
                 continue;
             }
             // The builder has written nothing yet, or nothing at all.
-            Err(AskError::Final(_)) if is_last => break,
+            Err(AskError::Final(_)) if is_last => break true,
             Err(AskError::Final(_)) => {}
         }
         // Fails if nobody waits for the log any more.
         if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, ended.wait_for(|ended| *ended)).await {
-            break;
+            break false;
         }
-    }
-    reading.finish().await;
+    };
+    reading.finish(is_whole).await;
 }
 
 struct Reading {
@@ -62,6 +71,7 @@ struct Reading {
     bytes: u64,
     activity: u64,
     tell: mpsc::Sender<Told>,
+    keep: Option<Kept>,
 }
 
 impl Reading {
@@ -74,6 +84,9 @@ impl Reading {
             skip -= known as u64;
             let fresh = &bytes[known..];
             self.bytes += fresh.len() as u64;
+            if let Some(kept) = &mut self.keep {
+                kept.take(fresh);
+            }
             for line in self.lines.push(fresh) {
                 if self.tell.send(Told::Line(self.activity, line)).await.is_err() {
                     return Ok(());
@@ -83,7 +96,10 @@ impl Reading {
         Ok(())
     }
 
-    async fn finish(mut self) {
+    async fn finish(mut self, is_whole: bool) {
+        if let Some(kept) = self.keep.take().filter(|_| is_whole) {
+            kept.end();
+        }
         let rest = self.lines.rest();
         // Fail if the client is gone, which is told elsewhere.
         if !rest.is_empty() {
@@ -91,6 +107,39 @@ impl Reading {
         }
         let _gone = self.tell.send(Told::End(self.activity)).await;
     }
+}
+
+/// A log on its way into a file. That a log is kept is a convenience: where it cannot be, a build is none the worse.
+struct Kept {
+    place: PathBuf,
+    file: Option<NamedTempFile>,
+}
+
+impl Kept {
+    fn new(place: PathBuf) -> Self {
+        let opened = place.parent().map(|dir| std::fs::create_dir_all(dir).and_then(|()| NamedTempFile::new_in(dir)));
+        let file = opened.and_then(|opened| opened.inspect_err(|error| cannot_keep(&place, error)).ok());
+        Self { place, file }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if let Some(Err(error)) = self.file.as_mut().map(|file| file.write_all(bytes)) {
+            cannot_keep(&self.place, &error);
+            self.file = None;
+        }
+    }
+
+    fn end(self) {
+        let Some(file) = self.file else { return };
+        let readable = file.as_file().set_permissions(Permissions::from_mode(0o444));
+        if let Err(error) = readable.and_then(|()| file.persist(&self.place).map_err(|error| error.error)) {
+            cannot_keep(&self.place, &error);
+        }
+    }
+}
+
+fn cannot_keep(place: &Path, error: &io::Error) {
+    tracing::warn!(place = %place.display(), %error, "keep a log");
 }
 
 /// Divides a log that comes in pieces.

@@ -1,6 +1,7 @@
 //! The farm's store, as a Nix client asks about it. A derivation counts as a valid path when the farm has its file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_nix::content::{ContentAddress, Method};
@@ -186,6 +187,11 @@ impl Store {
             signatures: Vec::new(),
             content_address: ContentAddress { method: Method::Text, hash: hasher.finish() }.to_string(),
         })
+    }
+
+    /// Returns where the log of a derivation is kept, if files are kept here.
+    pub(super) fn log_place(&self, derivation: &DrvPath) -> Option<PathBuf> {
+        self.local.as_ref().map(|local| local.log_place(derivation))
     }
 
     /// Fetches the blob of a path.

@@ -238,6 +238,17 @@ fn nix_builds_in_its_own_store_with_the_farm_as_builder_of_what_the_farm_can_che
 }
 
 #[test]
+fn nix_log_shows_what_was_built_through_the_socket() {
+    let clients = Clients::new(SET);
+    let path = clients.build(Way::Socket, "phases");
+    assert!(clients.nix(Way::Socket, &["nix-build"], &["set.nix", "-A", "bad"]).code() != 0);
+    let derivation = clients.run("nix-instantiate", &["--store", &clients.own("eval"), "set.nix", "-A", "bad"]).expect_success();
+    let log = |subject: &str| clients.nix(Way::Socket, &["nix", "log"], &[subject]).expect_success().out();
+    assert!(log(&path).ends_with("working\n"), "{}", log(&path));
+    assert_eq!(log(derivation.out().trim()), "line one\nline two\n", "of what failed, by its derivation");
+}
+
+#[test]
 fn what_is_there_is_built_again_and_held_against_what_there_is() {
     let set = r#"{ same = drv "same" "echo same > $out" [ ]; other = drv "other" "cat /proc/sys/kernel/random/uuid > $out" [ ]; }"#;
     let clients = Clients::new(set);
