@@ -25,8 +25,13 @@ use super::record::{Members, MembersAt, Position, VoteRecord};
 use super::snapshot::{Snapshot, SnapshotDir, SnapshotError};
 use super::wal::WalError;
 
-/// The version that this program writes and reads.
-pub const VERSION: u32 = 1;
+/// The newest version that this program writes and reads: of a farm at version 3 or later, which a program that lacks it would read as if
+/// what it does not know were not there.
+pub const VERSION: u32 = 2;
+/// The version of a backup of an earlier farm.
+const VERSION_FIRST: u32 = 1;
+/// The version of a farm from which on a backup is of the newest version.
+const FARM_OF_NEWEST: Version = Version(3);
 
 const MAGIC: [u8; 8] = *b"KILNBACK";
 const HASH_BYTES: usize = 32;
@@ -65,6 +70,8 @@ pub struct Backup {
     pub nodes: BTreeSet<NodeId>,
     farm: Farm,
     directories: BTreeMap<NodeId, DirectoryId>,
+    /// What the farm was at.
+    version: Version,
 }
 
 /// A file that is no backup.
@@ -118,6 +125,8 @@ struct Header {
     about: About,
     last: Position,
     directories: BTreeMap<NodeId, DirectoryId>,
+    #[serde(default, skip_serializing_if = "Version::is_first")]
+    version: Version,
 }
 
 impl Consensus {
@@ -133,15 +142,20 @@ impl Consensus {
             return Err(ConsensusError::NotLeader { leader: None });
         }
         let last = copy.last.as_ref().map_or(Position { leader: Leader::default(), index: LogIndex(0) }, Position::from);
-        let header = Header { about, last, directories: copy.directories };
-        let header = frame::to_bytes(&header).map_err(|err| ConsensusError::Start { reason: err.to_string() })?;
-        Ok(encode(&header, &copy.farm.to_snapshot()))
+        let header = Header { about, last, directories: copy.directories, version: copy.version };
+        let bytes = frame::to_bytes(&header).map_err(|err| ConsensusError::Start { reason: err.to_string() })?;
+        Ok(encode(version_for(header.version), &bytes, &copy.farm.to_snapshot()))
     }
 }
 
-fn encode(header: &[u8], farm: &[u8]) -> Vec<u8> {
+/// Returns the oldest version of a backup that holds what a farm at some version may have.
+fn version_for(farm: Version) -> u32 {
+    if farm < FARM_OF_NEWEST { VERSION_FIRST } else { VERSION }
+}
+
+fn encode(version: u32, header: &[u8], farm: &[u8]) -> Vec<u8> {
     let header_bytes = u32::try_from(header.len()).expect("a header is small");
-    let parts = [&MAGIC[..], &VERSION.to_le_bytes(), &header_bytes.to_le_bytes(), header, &(farm.len() as u64).to_le_bytes(), farm];
+    let parts = [&MAGIC[..], &version.to_le_bytes(), &header_bytes.to_le_bytes(), header, &(farm.len() as u64).to_le_bytes(), farm];
     let mut bytes = parts.concat();
     let hash = blake3::hash(&bytes);
     bytes.extend_from_slice(hash.as_bytes());
@@ -163,8 +177,8 @@ impl Backup {
             return Err(damaged("its checksum does not match; it may be cut off"));
         }
         let (version, rest) = split_u32(&body[MAGIC.len()..]).ok_or_else(|| damaged("it has no version"))?;
-        if version != VERSION {
-            return Err(damaged(&format!("it has version {version}, this program reads {VERSION}")));
+        if !(VERSION_FIRST..=VERSION).contains(&version) {
+            return Err(damaged(&format!("it has version {version}, this program reads {VERSION_FIRST} to {VERSION}")));
         }
         let (header, rest) = split_u32(rest)
             .and_then(|(size, rest)| rest.split_at_checked(size as usize))
@@ -173,10 +187,11 @@ impl Backup {
         if size != (farm.len() as u64).to_le_bytes() {
             return Err(damaged("its farm has another length than stated"));
         }
-        let Header { about, last, directories } = frame::from_bytes(header).map_err(|err| damaged(&format!("its header: {err}")))?;
+        let Header { about, last, directories, version } =
+            frame::from_bytes(header).map_err(|err| damaged(&format!("its header: {err}")))?;
         let farm = Farm::from_snapshot(farm).map_err(BackupError::Farm)?;
         let nodes = directories.keys().copied().collect();
-        Ok(Self { about, last: (last.leader, last.index), nodes, farm, directories })
+        Ok(Self { about, last: (last.leader, last.index), nodes, farm, directories, version })
     }
 
     /// Returns the term and the entry that a farm restored from this goes on after.
@@ -230,7 +245,7 @@ impl Backup {
         self.directories.insert(node, member.directory);
         let members = Members { voters: vec![[node].into()], nodes: [(node, member)].into() };
         let members = MembersAt { position: Some(last), members }.try_into().expect("one voter that is on record is a group");
-        Snapshot { farm: self.farm, last: Some(last.into()), members, directories: self.directories, version: Version::FIRST }
+        Snapshot { farm: self.farm, last: Some(last.into()), members, directories: self.directories, version: self.version }
     }
 }
 
@@ -242,7 +257,7 @@ fn split_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
 mod tests {
     use super::*;
 
-    fn backup() -> Vec<u8> {
+    fn backup(version: Version) -> Vec<u8> {
         let about = About {
             farm: "test".into(),
             store_dir: StoreDir::default(),
@@ -252,13 +267,14 @@ mod tests {
             program: "kiln".into(),
         };
         let last = Position { leader: Leader { term: 7, node: NodeId(2) }, index: LogIndex(1234) };
-        let header = Header { about, last, directories: [(NodeId(1), DirectoryId(11)), (NodeId(4), DirectoryId(44))].into() };
-        encode(&frame::to_bytes(&header).expect("encodes"), &Farm::new().to_snapshot())
+        let directories = [(NodeId(1), DirectoryId(11)), (NodeId(4), DirectoryId(44))].into();
+        let header = Header { about, last, directories, version };
+        encode(version_for(version), &frame::to_bytes(&header).expect("encodes"), &Farm::new().to_snapshot())
     }
 
     #[test]
     fn a_backup_reads_back_and_no_byte_of_it_may_differ() {
-        let bytes = backup();
+        let bytes = backup(Version(3));
         let read = Backup::decode(&bytes).expect("reads");
         assert_eq!((read.about.farm.as_str(), read.last.1, read.nodes.len()), ("test", LogIndex(1234), 2));
         for at in 0..bytes.len() {
@@ -270,10 +286,21 @@ mod tests {
     }
 
     #[test]
+    fn a_backup_is_of_the_oldest_version_that_holds_its_farm() {
+        let last = Position { leader: Leader { term: 7, node: NodeId(5) }, index: LogIndex(1234) };
+        for (farm, version) in [(1, 1), (2, 1), (3, 2)] {
+            let bytes = backup(Version(farm));
+            assert_eq!(bytes[MAGIC.len()..][..4], u32::to_le_bytes(version), "a farm at version {farm}");
+            let restored = Backup::decode(&bytes).expect("reads").snapshot(NodeId(5), Member::default(), last);
+            assert_eq!(restored.version, Version(farm));
+        }
+    }
+
+    #[test]
     fn what_is_restored_goes_on_beyond_everything_that_was() {
-        let after = Backup::decode(&backup()).expect("reads").resumes_after(NodeId(5));
+        let after = Backup::decode(&backup(Version(3))).expect("reads").resumes_after(NodeId(5));
         assert_eq!(after, Position { leader: Leader { term: 1_000_000_000, node: NodeId(5) }, index: LogIndex(1_000_000_000_000) });
-        let mut again = Backup::decode(&backup()).expect("reads");
+        let mut again = Backup::decode(&backup(Version(3))).expect("reads");
         again.last = (after.leader, after.index);
         assert_eq!(again.resumes_after(NodeId(6)).index, LogIndex(2_000_000_000_000));
     }
@@ -283,7 +310,7 @@ mod tests {
         use super::super::api::ConsensusConfig;
         let place = tempfile::tempdir().expect("a temporary directory");
         let dir = place.path().join("raft");
-        let found = |node| Backup::decode(&backup()).expect("reads").found(&dir, NodeId(node), 1 << 20, Member::default());
+        let found = |node| Backup::decode(&backup(Version(3))).expect("reads").found(&dir, NodeId(node), 1 << 20, Member::default());
         let error = found(4).await.expect_err("it was a member");
         assert!(error.to_string().contains("5 is free"), "{error}");
         found(5).await.expect("restores");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kiln_core::Command;
-use kiln_wire::{BuildId, Timestamp, Version};
+use kiln_wire::{BuildId, DrvPath, RequestId, Timestamp, Version};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader, StorageError};
@@ -284,6 +284,24 @@ fn the_payloads_of_versions_3_and_4_stay_readable() {
     for (version, to) in [(3, Version(2)), (4, Version(3))] {
         check_golden(&Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Change::Raise(to)) }), version);
     }
+}
+
+/// A command that version 3 of a farm brought, for ever.
+#[test]
+fn a_check_stays_readable() {
+    let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+    let check = Command::Check { request: RequestId(7), derivations: vec![derivation], now: Timestamp(9) };
+    let entry = Entry { log_id: log_id(2, 7), payload: EntryPayload::Normal(Change::Command(check)) };
+    let new = Record::Entry(entry.clone()).encode().expect("encodes");
+    assert_eq!(new.version, 4, "a program without it must not read on");
+    let hex: String = new.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = format!("{}/tests/raft/payload-check.hex", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &hex).expect("writes");
+    }
+    assert_eq!(hex, std::fs::read_to_string(path).expect("the golden file"));
+    let stored = Stored { kind: new.kind, index: new.index, version: new.version, payload: &new.payload };
+    assert_eq!(format!("{:?}", Record::decode(stored).expect("decodes")), format!("{:?}", Record::Entry(entry)));
 }
 
 /// Writes a log of one entry as somebody else might, and returns why it cannot be opened.
