@@ -37,6 +37,7 @@ mod shared_store;
 mod start;
 mod submit;
 mod transfer;
+mod turns;
 mod verified;
 mod views;
 mod watch;

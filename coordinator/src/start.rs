@@ -23,6 +23,7 @@ use crate::logs::Logs;
 use crate::parts::Parts;
 use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use crate::shared_store::SharedStoreError;
+use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
 use crate::{driver, http, kept_logs, requests, scrape, shared_store};
@@ -250,6 +251,7 @@ async fn parts(
         uploads: Uploads::default(),
         verified: Verified::default(),
         granted: Granted::default(),
+        turns: Turns::default(),
         watchers: Watchers::new(),
         logs: Arc::new(logs),
         archive,

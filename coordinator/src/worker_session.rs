@@ -8,7 +8,7 @@ use kiln_link::{LinkError, Receiver, Sender};
 use kiln_store::{Provenance, StoreError};
 use kiln_wire::client::NOT_DETERMINISTIC;
 use kiln_wire::worker::{FromWorker, Hello, ToWorker};
-use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, PathInfo, Sha256Hash, StorePath, WorkerId};
+use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, Sha256Hash, StorePath, WorkerId};
 use tokio::sync::mpsc;
 
 use crate::dispatch::{DispatchError, is_live, reference_candidates};
@@ -115,6 +115,9 @@ fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, 
 
 /// Proposes the end of an attempt, after making sure that every output it claims is stored and is what it is said to be.
 async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
+    let made: &[BuiltOutput] = if let Outcome::Built { outputs, .. } = &outcome { outputs } else { &[] };
+    let made: Vec<StorePath> = made.iter().map(|output| output.info.path.clone()).collect();
+    let _turn = parts.turns.take(made.iter()).await;
     let outcome = match outcome {
         // A report that came too late is refused by the farm, which also lets the worker forget it.
         Outcome::Built { outputs, usage } if is_live(&parts, &lease) => {
@@ -137,7 +140,7 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
         outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
     };
     let now = parts.clock.now();
-    if let Err(error) = propose_patiently(parts, Command::Finish { lease: lease.clone(), outcome, now }).await {
+    if let Err(error) = propose_patiently(parts.clone(), Command::Finish { lease: lease.clone(), outcome, now }).await {
         // The worker keeps its report until it is acknowledged, and sends it again.
         tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "commit the end of an attempt");
     }
@@ -191,16 +194,13 @@ async fn check_outputs(parts: &Parts, lease: &Lease, outputs: &[BuiltOutput]) ->
     Ok(checked)
 }
 
-/// Puts what is valid already in the place of what was made again: a valid path never changes. If the job is there to see whether it makes
+/// Puts what is committed already in the place of what was made again: a valid path never changes. If the job is there to see whether it makes
 /// the same, it must.
 async fn keep_published(parts: &Parts, lease: &Lease, outputs: &mut [BuiltOutput]) -> Result<(), CheckError> {
     let is_check = parts.farm(|farm| farm.is_check(&lease.derivation));
-    // A job with one output is a job because the store lacks that.
-    if !is_check && outputs.len() < 2 {
-        return Ok(());
-    }
     for output in outputs {
-        let Some(kept) = parts.store.path_info(&output.info.path).await? else { continue };
+        // What is committed counts too: two derivations may make one path.
+        let Some(kept) = parts.path_info(&output.info.path).await? else { continue };
         if kept.nar_hash != output.info.nar_hash {
             let (path, made) = (output.info.path.clone(), output.info.nar_hash);
             if is_check {
@@ -208,7 +208,7 @@ async fn keep_published(parts: &Parts, lease: &Lease, outputs: &mut [BuiltOutput
             }
             tracing::warn!(%path, derivation = %lease.derivation, %made, kept = %kept.nar_hash, "made again, and not the same: what is published stays");
         }
-        output.info = PathInfo::clone(&kept);
+        output.info = kept;
     }
     Ok(())
 }

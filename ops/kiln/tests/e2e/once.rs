@@ -131,3 +131,25 @@ fn a_published_path_stays_as_it_is_where_its_derivation_is_built_again_for_anoth
     assert_eq!(hash_of(out), hashes.0, "whoever has it has the same as others");
     assert_ne!(hash_of(doc), hashes.1, "this one was made anew");
 }
+
+#[test]
+fn two_recipes_of_one_path_leave_it_as_the_first_made_it() {
+    // They differ in how a fixed output below them is fetched, which changes no output path: two jobs make one path.
+    let set = r#"
+      let
+        fetched = how: derivation { name = "fetched"; system = "x86_64-linux"; builder = "${boot}/busybox"; inherit how;
+          args = [ "sh" "-c" "echo -n hello > $out" ]; outputHashAlgo = "sha256"; outputHashMode = "flat";
+          outputHash = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"; };
+        twin = how: drv "twin" "cat /proc/sys/kernel/random/uuid > $out" [ (fetched how) ];
+      in { twins = [ (twin "one") (twin "other") ]; above = drv "above" "cat $deps > $out" [ (twin "one") ]; }"#;
+    let place = Place::new(set);
+    let _farm = place.up();
+    let built = place.run(&["build", "-f", "set.nix", "-A", "twins", "-A", "above", "--to", "root", "--json"]).expect_success();
+    let last: serde_json::Value = serde_json::from_str(built.out().lines().last().expect("a build")).expect("JSON");
+    let paths: BTreeSet<String> =
+        last["outputs"].as_object().expect("outputs").values().map(|outputs| outputs["out"].as_str().expect("a path").to_owned()).collect();
+    let of = |name: &str| paths.iter().find(|path| path.ends_with(name)).expect("it was built").clone();
+    assert_eq!((paths.len(), built.events("built")), (2, 5), "{last}");
+    let text = |path: &str| std::fs::read_to_string(place.path("root").join(path.trim_start_matches('/'))).expect("it was brought");
+    assert_eq!(text(&of("-twin")), text(&of("-above")), "what was built of it, was built of what there is");
+}
