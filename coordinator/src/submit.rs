@@ -38,6 +38,9 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         return Err(refuse::invalid(message));
     }
     let closure = read(&parts, &submission).await?;
+    if submission.roots.is_empty() {
+        return Err(refuse::invalid("check: no derivation is named"));
+    }
     let outputs = outputs_to_check(&closure, &submission.roots)?;
     let absent = missing(&parts, outputs.iter().cloned().collect()).await?;
     if let Some(first) = absent.first() {
@@ -52,10 +55,14 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         let parts = parts_of.clone();
         async move { Ok([again, missing(&parts, others).await?].concat()) }
     };
-    let jobs = needed::jobs(&closure, &submission.roots, lacking).await?;
+    let mut jobs = needed::jobs(&closure, &submission.roots, lacking).await?;
+    let derivations: BTreeSet<DrvPath> = submission.roots.iter().map(|root| root.derivation.clone()).collect();
+    for job in &mut jobs {
+        // Its outputs exist: who needs them waits for no check of them.
+        job.inputs.retain(|input| !derivations.contains(&input.derivation));
+    }
     check_sources(&parts, &closure, &jobs).await?;
-    let derivations = submission.roots.iter().map(|root| root.derivation.clone()).collect();
-    hand_over(parts, submission, &jobs, Some(derivations)).await
+    hand_over(parts, submission, &jobs, Some(derivations.into_iter().collect())).await
 }
 
 /// Reads a submission's derivations, and checks them.
@@ -67,12 +74,12 @@ async fn read(parts: &Parts, submission: &Submission) -> Result<DrvClosure, Refu
     Ok(closure)
 }
 
-/// Returns the outputs that are wanted of `roots`.
+/// Returns all outputs of `roots`: those that nobody asked for are made again too.
 fn outputs_to_check(closure: &DrvClosure, roots: &[Root]) -> Result<BTreeSet<StorePath>, Refusal> {
     let mut outputs = BTreeSet::new();
     for root in roots {
         let derivation = &closure.parsed[&root.derivation];
-        for (name, output) in derivation.outputs.iter().filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name)) {
+        for (name, output) in &derivation.outputs {
             let unknown = || {
                 let full = &root.derivation;
                 refuse::invalid(format!(

@@ -122,7 +122,7 @@ pub enum Refused {
     #[error("there is no live job `{0}`")]
     NoSuchJob(DrvPath),
     /// What should be built again is part of a build that has not ended.
-    #[error("check `{0}`: it is part of a build that has not ended; check it when that has")]
+    #[error("check `{0}`: it is part of a build that the farm still has; check it when that has ended")]
     BeingBuilt(DrvPath),
     /// The jobs of a submission form a cycle, first job first.
     #[error("submission has a cycle of {} derivations", .0.len())]

@@ -68,16 +68,15 @@ impl Farm {
         if self.facts.dropped.contains_key(&request) {
             return refuse(Refused::StageDropped(request), fx);
         }
+        // What another build has done, or does, cannot be done again beside it. The stage stays: its client asks again.
+        let check = self.facts.stages.get(&request).into_iter().flat_map(|stage| &stage.check);
+        if let Some(derivation) = check.clone().find(|derivation| self.key_of(derivation).is_some()) {
+            return refuse(Refused::BeingBuilt(derivation.clone()), fx);
+        }
         let Stage { jobs: mut specs, check, .. } = self.facts.stages.remove(&request).unwrap_or_default();
         let known: BTreeSet<JobKey> = specs.keys().filter_map(|derivation| self.key_of(derivation)).collect();
         specs.retain(|derivation, _| self.key_of(derivation).is_none());
-        // What another build has done, or does, cannot be done again beside it.
-        let under_way = check.iter().find(|derivation| self.key_of(derivation).is_some()).cloned();
-        let order = match under_way {
-            Some(derivation) => Err(Refused::BeingBuilt(derivation)),
-            None => self.check_new(request, &specs),
-        };
-        match order {
+        match self.check_new(request, &specs) {
             Ok(order) => {
                 let added = self.add_jobs(order, specs);
                 for key in check.iter().filter_map(|derivation| self.key_of(derivation)).collect::<Vec<_>>() {

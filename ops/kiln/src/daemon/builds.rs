@@ -36,9 +36,16 @@ pub(super) async fn build(store: &Store, stream: &mut Stream, targets: &[Target]
 pub(super) async fn check(store: &Store, stream: &mut Stream, targets: &[Target], keep_going: bool) -> Result<Vec<BuildResult>, Failure> {
     let wanted = Wanted::look(store, targets).await?;
     let roots = wanted.all_roots();
-    let build = submission::check(store.client(), default_name(&roots), roots, keep_going).await?;
-    let course = run(store, stream, build).await?;
-    Ok(wanted.results_of_check(store, &course).await)
+    let course = match roots.is_empty() {
+        true => Course::default(),
+        false => {
+            let build = submission::check(store.client(), default_name(&roots), roots, keep_going).await?;
+            run(store, stream, build).await?
+        }
+    };
+    let results = wanted.results_of_check(store, &course).await;
+    store.bring(results.iter().flat_map(|result| result.outputs.values().cloned()).collect()).await?;
+    Ok(results)
 }
 
 async fn run(store: &Store, stream: &mut Stream, build: BuildId) -> Result<Course, Failure> {

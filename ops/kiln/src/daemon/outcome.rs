@@ -113,11 +113,13 @@ impl Wanted {
     pub(super) async fn results_of_check(self, store: &Store, course: &Course) -> Vec<BuildResult> {
         let mut told = BTreeSet::new();
         let mut results = Vec::new();
+        // Each root is a job of the check, so what the farm says to be there was made, whoever missed the event.
+        let was_made = |derivation: &DrvPath| course.view.as_ref().is_some_and(|view| view.outputs.contains_key(derivation));
         for item in self.items {
             results.push(match item {
-                Item::Path { .. } => made(Status::AlreadyValid, BTreeMap::new()),
+                Item::Path { path, is_valid } => path_as_it_is(store, &path, is_valid),
                 Item::Outputs { derivation, outputs, .. } => match outputs_made(&derivation, outputs, true, course) {
-                    Some(outputs) if course.built.contains_key(&derivation) => built(&derivation, outputs, course),
+                    Some(outputs) if was_made(&derivation) => built(&derivation, outputs, course),
                     _ => why_not(store, &derivation, course, &mut told).await,
                 },
             });
@@ -134,11 +136,7 @@ impl Wanted {
         let mut results = Vec::new();
         for item in self.items {
             results.push(match item {
-                Item::Path { is_valid: true, .. } => made(Status::AlreadyValid, BTreeMap::new()),
-                Item::Path { path, is_valid: false } => {
-                    let full = store.store_dir().join(&path);
-                    failed(Status::NoSubstituters, format!("path `{full}` is not valid, and no derivation was named that makes it"))
-                }
+                Item::Path { path, is_valid } => path_as_it_is(store, &path, is_valid),
                 Item::Outputs { derivation, outputs, is_there } => match outputs_made(&derivation, outputs, is_there, course) {
                     Some(outputs) => built(&derivation, outputs, course),
                     None => why_not(store, &derivation, course, &mut told).await,
@@ -146,6 +144,16 @@ impl Wanted {
             });
         }
         Ok(results)
+    }
+}
+
+fn path_as_it_is(store: &Store, path: &StorePath, is_valid: bool) -> BuildResult {
+    match is_valid {
+        true => made(Status::AlreadyValid, BTreeMap::new()),
+        false => {
+            let full = store.store_dir().join(path);
+            failed(Status::NoSubstituters, format!("path `{full}` is not valid, and no derivation was named that makes it"))
+        }
     }
 }
 
