@@ -45,8 +45,8 @@ pub(super) async fn follow(client: &Client, followed: Followed, mut ended: watch
         };
         match read {
             // A log that was whole when it was asked for, or a client that is gone.
-            Ok(()) if is_last || reading.tell.is_closed() => break is_last,
-            Ok(()) => {}
+            Ok(to_its_end) if is_last || reading.tell.is_closed() => break is_last && to_its_end,
+            Ok(_) => {}
             Err(AskError::Passing(error)) => {
                 if tries.failed(AskError::Passing(error)).await.is_err() {
                     break false;
@@ -54,7 +54,7 @@ pub(super) async fn follow(client: &Client, followed: Followed, mut ended: watch
                 continue;
             }
             // The builder has written nothing yet, or nothing at all.
-            Err(AskError::Final(_)) if is_last => break true,
+            Err(AskError::Final(_)) if is_last => break false,
             Err(AskError::Final(_)) => {}
         }
         // Fails if nobody waits for the log any more.
@@ -75,7 +75,8 @@ struct Reading {
 }
 
 impl Reading {
-    async fn read(&mut self, leader: &Leading, request: &Request) -> Result<(), AskError> {
+    /// Returns whether it came to the end of the answer; otherwise nobody waits for it any more.
+    async fn read(&mut self, leader: &Leading, request: &Request) -> Result<bool, AskError> {
         let (_sender, mut answers) = leader.ask(request).await?;
         let mut skip = self.bytes;
         while let Some(answer) = answers.next().await? {
@@ -89,11 +90,11 @@ impl Reading {
             }
             for line in self.lines.push(fresh) {
                 if self.tell.send(Told::Line(self.activity, line)).await.is_err() {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn finish(mut self, is_whole: bool) {
