@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_nix::content::Method;
 use kiln_nix::daemon::{
-    ActivityKind, Assembler, BuildResult, CLIENT_MAGIC, Encoder, Facts, Field, Frames, Item, Level, Mode, Note, Operation, ProtocolError,
-    Request, ResultKind, Status, Step, Target, ValidPath, Version,
+    ActivityKind, Assembler, BuildResult, CLIENT_MAGIC, Encoder, Facts, Field, Frames, Item, Level, Mode, Note, Operation, Options,
+    ProtocolError, Request, ResultKind, Status, Step, Target, ValidPath, Version,
 };
 use kiln_nix::hash::Algorithm;
 use kiln_wire::limits::NIX_REQUEST_BYTES_MAX;
@@ -130,7 +130,17 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
         (11, "A".into(), Request::AddTempRoot(path(A))),
         (12, "'/home/ann/result'".into(), Request::AddIndirectRoot),
         (14, String::new(), Request::FindRoots),
-        (19, "0 1 0 3 2 0 1 0 0 0 0 1 1 'system-features' ''".into(), Request::SetOptions { keep_going: true }),
+        (
+            19,
+            "0 1 0 3 2 0 1 0 0 0 0 1 1 'system-features' ''".into(),
+            Request::SetOptions(Options { keep_going: true, silent_seconds_max: 0, seconds_max: 0 }),
+        ),
+        (
+            19,
+            "0 0 0 3 2 60 1 0 0 0 0 1 2 'cores' '2' 'timeout' '3600'".into(),
+            Request::SetOptions(Options { keep_going: false, silent_seconds_max: 60, seconds_max: 3600 }),
+        ),
+        (19, "0 0 0 3 2 0 1 0 0 0 0 1 1 'timeout' 'never'".into(), Request::SetOptions(Options::default())),
         (20, "3 1 A 0 0 0 0 0".into(), Request::Other(Operation::CollectGarbage)),
         (23, String::new(), Request::Other(Operation::QueryAllValidPaths)),
         (26, "A".into(), Request::QueryPathInfo(path(A))),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use kiln_nix::daemon::{CLIENT_MAGIC, Encoder, FEATURES, Item, Mode, Note, Operation, Request, SERVER_MAGIC, Target, Version};
+use kiln_nix::daemon::{CLIENT_MAGIC, Encoder, FEATURES, Item, Mode, Note, Operation, Options, Request, SERVER_MAGIC, Target, Version};
 use kiln_store::NarReader;
 use kiln_wire::{DrvPath, StorePath};
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ use super::{Daemon, add, builds};
 pub(super) async fn serve(daemon: Arc<Daemon>, mut stream: Stream, trusted: bool) -> Result<(), Broken> {
     let greeted = tokio::time::timeout(GREETING_MAX, greet(&daemon, &mut stream, trusted)).await;
     let Some(store) = greeted.map_err(|_| Broken::Gone)?? else { return Ok(()) };
-    let mut session = Session { store, stream, keep_going: false };
+    let mut session = Session { store, stream, options: Options::default() };
     while let Some(number) = session.stream.number().await? {
         let Some(operation) = Operation::from_number(number) else {
             // Nobody knows where its arguments end.
@@ -95,8 +95,8 @@ async fn greet(daemon: &Daemon, stream: &mut Stream, trusted: bool) -> Result<Op
 struct Session {
     store: Store,
     stream: Stream,
-    /// After a failure, build everything that does not need what failed. The client's option.
-    keep_going: bool,
+    /// How its client wants to have things built.
+    options: Options,
 }
 
 impl Session {
@@ -114,7 +114,7 @@ impl Session {
                 self.build(request, &mut answer).await?;
             }
             Request::AddToStore { .. } | Request::AddToStoreNar(_) | Request::AddMultipleToStore => self.add(request, &mut answer).await?,
-            Request::SetOptions { keep_going } => self.keep_going = keep_going,
+            Request::SetOptions(options) => self.options = options,
             request => self.look(request, &mut answer).await?,
         }
         Ok(self.stream.send(answer).await?)
@@ -172,7 +172,7 @@ impl Session {
             | Request::BuildPathsWithResults(..)
             | Request::BuildDerivation { .. }
             | Request::NarFromPath(_)
-            | Request::SetOptions { .. } => answer,
+            | Request::SetOptions(_) => answer,
         };
         Ok(())
     }
@@ -231,8 +231,8 @@ impl Session {
 
     async fn build_targets(&mut self, targets: &[Target], mode: Mode) -> Result<Vec<kiln_nix::daemon::BuildResult>, Failure> {
         match mode {
-            Mode::Normal => builds::build(&self.store, &mut self.stream, targets, self.keep_going).await,
-            Mode::Check => builds::check(&self.store, &mut self.stream, targets, self.keep_going).await,
+            Mode::Normal => builds::build(&self.store, &mut self.stream, targets, self.options.keep_going).await,
+            Mode::Check => builds::check(&self.store, &mut self.stream, targets, self.options.keep_going).await,
             Mode::Repair => Err(Failure::Told(anyhow!(
                 "the farm verifies what it hands out, and builds nothing anew for being damaged: leave out --repair"
             ))),

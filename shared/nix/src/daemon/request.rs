@@ -49,10 +49,7 @@ pub enum Request {
     /// What is kept, and why.
     FindRoots,
     /// How to build.
-    SetOptions {
-        /// After a failure, build everything that does not need what failed.
-        keep_going: bool,
-    },
+    SetOptions(Options),
     /// Facts about a path.
     QueryPathInfo(StorePath),
     /// The path with a hash part.
@@ -193,6 +190,17 @@ fn add_to_store(fields: &mut Fields<'_>) -> Result<Request, ProtocolError> {
     Ok(Request::AddToStore { name, method, algorithm, references })
 }
 
+/// How a client wants to have things built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// After a failure, build everything that does not need what failed.
+    pub keep_going: bool,
+    /// Longest time without output of a build, in seconds; 0 is no limit.
+    pub silent_seconds_max: u64,
+    /// Longest time of a build, in seconds; 0 is no limit.
+    pub seconds_max: u64,
+}
+
 /// Of the recipe only the outputs are read: it says nothing of how the inputs are made, so it cannot be checked against its path.
 fn build_derivation(fields: &mut Fields<'_>) -> Result<Request, ProtocolError> {
     let derivation = derivation(fields)?;
@@ -216,21 +224,20 @@ fn build_derivation(fields: &mut Fields<'_>) -> Result<Request, ProtocolError> {
 fn set_options(fields: &mut Fields<'_>) -> Result<Request, ProtocolError> {
     fields.truth("keepFailed")?;
     let keep_going = fields.truth("keepGoing")?;
-    let rest = [
-        "tryFallback",
-        "verbosity",
-        "maxBuildJobs",
-        "maxSilentTime",
-        "useBuildHook",
-        "buildVerbosity",
-        "logType",
-        "printBuildTrace",
-        "buildCores",
-        "useSubstitutes",
-    ];
-    for field in rest {
+    for field in ["tryFallback", "verbosity", "maxBuildJobs"] {
         fields.number(field)?;
     }
-    fields.list::<_, Vec<()>>("settings", |fields| fields.bytes("settings").and_then(|_| fields.bytes("settings")).map(drop))?;
-    Ok(Request::SetOptions { keep_going })
+    let mut options = Options { keep_going, silent_seconds_max: fields.number("maxSilentTime")?, seconds_max: 0 };
+    for field in ["useBuildHook", "buildVerbosity", "logType", "printBuildTrace", "buildCores", "useSubstitutes"] {
+        fields.number(field)?;
+    }
+    let settings: Vec<_> = fields.list("settings", |fields| Ok((fields.bytes("settings")?, fields.bytes("settings")?)))?;
+    for (_, value) in settings.iter().filter(|(name, _)| TIMEOUT_SETTINGS.contains(name)) {
+        // What is no number was refused by the client's own reading.
+        options.seconds_max = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or_default();
+    }
+    Ok(Request::SetOptions(options))
 }
+
+/// What the setting for the longest time of a build has been called.
+const TIMEOUT_SETTINGS: [&[u8]; 2] = [b"timeout", b"build-timeout"];
