@@ -1,9 +1,11 @@
 //! Brings outputs from the farm to a directory store on this machine: a whole closure, each path verified before it has its name.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
+use futures::{StreamExt, stream};
 use kiln_store::{Spool, unpack};
 use kiln_wire::client::{Request, Response};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
@@ -30,10 +32,40 @@ pub async fn realise(client: &Client, paths: Vec<StorePath>, root: &Path, store_
     if !lacking.is_empty() {
         progress.say(&format!("fetching {} ({}) to `{}`", words::count(lacking.len() as u64, "path"), words::size(bytes), store.display()));
     }
-    for info in lacking {
-        stage(client, &info, &store).await?.place()?;
+    for together in lacking.chunks(BROUGHT_TOGETHER) {
+        bring(client, together.to_vec(), &store).await?;
     }
     Ok(())
+}
+
+/// Fetches paths into the directory `store`, several at a time, and gives them their names once all are on the disk.
+///
+/// # Errors
+/// Names the first that could not be fetched or verified; the others are there.
+pub async fn bring(client: &Client, infos: Vec<PathInfo>, store: &Path) -> anyhow::Result<()> {
+    let mut staging = stream::iter(infos).map(async |info| stage(client, &info, store).await).buffer_unordered(FETCHED_AT_A_TIME);
+    let (mut staged, mut failed) = (Vec::new(), None);
+    while let Some(fetched) = staging.next().await {
+        match fetched {
+            Ok(fetched) => staged.push(fetched),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if !staged.is_empty() {
+        let store = store.to_path_buf();
+        let place = move || sync(&store).and_then(|()| staged.into_iter().try_for_each(Staged::place));
+        tokio::task::spawn_blocking(place).await??;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Returns once everything that was written to the disk below `store` is kept: a name that came to be stands for good.
+///
+/// # Errors
+/// What the kernel says.
+pub fn sync(store: &Path) -> anyhow::Result<()> {
+    let synced = File::open(store).and_then(|dir| rustix::fs::syncfs(dir).map_err(std::io::Error::from));
+    synced.with_context(|| format!("have the disk of `{}` keep what was written", store.display()))
 }
 
 /// Takes facts about paths from an answer.
@@ -45,7 +77,7 @@ pub fn infos_of(answer: Response) -> Option<Vec<PathInfo>> {
 }
 
 /// A path that was fetched and lies beside its final place, which it does not have yet. Goes away unless it is placed.
-pub struct Staged {
+struct Staged {
     path: StorePath,
     /// Where it lies.
     staged: PathBuf,
@@ -57,7 +89,7 @@ impl Staged {
     ///
     /// # Errors
     /// What the kernel says of the rename.
-    pub fn place(self) -> anyhow::Result<()> {
+    fn place(self) -> anyhow::Result<()> {
         let place = self.store.join(self.path.as_str());
         match std::fs::rename(&self.staged, &place) {
             Err(_) if place.symlink_metadata().is_ok() => Ok(()),
@@ -96,7 +128,7 @@ fn remove_tree(tree: &Path) -> std::io::Result<()> {
 ///
 /// # Errors
 /// Says what was wrong with it; nothing is left of it.
-pub async fn stage(client: &Client, wanted: &PathInfo, store: &Path) -> anyhow::Result<Staged> {
+async fn stage(client: &Client, wanted: &PathInfo, store: &Path) -> anyhow::Result<Staged> {
     let fetching = async {
         let spool = fetch_blob(client, wanted, store).await?;
         let (store, info) = (store.to_path_buf(), wanted.clone());
@@ -134,7 +166,7 @@ async fn try_blob(leader: &Leading, wanted: &PathInfo, spool_dir: &Path) -> Resu
 
 fn unpack_beside(info: &PathInfo, spool: Spool, store: PathBuf) -> anyhow::Result<Staged> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let own = format!(".{}.{}.{}", info.path, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let own = format!(".{}.{}.{}", info.path.hash_part(), std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let staged = Staged { path: info.path.clone(), staged: store.join(own), store };
     unpack(info, spool.into_bytes().reader(), &staged.staged)?;
     make_read_only(&staged.staged)?;
@@ -171,3 +203,8 @@ fn settle(path: &Path, meta: &std::fs::Metadata) -> anyhow::Result<()> {
     file.set_permissions(std::fs::Permissions::from_mode(mode))?;
     Ok(())
 }
+
+/// Paths that get their names together: few enough that who waits for one of them does not wait for long.
+pub const BROUGHT_TOGETHER: usize = 256;
+/// Paths that are fetched at a time: most are small, and a round trip each.
+const FETCHED_AT_A_TIME: usize = 16;
