@@ -15,7 +15,9 @@
 
 mod blob;
 mod cache;
+mod decompress;
 mod error;
+mod foreign;
 mod frame;
 mod grammar;
 mod inspect;
@@ -39,12 +41,15 @@ mod uploads;
 mod verify;
 
 pub use blob::{BlobBytes, BlobReader};
+pub use decompress::Compression;
 pub use error::StoreError;
+pub use foreign::{ForeignError, Repacked, Vouched, provenance};
 pub use frame::FrameError;
 pub use grammar::GrammarError;
 pub use lie::Lie;
 pub use listing::KeptListing;
 pub use pack::{PackError, Packed, Packer};
+pub use publish::Endorsed;
 pub use receive::{BlobReceiver, Provenance, RESUME_BYTES, Received};
 pub use s3::{S3, S3Credentials};
 pub use spool::{SPOOL_MEMORY_BYTES, Spool};

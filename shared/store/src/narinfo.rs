@@ -1,15 +1,18 @@
 //! The store's own narinfos: written from a path's facts, and read back as strictly as if a stranger had written them.
 
 use bytes::Bytes;
-use kiln_nix::Keyring;
 use kiln_nix::narinfo::{self, NarInfo, NarInfoError, blob_key};
+use kiln_nix::{Keyring, Signature};
 use kiln_wire::{PathInfo, StoreDir};
 
 use crate::store::chain;
 
-/// Writes the narinfo of a path, signed with every key that signs.
-pub(crate) fn write(store_dir: &StoreDir, info: &PathInfo, keys: &Keyring) -> Result<String, NarInfoError> {
-    narinfo::write(store_dir, info, &keys.sign(narinfo::fingerprint(store_dir, info).as_bytes()))
+/// Writes the narinfo of a path, signed with every key that signs, and with what others signed it with.
+pub(crate) fn write(store_dir: &StoreDir, info: &PathInfo, keys: &Keyring, others: &[Signature]) -> Result<String, NarInfoError> {
+    let mut signatures = keys.sign(narinfo::fingerprint(store_dir, info).as_bytes());
+    let foreign = others.iter().filter(|signature| keys.known().all(|key| key.name() != signature.key_name()));
+    signatures.extend(foreign.cloned());
+    narinfo::write(store_dir, info, &signatures)
 }
 
 /// Returns a stored narinfo with the signatures that it lacks: the keys may have changed since it was written. One that nobody of ours

@@ -4,12 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kiln_nix::Keyring;
+use kiln_nix::{Keyring, Signature};
 use kiln_wire::{PathInfo, StorePath};
 
 use crate::error::StoreError;
 use crate::store::Store;
 use crate::{Lie, key, narinfo};
+
+/// A path with signatures that others made for it, which its narinfo is to have beside the farm's own.
+#[derive(Clone, Debug)]
+pub struct Endorsed {
+    /// The facts.
+    pub info: PathInfo,
+    /// Signatures by keys that the farm trusts. Those that bear the name of a key of its own are left out.
+    pub signatures: Vec<Signature>,
+}
 
 impl Store {
     /// Publishes a set of paths: writes their signed narinfos, durably, each after those it refers to. Doing it twice is harmless.
@@ -20,6 +29,24 @@ impl Store {
     /// [`StoreError::DamagedBlob`] if a NAR is not there or has another size, [`StoreError::Cycle`]. Paths of the set that do not
     /// refer to the one at fault may be published by then.
     pub async fn publish(&self, infos: &[PathInfo], keys: &Keyring) -> Result<(), StoreError> {
+        self.publish_all(infos, keys, &BTreeMap::new()).await
+    }
+
+    /// As [`Store::publish`], of one path that others signed.
+    ///
+    /// # Errors
+    /// As [`Store::publish`].
+    pub async fn publish_endorsed(&self, path: &Endorsed, keys: &Keyring) -> Result<(), StoreError> {
+        let signatures = BTreeMap::from([(&path.info.path, path.signatures.as_slice())]);
+        self.publish_all(std::slice::from_ref(&path.info), keys, &signatures).await
+    }
+
+    async fn publish_all(
+        &self,
+        infos: &[PathInfo],
+        keys: &Keyring,
+        endorsed: &BTreeMap<&StorePath, &[Signature]>,
+    ) -> Result<(), StoreError> {
         let within: BTreeSet<_> = infos.iter().map(|info| &info.path).collect();
         let outside: BTreeSet<_> = infos.iter().flat_map(|info| &info.references).filter(|path| !within.contains(path)).collect();
         let outside: Vec<_> = outside.into_iter().cloned().collect();
@@ -28,12 +55,12 @@ impl Store {
             return Err(StoreError::MissingReference { path: referrer.path.clone(), reference });
         }
         for info in in_order(infos)? {
-            self.publish_one(info, keys).await?;
+            self.publish_one(info, keys, endorsed.get(&info.path).copied().unwrap_or_default()).await?;
         }
         Ok(())
     }
 
-    async fn publish_one(&self, info: &PathInfo, keys: &Keyring) -> Result<(), StoreError> {
+    async fn publish_one(&self, info: &PathInfo, keys: &Keyring, others: &[Signature]) -> Result<(), StoreError> {
         let Some((nar, found_bytes)) = self.find_blob(info).await? else {
             let nar = key::nar(&info.blob.sha256);
             return Err(StoreError::MissingBlob { path: info.path.clone(), key: nar.to_string() });
@@ -42,7 +69,8 @@ impl Store {
             let lie = Box::new(Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes });
             return Err(StoreError::DamagedBlob { path: info.path.clone(), key: nar.to_string(), lie });
         }
-        let text = narinfo::write(self.store_dir(), info, keys).map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
+        let text = narinfo::write(self.store_dir(), info, keys, others);
+        let text = text.map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
         self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
         Ok(())

@@ -16,7 +16,7 @@ use kiln_wire::{PathInfo, StoreDir, StorePath};
 use crate::error::StoreError;
 use crate::inspect::{Inspector, check_sizes};
 use crate::lie::Lie;
-use crate::spool::Spool;
+use crate::spool::{Spool, SpoolReader};
 use crate::unpack::NarReader;
 
 /// Resuming happens at groups of this size: those that a verified stream is made of.
@@ -138,7 +138,7 @@ impl BlobReceiver {
             let facts = inspector.finish()?;
             facts.check_blob(&stated.blob)?;
             facts.check_nar(&stated)?;
-            check_content(&store_dir, &stated, || SpoolReader { spool: &spool, offset_bytes: 0 })
+            check_content(&store_dir, &stated, || SpoolReader::new(&spool))
         };
         match check() {
             Ok(()) => Ok(Received { info: stated, provenance, spool: Arc::new(spool) }),
@@ -195,18 +195,5 @@ pub(crate) fn candidates(provenance: &Provenance) -> Option<Candidates> {
     match provenance {
         Provenance::Built { candidates } => Some(Candidates::new(candidates.iter().cloned())),
         Provenance::Imported => None,
-    }
-}
-
-struct SpoolReader<'a> {
-    spool: &'a Spool,
-    offset_bytes: u64,
-}
-
-impl std::io::Read for SpoolReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.spool.read_at(buffer, self.offset_bytes)?;
-        self.offset_bytes += count as u64;
-        Ok(count)
     }
 }

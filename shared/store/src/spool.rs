@@ -3,7 +3,7 @@
 //! A spool has no name, so nothing is left behind when its process dies. It is not durable and says nothing about its content.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -86,6 +86,26 @@ impl Write for Spool {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Reads a spool from its start.
+pub(crate) struct SpoolReader<'a> {
+    spool: &'a Spool,
+    offset_bytes: u64,
+}
+
+impl<'a> SpoolReader<'a> {
+    pub(crate) fn new(spool: &'a Spool) -> Self {
+        Self { spool, offset_bytes: 0 }
+    }
+}
+
+impl Read for SpoolReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.spool.read_at(buffer, self.offset_bytes)?;
+        self.offset_bytes += count as u64;
+        Ok(count)
     }
 }
 
