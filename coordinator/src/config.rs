@@ -8,6 +8,7 @@ use kiln_wire::{NodeId, StoreDir};
 use serde::{Deserialize, Deserializer};
 
 use crate::shared_store::SharedStore;
+use crate::upstream::Substituter;
 
 /// What a coordinator needs to know before it starts.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,6 +50,9 @@ pub struct Config {
     /// Default none.
     #[serde(default, deserialize_with = "public_keys")]
     pub revoked_keys: Vec<PublicKey>,
+    /// Caches that have what need not be built: `[[substituters]]` with `url`, `public_keys` and, if wanted, `priority`. Default none.
+    #[serde(default)]
+    pub substituters: Vec<Substituter>,
     /// Coordinators of a farm, `host:port` each. An empty `dir` then waits to be taken in with `kiln cluster add`; without this it
     /// becomes a new farm. Set it at every coordinator of a farm, for a wiped `dir` must never begin another one. Default none.
     #[serde(default)]
@@ -158,11 +162,15 @@ impl Config {
         if !self.join.is_empty() && self.advertise.is_none() && self.listen.ip().is_unspecified() {
             return Some(format!("`join` needs `advertise`: nobody can reach this coordinator at {}", self.listen));
         }
-        None
+        let unvouched = self.substituters.iter().find(|of| of.public_keys.is_empty());
+        unvouched.map(|of| {
+            let url = of.url.0.as_str();
+            format!("substituter `{url}` has no `public_keys`: give it the keys that sign there, for nothing that nobody signed is taken")
+        })
     }
 }
 
-fn public_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {
+pub(crate) fn public_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     texts.iter().map(|text| PublicKey::parse(text)).collect::<Result<_, _>>().map_err(serde::de::Error::custom)
 }
@@ -221,12 +229,16 @@ mod tests {
             ("join = ['c1:7420']", Some("`advertise`")),
             ("join = ['c1:7420']\nadvertise = 'c2:7420'", None),
             ("join = ['c1:7420']\nlisten = '192.0.2.1:7420'", None),
+            ("[[substituters]]\nurl = 'https://cache.example.org'\npublic_keys = []", Some("`https://cache.example.org/`")),
+            (CACHE, None),
         ] {
             let objection = file(more).objection();
             assert_eq!(named.is_some(), objection.is_some(), "{more}: {objection:?}");
             assert!(objection.unwrap_or_default().contains(named.unwrap_or_default()), "{more}");
         }
     }
+
+    const CACHE: &str = "[[substituters]]\nurl = 'https://cache.example.org/a'\npriority = 30\npublic_keys = ['cache-1:gGkVfM9XPmE5pZyTLuDBWzKxsA9YxN1n6JBVs0bVW0s=']";
 
     #[test]
     fn a_misspelt_or_missing_field_is_named() {
@@ -236,6 +248,9 @@ mod tests {
             ("dir = 3", "dir"),
             ("dir = '/d'\nidentity = '/i'\nretired_keys = ['x']", "retired_keys"),
             ("dir = '/d'\nidentity = '/i'\nrevoked_keys = ['x']", "revoked_keys"),
+            ("dir = '/d'\nidentity = '/i'\n[[substituters]]\nurl = 'file:///cache'\npublic_keys = []", "file:///cache"),
+            ("dir = '/d'\nidentity = '/i'\n[[substituters]]\nurl = 'https://a:b@cache'\npublic_keys = []", "https://a:b@cache"),
+            ("dir = '/d'\nidentity = '/i'\n[[substituters]]\nurl = 'https://cache'", "public_keys"),
         ] {
             let error = toml::from_str::<Config>(text).expect_err(text).to_string();
             assert!(error.contains(named), "{error}");

@@ -17,6 +17,7 @@ use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::raft::{About, Consensus};
 use crate::sessions::Sessions;
+use crate::substitute::Substitution;
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -40,6 +41,7 @@ pub(crate) struct Parts {
     /// Uploads whose connection broke, and those that ended well.
     pub(crate) uploads: Uploads,
     pub(crate) verified: Verified,
+    pub(crate) substitution: Substitution,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
     pub(crate) watchers: Watchers,

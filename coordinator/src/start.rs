@@ -23,6 +23,7 @@ use crate::logs::Logs;
 use crate::parts::Parts;
 use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use crate::shared_store::SharedStoreError;
+use crate::substitute::Substitution;
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -67,6 +68,9 @@ pub enum StartError {
     /// The key that signs the cache cannot be used.
     #[error("load signing key")]
     Key(#[from] KeyFileError),
+    /// TLS for upstream caches cannot be prepared.
+    #[error("prepare to ask the substituters")]
+    Substituters(#[source] reqwest::Error),
     /// The archive cannot be used.
     #[error("open archive")]
     Archive(#[from] ArchiveError),
@@ -224,6 +228,7 @@ async fn parts(
     }
     let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
     let archive = Archive::open(&dir.join("builds"), &store)?;
+    let substitution = Substitution::new(&config.substituters, config.store_dir.clone()).map_err(StartError::Substituters)?;
     // Last, for whoever takes part in consensus may have to lead at once.
     let (consensus, effects) = Consensus::start(consensus).await?;
     if consensus.members().is_empty() {
@@ -250,6 +255,7 @@ async fn parts(
         sessions: Default::default(),
         uploads: Uploads::default(),
         verified: Verified::default(),
+        substitution,
         granted: Granted::default(),
         turns: Turns::default(),
         watchers: Watchers::new(),

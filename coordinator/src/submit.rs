@@ -15,6 +15,7 @@ use crate::heavy::heavy;
 use crate::needed;
 use crate::parts::Parts;
 use crate::refuse;
+use crate::substitute;
 
 /// Makes a build of a submission.
 ///
@@ -23,7 +24,8 @@ use crate::refuse;
 pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
     let closure = read(&parts, &submission).await?;
     // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
-    let jobs = needed::jobs(&closure, &submission.roots, |outputs| missing(&parts, outputs)).await?;
+    // What upstream caches have is taken from there before the farm hears of the build.
+    let jobs = substitute::jobs(&parts, &closure, &submission.roots).await?;
     check_sources(&parts, &closure, &jobs).await?;
     hand_over(parts, submission, &jobs, None).await
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use kiln_coordinator::{Config, Coordinator};
+use kiln_coordinator::{Config, Coordinator, Substituter};
 use kiln_link::{Authority, FarmName, Identity, Role};
 use kiln_wire::{NodeId, StoreDir, WorkerId};
 use kiln_worker::Worker;
@@ -27,6 +27,8 @@ pub struct Shape {
     pub http: SocketAddr,
     /// The store directory of its paths.
     pub store_dir: StoreDir,
+    /// Caches to take from what need not be built.
+    pub substituters: Vec<Substituter>,
 }
 
 /// A running farm.
@@ -60,6 +62,7 @@ impl Farm {
             signing_keys: Vec::new(),
             retired_keys: Vec::new(),
             revoked_keys: Vec::new(),
+            substituters: shape.substituters.clone(),
             join: Vec::new(),
             advertise: None,
             advertise_http: None,

@@ -58,7 +58,14 @@ pub async fn with_farm<R>(farm: &FarmArgs, dir: &Path, work: impl AsyncFnOnce(&C
 
 async fn embed(dir: &Path) -> anyhow::Result<Farm> {
     let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let shape = Shape { dir: dir.to_path_buf(), workers: 1, link: any_port, http: any_port, store_dir: store_dir_of_environment()? };
+    let shape = Shape {
+        dir: dir.to_path_buf(),
+        workers: 1,
+        link: any_port,
+        http: any_port,
+        store_dir: store_dir_of_environment()?,
+        substituters: Vec::new(),
+    };
     Farm::start(shape).await
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use kiln_coordinator::Substituter;
 use kiln_wire::StoreDir;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,12 +29,22 @@ pub struct Args {
     /// The directory that store paths live in
     #[arg(long, default_value_t = StoreDir::default(), value_parser = StoreDir::parse)]
     store_dir: StoreDir,
+    /// A cache to take from what need not be built: its URL and the keys that sign there, with spaces between; may be given several times
+    #[arg(long = "substituter", value_name = "URL KEY", value_parser = Substituter::parse)]
+    substituters: Vec<Substituter>,
 }
 
 /// Runs the farm until SIGINT or SIGTERM.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dir = args.dir.dir();
-    let shape = Shape { dir: dir.clone(), workers: args.workers, link: args.listen, http: args.http, store_dir: args.store_dir };
+    let shape = Shape {
+        dir: dir.clone(),
+        workers: args.workers,
+        link: args.listen,
+        http: args.http,
+        store_dir: args.store_dir,
+        substituters: args.substituters,
+    };
     runtime()?.block_on(async {
         let farm = Farm::start(shape).await?;
         let (link, http) = (farm.coordinator.link_addr(), farm.coordinator.http_addr());

@@ -87,3 +87,30 @@ pub const PLACEMENTS_PER_PLAN_MAX: usize = 4_096;
 /// Bytes of the arguments of one request of a Nix client, without what it streams after them: the names of half a million paths.
 /// Passing it: the client is told, and its connection closed.
 pub const NIX_REQUEST_BYTES_MAX: usize = 64 << 20;
+
+/// Questions for narinfos that one upstream cache is asked at a time over HTTP/2, where they share a connection. What is over waits.
+pub const UPSTREAM_QUERIES_MAX: usize = 2_048;
+
+/// Questions that one upstream cache is asked at a time over HTTP/1, where each takes a connection; Nix takes 25. What is over waits.
+pub const UPSTREAM_CONNECTIONS_MAX: usize = 32;
+
+/// Archives that are fetched from upstream caches at a time, for all submissions: each takes a processor to decompress. What is over waits.
+pub const UPSTREAM_FETCHES_MAX: usize = 16;
+
+/// Bytes of a narinfo or `nix-cache-info` of others. Passing it: what it describes is not taken.
+pub const UPSTREAM_NARINFO_BYTES_MAX: usize = 1 << 20;
+
+/// Paths of one submission that upstream caches have, with all that these refer to: a whole package set has fewer. Passing it: they are built.
+pub const UPSTREAM_PATHS_MAX: usize = 500_000;
+
+/// Answers "not here" of upstream caches that are remembered, about 100 bytes each. Passing it: the oldest is forgotten.
+pub const UPSTREAM_ABSENT_MAX: usize = 500_000;
+
+/// Milliseconds for which such an answer is believed: upstream may build the path meanwhile, and nobody builds the same set twice within minutes.
+pub const UPSTREAM_ABSENT_MS_MAX: u64 = 600_000;
+
+/// Failures of an upstream cache, one after the other, after which it is left alone for [`UPSTREAM_REST_MS`].
+pub const UPSTREAM_FAILURES_MAX: u32 = 8;
+
+/// Milliseconds for which an upstream cache that fails is asked nothing, so that no submission waits for it again and again.
+pub const UPSTREAM_REST_MS: u64 = 30_000;

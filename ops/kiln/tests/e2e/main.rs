@@ -24,3 +24,4 @@ mod shared;
 mod split;
 mod stops;
 mod submitted;
+mod upstream;
