@@ -87,6 +87,11 @@ impl Keyring {
         }
     }
 
+    /// Says whether a key of the ring, present or retired, made one of the signatures of `message`. A revoked key's says nothing.
+    pub fn vouches(&self, message: &[u8], signatures: &[Signature]) -> bool {
+        self.vouching().any(|key| signatures.iter().any(|signature| key.verifies(message, signature)))
+    }
+
     /// The public halves of the keys whose signatures are believed.
     fn vouching(&self) -> impl Iterator<Item = PublicKey> {
         self.signing().map(SecretKey::public).chain(self.retired.iter().cloned())

@@ -1,4 +1,4 @@
-//! The formats of Nix: derivations, closures, archives, reference scans, narinfo, signatures.
+//! The formats of Nix: derivations, closures, archives, reference scans, narinfo, signatures, realisations.
 //!
 //! A thin house around the crates `nix-derivation`, `nix-archive` and `nix-narinfo`, so that they can be replaced: nothing outside
 //! names them. Knows what daemons say, does not talk to any, and keeps no store; what it does with files is what packing and unpacking archives needs.
@@ -16,6 +16,9 @@ pub mod modulo;
 pub mod nar;
 pub mod narinfo;
 mod path;
+pub mod realisation;
+pub mod resolve;
+pub mod rewrite;
 pub mod scan;
 pub mod self_hash;
 pub mod sign;

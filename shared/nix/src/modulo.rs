@@ -18,16 +18,17 @@ pub enum ModuloHash {
     Regular(Sha256Hash),
     /// By its output's content.
     Fixed(Sha256Hash),
-    /// Not before some output path is known by building it.
-    Deferred,
+    /// Not before some output path is known by building it. The hash names it in the realisations of Nix to 2.34, and counts where a
+    /// derivation that is deferred too has it as an input; none where that cannot be told.
+    Deferred(Option<Sha256Hash>),
 }
 
 impl ModuloHash {
-    /// Returns the hash, if there is one yet.
+    /// Returns the hash that output paths follow from, if there is one yet.
     pub fn hash(&self) -> Option<Sha256Hash> {
         match self {
             Self::Regular(hash) | Self::Fixed(hash) => Some(*hash),
-            Self::Deferred => None,
+            Self::Deferred(_) => None,
         }
     }
 }
@@ -125,6 +126,8 @@ pub struct Computed {
     pub hash: ModuloHash,
     /// Its output paths, where they are known before the build.
     pub outputs: BTreeMap<OutputName, Option<StorePath>>,
+    /// Names its outputs in the realisations of Nix to 2.34 (`sha256:<hash>!<output>`); none if an input is unknown or dynamic.
+    pub identity: Option<Sha256Hash>,
 }
 
 impl Modulo {
@@ -175,18 +178,43 @@ impl Modulo {
     fn compute(&self, path: &DrvPath, derivation: &Derivation) -> Result<Computed, ModuloError> {
         match one_kind(path, derivation)? {
             Output::Fixed { .. } => fixed(path, derivation, &self.store_dir),
-            Output::Floating { .. } | Output::Impure { .. } => Ok(deferred(derivation)),
+            Output::Impure { .. } => {
+                let hash = Some(sha256(b"impure"));
+                Ok(Computed { hash: ModuloHash::Deferred(hash), identity: hash, ..deferred(derivation) })
+            }
+            Output::Floating { .. } => self.floating(path, derivation),
             Output::InputAddressed(_) | Output::Deferred => self.input_addressed(path, derivation),
         }
     }
 
+    /// Inputs that nobody hashed leave it without an identity: nothing else of it follows from them.
+    fn floating(&self, path: &DrvPath, derivation: &Derivation) -> Result<Computed, ModuloError> {
+        match self.inputs(path, derivation, Twins::Joined) {
+            Ok(inputs) => Ok(self.deferred_with(derivation, &inputs)),
+            Err(ModuloError::UnknownInput { .. }) => Ok(deferred(derivation)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn deferred_with(&self, derivation: &Derivation, inputs: &Inputs) -> Computed {
+        let hashed = |print: fn(&Derivation, &StoreDir, &ModuloInputs) -> Vec<u8>| {
+            inputs.is_whole.then(|| sha256(&print(derivation, &self.store_dir, &inputs.hashes)))
+        };
+        let hash = ModuloHash::Deferred(hashed(print_for_input));
+        Computed { hash, identity: hashed(print_for_outputs), ..deferred(derivation) }
+    }
+
     fn input_addressed(&self, path: &DrvPath, derivation: &Derivation) -> Result<Computed, ModuloError> {
-        let Some(inputs) = self.inputs(path, derivation, Twins::Joined)? else { return Ok(deferred(derivation)) };
+        let inputs = self.inputs(path, derivation, Twins::Joined)?;
+        if inputs.is_deferred {
+            return Ok(self.deferred_with(derivation, &inputs));
+        }
+        let inputs = inputs.hashes;
         let computed = self.with_inputs(path, derivation, &inputs)?;
         if agrees(derivation, &computed) {
             return Ok(computed);
         }
-        let last = self.inputs(path, derivation, Twins::LastWins)?.filter(|last| *last != inputs);
+        let last = Some(self.inputs(path, derivation, Twins::LastWins)?.hashes).filter(|last| *last != inputs);
         match last.map(|last| self.with_inputs(path, derivation, &last)).transpose()? {
             Some(by_old_rule) if agrees(derivation, &by_old_rule) => Ok(by_old_rule),
             Some(_) | None => Ok(computed),
@@ -195,31 +223,35 @@ impl Modulo {
 
     fn with_inputs(&self, path: &DrvPath, derivation: &Derivation, inputs: &ModuloInputs) -> Result<Computed, ModuloError> {
         let is_deferred = derivation.outputs.values().any(|output| matches!(output, Output::Deferred));
-        let hash = sha256(&print_for_outputs(derivation, &self.store_dir, inputs));
+        let identity = sha256(&print_for_outputs(derivation, &self.store_dir, inputs));
         let their_dir = their_dir(&self.store_dir);
         let mut outputs = BTreeMap::new();
         for name in derivation.outputs.keys() {
             let output = their_dir
-                .build_output_path(hash.0.into(), name.as_str(), &derivation.name)
+                .build_output_path(identity.0.into(), name.as_str(), &derivation.name)
                 .map_err(|rule| ModuloError::OutputPath { derivation: path.clone(), output: name.clone(), rule: rule.to_string() })?;
             outputs.insert(name.clone(), Some(ours(&output)));
         }
         // What is deferred in the file stays so for its dependents, as in Nix.
-        let hash = if is_deferred {
-            ModuloHash::Deferred
-        } else {
-            ModuloHash::Regular(sha256(&print_for_input(derivation, &self.store_dir, inputs)))
-        };
-        Ok(Computed { hash, outputs })
+        let for_input = sha256(&print_for_input(derivation, &self.store_dir, inputs));
+        let hash = if is_deferred { ModuloHash::Deferred(Some(for_input)) } else { ModuloHash::Regular(for_input) };
+        Ok(Computed { hash, outputs, identity: Some(identity) })
     }
 
-    fn inputs(&self, path: &DrvPath, derivation: &Derivation, twins: Twins) -> Result<Option<ModuloInputs>, ModuloError> {
-        let mut inputs = ModuloInputs::new();
+    fn inputs(&self, path: &DrvPath, derivation: &Derivation, twins: Twins) -> Result<Inputs, ModuloError> {
+        let mut inputs = Inputs { hashes: ModuloInputs::new(), is_deferred: false, is_whole: true };
         for (input, wanted) in &derivation.inputs {
             let unknown = || ModuloError::UnknownInput { derivation: path.clone(), input: input.clone() };
             let (hash, outputs) = match self.known.get(input).ok_or_else(unknown)? {
-                ModuloHash::Deferred => return Ok(None),
-                _ if !wanted.dynamic.is_empty() => return Ok(None),
+                known if !wanted.dynamic.is_empty() || matches!(known, ModuloHash::Deferred(None)) => {
+                    (inputs.is_deferred, inputs.is_whole) = (true, false);
+                    continue;
+                }
+                ModuloHash::Deferred(Some(hash)) => {
+                    inputs.is_deferred = true;
+                    (*hash, wanted.outputs.clone())
+                }
+                ModuloHash::Deferred(None) => continue,
                 ModuloHash::Regular(hash) => (*hash, wanted.outputs.clone()),
                 ModuloHash::Fixed(hash) => match wanted.outputs.iter().find(|output| output.as_str() != "out") {
                     Some(output) => {
@@ -231,14 +263,23 @@ impl Modulo {
                 },
             };
             match twins {
-                Twins::Joined => inputs.entry(hash).or_default().extend(outputs),
+                Twins::Joined => inputs.hashes.entry(hash).or_default().extend(outputs),
                 Twins::LastWins => {
-                    inputs.insert(hash, outputs);
+                    inputs.hashes.insert(hash, outputs);
                 }
             }
         }
-        Ok(Some(inputs))
+        Ok(inputs)
     }
+}
+
+/// The inputs of a derivation as its hash has them.
+struct Inputs {
+    hashes: ModuloInputs,
+    /// One of them has outputs whose paths only a build tells.
+    is_deferred: bool,
+    /// All of them have a hash.
+    is_whole: bool,
 }
 
 /// What to do with two inputs of one modulo hash. Nix to 2.34 kept the last one's outputs, later versions join them; recipes of
@@ -268,14 +309,16 @@ fn fixed(path: &DrvPath, derivation: &Derivation, store_dir: &StoreDir) -> Resul
             let (method, algorithm) = (address.method.prefix(), address.hash.algorithm());
             let text = format!("fixed:out:{method}{algorithm}:{}:{}", address.hash.to_base16(), store_dir.join(output));
             let outputs = BTreeMap::from([(name.clone(), Some(output.clone()))]);
-            Ok(Computed { hash: ModuloHash::Fixed(sha256(text.as_bytes())), outputs })
+            let hash = sha256(text.as_bytes());
+            Ok(Computed { hash: ModuloHash::Fixed(hash), outputs, identity: Some(hash) })
         }
         Some(_) | None => Err(ModuloError::FixedOutputs { derivation: path.clone() }),
     }
 }
 
 fn deferred(derivation: &Derivation) -> Computed {
-    Computed { hash: ModuloHash::Deferred, outputs: derivation.outputs.keys().map(|name| (name.clone(), None)).collect() }
+    let outputs = derivation.outputs.keys().map(|name| (name.clone(), None)).collect();
+    Computed { hash: ModuloHash::Deferred(None), outputs, identity: None }
 }
 
 fn agrees(derivation: &Derivation, computed: &Computed) -> bool {

@@ -140,6 +140,11 @@ impl Signature {
     pub fn key_name(&self) -> &str {
         &self.name
     }
+
+    /// Returns the bytes of it in base 64.
+    pub fn to_base64(&self) -> String {
+        STANDARD.encode(self.bytes)
+    }
 }
 
 impl fmt::Display for Signature {

@@ -3,11 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use kiln_nix::derivation::placeholder;
+use kiln_nix::derivation::{placeholder, upstream_placeholder};
 use kiln_wire::worker::Assignment;
-use kiln_wire::{DrvPath, OutputName, StorePath};
-
-use super::sha256_nix32;
+use kiln_wire::{OutputName, StorePath};
 
 /// Placeholders with the paths that they stand for.
 pub(super) struct Placeholders {
@@ -47,10 +45,4 @@ impl Placeholders {
         replaced.extend_from_slice(rest);
         replaced
     }
-}
-
-/// Stands for an output of an input derivation (Nix's `DownstreamPlaceholder::unknownCaOutput`).
-fn upstream_placeholder(input: &DrvPath, output: &OutputName) -> String {
-    let path_name = if output.as_str() == "out" { input.name().to_owned() } else { format!("{}-{output}", input.name()) };
-    format!("/{}", sha256_nix32(format!("nix-upstream-output:{}:{path_name}", input.as_path().hash_part()).as_bytes()))
 }

@@ -19,7 +19,7 @@ pub use parse::DerivationError;
 pub(crate) use print::{ModuloInputs, print_for_input, print_for_outputs};
 pub use show::show;
 pub use shown::{Shown, ShownError, read_shown};
-pub use structured::{StructuredFiles, placeholder};
+pub use structured::{StructuredFiles, output_path_name, placeholder, upstream_placeholder};
 
 use crate::content::{ContentAddress, ContentError, Method, text_path};
 use crate::hash::Algorithm;
@@ -144,6 +144,11 @@ impl Derivation {
     /// Says whether the content of its output is known before the build.
     pub fn is_fixed_output(&self) -> bool {
         !self.outputs.is_empty() && self.outputs.values().all(|output| matches!(output, Output::Fixed { .. }))
+    }
+
+    /// Says whether its outputs may differ each time it is built.
+    pub fn is_impure(&self) -> bool {
+        self.outputs.values().any(|output| matches!(output, Output::Impure { .. }))
     }
 
     /// Says whether Nix itself brings the builder.

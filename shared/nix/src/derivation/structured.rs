@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use kiln_wire::{OutputName, StoreDir, StorePath};
+use kiln_wire::{DrvPath, OutputName, StoreDir, StorePath};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::{Derivation, DerivationError};
+use crate::hash::nix32;
 use crate::path::{their_dir, theirs};
 
 /// The files that a builder with structured attributes finds in its working directory.
@@ -24,6 +26,19 @@ pub struct StructuredFiles {
 /// builder puts the path in its place.
 pub fn placeholder(output: &OutputName) -> String {
     nix_derivation::store_path::hash_placeholder(output.as_str())
+}
+
+/// Returns the text that stands for the path of an input derivation's output that was not known when the recipe was written.
+///
+/// Source: Nix's `DownstreamPlaceholder::unknownCaOutput`.
+pub fn upstream_placeholder(input: &DrvPath, output: &OutputName) -> String {
+    let text = format!("nix-upstream-output:{}:{}", input.as_path().hash_part(), output_path_name(input.name(), output));
+    format!("/{}", nix32(&Sha256::digest(text.as_bytes())))
+}
+
+/// Returns the name part of an output's path: the derivation's, and the output's unless it is `out`.
+pub fn output_path_name(derivation: &str, output: &OutputName) -> String {
+    if output.as_str() == "out" { derivation.to_owned() } else { format!("{derivation}-{output}") }
 }
 
 impl Derivation {
