@@ -44,7 +44,10 @@ where
                 }
             }
             if is_job {
-                jobs.push(job::spec(path, derivation).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?);
+                jobs.push(
+                    job::spec(path, derivation, |input| closure.parsed.get(input).map(|input| &**input))
+                        .map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?,
+                );
             }
         }
     }

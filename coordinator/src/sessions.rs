@@ -125,6 +125,7 @@ mod tests {
             input_outputs: BTreeMap::new(),
             resources: Resources::default(),
             limits: JobLimits::default(),
+            resolved: None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! Commands: everything that can change a farm. Written to the replicated log, applied in its order by every coordinator.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::worker::Offer;
-use kiln_wire::{BuildId, DrvPath, Epoch, JobSpec, Lease, Outcome, RequestId, Root, Timestamp, Version, WorkerId};
+use kiln_wire::{
+    BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Outcome, OutputName, RequestId, Root, StorePath, Timestamp, Version, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 
 /// One change of the farm. `now` is the leader's clock when it proposed the command.
@@ -87,6 +90,17 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// What a job's derivation is once the paths of its inputs are put into it: see [`Resolution`].
+    Resolve {
+        /// Whose.
+        derivation: DrvPath,
+        /// Where the inputs that are jobs of the farm were taken to be.
+        inputs: Vec<ResolvedInput>,
+        /// What it comes to.
+        to: Resolution,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// A client stops wanting a build.
     Cancel {
         /// Which.
@@ -117,7 +131,6 @@ impl Command {
         match self {
             Self::Register { .. }
             | Self::Lose { .. }
-            | Self::Stage { .. }
             | Self::Submit { .. }
             | Self::Assign { .. }
             | Self::Finish { .. }
@@ -126,6 +139,14 @@ impl Command {
             | Self::Revoke { .. }
             | Self::Retire { .. } => Version::FIRST,
             Self::Check { .. } => CHECKING,
+            Self::Stage { jobs, .. } => {
+                if jobs.iter().any(|job| job.resolve) {
+                    RESOLVING
+                } else {
+                    Version::FIRST
+                }
+            }
+            Self::Resolve { .. } => RESOLVING,
         }
     }
 
@@ -140,6 +161,7 @@ impl Command {
             | Self::Assign { now, .. }
             | Self::Finish { now, .. }
             | Self::Publish { now, .. }
+            | Self::Resolve { now, .. }
             | Self::Cancel { now, .. }
             | Self::Revoke { now, .. }
             | Self::Retire { now, .. } => *now,
@@ -149,6 +171,44 @@ impl Command {
 
 /// The version from which on a farm builds again what it has.
 pub const CHECKING: Version = Version(3);
+
+/// The version from which on jobs are resolved.
+pub const RESOLVING: Version = Version(3);
+
+/// Where an output of an input is, as a resolution took it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ResolvedInput {
+    /// The input's derivation.
+    pub derivation: DrvPath,
+    /// Which output of it.
+    pub output: OutputName,
+    /// Where it is.
+    pub path: StorePath,
+}
+
+/// What a job's derivation comes to once the paths of its inputs are known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resolution {
+    /// A worker is to build this derivation.
+    Build {
+        /// The resolved one.
+        derivation: DrvPath,
+        /// Its output paths, as far as they are known before the build.
+        outputs: BTreeMap<OutputName, StorePath>,
+    },
+    /// Everything that it makes exists: nothing is built.
+    Exists {
+        /// The resolved one.
+        derivation: DrvPath,
+        /// The whole output set.
+        outputs: Vec<BuiltOutput>,
+    },
+    /// It makes no sense.
+    Impossible {
+        /// Why, for people.
+        message: String,
+    },
+}
 
 /// A proposed lease: this job on that worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

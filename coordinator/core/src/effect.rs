@@ -49,6 +49,12 @@ pub enum Effect {
         /// The whole set.
         outputs: Vec<PathInfo>,
     },
+    /// Put the paths of a job's inputs, all of them committed, into its derivation, store what results, look whether what it makes exists,
+    /// then propose `Command::Resolve`.
+    Resolve {
+        /// Whose.
+        derivation: DrvPath,
+    },
     /// Tell those who watch these builds.
     Notify {
         /// Which builds.
@@ -107,6 +113,12 @@ pub enum Refused {
         /// Which job.
         derivation: DrvPath,
     },
+    /// The job is not one that waits to be resolved.
+    #[error("resolve `{0}`: the job does not wait for it")]
+    NotUnresolved(DrvPath),
+    /// A resolution was made from other outputs than the committed ones, or of other outputs than the derivation's.
+    #[error("resolve `{0}`: the paths that were put into it are not those of its inputs' committed outputs, or it makes other outputs")]
+    WrongResolution(DrvPath),
     /// Another result for the same derivation was committed before. Recorded, never spliced in.
     #[error("finish `{derivation}`: attempt {attempt} made other content than the committed one: the derivation is not deterministic")]
     NonDeterministic {

@@ -222,7 +222,7 @@ impl Index {
     fn spot(&self, facts: &Facts, key: JobKey, job: &Job) -> Spot {
         let Some(links) = self.links.get(&key) else { return Spot::Nowhere };
         let wanted = links.builds.iter().any(|id| facts.builds.get(id).is_some_and(Build::is_going));
-        if links.unbuilt > 0 || !wanted {
+        if links.unbuilt > 0 || !wanted || job.is_unresolved() {
             return Spot::Nowhere;
         }
         job.tries.retry_at.map_or(Spot::Ready, Spot::Delayed)

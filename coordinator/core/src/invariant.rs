@@ -10,7 +10,7 @@ use crate::build::Phase;
 use crate::farm::{Facts, Farm};
 use crate::fleet::Free;
 use crate::index::Index;
-use crate::job::{Job, JobKey, State};
+use crate::job::{Job, JobKey, Resolving, State};
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +39,8 @@ impl Farm {
         ranks_cover_what_waits_behind(self)?;
         only_unwanted_leases_are_revoked(self)?;
         poisoned_jobs_have_failed(self)?;
+        started_jobs_are_resolved(self)?;
+        resolutions_hold_committed_paths(self)?;
         every_job_is_held(self)?;
         builds_go_on_while_jobs_are_open(self)?;
         submissions_are_one_thing(self)
@@ -125,6 +127,28 @@ fn started_jobs_have_built_inputs(farm: &Farm) -> Result<(), Violation> {
         let started = matches!(job.state, State::Running(_) | State::Built { .. } | State::Failed { .. });
         ensure(!started || job.inputs.iter().all(|input| farm.job(*input).is_built()), INVARIANT, || job.derivation.to_string())
     })
+}
+
+fn started_jobs_are_resolved(farm: &Farm) -> Result<(), Violation> {
+    const INVARIANT: &str = "no worker has a job that is still to be resolved, and none is built";
+    farm.facts.jobs.values().try_for_each(|job| {
+        let started = matches!(job.state, State::Running(_) | State::Built { .. });
+        ensure(!(started && job.is_unresolved()), INVARIANT, || job.derivation.to_string())
+    })
+}
+
+/// Early cutoff stands on it: what a resolved derivation makes is what its recipe makes of the inputs that were committed.
+fn resolutions_hold_committed_paths(farm: &Farm) -> Result<(), Violation> {
+    const INVARIANT: &str = "a resolved job was resolved from the committed outputs of its inputs";
+    for job in farm.facts.jobs.values() {
+        let Some(Resolving::Done { inputs, .. }) = job.resolving.as_deref() else { continue };
+        for (key, output, path) in inputs.iter().filter(|(key, ..)| job.inputs.binary_search(key).is_ok()) {
+            let committed = farm.job(*key).built_outputs().unwrap_or_default();
+            let holds = committed.iter().any(|built| built.name == *output && built.info.path == *path);
+            ensure(holds, INVARIANT, || job.derivation.to_string())?;
+        }
+    }
+    Ok(())
 }
 
 fn dependency_failures_have_a_cause(farm: &Farm) -> Result<(), Violation> {

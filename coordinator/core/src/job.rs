@@ -53,6 +53,23 @@ pub(crate) struct Job {
     /// Its outputs exist, and it is built to see whether it makes the same again.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub check: bool,
+    /// For jobs whose inputs' paths only their builds tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolving: Option<Box<Resolving>>,
+}
+
+/// How far the resolution of a job is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Resolving {
+    /// It waits for its inputs, or for the leader to put their paths into it.
+    Due,
+    /// Done.
+    Done {
+        /// The derivation that is built in its place.
+        derivation: DrvPath,
+        /// Where its inputs were taken to be. Those that have left the farm since are no inputs of it any more.
+        inputs: Box<[(JobKey, OutputName, StorePath)]>,
+    },
 }
 
 /// One output that the derivation declares.
@@ -155,6 +172,20 @@ impl Job {
             tries: Tries::default(),
             state: State::Waiting,
             check: false,
+            resolving: spec.resolve.then(|| Box::new(Resolving::Due)),
+        }
+    }
+
+    /// Returns whether it must be resolved before a worker can have it.
+    pub fn is_unresolved(&self) -> bool {
+        self.resolving.as_deref() == Some(&Resolving::Due)
+    }
+
+    /// Returns the derivation that is built in its place.
+    pub fn resolved(&self) -> Option<&DrvPath> {
+        match self.resolving.as_deref()? {
+            Resolving::Due => None,
+            Resolving::Done { derivation, .. } => Some(derivation),
         }
     }
 

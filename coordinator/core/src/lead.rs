@@ -159,6 +159,7 @@ mod tests {
             prefer_local: false,
             resources: Resources::default(),
             limits: JobLimits::default(),
+            resolve: false,
         };
         let (request, now) = (RequestId(1), Timestamp(5));
         let mut farm = Farm::new();

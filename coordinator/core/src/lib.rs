@@ -30,7 +30,7 @@ mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, Placement};
+pub use command::{CHECKING, Command, Placement, RESOLVING, Resolution, ResolvedInput};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
 pub use farm::Farm;

@@ -93,6 +93,16 @@ impl Farm {
         Some(self.find(derivation)?.1.outputs.iter().map(|spec| (spec.name.clone(), spec.path.clone())).collect())
     }
 
+    /// Returns whether a job's inputs are all built, a build wants it, and it waits to be resolved.
+    pub fn is_to_be_resolved(&self, derivation: &DrvPath) -> bool {
+        self.key_of(derivation).is_some_and(|key| self.resolution_owed(key).is_some())
+    }
+
+    /// Returns the derivation that is built in the place of a live job's; none if that is its own, or it is not resolved yet.
+    pub fn resolved(&self, derivation: &DrvPath) -> Option<&DrvPath> {
+        self.find(derivation)?.1.resolved()
+    }
+
     /// Returns the live lease of a job, if it runs.
     pub fn live_lease(&self, derivation: &DrvPath) -> Option<Lease> {
         self.find(derivation)?.1.lease()
@@ -144,7 +154,7 @@ impl Farm {
         let mut counts = JobCounts::default();
         for (key, job) in jobs {
             *match &job.state {
-                State::Waiting if self.index.unbuilt(key) > 0 => &mut counts.blocked,
+                State::Waiting if self.index.unbuilt(key) > 0 || job.is_unresolved() => &mut counts.blocked,
                 State::Waiting => &mut counts.ready,
                 State::Running(_) => &mut counts.running,
                 State::Built { .. } => &mut counts.built,
@@ -183,7 +193,7 @@ impl Farm {
     fn state_word(&self, key: JobKey, job: &Job) -> &'static str {
         match &job.state {
             State::Waiting if !self.is_wanted(key) => "cancelled",
-            State::Waiting if self.index.unbuilt(key) > 0 => "blocked",
+            State::Waiting if self.index.unbuilt(key) > 0 || job.is_unresolved() => "blocked",
             State::Waiting => "ready",
             State::Running(_) => "running",
             State::Built { .. } => "built",
@@ -196,6 +206,7 @@ impl Farm {
         match &job.state {
             State::Waiting if !self.is_wanted(key) => String::from("no live build wants it started"),
             State::Waiting if self.index.unbuilt(key) > 0 => self.reason_blocked(key, job),
+            State::Waiting if job.is_unresolved() => String::from("its inputs are built; their paths are being put into its derivation"),
             State::Waiting => self.wait_reason(job, reasons).to_string(),
             State::Running(running) if running.revoke_at.is_some() => {
                 format!("on {}; no build wants it, it is stopped soon", running.worker)
@@ -224,8 +235,10 @@ impl Farm {
 
     fn waiting_of(&self, build: &Build) -> BTreeMap<String, u64> {
         let mut waiting = BTreeMap::new();
-        let is_ready =
-            |key: &&JobKey| matches!(self.job(**key).state, State::Waiting) && self.index.unbuilt(**key) == 0 && self.is_wanted(**key);
+        let is_ready = |key: &&JobKey| {
+            let job = self.job(**key);
+            matches!(job.state, State::Waiting) && self.index.unbuilt(**key) == 0 && !job.is_unresolved() && self.is_wanted(**key)
+        };
         let reasons = self.class_reasons();
         for key in build.jobs.iter().filter(is_ready) {
             *waiting.entry(self.wait_reason(self.job(*key), &reasons).to_string()).or_default() += 1;

@@ -106,6 +106,7 @@ impl StateMachine {
             | Effect::Revoke(_)
             | Effect::Acknowledge { .. }
             | Effect::Publish { .. }
+            | Effect::Resolve { .. }
             | Effect::Notify { .. }
             | Effect::Archive(_) => true,
         });

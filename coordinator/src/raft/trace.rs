@@ -37,7 +37,12 @@ pub fn tell(index: LogIndex, effects: &[Effect]) {
                 | EventKind::DependencyFailed { .. }
                 | EventKind::Cancelled => {}
             },
-            Effect::Acknowledge { .. } | Effect::Publish { .. } | Effect::Welcome { .. } | Effect::Archive(_) | Effect::Answer(_) => {}
+            Effect::Acknowledge { .. }
+            | Effect::Publish { .. }
+            | Effect::Resolve { .. }
+            | Effect::Welcome { .. }
+            | Effect::Archive(_)
+            | Effect::Answer(_) => {}
         }
     }
 }

@@ -221,7 +221,8 @@ impl World {
                 let slow = if self.dice.chance(50) { 2_000_000 } else { 0 };
                 self.task(node, delay + slow, Task::Publish { derivation, outputs });
             }
-            Effect::Notify { .. } | Effect::Answer(_) => {}
+            // No recipe of the simulation has outputs that only a build names.
+            Effect::Notify { .. } | Effect::Answer(_) | Effect::Resolve { .. } => {}
             Effect::Archive(record) => {
                 if self.has(Bug::RetiresUnarchived) {
                     let now = self.stamp(node);
@@ -349,7 +350,7 @@ impl World {
     ) -> Assignment {
         let lease = lease.clone();
         let (derivation, input_outputs) = (Vec::new(), BTreeMap::new());
-        Assignment { leader, lease, store_dir: StoreDir::default(), derivation, inputs, input_outputs, resources, limits }
+        Assignment { leader, lease, store_dir: StoreDir::default(), derivation, inputs, input_outputs, resources, limits, resolved: None }
     }
 }
 

@@ -134,7 +134,8 @@ impl Closure {
     /// # Errors
     /// [`JobError`] names the first derivation that the farm cannot build, and why.
     pub fn jobs(&self) -> Result<Vec<JobSpec>, JobError> {
-        self.derivations.iter().map(|(path, derivation)| job::spec(path, derivation)).collect()
+        let all: HashMap<&DrvPath, &Derivation> = self.derivations.iter().map(|(path, derivation)| (path, derivation)).collect();
+        self.derivations.iter().map(|(path, derivation)| job::spec(path, derivation, |input| all.get(input).copied())).collect()
     }
 }
 

@@ -148,6 +148,7 @@ fn job(node: &Node, before: &[JobSpec]) -> Result<JobSpec, String> {
         prefer_local: node.prefer_local,
         resources: Resources { cores: if node.parallel { CORES_PARALLEL } else { CORES_SERIAL }, memory_mib: 0 },
         limits: JobLimits::default(),
+        resolve: false,
         derivation,
     })
 }

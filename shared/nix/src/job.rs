@@ -2,7 +2,7 @@
 
 use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, OutputName, Resources};
 
-use crate::derivation::{AttributeError, Derivation, Output};
+use crate::derivation::{AttributeError, Derivation};
 
 /// Why a derivation is no job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,13 +26,13 @@ pub enum JobError {
         /// Its output that is a derivation.
         output: OutputName,
     },
-    /// Its result depends on the world, so no two workers agree on it.
-    #[error("make a job of `{derivation}`: output `{output}` is impure; build it where its result is used")]
-    Impure {
+    /// Its result would depend on the world, and nothing says so.
+    #[error("make a job of `{derivation}`: it is pure and needs `{input}`, which is impure; only impure and fixed-output derivations may")]
+    NeedsImpure {
         /// Which derivation.
         derivation: DrvPath,
-        /// The output.
-        output: OutputName,
+        /// The impure one.
+        input: DrvPath,
     },
     /// It makes nothing.
     #[error("make a job of `{derivation}`: it has no outputs")]
@@ -48,22 +48,31 @@ pub const CORES_SERIAL: u32 = 1;
 /// Cores of a job that builds in parallel. Two, so that the smallest of workers can run it; a free worker gives it more.
 pub const CORES_PARALLEL: u32 = 2;
 
-/// Returns the job that builds `derivation`, with all of its inputs. Memory and limits are 0: the worker's own.
+/// Returns the job that builds `derivation`, with all of its inputs, which `input_of` returns. Memory and limits are 0: the worker's own.
 ///
 /// # Errors
 /// [`JobError`] if the farm cannot build it.
-pub fn spec(path: &DrvPath, derivation: &Derivation) -> Result<JobSpec, JobError> {
+pub fn spec<'a>(
+    path: &DrvPath,
+    derivation: &Derivation,
+    input_of: impl Fn(&DrvPath) -> Option<&'a Derivation>,
+) -> Result<JobSpec, JobError> {
     let refuse = |err| JobError::Attribute { derivation: path.clone(), err };
     if derivation.outputs.is_empty() {
         return Err(JobError::NoOutputs { derivation: path.clone() });
     }
-    if let Some((output, _)) = derivation.outputs.iter().find(|(_, output)| matches!(output, Output::Impure { .. })) {
-        return Err(JobError::Impure { derivation: path.clone(), output: output.clone() });
+    let is_pure = !derivation.is_impure() && !derivation.is_fixed_output();
+    let impure = derivation.inputs.keys().find(|input| is_pure && input_of(input).is_some_and(Derivation::is_impure));
+    if let Some(input) = impure {
+        return Err(JobError::NeedsImpure { derivation: path.clone(), input: input.clone() });
     }
     let attributes = derivation.attributes().map_err(refuse)?;
     let mut required_features = attributes.required_system_features().map_err(refuse)?;
-    if derivation.outputs.values().any(|output| output.path().is_none()) {
-        // As Nix: a worker must know how to give such outputs their path.
+    let unknown = |derivation: &Derivation, name| derivation.outputs.get(name).is_some_and(|output| output.path().is_none());
+    let mut wanted = derivation.inputs.iter().flat_map(|(input, wanted)| wanted.outputs.iter().map(move |output| (input, output)));
+    let resolve = wanted.any(|(input, output)| input_of(input).is_some_and(|input| unknown(input, output)));
+    if resolve || derivation.outputs.values().any(|output| output.path().is_none()) {
+        // As Nix: a worker must know how to give such outputs their path, and that it gets the resolved recipe of one that is leased.
         required_features.insert("ca-derivations".to_owned());
     }
     let parallel = attributes.enable_parallel_building().map_err(refuse)?;
@@ -77,13 +86,14 @@ pub fn spec(path: &DrvPath, derivation: &Derivation) -> Result<JobSpec, JobError
         prefer_local: attributes.prefer_local_build().map_err(refuse)?,
         resources: Resources { cores: if parallel { CORES_PARALLEL } else { CORES_SERIAL }, memory_mib: 0 },
         limits: JobLimits::default(),
+        resolve,
     })
 }
 
 fn kind(derivation: &Derivation) -> JobKind {
     if derivation.is_builtin() {
         JobKind::Builtin
-    } else if derivation.is_fixed_output() {
+    } else if derivation.is_fixed_output() || derivation.is_impure() {
         JobKind::FixedOutput
     } else {
         JobKind::Ordinary

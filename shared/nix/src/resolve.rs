@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kiln_wire::{DrvPath, OutputName, StoreDir, StorePath};
 
-use crate::derivation::{Derivation, DerivationError, Output, path_of_parsed, placeholder, upstream_placeholder};
+use crate::derivation::{Derivation, DerivationError, Output, path_of_parsed, upstream_placeholder};
 use crate::modulo::{Modulo, ModuloError};
 
 /// Where the outputs of input derivations are.
@@ -136,7 +136,7 @@ fn fill_in(store_dir: &StoreDir, path: &DrvPath, derivation: &mut Derivation) ->
     Ok(())
 }
 
-/// Returns `bytes` with every placeholder replaced, in one pass. All placeholders have the length of [`placeholder`]s.
+/// Returns `bytes` with every placeholder replaced, in one pass. All have the length of [`crate::derivation::placeholder`]s.
 pub fn replace(bytes: &[u8], placeholders: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
     let mut replaced = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -164,7 +164,7 @@ const PLACEHOLDER_CHARS: usize = 1 + 52;
 mod tests {
     use super::*;
     use crate::content::Method;
-    use crate::derivation::InputOutputs;
+    use crate::derivation::{InputOutputs, placeholder};
     use crate::hash::Algorithm;
 
     fn out() -> OutputName {

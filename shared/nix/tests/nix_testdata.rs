@@ -146,12 +146,12 @@ fn kinds_of_outputs_and_dynamic_inputs_are_told_apart() {
     let floating = floating.expect("parses");
     assert!(floating.outputs.values().all(|output| matches!(output, Output::Floating { .. })));
     let path = DrvPath::parse("c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-x.drv").expect("a path");
-    let job = kiln_nix::job::spec(&path, &floating).expect("a job");
+    let job = kiln_nix::job::spec(&path, &floating, |_| None).expect("a job");
     assert!(job.required_features.contains("ca-derivations"), "{:?}", job.required_features);
     let mut with_output = dynamic.clone();
     with_output.outputs = floating.outputs.clone();
-    assert!(matches!(kiln_nix::job::spec(&path, &with_output), Err(JobError::DynamicInput { .. })));
-    assert!(matches!(kiln_nix::job::spec(&path, &dynamic), Err(JobError::NoOutputs { .. })));
+    assert!(matches!(kiln_nix::job::spec(&path, &with_output, |_| None), Err(JobError::DynamicInput { .. })));
+    assert!(matches!(kiln_nix::job::spec(&path, &dynamic, |_| None), Err(JobError::NoOutputs { .. })));
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub struct JobSpec {
     pub resources: Resources,
     /// When it is stopped.
     pub limits: JobLimits,
+    /// It needs outputs whose paths only their builds tell: once these are built, it is resolved before a worker gets it.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub resolve: bool,
 }
 
 /// Outputs of one derivation, needed by another.
@@ -54,7 +57,7 @@ pub struct Root {
 pub enum JobKind {
     /// A program in the sandbox, without a network.
     Ordinary,
-    /// A program in the sandbox, with a network, whose output hash is known.
+    /// A program in the sandbox, with a network: its output hash is known, or it is impure.
     FixedOutput,
     /// A builder that the worker itself brings (`builtin:fetchurl`).
     Builtin,

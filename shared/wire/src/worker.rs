@@ -128,4 +128,7 @@ pub struct Assignment {
     pub resources: Resources,
     /// When it is stopped.
     pub limits: JobLimits,
+    /// Whose file `derivation` is, where that is not the leased one: the leased one with its inputs' paths put in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<DrvPath>,
 }

@@ -46,6 +46,7 @@ fn assignment() -> Assignment {
         input_outputs: BTreeMap::from([(drv, BTreeMap::from([(out(), path(LIB))]))]),
         resources: Resources { cores: 3, memory_mib: 64 },
         limits: JobLimits::default(),
+        resolved: None,
     }
 }
 

@@ -210,6 +210,7 @@ impl Farm {
             input_outputs: BTreeMap::new(),
             resources: Resources { cores: 1, memory_mib: 256 },
             limits: JobLimits { wall_ms_max: 60_000, ..JobLimits::default() },
+            resolved: None,
         }
     }
 

@@ -127,7 +127,7 @@ impl Farm {
     }
 
     /// Fails a job for good, and with it every job that needs it.
-    fn fail_for_good(&mut self, key: JobKey, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
+    pub(super) fn fail_for_good(&mut self, key: JobKey, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
         self.change(key, |job| {
             job.tries.retry_at = None;
             job.state = State::Failed { class, message: message.clone() };

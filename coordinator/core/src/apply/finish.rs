@@ -57,15 +57,22 @@ impl Farm {
 
     /// Commits the whole output set and releases the dependents that waited for nothing else, in one step.
     fn commit(&mut self, key: JobKey, outputs: Box<[BuiltOutput]>, usage: Usage, now: Timestamp, fx: &mut Effects) {
-        let nar_bytes = outputs.iter().fold(0u64, |sum, output| sum.saturating_add(output.info.nar_size_bytes));
         self.close_attempt(key, AttemptEnd::Built, Some(usage), now);
+        self.complete(key, outputs, usage.wall_ms, now, fx);
+    }
+
+    /// Gives a job that does not run its outputs, which took `wall_ms` to make, and releases its dependents.
+    pub(super) fn complete(&mut self, key: JobKey, outputs: Box<[BuiltOutput]>, wall_ms: u64, now: Timestamp, fx: &mut Effects) {
+        let nar_bytes = outputs.iter().fold(0u64, |sum, output| sum.saturating_add(output.info.nar_size_bytes));
         self.change(key, |job| job.state = State::Built { outputs, published: false });
         fx.extend(self.publish_owed(key));
-        self.notify(key, now, EventKind::Built { wall_ms: usage.wall_ms, nar_bytes }, fx);
+        self.notify(key, now, EventKind::Built { wall_ms, nar_bytes }, fx);
         let dependents: Vec<JobKey> = self.index.dependents(key).collect();
         for dependent in dependents {
             let last = self.index.input_built(&self.facts, dependent);
-            if last && matches!(self.job(dependent).state, State::Waiting) && self.is_wanted(dependent) {
+            if last && self.job(dependent).is_unresolved() {
+                fx.extend(self.resolution_owed(dependent));
+            } else if last && matches!(self.job(dependent).state, State::Waiting) && self.is_wanted(dependent) {
                 self.notify(dependent, now, EventKind::Ready, fx);
             }
         }
@@ -79,7 +86,7 @@ fn is_of(ended: &Attempt, lease: &Lease) -> bool {
 }
 
 /// Returns the reported outputs sorted by name, if they are exactly those of the derivation: names, and paths where these are known.
-fn declared_outputs(job: &Job, reported: Vec<BuiltOutput>) -> Option<Box<[BuiltOutput]>> {
+pub(super) fn declared_outputs(job: &Job, reported: Vec<BuiltOutput>) -> Option<Box<[BuiltOutput]>> {
     let count = reported.len();
     let by_name: BTreeMap<_, _> = reported.into_iter().map(|output| (output.name.clone(), output)).collect();
     let same_names = count == job.outputs.len() && by_name.keys().eq(job.outputs.iter().map(|spec| &spec.name));

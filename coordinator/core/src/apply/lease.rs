@@ -30,7 +30,7 @@ impl Farm {
         let Some((key, job)) = self.find(derivation) else {
             return Err(Refused::NoSuchJob(derivation.clone()));
         };
-        let waits = matches!(job.state, State::Waiting) && self.index.unbuilt(key) == 0;
+        let waits = matches!(job.state, State::Waiting) && self.index.unbuilt(key) == 0 && !job.is_unresolved();
         let wanted = self.live_builds_of(key).any(|(_, build)| build.is_going());
         if !waits || !wanted || job.tries.retry_at.is_some_and(|at| at > now) {
             return Err(Refused::NotReady(derivation.clone()));

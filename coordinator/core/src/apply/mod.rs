@@ -6,6 +6,7 @@ mod ending;
 mod failure;
 mod finish;
 mod lease;
+mod resolve;
 mod session;
 mod submit;
 
@@ -43,6 +44,7 @@ impl Farm {
             }
             Command::Assign { placements, now } => self.assign(index, placements, now, &mut fx),
             Command::Finish { lease, outcome, now } => self.finish(&lease, outcome, now, &mut fx),
+            Command::Resolve { derivation, inputs, to, now } => self.resolve(&derivation, inputs, to, now, &mut fx),
             Command::Publish { derivation, now: _ } => self.publish(&derivation, &mut fx),
             Command::Cancel { build, now } => self.cancel(build, now, &mut fx),
             Command::Revoke { lease, now } => self.revoke(&lease, now, &mut fx),
@@ -58,7 +60,8 @@ impl Farm {
     pub fn pending_effects(&self) -> Vec<Effect> {
         let unpublished = self.facts.jobs.keys().filter_map(|key| self.publish_owed(*key));
         let archives = self.facts.builds.keys().filter_map(|id| self.archive_owed(*id));
-        unpublished.chain(archives).collect()
+        let unresolved = self.facts.jobs.keys().filter_map(|key| self.resolution_owed(*key));
+        unpublished.chain(archives).chain(unresolved).collect()
     }
 
     /// Tells the live builds of a job what happened to it.

@@ -84,6 +84,8 @@ impl Farm {
                 }
                 let build = self.begin(index, wish, known.into_iter().chain(added), now);
                 fx.push(Effect::Answer(Answer::Submitted { request, build }));
+                let jobs = self.facts.builds.get(&build).map(|build| build.jobs.clone()).unwrap_or_default();
+                fx.extend(jobs.iter().filter_map(|key| self.resolution_owed(*key)));
                 self.settle(None, [build], now, fx);
             }
             Err(refused) => {

@@ -1,5 +1,6 @@
 //! Every invariant catches a bug that is planted for it.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -44,6 +45,7 @@ fn spec(name: &str, inputs: &[&str]) -> JobSpec {
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 100 },
         limits: JobLimits::default(),
+        resolve: false,
     }
 }
 
@@ -182,7 +184,14 @@ fn a_planted_bug_in_the_facts_is_caught() {
     let held = "a job stays only while a build, a lease or an unpublished output holds it";
     let goes_on = "a build that goes on has open jobs, and one that stops waits for running jobs of its own";
     let submission = "a submission is staged, dropped, a live build or a retired one, and only one of these";
-    let table: [(&str, Plant); 24] = [
+    let unresolved = "no worker has a job that is still to be resolved, and none is built";
+    let resolution = "a resolved job was resolved from the committed outputs of its inputs";
+    let table: [(&str, Plant); 26] = [
+        (unresolved, |farm| job(farm, "lib").resolving = Some(Box::new(Resolving::Due))),
+        (resolution, |farm| {
+            let inputs = [(key(farm, "gcc"), out(), path("other"))].into();
+            job(farm, "lib").resolving = Some(Box::new(Resolving::Done { derivation: drv("resolved"), inputs }));
+        }),
         (references, |farm| job(farm, "lib").inputs = [JobKey(999)].into()),
         (references, |farm| job(farm, "gcc").inputs = [key(farm, "lib")].into()),
         (references, |farm| build(farm, 0).1.jobs = [JobKey(999)].into()),

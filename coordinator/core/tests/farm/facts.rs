@@ -50,6 +50,7 @@ pub fn spec(name: &str, inputs: &[&str]) -> JobSpec {
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 0 },
         limits: JobLimits::default(),
+        resolve: false,
     }
 }
 

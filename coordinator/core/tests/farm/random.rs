@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, plan};
+use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan};
 use kiln_wire::client::{BuildState, EventKind};
-use kiln_wire::{AttemptId, BuildId, BuiltOutput, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp};
+use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp};
 
 use crate::facts::{Dice, built, drv, failed, info, offer, output_name, output_path, root, spec, worker};
 
@@ -48,6 +48,7 @@ impl Chaos {
                 | Effect::Revoke(_)
                 | Effect::Acknowledge { .. }
                 | Effect::Publish { .. }
+                | Effect::Resolve { .. }
                 | Effect::Notify { .. }
                 | Effect::Archive(_) => {}
             }
@@ -79,6 +80,11 @@ impl Chaos {
             }
             10 => Command::Assign { placements: (0..3).map(|_| self.placement()).collect(), now },
             11..=14 => Command::Finish { lease: self.lease(farm), outcome: self.outcome(), now },
+            15 if self.dice.once_in(2) => {
+                let name = self.name();
+                let honest = !self.dice.once_in(4);
+                resolution(farm, name, self.dice.once_in(3), honest, now)
+            }
             15 | 16 => Command::Publish { derivation: drv(self.name()), now },
             17 => Command::Cancel { build: self.build(), now },
             18 if self.dice.once_in(2) => Command::Revoke { lease: self.lease(farm), now },
@@ -142,6 +148,7 @@ impl Chaos {
         if self.dice.once_in(6) {
             spec.required_features.insert("kvm".to_owned());
         }
+        spec.resolve = self.dice.once_in(3);
         if self.dice.once_in(4) {
             spec.outputs.insert(output_name("dev"), None);
         }
@@ -193,6 +200,27 @@ fn fit(farm: &Farm, command: Command, wrong: bool) -> Command {
         }
         other => other,
     }
+}
+
+/// What a leader's task makes of a job's committed inputs; a dishonest one takes them to be elsewhere.
+fn resolution(farm: &Farm, name: &str, exists: bool, honest: bool, now: Timestamp) -> Command {
+    let at = |input: &DrvPath| {
+        let built = farm.outputs_of(input).unwrap_or_default().iter().next()?;
+        let path = if honest { built.info.path.clone() } else { output_path("elsewhere", "out") };
+        Some(ResolvedInput { derivation: input.clone(), output: built.name.clone(), path })
+    };
+    let inputs = farm.inputs_of(&drv(name)).unwrap_or_default().into_iter().filter_map(at).collect();
+    let declared = farm.outputs_declared(&drv(name)).unwrap_or_default().into_iter();
+    let paths = declared.map(|(output, path)| {
+        let path = path.unwrap_or_else(|| output_path(name, output.as_str()));
+        (output, path)
+    });
+    let derivation = drv("resolved");
+    let to = match exists {
+        true => Resolution::Exists { derivation, outputs: paths.map(|(name, path)| BuiltOutput { name, info: info(path, 1) }).collect() },
+        false => Resolution::Build { derivation, outputs: paths.collect() },
+    };
+    Command::Resolve { derivation: drv(name), inputs, to, now }
 }
 
 fn seeds(count: u64) -> Vec<u64> {
@@ -337,6 +365,7 @@ fn drain(farm: &mut Farm, chaos: &mut Chaos, seed: u64) {
             match effect {
                 Effect::Publish { derivation, .. } => apply(farm, Command::Publish { derivation, now }),
                 Effect::Archive(record) => apply(farm, Command::Retire { build: record.build, now }),
+                Effect::Resolve { derivation } => apply(farm, resolution(farm, derivation.name(), derivation.name() < "f", true, now)),
                 other => panic!("KILN_SEED={seed}: not owed to a new leader: {other:?}"),
             };
         }

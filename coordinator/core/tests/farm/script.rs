@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::{Command, Effect, Farm, Limits, Placement, plan};
+use kiln_core::{Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan};
 use kiln_wire::{
     AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp,
 };
@@ -37,9 +37,11 @@ impl Script {
 
     /// Runs one line:
     /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c keep=gcc,lib` · `lose w1 [epoch=N]` ·
-    /// `job gcc mem=N cores=N system=S features=a,b kind=fod|builtin local=yes outputs=out,dev|out,dev?` (for later graphs) ·
+    /// `job gcc mem=N cores=N system=S features=a,b kind=fod|builtin local=yes resolve=yes outputs=out,dev|out,dev?` (for later
+    /// graphs) ·
     /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [: graph]` · `plan` · `go` (plan and assign) ·
     /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b]` ·
+    /// `resolve app as=r [outputs=out] [exists=yes|impossible=yes] [content=N]: lib gcc!dev` (its inputs) ·
     /// `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `time 2000` · `jobs` · `build 1` · `pending`
     pub fn run(&mut self, line: &str) -> Vec<String> {
         let (head, graph) = line.split_once(':').unwrap_or((line, ""));
@@ -96,6 +98,7 @@ impl Script {
                 vec![Command::Assign { placements: vec![Placement { derivation: drv(job), worker: worker(name), epoch }], now }]
             }
             "finish" => vec![self.finish(words[0], &words[1..])],
+            "resolve" => vec![self.resolve(words[0], &options(&words[1..]), graph)],
             "publish" => vec![Command::Publish { derivation: drv(words[0]), now }],
             "cancel" => vec![Command::Cancel { build: self.build(words[0]), now }],
             "retire" => vec![Command::Retire { build: self.build(words[0]), now }],
@@ -185,6 +188,7 @@ impl Script {
                 "features" => spec.required_features = value.split(',').map(str::to_owned).collect(),
                 "kind" => spec.kind = if value == "fod" { JobKind::FixedOutput } else { JobKind::Builtin },
                 "local" => spec.prefer_local = value == "yes",
+                "resolve" => spec.resolve = value == "yes",
                 "outputs" => {
                     // A question mark: the path is not known before the build.
                     let output = |text: &str| match text.strip_suffix('?') {
@@ -225,6 +229,28 @@ impl Script {
             *outputs = names.split(',').map(output).collect();
         }
         Command::Finish { lease, outcome, now: self.now }
+    }
+
+    /// Inputs are said to be where jobs of the test put their outputs; one that is called `lib=other` is said to be at `other`'s.
+    fn resolve(&self, job: &str, options: &[(String, String)], inputs: &str) -> Command {
+        let input = |text: &str| {
+            let (text, at) = text.split_once('=').unwrap_or((text, text.split('!').next().expect("a name")));
+            let (input, output) = text.split_once('!').unwrap_or((text, "out"));
+            ResolvedInput { derivation: drv(input), output: output_name(output), path: output_path(at, output) }
+        };
+        let derivation = drv(option(options, "as").unwrap_or("r"));
+        let names = option(options, "outputs").into_iter().flat_map(|names| names.split(','));
+        let content = option(options, "content").map_or(1, |content| content.parse().expect("a byte"));
+        let info = |name: &str| crate::facts::info(output_path(job, name), content);
+        let to = if option(options, "impossible").is_some() {
+            Resolution::Impossible { message: "two variables have one name".to_owned() }
+        } else if option(options, "exists").is_some() {
+            let outputs = names.map(|name| BuiltOutput { name: output_name(name), info: info(name) }).collect();
+            Resolution::Exists { derivation, outputs }
+        } else {
+            Resolution::Build { derivation, outputs: names.map(|name| (output_name(name), output_path(job, name))).collect() }
+        };
+        Command::Resolve { derivation: drv(job), inputs: inputs.split_whitespace().map(input).collect(), to, now: self.now }
     }
 
     /// The last lease that was given for a job, live or not.

@@ -31,6 +31,7 @@ pub fn effect(effect: &Effect) -> String {
             let paths: Vec<String> = outputs.iter().map(|info| info.path.name().to_owned()).collect();
             format!("publish {}: {}", derivation.name(), paths.join(" "))
         }
+        Effect::Resolve { derivation } => format!("resolve {}", derivation.name()),
         Effect::Notify { builds, event } => {
             format!("notify {}: {} {}", ids(builds), event.derivation.name(), kind(&event.kind))
         }

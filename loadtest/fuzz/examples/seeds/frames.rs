@@ -221,6 +221,7 @@ fn to_worker() -> Vec<ToWorker> {
         input_outputs: BTreeMap::from([(drv(), BTreeMap::from([(out(), path())]))]),
         resources: Resources { cores: 1, memory_mib: 0 },
         limits: JobLimits::default(),
+        resolved: None,
     };
     vec![
         ToWorker::Welcome { leader: leader(), epoch: Epoch(3), keep: vec![lease()], log_bytes: [(AttemptId(7), 100)].into() },

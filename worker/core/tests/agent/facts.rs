@@ -46,6 +46,7 @@ pub fn assignment(lease: Lease, term: u64, resources: Resources) -> Assignment {
         input_outputs: BTreeMap::new(),
         resources,
         limits: JobLimits::default(),
+        resolved: None,
     }
 }
 
@@ -68,6 +69,7 @@ pub fn spec(job: &str, inputs: &[String]) -> JobSpec {
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 0 },
         limits: JobLimits::default(),
+        resolve: false,
     }
 }
 

@@ -153,7 +153,7 @@ impl World {
                 let now = self.now();
                 self.propose(Command::Publish { derivation, now });
             }
-            Effect::Notify { .. } | Effect::Archive(_) | Effect::Answer(_) => {}
+            Effect::Notify { .. } | Effect::Archive(_) | Effect::Answer(_) | Effect::Resolve { .. } => {}
         }
     }
 
