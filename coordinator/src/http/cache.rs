@@ -136,7 +136,7 @@ fn range(text: &str, size_bytes: u64) -> Option<Range<u64>> {
     }
 }
 
-fn failed(file: &str, error: &StoreError) -> Response {
+pub(super) fn failed(file: &str, error: &StoreError) -> Response {
     tracing::error!(file, error = %Chain(error), "a cache object cannot be served");
     (StatusCode::INTERNAL_SERVER_ERROR, [(CACHE_CONTROL, Keep::Never.header())]).into_response()
 }

@@ -9,6 +9,7 @@ mod kept;
 mod log;
 mod metrics;
 mod pieces;
+mod realisations;
 #[cfg(feature = "simulation")]
 mod simulated;
 
@@ -94,6 +95,8 @@ pub fn router(state: State) -> Router {
         .route("/nix-cache-info", get(cache::info))
         .route("/nar/{file}", get(cache::nar))
         .route("/log/{file}", get(log::log))
+        .route("/realisations/{file}", get(realisations::by_hash))
+        .route("/build-trace-v2/{derivation}/{file}", get(realisations::by_path))
         .route("/healthz", get(healthz))
         .route("/metrics", get(scrape))
         .route("/{file}", get(cache::described))

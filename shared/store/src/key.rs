@@ -1,12 +1,14 @@
 //! Keys of objects: the layout of the store, which is that of a Nix binary cache.
 //!
 //! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
-//! `listings/<SHA-256 of the NAR in Nix's base 32>.ls` · `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build`. Every key is
+//! `listings/<SHA-256 of the NAR in Nix's base 32>.ls` · `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build` · `realisations/<id>.doi` and
+//! `build-trace-v2/<derivation>/<output>.doi`. Every key is
 //! made of checked parts, so that none leaves its directory. A key that follows from the content is written without a condition:
 //! whoever writes it writes the same.
 
 use kiln_nix::hash::nix32;
 use kiln_nix::narinfo::blob_key;
+use kiln_nix::realisation::DerivedOutput;
 use kiln_wire::{AttemptId, BuildId, DrvPath, Sha256Hash};
 use object_store::path::Path;
 
@@ -48,6 +50,10 @@ pub(crate) fn listing(nar_hash: &Sha256Hash) -> Path {
 pub(crate) fn nar_file(file_name: &str) -> Option<Path> {
     let hash = file_name.strip_suffix(NAR_SUFFIX)?;
     is_nix32(hash, SHA256_CHARS).then(|| Path::from(format!("nar/{file_name}")))
+}
+
+pub(crate) fn realisation(of: &DerivedOutput) -> Path {
+    Path::from(of.file_name())
 }
 
 pub(crate) fn derivation(path: &DrvPath) -> Path {

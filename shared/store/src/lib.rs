@@ -30,6 +30,7 @@ mod narinfo;
 mod objects;
 mod pack;
 mod publish;
+mod realisations;
 mod receive;
 mod records;
 mod s3;
