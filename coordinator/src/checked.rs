@@ -1,10 +1,10 @@
 //! Output paths, recomputed from content: what was checked once need not be checked again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_nix::derivation::Derivation;
 use kiln_nix::modulo::{Modulo, ModuloError, OutputMismatch};
-use kiln_wire::{DrvPath, StoreDir};
+use kiln_wire::{DrvPath, Sha256Hash, StoreDir};
 
 /// A derivation that must not be built.
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +21,18 @@ pub(crate) enum CheckError {
 pub(crate) struct Checked {
     modulo: Modulo,
     sound: BTreeSet<DrvPath>,
+    /// By which hash Nix to 2.34 names the outputs of those whose paths only builds tell.
+    identities: BTreeMap<DrvPath, Sha256Hash>,
 }
 
 impl Checked {
     pub(crate) fn new(store_dir: StoreDir) -> Self {
-        Self { modulo: Modulo::new(store_dir), sound: BTreeSet::new() }
+        Self { modulo: Modulo::new(store_dir), sound: BTreeSet::new(), identities: BTreeMap::new() }
+    }
+
+    /// Returns by which hash Nix to 2.34 names the outputs of a derivation that was checked and whose output paths only builds tell.
+    pub(crate) fn identity(&self, path: &DrvPath) -> Option<Sha256Hash> {
+        self.identities.get(path).copied()
     }
 
     /// Checks a derivation whose inputs were checked before.
@@ -36,6 +43,11 @@ impl Checked {
         match self.modulo.check_outputs(path, derivation)?.into_iter().next() {
             Some(mismatch) => Err(CheckError::Mismatch(mismatch)),
             None => {
+                if derivation.outputs.values().any(|output| output.path().is_none())
+                    && let Some(identity) = self.modulo.add(path, derivation)?.identity
+                {
+                    self.identities.insert(path.clone(), identity);
+                }
                 self.sound.insert(path.clone());
                 Ok(())
             }

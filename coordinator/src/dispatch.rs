@@ -78,7 +78,8 @@ async fn assignment(
     limits: JobLimits,
 ) -> Result<Assignment, DispatchError> {
     let (inputs, input_outputs) = input_closure(parts, &lease.derivation).await?;
-    let derivation = parts.derivations.bytes(&parts.store, &lease.derivation).await?.to_vec();
+    let resolved = parts.farm(|farm| farm.resolved(&lease.derivation).cloned());
+    let derivation = parts.derivations.bytes(&parts.store, resolved.as_ref().unwrap_or(&lease.derivation)).await?.to_vec();
     Ok(Assignment {
         leader,
         lease: lease.clone(),
@@ -88,14 +89,20 @@ async fn assignment(
         input_outputs,
         resources,
         limits,
+        resolved,
     })
 }
 
 pub(crate) type InputOutputs = BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>;
 
-/// Returns the closure of a derivation's inputs, and where the outputs of its input derivations are.
+/// Returns the derivation that is built for a job: its own, or the resolved one in its place.
+pub(crate) fn built_as(parts: &Parts, derivation: &DrvPath) -> DrvPath {
+    parts.farm(|farm| farm.resolved(derivation).cloned()).unwrap_or_else(|| derivation.clone())
+}
+
+/// Returns the closure of the inputs of what is built for a derivation, and where the outputs of its input derivations are.
 pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result<(Vec<PathInfo>, InputOutputs), DispatchError> {
-    let parsed = parts.derivations.get(&parts.store, derivation).await?;
+    let parsed = parts.derivations.get(&parts.store, &built_as(parts, derivation)).await?;
     let mut input_outputs = InputOutputs::new();
     let mut paths: Vec<StorePath> = parsed.sources.iter().cloned().collect();
     for (input, wanted) in &parsed.inputs {
@@ -106,19 +113,20 @@ pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result
     Ok((closure(parts, paths).await?, input_outputs))
 }
 
-/// Returns the paths that an output of a derivation may refer to: the closure of its inputs, and its own outputs; none where the
-/// recipe wants the output's references forgotten.
+/// Returns the paths that an output of a derivation may refer to: the closure of its inputs, and its own outputs, of which `stated` are those
+/// that nobody could know before; none where the recipe wants the output's references forgotten.
 pub(crate) async fn reference_candidates(
     parts: &Parts,
     derivation: &DrvPath,
     output: &OutputName,
+    stated: &BTreeSet<StorePath>,
 ) -> Result<BTreeSet<StorePath>, DispatchError> {
-    let parsed = parts.derivations.get(&parts.store, derivation).await?;
+    let parsed = parts.derivations.get(&parts.store, &built_as(parts, derivation)).await?;
     // Attributes that cannot be read are the worker's to refuse.
     if parsed.attributes().and_then(|attributes| attributes.discards_references(output.as_str())).unwrap_or(false) {
         return Ok(BTreeSet::new());
     }
     let (inputs, _) = input_closure(parts, derivation).await?;
     let own = output_paths(parsed.as_ref());
-    Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).collect())
+    Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).chain(stated.iter().cloned()).collect())
 }

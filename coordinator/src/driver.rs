@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::parts::Parts;
 use crate::raft::{Applied, ConsensusError, EffectReceiver, Leadership};
-use crate::{archiving, dispatch, kept_logs, publish};
+use crate::{archiving, dispatch, kept_logs, publish, resolve};
 
 /// Runs the loop until consensus stops or `stop` is told.
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
@@ -133,6 +133,9 @@ impl Driver {
             }
             Effect::Publish { derivation, outputs } => {
                 tokio::spawn(publish::publish(parts.clone(), derivation, outputs));
+            }
+            Effect::Resolve { derivation } => {
+                tokio::spawn(resolve::resolve(parts.clone(), derivation));
             }
             Effect::Notify { builds, event } => {
                 parts.meter.count(&event);

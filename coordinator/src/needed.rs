@@ -13,10 +13,16 @@ use crate::refuse;
 
 /// Returns the jobs, inputs first: what the roots need and nobody has; `missing` says which of some paths the store lacks. Below an
 /// output that exists nothing is looked at, so the closure is walked from the roots down in waves: those whose users have all been
-/// looked at, together.
-pub(crate) async fn jobs<M>(closure: &DrvClosure, roots: &[Root], missing: impl Fn(Vec<StorePath>) -> M) -> Result<Vec<JobSpec>, Refusal>
+/// looked at, together. `realised` says where outputs are that have been built, of those whose paths the derivation does not say.
+pub(crate) async fn jobs<M, R>(
+    closure: &DrvClosure,
+    roots: &[Root],
+    missing: impl Fn(Vec<StorePath>) -> M,
+    realised: impl Fn(Vec<Unknown>) -> R,
+) -> Result<Vec<JobSpec>, Refusal>
 where
     M: Future<Output = Result<Vec<StorePath>, Refusal>>,
+    R: Future<Output = Result<Vec<(Unknown, StorePath)>, Refusal>>,
 {
     let mut wanted: BTreeMap<&DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
     for root in roots {
@@ -29,7 +35,7 @@ where
     let mut wave: Vec<&DrvPath> = closure.ordered.iter().filter(|path| users[*path] == 0).collect();
     let mut jobs = Vec::new();
     while !wave.is_empty() {
-        let lacking = lacking(closure, &wave, &wanted, &missing).await?;
+        let lacking = lacking(closure, &wave, &wanted, &missing, &realised).await?;
         for path in std::mem::take(&mut wave) {
             let derivation = &closure.parsed[path];
             let is_job = lacking.contains(path);
@@ -63,18 +69,24 @@ fn wanted_outputs(root: &Root, derivation: &Derivation) -> BTreeSet<OutputName> 
     if root.outputs.is_empty() { derivation.outputs.keys().cloned().collect() } else { root.outputs.clone() }
 }
 
+/// An output whose path the derivation does not say.
+pub(crate) type Unknown = (DrvPath, OutputName);
+
 /// Returns those of a wave of which an output is wanted that the store lacks, or that nobody can know before the build.
-async fn lacking<'a, M>(
+async fn lacking<'a, M, R>(
     closure: &DrvClosure,
     wave: &[&'a DrvPath],
     wanted: &BTreeMap<&DrvPath, BTreeSet<OutputName>>,
     missing: impl Fn(Vec<StorePath>) -> M,
+    realised: impl Fn(Vec<Unknown>) -> R,
 ) -> Result<BTreeSet<&'a DrvPath>, Refusal>
 where
     M: Future<Output = Result<Vec<StorePath>, Refusal>>,
+    R: Future<Output = Result<Vec<(Unknown, StorePath)>, Refusal>>,
 {
     let mut lacking = BTreeSet::new();
     let mut known: Vec<(StorePath, &DrvPath)> = Vec::new();
+    let mut unknown: BTreeMap<Unknown, &'a DrvPath> = BTreeMap::new();
     for path in wave {
         let derivation = &closure.parsed[*path];
         for name in wanted.get(path).into_iter().flatten() {
@@ -82,11 +94,21 @@ where
                 || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", derivation.name));
             match derivation.outputs.get(name).ok_or_else(no_output)?.path() {
                 Some(output) => known.push((output.clone(), path)),
-                None => {
+                // Made anew for everybody who asks.
+                None if derivation.is_impure() => {
                     lacking.insert(*path);
+                }
+                None => {
+                    unknown.insert(((*path).clone(), name.clone()), path);
                 }
             }
         }
+    }
+    if !unknown.is_empty() {
+        for (output, at) in realised(unknown.keys().cloned().collect()).await? {
+            known.extend(unknown.remove(&output).map(|path| (at, path)));
+        }
+        lacking.extend(unknown.into_values());
     }
     let missing: BTreeSet<StorePath> = missing(known.iter().map(|(output, _)| output.clone()).collect()).await?.into_iter().collect();
     // Fixed outputs of several derivations may be the same one.
@@ -155,7 +177,8 @@ mod tests {
                 asked.set(asked.get() + 1);
                 std::future::ready(Ok(paths.into_iter().filter(|path| !has.iter().any(|name| output(name) == *path)).collect()))
             };
-            let jobs = jobs(&closure, &roots, missing).await.expect("a closure without faults");
+            let nothing = |_| std::future::ready(Ok(Vec::new()));
+            let jobs = jobs(&closure, &roots, missing, nothing).await.expect("a closure without faults");
             let mut names: Vec<DrvPath> = jobs.iter().map(|job| job.derivation.clone()).collect();
             for (at, job) in jobs.iter().enumerate() {
                 let is_before = |input: &DrvPath| jobs[..at].iter().any(|before| before.derivation == *input);

@@ -1,19 +1,21 @@
 //! Requests: what each role may ask, and who answers it. One stream, one request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
+use kiln_nix::realisation::DerivedOutput;
 use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
 use kiln_wire::limits::{DERIVATION_BATCH_BYTES, PATHS_PER_REQUEST_MAX};
 use kiln_wire::worker::ToWorker;
-use kiln_wire::{DrvPath, StorePath, WorkerId};
+use kiln_wire::{DrvPath, OutputName, StorePath, WorkerId};
 
 use crate::closure::{ClosureError, closure};
 use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::parts::Parts;
-use crate::{backing_up, cluster, follow, leading, refuse, submit, transfer, views, worker_session};
+use crate::{backing_up, cluster, follow, leading, realised, refuse, submit, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -138,6 +140,8 @@ async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender,
         Request::PathInfos { paths, closure } => path_infos(parts, paths, closure, sender).await,
         Request::Narinfos(hash_parts) => narinfos(parts, hash_parts, sender).await,
         Request::Derivations(paths) => derivations(parts, paths, sender).await,
+        Request::Outputs(paths) => reply(sender, outputs(parts, paths).await.map(Response::Outputs)).await,
+        Request::Realisation(id) => reply(sender, realisation(parts, &id).await.map(Response::Realisation)).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {
             Ok(())
@@ -252,6 +256,17 @@ async fn derivations(parts: &Parts, paths: Vec<DrvPath>, sender: &mut Sender) ->
         }
     }
     if batch.is_empty() { Ok(()) } else { sender.send(&Response::Derivations(batch)).await }
+}
+
+async fn outputs(parts: &Parts, paths: Vec<DrvPath>) -> Result<BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>, Refusal> {
+    check_count(paths.len())?;
+    realised::outputs(parts, paths).await.map_err(|error| refuse::unavailable("look up outputs", &error))
+}
+
+async fn realisation(parts: &Parts, id: &str) -> Result<Option<String>, Refusal> {
+    let of = DerivedOutput::parse_by_hash(id).map_err(|error| refuse::invalid(error.to_string()))?;
+    let found = parts.store.realisation(&of, &parts.keys).await;
+    Ok(found.map_err(|error| refuse::unavailable("look up a realisation", &error))?.map(|found| found.to_json()))
 }
 
 /// Objects read at a time for one request.

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use kiln_core::{Answer, CHECKING, Command, Refused};
+use futures::{StreamExt, TryStreamExt};
+use kiln_core::{Answer, CHECKING, Command, RESOLVING, Refused};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
@@ -12,10 +13,9 @@ use kiln_wire::{BuildId, DrvPath, JobSpec, Root, StorePath};
 use crate::driver::{Chain, propose};
 use crate::drv_closure::DrvClosure;
 use crate::heavy::heavy;
-use crate::needed;
+use crate::needed::{self, Unknown};
 use crate::parts::Parts;
-use crate::refuse;
-use crate::substitute;
+use crate::{realised, refuse, substitute};
 
 /// Makes a build of a submission.
 ///
@@ -26,6 +26,7 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
     // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
     // What upstream caches have is taken from there before the farm hears of the build.
     let jobs = substitute::jobs(&parts, &closure, &submission.roots).await?;
+    check_version(&parts, &jobs)?;
     check_sources(&parts, &closure, &jobs).await?;
     hand_over(parts, submission, &jobs, None).await
 }
@@ -57,12 +58,13 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         let parts = parts_of.clone();
         async move { Ok([again, missing(&parts, others).await?].concat()) }
     };
-    let mut jobs = needed::jobs(&closure, &submission.roots, lacking).await?;
+    let mut jobs = needed::jobs(&closure, &submission.roots, lacking, |outputs| realised(&parts, outputs)).await?;
     let derivations: BTreeSet<DrvPath> = submission.roots.iter().map(|root| root.derivation.clone()).collect();
     for job in &mut jobs {
         // Its outputs exist: who needs them waits for no check of them.
         job.inputs.retain(|input| !derivations.contains(&input.derivation));
     }
+    check_version(&parts, &jobs)?;
     check_sources(&parts, &closure, &jobs).await?;
     hand_over(parts, submission, &jobs, Some(derivations.into_iter().collect())).await
 }
@@ -188,6 +190,31 @@ async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) ->
 async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
     parts.store.missing(&paths).await.map_err(|error| refuse::unavailable("submit", &error))
 }
+
+/// Returns where outputs are that were built and published, of some whose paths only builds tell.
+pub(crate) async fn realised(parts: &Parts, outputs: Vec<Unknown>) -> Result<Vec<(Unknown, StorePath)>, Refusal> {
+    let lookups = futures::stream::iter(outputs).map(|of| async move {
+        let info = realised::published(parts, &of.0, &of.1).await.map_err(|error| refuse::unavailable("submit", &error))?;
+        Ok(info.map(|info| (of, info.path)))
+    });
+    let found: Vec<_> = lookups.buffered(LOOKUPS_MAX).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// In a farm that is being upgraded older coordinators could not read such jobs.
+fn check_version(parts: &Parts, jobs: &[JobSpec]) -> Result<(), Refusal> {
+    let version = parts.consensus.version();
+    match jobs.iter().find(|job| job.resolve && version < RESOLVING) {
+        None => Ok(()),
+        Some(job) => Err(refuse::invalid(format!(
+            "submit: `{}` needs outputs whose paths only builds tell, which a farm at version {version} cannot build; upgrade every coordinator",
+            job.derivation
+        ))),
+    }
+}
+
+/// Realisations read at a time for one submission.
+const LOOKUPS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::parts::Parts;
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
-use crate::{needed, refuse};
+use crate::{needed, refuse, submit};
 
 /// What all submissions share: the caches, and the paths that are on their way.
 pub(crate) struct Substitution {
@@ -62,7 +62,7 @@ impl Substitution {
 pub(crate) async fn jobs(parts: &Parts, closure: &DrvClosure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
     let search = Search::begin(parts).await;
     loop {
-        let jobs = needed::jobs(closure, roots, |outputs| search.missing(outputs)).await?;
+        let jobs = needed::jobs(closure, roots, |outputs| search.missing(outputs), |outputs| submit::realised(parts, outputs)).await?;
         if search.state().found.is_empty() && search.order.is_empty() {
             return Ok(jobs);
         }

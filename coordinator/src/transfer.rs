@@ -7,12 +7,12 @@ use kiln_store::{Begun, BlobBytes, Provenance, Received, StoreError};
 use kiln_wire::client::{Refusal, Response};
 use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
 
-use crate::dispatch::{is_live, reference_candidates};
+use crate::dispatch::{built_as, is_live, reference_candidates};
 use crate::driver::Chain;
 use crate::granted::may_fetch;
 use crate::heavy::heavy;
 use crate::parts::Parts;
-use crate::refuse;
+use crate::{made, refuse};
 
 /// Takes one output of a leased attempt.
 pub(crate) async fn upload(
@@ -40,18 +40,16 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
     if !is_live(parts, lease) {
         return Err(refuse::stale_lease(format!("upload `{}`: attempt {} holds no lease", output.info.path, lease.attempt)));
     }
-    let derivation = parts.derivations.get(&parts.store, &lease.derivation).await.map_err(|error| refuse::unavailable("upload", &error))?;
-    let path = derivation.outputs.get(&output.name).and_then(|made| made.path());
-    if path != Some(&output.info.path) {
-        return Err(refuse::invalid(format!(
-            "upload `{}`: it is not output `{}` of `{}`",
-            output.info.path, output.name, lease.derivation
-        )));
-    }
-    let candidates = reference_candidates(parts, &lease.derivation, &output.name).await.map_err(|error| match error.is_passing() {
-        true => refuse::unavailable("upload", &error),
-        false => refuse::invalid(format!("upload: {}", Chain(&error))),
-    })?;
+    let built = built_as(parts, &lease.derivation);
+    let derivation = parts.derivations.get(&parts.store, &built).await.map_err(|error| refuse::unavailable("upload", &error))?;
+    made::check(&parts.store_dir, &built, &derivation, output).map_err(|error| refuse::invalid(format!("upload: {}", Chain(&error))))?;
+    // Outputs may refer to each other, and come in any order: whether those that they name are outputs, the report will tell.
+    let stated = made::stated(&derivation, &output.info);
+    let candidates =
+        reference_candidates(parts, &lease.derivation, &output.name, &stated).await.map_err(|error| match error.is_passing() {
+            true => refuse::unavailable("upload", &error),
+            false => refuse::invalid(format!("upload: {}", Chain(&error))),
+        })?;
     Ok(Provenance::Built { candidates })
 }
 

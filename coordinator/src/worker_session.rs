@@ -1,5 +1,6 @@
 //! One session with a worker: what it says becomes commands and log bytes, what the farm says to it goes out in order.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,9 +12,10 @@ use kiln_wire::worker::{FromWorker, Hello, ToWorker};
 use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, Sha256Hash, StorePath, WorkerId};
 use tokio::sync::mpsc;
 
-use crate::dispatch::{DispatchError, is_live, reference_candidates};
+use crate::dispatch::{DispatchError, built_as, is_live, reference_candidates};
 use crate::driver::{Chain, propose, propose_patiently};
 use crate::leading;
+use crate::made::{self, NotMade};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
 use crate::sessions::Outbox;
@@ -153,6 +155,8 @@ enum CheckError {
     Inputs(#[from] DispatchError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("commit an output")]
+    NotMade(#[from] NotMade),
     #[error("commit output `{0}`: it was reported, but its NAR is not in the store")]
     Absent(StorePath),
     #[error("{NOT_DETERMINISTIC}`{path}` was made again with NAR hash {made}, and the store has it with {kept}; the store's stays")]
@@ -164,13 +168,13 @@ impl CheckError {
         match self {
             Self::Inputs(error) => error.is_passing(),
             Self::Store(error) => error.is_passing(),
-            Self::Absent(_) | Self::Differs { .. } => false,
+            Self::Absent(_) | Self::NotMade(_) | Self::Differs { .. } => false,
         }
     }
 
     fn class(&self) -> FailureClass {
         match self {
-            Self::Inputs(_) | Self::Store(_) | Self::Absent(_) => FailureClass::Infrastructure,
+            Self::Inputs(_) | Self::Store(_) | Self::Absent(_) | Self::NotMade(_) => FailureClass::Infrastructure,
             Self::Differs { .. } => FailureClass::BuildFailure,
         }
     }
@@ -179,12 +183,25 @@ impl CheckError {
 /// Returns the outputs with the facts of the stored bytes. What this leader did not verify on upload it verifies from the store.
 async fn check_outputs(parts: &Parts, lease: &Lease, outputs: &[BuiltOutput]) -> Result<Vec<BuiltOutput>, CheckError> {
     let mut checked = Vec::with_capacity(outputs.len());
+    let built = built_as(parts, &lease.derivation);
+    let derivation = parts.derivations.get(&parts.store, &built).await.map_err(DispatchError::from)?;
+    let paths: BTreeSet<StorePath> = outputs.iter().map(|output| output.info.path.clone()).collect();
     for output in outputs {
+        made::check(&parts.store_dir, &built, &derivation, output)?;
+        // Those that the output was taken to refer to when it came are outputs indeed, or inputs.
+        let stated = made::stated(&derivation, &output.info);
+        if !stated.is_subset(&paths) {
+            let candidates = reference_candidates(parts, &lease.derivation, &output.name, &paths).await?;
+            if let Some(stranger) = stated.into_iter().find(|path| !candidates.contains(path)) {
+                return Err(CheckError::Absent(stranger));
+            }
+        }
         let info = match parts.verified.find(lease, &output.info) {
             Some(info) => info,
             None => {
-                let provenance = Provenance::Built { candidates: reference_candidates(parts, &lease.derivation, &output.name).await? };
-                let adopted = parts.store.adopt(&output.info, &provenance).await?;
+                let stated = made::stated(&derivation, &output.info);
+                let candidates = reference_candidates(parts, &lease.derivation, &output.name, &stated).await?;
+                let adopted = parts.store.adopt(&output.info, &Provenance::Built { candidates }).await?;
                 adopted.ok_or_else(|| CheckError::Absent(output.info.path.clone()))?
             }
         };

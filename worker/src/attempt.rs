@@ -92,7 +92,7 @@ async fn outcome(workshop: Arc<Workshop>, order: Order) -> Outcome {
 async fn build(workshop: Arc<Workshop>, order: Order) -> Result<Built, Failed> {
     let assignment = &order.assignment;
     let derivation = read_derivation(assignment)?;
-    outputs::output_paths(&derivation)?;
+    outputs::output_paths(assignment, &derivation)?;
     let inputs = order.stop.unless(workshop.inputs.ensure(&assignment.inputs)).await?;
     let inputs = inputs.map_err(|err| caused(FailureClass::Infrastructure, "", &*err))?;
     let slot = order.stop.unless(workshop.slots.take()).await?;
@@ -132,7 +132,8 @@ impl Room {
             return Err(Failed { failure: self.blame_disk(failure), usage: ended.usage });
         }
         let usage = ended.usage;
-        let claim = Claim { outputs: outputs::output_paths(&self.derivation)?, bytes_max: self.limits.output_bytes_max };
+        let claim =
+            Claim { outputs: outputs::output_paths(&self.order.assignment, &self.derivation)?, bytes_max: self.limits.output_bytes_max };
         let dir = run.claim(claim).map_err(|failure| self.unclaimed(&failure, usage))?;
         self.import(dir, shared_network, usage)
     }
@@ -148,7 +149,7 @@ impl Room {
         let scratch = Scratch::new(&self.workshop.builtin_dir, &self.order.assignment.lease.attempt.to_string(), &self.workshop.trash);
         let scratch = scratch.map_err(|err| caused(FailureClass::Infrastructure, "make the build's directory", &err))?;
         let (assignment, cache) = (&self.order.assignment, &self.workshop.cache);
-        let paths = outputs::output_paths(&self.derivation)?;
+        let paths = outputs::output_paths(&self.order.assignment, &self.derivation)?;
         let variables = builder::variables(&self.derivation, assignment, &paths);
         let builtin = Builtin::of(&self.derivation, &variables).map_err(|err| caused(FailureClass::BuildFailure, "", &err))?;
         let out = paths.iter().find(|(name, _)| name.as_str() == "out").map(|(_, path)| path).expect("a builtin has an output `out`");
@@ -196,7 +197,7 @@ impl Room {
     fn task(&self) -> Result<Task, Failed> {
         let (assignment, workshop) = (&self.order.assignment, &self.workshop);
         let build_failure = |err: &dyn std::error::Error| caused(FailureClass::BuildFailure, "", err);
-        let paths = outputs::output_paths(&self.derivation)?;
+        let paths = outputs::output_paths(&self.order.assignment, &self.derivation)?;
         let launch = builder::launch(&self.derivation, assignment, &paths, &workshop.host_env).map_err(|err| build_failure(&err))?;
         let features = self.derivation.attributes().and_then(|attributes| attributes.required_system_features());
         let features = features.map_err(|err| build_failure(&err))?;
@@ -252,7 +253,7 @@ impl Room {
 
 /// Reads the derivation and makes sure that it is the one that was leased.
 fn read_derivation(assignment: &Assignment) -> Result<Derivation, Failed> {
-    let wanted = &assignment.lease.derivation;
+    let wanted = assignment.resolved.as_ref().unwrap_or(&assignment.lease.derivation);
     let refuse = |text: String| failure(FailureClass::Infrastructure, &format!("read the derivation of `{wanted}`: {text}"));
     let read = Derivation::parse(&assignment.store_dir, wanted.name(), &assignment.derivation);
     let derivation = read.map_err(|err| caused(FailureClass::BuildFailure, &format!("read `{wanted}`"), &err))?;

@@ -366,7 +366,11 @@ const SLOTS_MAX: u32 = 1024;
 
 fn default_features() -> BTreeSet<String> {
     let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    ["nixos-test", "benchmark", "big-parallel", UID_RANGE].into_iter().chain(kvm.then_some("kvm")).map(String::from).collect()
+    ["nixos-test", "benchmark", "big-parallel", "ca-derivations", UID_RANGE]
+        .into_iter()
+        .chain(kvm.then_some("kvm"))
+        .map(String::from)
+        .collect()
 }
 
 fn default_busybox() -> PathBuf {

@@ -84,6 +84,11 @@ pub enum Request {
     /// Client: as `Submit`, but the roots are built although the farm has their outputs, all of which it must have. A root that makes
     /// other outputs fails, with a message that starts with [`NOT_DETERMINISTIC`], and the farm keeps what it has.
     Check(Submission),
+    /// Client: where the outputs of derivations are whose paths only their builds tell. Answered by [`Response::Outputs`].
+    Outputs(Vec<DrvPath>),
+    /// Client: what an output became that is named as Nix to 2.34 names it, `sha256:<hash>!<output>`. Answered by
+    /// [`Response::Realisation`].
+    Realisation(String),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -155,6 +160,10 @@ pub enum Response {
     Narinfos(Vec<String>),
     /// `.drv` files; those that the farm lacks are left out.
     Derivations(Vec<DerivationFile>),
+    /// Outputs that were built, by derivation; those that the farm lacks, or that the derivation itself gives a path, are left out.
+    Outputs(BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>),
+    /// A signed realisation, as the binary cache serves it; none if there is none.
+    Realisation(Option<String>),
 }
 
 /// Why a request was refused.

@@ -4,6 +4,7 @@
 //! Runs only after the build's group is empty, in a directory that nobody else can enter. Blocks. Does not upload.
 //! Source: Nix's `registerOutputs`; SANDBOX.md items 31 to 38.
 
+mod addressed;
 pub mod canonical;
 pub mod checks;
 pub mod fixed;
@@ -15,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use kiln_nix::derivation::{Derivation, Output};
+use kiln_nix::derivation::{Derivation, Output, scratch_path};
 use kiln_nix::nar::NarError;
 use kiln_nix::scan::Candidates;
 use kiln_store::{BlobBytes, NarReader, PackError, Packed, Packer, unpack};
@@ -60,9 +61,10 @@ pub struct Made {
 /// # Errors
 /// The attempt's failure, in words for people.
 pub fn import(import: &Import<'_>, cache: &Cache) -> Result<(Vec<Made>, Pin), Failure> {
-    let paths = output_paths(import.derivation)?;
-    let mut packed = pack_all(import, &paths)?;
-    let infos: BTreeMap<OutputName, PathInfo> = packed.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
+    let paths = output_paths(import.assignment, import.derivation)?;
+    let packed = pack_all(import, &paths)?;
+    let mut packed = addressed::address(import, packed)?;
+    let infos: BTreeMap<OutputName, PathInfo> = packed.iter().map(|(name, one)| (name.clone(), one.info.clone())).collect();
     check_fixed(import, &packed)?;
     let build_failure = |err: &dyn std::error::Error| caused(FailureClass::BuildFailure, &about(import), err);
     let ordered = order::order(&infos).map_err(|err| build_failure(&err))?;
@@ -70,8 +72,9 @@ pub fn import(import: &Import<'_>, cache: &Cache) -> Result<(Vec<Made>, Pin), Fa
     let mut pin = cache.empty_pin();
     let mut made = Vec::new();
     for name in ordered {
-        let (info, body) = packed.remove(&name).expect("every ordered output is packed");
-        keep(import, cache, &mut pin, &info, &body)?;
+        let one = packed.remove(&name).expect("every ordered output is packed");
+        keep(import, cache, &mut pin, &one)?;
+        let PackedOutput { info, body, .. } = one;
         made.push(Made { output: BuiltOutput { name, info }, body });
     }
     Ok((made, pin))
@@ -111,22 +114,24 @@ fn canonical_class(err: &CanonicalError) -> FailureClass {
     }
 }
 
-/// Returns the paths of all outputs.
+/// Returns where the builder puts each output: its path, or one in the place of what will follow from its content.
 ///
 /// # Errors
-/// A build failure for derivations whose output paths follow from their content.
-pub fn output_paths(derivation: &Derivation) -> Result<BTreeMap<OutputName, StorePath>, Failure> {
-    let known = derivation.outputs.iter().map(|(name, output)| {
-        output.path().map(|path| (name.clone(), path.clone())).ok_or_else(|| {
-            let text = format!(
-                "output `{name}` of `{}` is {}: this farm builds outputs whose paths are known before",
-                derivation.name,
-                output.kind()
-            );
-            failure(FailureClass::BuildFailure, &text)
-        })
+/// A build failure for derivations whose output paths follow from inputs that are not put into them.
+pub fn output_paths(assignment: &Assignment, derivation: &Derivation) -> Result<BTreeMap<OutputName, StorePath>, Failure> {
+    let built = assignment.resolved.as_ref().unwrap_or(&assignment.lease.derivation);
+    let at = derivation.outputs.iter().map(|(name, output)| {
+        let path = match output {
+            Output::InputAddressed(path) | Output::Fixed { path, .. } => path.clone(),
+            Output::Floating { .. } | Output::Impure { .. } => scratch_path(&assignment.store_dir, built, name),
+            Output::Deferred => {
+                let text = format!("output `{name}` of `{}` is deferred: its path is not known before its inputs are", derivation.name);
+                return Err(failure(FailureClass::BuildFailure, &text));
+            }
+        };
+        Ok((name.clone(), path))
     });
-    known.collect()
+    at.collect()
 }
 
 fn about(import: &Import<'_>) -> String {
@@ -138,7 +143,17 @@ pub fn importing(derivation: &DrvPath) -> String {
     format!("import the outputs of `{derivation}`")
 }
 
-type PackedOutputs = BTreeMap<OutputName, (PathInfo, BlobBytes)>;
+/// An output that was packed.
+struct PackedOutput {
+    info: PathInfo,
+    body: BlobBytes,
+    /// What it was found to hold, also where the recipe wants that forgotten.
+    found: BTreeSet<StorePath>,
+    /// Its tree lies in the directory of the outputs, under the base name of its path.
+    in_place: bool,
+}
+
+type PackedOutputs = BTreeMap<OutputName, PackedOutput>;
 
 fn pack_all(import: &Import<'_>, paths: &BTreeMap<OutputName, StorePath>) -> Result<PackedOutputs, Failure> {
     let inputs = import.assignment.inputs.iter().map(|info| &info.path);
@@ -153,13 +168,12 @@ fn pack_all(import: &Import<'_>, paths: &BTreeMap<OutputName, StorePath>) -> Res
             let err = CanonicalError::TooLarge { limit_bytes: import.bytes_max };
             caused(FailureClass::LimitExceeded, &about(import), &err)
         })?;
-        let (info, body) = describe(import, name, path, packed)?;
-        found.insert(name.clone(), (info, body));
+        found.insert(name.clone(), describe(import, name, path, packed)?);
     }
     Ok(found)
 }
 
-fn describe(import: &Import<'_>, name: &OutputName, path: &StorePath, packed: Packed) -> Result<(PathInfo, BlobBytes), Failure> {
+fn describe(import: &Import<'_>, name: &OutputName, path: &StorePath, packed: Packed) -> Result<PackedOutput, Failure> {
     let discards = import.derivation.attributes().and_then(|attributes| attributes.discards_references(name.as_str()));
     let discards = discards.map_err(|err| caused(FailureClass::BuildFailure, &about(import), &err))?;
     let content_address = match &import.derivation.outputs[name] {
@@ -170,7 +184,7 @@ fn describe(import: &Import<'_>, name: &OutputName, path: &StorePath, packed: Pa
     if discards {
         info.references.clear();
     }
-    Ok((info, packed.spool.into_bytes()))
+    Ok(PackedOutput { info, body: packed.spool.into_bytes(), found: packed.references, in_place: true })
 }
 
 /// A tree that no NAR can hold is the builder's; a disk that refuses is not.
@@ -185,7 +199,7 @@ fn pack_class(err: &PackError) -> FailureClass {
 
 /// Holds fixed outputs against the hashes in the recipe.
 fn check_fixed(import: &Import<'_>, packed: &PackedOutputs) -> Result<(), Failure> {
-    for (name, (info, body)) in packed {
+    for (name, PackedOutput { info, body, .. }) in packed {
         let Output::Fixed { address, .. } = &import.derivation.outputs[name] else { continue };
         // Reading what was packed, not the files, so that what is checked is what is uploaded.
         let nar = NarReader::new(body.reader(), info.nar_size_bytes);
@@ -197,9 +211,10 @@ fn check_fixed(import: &Import<'_>, packed: &PackedOutputs) -> Result<(), Failur
     Ok(())
 }
 
-fn keep(import: &Import<'_>, cache: &Cache, pin: &mut Pin, info: &PathInfo, body: &BlobBytes) -> Result<(), Failure> {
+fn keep(import: &Import<'_>, cache: &Cache, pin: &mut Pin, one: &PackedOutput) -> Result<(), Failure> {
+    let PackedOutput { info, body, in_place, .. } = one;
     let infrastructure = |err: &dyn std::error::Error| caused(FailureClass::Infrastructure, &about(import), err);
-    let kept = if import.shared_network || !is_near(import, cache).map_err(|err| infrastructure(&err))? {
+    let kept = if import.shared_network || !in_place || !is_near(import, cache).map_err(|err| infrastructure(&err))? {
         let copy = cache.incoming();
         let copied = unpack_canonical(info, body.reader(), &copy);
         copied.map_err(|err| {

@@ -19,7 +19,7 @@ pub use parse::DerivationError;
 pub(crate) use print::{ModuloInputs, print_for_input, print_for_outputs};
 pub use show::show;
 pub use shown::{Shown, ShownError, read_shown};
-pub use structured::{StructuredFiles, output_path_name, placeholder, upstream_placeholder};
+pub use structured::{StructuredFiles, output_path_name, placeholder, scratch_path, upstream_placeholder};
 
 use crate::content::{ContentAddress, ContentError, Method, text_path};
 use crate::hash::Algorithm;

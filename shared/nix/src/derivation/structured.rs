@@ -41,6 +41,18 @@ pub fn output_path_name(derivation: &str, output: &OutputName) -> String {
     if output.as_str() == "out" { derivation.to_owned() } else { format!("{derivation}-{output}") }
 }
 
+/// Returns where a builder puts an output whose path will follow from its content, until it is known. What an output keeps of this path in a form that no search finds is the same as in Nix.
+///
+/// Source: Nix's `makeFallbackPath`.
+pub fn scratch_path(store_dir: &StoreDir, derivation: &DrvPath, output: &OutputName) -> StorePath {
+    let name = output_path_name(derivation.name(), output);
+    let no_hash = "0".repeat(64);
+    let text = format!("rewrite:{derivation}:name:{output}:sha256:{no_hash}:{}:{name}", store_dir.as_str());
+    let mut folded = [0; 20];
+    Sha256::digest(text.as_bytes()).iter().enumerate().for_each(|(at, byte)| folded[at % 20] ^= byte);
+    StorePath::parse(&format!("{}-{name}", nix32(&folded))).expect("the name of an output of a derivation is one of a store path")
+}
+
 impl Derivation {
     /// Returns the files of structured attributes, or none if it has no such attributes. Placeholders are replaced, `outputs`
     /// gets the paths of `outputs`, and each of `graphs` (the answers to `exportReferencesGraph`, by name) becomes an attribute.

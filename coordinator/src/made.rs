@@ -1,0 +1,129 @@
+//! Whether a path is an output of a derivation: a worker's word alone makes none.
+
+use std::collections::BTreeSet;
+
+use kiln_nix::content::{self, ContentAddress, ContentError, Method};
+use kiln_nix::derivation::{Derivation, Output, output_path_name};
+use kiln_nix::hash::Algorithm;
+use kiln_wire::{BuiltOutput, DrvPath, PathInfo, StoreDir, StorePath};
+
+/// A path that is no output of the derivation.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` is not output `{}` of `{derivation}`: {rule}", .output.info.path, .output.name)]
+pub(crate) struct NotMade {
+    derivation: DrvPath,
+    output: Box<BuiltOutput>,
+    rule: String,
+    #[source]
+    err: Option<ContentError>,
+}
+
+/// Checks that an output has the path that the derivation gives it, or the one that follows from the content address that it is stated with,
+/// where that is what the derivation wants. Says nothing of the content: whoever receives it holds it against the address.
+pub(crate) fn check(store_dir: &StoreDir, path: &DrvPath, derivation: &Derivation, output: &BuiltOutput) -> Result<(), NotMade> {
+    let refuse = |rule: &str, err| NotMade { derivation: path.clone(), output: Box::new(output.clone()), rule: rule.to_owned(), err };
+    match derivation.outputs.get(&output.name) {
+        None => Err(refuse("it has no such output", None)),
+        Some(Output::InputAddressed(known) | Output::Fixed { path: known, .. }) if *known == output.info.path => Ok(()),
+        Some(Output::InputAddressed(_) | Output::Fixed { .. }) => Err(refuse("that has another path", None)),
+        Some(Output::Deferred) => Err(refuse("the derivation is not resolved", None)),
+        Some(Output::Floating { method, algorithm } | Output::Impure { method, algorithm }) => {
+            let address = content::check_path(store_dir, &output.info);
+            let address = address.map_err(|err| refuse("its path does not follow from its content", Some(err)))?;
+            if !is_as_wanted(&address, *method, *algorithm) {
+                return Err(refuse("its content is to be addressed in another way", None));
+            }
+            match output.info.path.name() == output_path_name(&derivation.name, &output.name) {
+                true => Ok(()),
+                false => Err(refuse("it has another name", None)),
+            }
+        }
+    }
+}
+
+/// Returns itself and those of its references that may be other outputs of the derivation, by their names, where nobody could know the paths
+/// of these before.
+pub(crate) fn stated(derivation: &Derivation, info: &PathInfo) -> BTreeSet<StorePath> {
+    let unknown = derivation.outputs.iter().filter(|(_, output)| output.path().is_none());
+    let names: BTreeSet<String> = unknown.map(|(name, _)| output_path_name(&derivation.name, name)).collect();
+    info.references.iter().chain([&info.path]).filter(|path| names.contains(path.name())).cloned().collect()
+}
+
+fn is_as_wanted(address: &ContentAddress, method: Method, algorithm: Algorithm) -> bool {
+    address.method == method && address.hash.algorithm() == algorithm
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kiln_nix::hash::Hasher;
+    use kiln_wire::{Blake3Hash, Blob, OutputName, Sha256Hash};
+
+    use super::*;
+
+    fn name(text: &str) -> OutputName {
+        OutputName::parse(text).expect("a name")
+    }
+
+    fn path(letter: &str) -> StorePath {
+        StorePath::parse(&format!("{}-x", letter.repeat(32))).expect("a path")
+    }
+
+    fn stated(output: &str, path: StorePath, content_address: Option<String>) -> BuiltOutput {
+        let blob = Blob { size_bytes: 1, blake3: Blake3Hash([0; 32]), sha256: Sha256Hash([0; 32]) };
+        let info = PathInfo {
+            path,
+            nar_hash: Sha256Hash([1; 32]),
+            nar_size_bytes: 1,
+            references: BTreeSet::new(),
+            deriver: None,
+            content_address,
+            blob,
+        };
+        BuiltOutput { name: name(output), info }
+    }
+
+    #[test]
+    fn only_what_the_derivation_gives_a_path_is_its_output() {
+        let drv = DrvPath::parse(&format!("{}-x.drv", "d".repeat(32))).expect("a path");
+        let derivation = |kind: Output| Derivation {
+            name: "x".into(),
+            outputs: BTreeMap::from([(name("out"), kind)]),
+            inputs: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            system: String::new(),
+            builder: String::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+        };
+        let hash = Hasher::new(Algorithm::Sha256).finish();
+        let address = |method| ContentAddress { method, hash: hash.clone() };
+        let addressed = |method, called: &str| {
+            let address = address(method);
+            let path = address.path(&StoreDir::default(), called, &BTreeSet::new(), false).expect("a path");
+            stated("out", path, Some(address.to_string()))
+        };
+        let floating = || Output::Floating { method: Method::Nar, algorithm: Algorithm::Sha256 };
+        let table = [
+            (Output::InputAddressed(path("a")), stated("out", path("a"), None), None),
+            (Output::InputAddressed(path("a")), stated("out", path("b"), None), Some("another path")),
+            (Output::InputAddressed(path("a")), stated("dev", path("a"), None), Some("no such output")),
+            (Output::Deferred, stated("out", path("a"), None), Some("not resolved")),
+            (floating(), addressed(Method::Nar, "x"), None),
+            (Output::Impure { method: Method::Nar, algorithm: Algorithm::Sha256 }, addressed(Method::Nar, "x"), None),
+            // What anybody could have put into the store.
+            (floating(), stated("out", path("a"), None), Some("does not follow")),
+            (floating(), stated("out", path("a"), Some(address(Method::Nar).to_string())), Some("does not follow")),
+            (floating(), addressed(Method::Flat, "x"), Some("in another way")),
+            (floating(), addressed(Method::Nar, "y"), Some("another name")),
+        ];
+        for (kind, output, refused) in table {
+            let checked = check(&StoreDir::default(), &drv, &derivation(kind), &output).map_err(|err| err.to_string());
+            match refused {
+                None => assert_eq!(checked, Ok(())),
+                Some(rule) => assert!(checked.as_ref().is_err_and(|text| text.contains(rule)), "{rule}: {checked:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Resolution: puts the committed paths of a job's inputs into its derivation, and looks whether what that makes is there.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kiln_core::{Command, Resolution, ResolvedInput};
+use kiln_nix::derivation::{Derivation, Output};
+use kiln_nix::resolve::{Realised, ResolveError, Resolved, resolve as put_in};
+use kiln_store::StoreError;
+use kiln_wire::{BuiltOutput, DrvPath};
+
+use crate::derivations::DerivationError;
+use crate::driver::{Chain, propose_patiently};
+use crate::parts::Parts;
+use crate::pauses::Pauses;
+use crate::realised;
+
+/// A derivation that cannot be resolved.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Derivation(#[from] DerivationError),
+    #[error("look for what it makes")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+}
+
+impl Failed {
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Derivation(DerivationError::Store { source, .. }) | Self::Store(source) => source.is_passing(),
+            Self::Derivation(_) | Self::Resolve(_) => false,
+        }
+    }
+}
+
+/// Resolves a job and proposes what it comes to; a store that is away is waited for. Ends early once the job waits for it no more: twice
+/// is as good as once.
+pub(crate) async fn resolve(parts: Arc<Parts>, derivation: DrvPath) {
+    let mut pauses = Pauses::default();
+    let (inputs, to) = loop {
+        if !parts.farm(|farm| farm.is_to_be_resolved(&derivation)) {
+            return;
+        }
+        match resolution(&parts, &derivation).await {
+            Err(error) if error.is_passing() => pauses.after(&error).await,
+            Err(error) => break (committed(&parts, &derivation), Resolution::Impossible { message: Chain(&error).to_string() }),
+            Ok(found) => break found,
+        }
+    };
+    let now = parts.clock.now();
+    let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now };
+    if let Err(error) = propose_patiently(parts, command).await {
+        tracing::warn!(%derivation, error = %Chain(&error), "report a resolved derivation; the next leader resolves it again");
+    }
+}
+
+/// Returns where the outputs of those inputs are that are jobs of the farm.
+fn committed(parts: &Parts, derivation: &DrvPath) -> Vec<ResolvedInput> {
+    parts.farm(|farm| {
+        let of = |input: &DrvPath| {
+            let at = |built: &BuiltOutput| ResolvedInput {
+                derivation: input.clone(),
+                output: built.name.clone(),
+                path: built.info.path.clone(),
+            };
+            farm.outputs_of(input).unwrap_or_default().iter().map(at).collect::<Vec<_>>()
+        };
+        farm.inputs_of(derivation).unwrap_or_default().into_iter().flat_map(of).collect()
+    })
+}
+
+async fn resolution(parts: &Parts, path: &DrvPath) -> Result<(Vec<ResolvedInput>, Resolution), Failed> {
+    let derivation = parts.derivations.get(&parts.store, path).await?;
+    let inputs = committed(parts, path);
+    let mut realised = Realised::new();
+    for ResolvedInput { derivation, output, path } in &inputs {
+        realised.entry(derivation.clone()).or_default().insert(output.clone(), path.clone());
+    }
+    // Those that are no jobs were there when the job was submitted.
+    for (input, wanted) in derivation.inputs.iter().filter(|(input, _)| !realised.contains_key(*input)).collect::<Vec<_>>() {
+        let recipe = parts.derivations.get(&parts.store, input).await?;
+        for name in &wanted.outputs {
+            let known = recipe.outputs.get(name).and_then(Output::path).cloned();
+            let at = match known {
+                Some(known) => Some(known),
+                None => realised::output(parts, input, name).await?.map(|info| info.path),
+            };
+            realised.entry(input.clone()).or_default().extend(at.map(|at| (name.clone(), at)));
+        }
+    }
+    let resolved = put_in(&parts.store_dir, path, &derivation, &realised)?;
+    let used: BTreeSet<_> =
+        derivation.inputs.iter().flat_map(|(input, wanted)| wanted.outputs.iter().map(move |name| (input, name))).collect();
+    let inputs = inputs.iter().filter(|input| used.contains(&(&input.derivation, &input.output))).cloned().collect();
+    let to = keep(parts, resolved, parts.farm(|farm| farm.is_check(path))).await?;
+    Ok((inputs, to))
+}
+
+/// Keeps a resolved derivation for the worker, and for whoever asks what made an output; returns what it comes to. One that `is_check` is
+/// built whatever exists.
+async fn keep(parts: &Parts, resolved: Resolved, is_check: bool) -> Result<Resolution, Failed> {
+    let Resolved { path, derivation, bytes } = resolved;
+    let existing = if is_check { None } else { existing(parts, &path, &derivation).await? };
+    if let Some(outputs) = existing {
+        parts.store.put_derivation(&path, bytes.into()).await?;
+        return Ok(Resolution::Exists { derivation: path, outputs });
+    }
+    parts.store.put_derivation(&path, bytes.clone().into()).await?;
+    let outputs = derivation.outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.path()?.clone()))).collect();
+    parts.derivations.keep(path.clone(), bytes.into(), Arc::new(derivation));
+    Ok(Resolution::Build { derivation: path, outputs })
+}
+
+/// Returns all that a resolved derivation makes, if it is there. What is impure is made anew each time.
+async fn existing(parts: &Parts, path: &DrvPath, derivation: &Derivation) -> Result<Option<Vec<BuiltOutput>>, StoreError> {
+    let mut outputs = Vec::new();
+    for (name, output) in &derivation.outputs {
+        let info = match output {
+            Output::InputAddressed(known) | Output::Fixed { path: known, .. } => parts.path_info(known).await?,
+            Output::Floating { .. } => realised::published(parts, path, name).await?,
+            Output::Deferred | Output::Impure { .. } => None,
+        };
+        match info {
+            Some(info) => outputs.push(BuiltOutput { name: name.clone(), info }),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(outputs))
+}
