@@ -1,12 +1,13 @@
 //! What a client orders: derivations that are submitted as one build, followed to its end, and whose outputs are brought if wanted.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use kiln_nix::Derivation;
-use kiln_wire::client::{BuildState, BuildView, Request};
-use kiln_wire::{BuildId, Root, StoreDir, StorePath};
+use kiln_wire::client::{BuildState, BuildView, Request, Response};
+use kiln_wire::{BuildId, DrvPath, OutputName, Root, StoreDir, StorePath};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::FarmArgs;
@@ -98,7 +99,7 @@ impl Order {
     }
 
     async fn finish(&self, client: &Client, store_dir: &StoreDir, view: &BuildView, progress: &Progress) -> anyhow::Result<ExitCode> {
-        let paths = output_paths(&self.roots, &self.places, store_dir)?;
+        let paths = output_paths(client, &self.roots, &self.places, store_dir, view).await?;
         let to = self.to.clone().or_else(|| self.out_link.as_ref().map(|_| self.dir.join("outputs")));
         if let Some(root) = &to {
             realise::realise(client, paths.clone(), root, store_dir, progress).await?;
@@ -170,16 +171,40 @@ fn make_link(link: &Path, target: &Path) -> anyhow::Result<()> {
     std::os::unix::fs::symlink(&target, link).with_context(|| format!("make link `{}`", link.display()))
 }
 
-/// The wanted outputs, read from the derivations: a root that the farm had already is no part of the build's record.
-fn output_paths(roots: &[Root], places: &Places, store_dir: &StoreDir) -> anyhow::Result<Vec<StorePath>> {
+/// The wanted outputs, read from the derivations: a root that the farm had already is no part of the build's record. Paths that only builds tell
+/// come from the record, or from the farm.
+async fn output_paths(
+    client: &Client,
+    roots: &[Root],
+    places: &Places,
+    store_dir: &StoreDir,
+    view: &BuildView,
+) -> anyhow::Result<Vec<StorePath>> {
     let mut paths = Vec::new();
     for root in roots {
         let path = &root.derivation;
         let read = places.derivation(path).with_context(|| format!("read derivation `{path}`"))?;
         let bytes = read.ok_or_else(|| bad_input(format!("derivation `{path}` disappeared")))?;
         let derivation = Derivation::parse(store_dir, path.name(), &bytes)?;
-        let wanted = derivation.outputs.iter().filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name));
-        paths.extend(wanted.filter_map(|(_, output)| output.path().cloned()));
+        let mut made = view.outputs.get(path).cloned().unwrap_or_default();
+        if made.is_empty() && derivation.outputs.values().any(|output| output.path().is_none()) {
+            made = realised(client, path).await?;
+        }
+        for (name, output) in derivation.outputs.iter().filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name)) {
+            let path = output.path().or_else(|| made.get(name));
+            paths.push(
+                path.with_context(|| format!("output `{name}` of `{}` is built, and the farm does not say where", root.derivation))?
+                    .clone(),
+            );
+        }
     }
     Ok(paths)
+}
+
+/// Where the outputs of a derivation are that was built before.
+async fn realised(client: &Client, derivation: &DrvPath) -> anyhow::Result<BTreeMap<OutputName, StorePath>> {
+    match client.one(&Request::Outputs(vec![derivation.clone()])).await? {
+        Response::Outputs(mut outputs) => Ok(outputs.remove(derivation).unwrap_or_default()),
+        _ => Err(unexpected("another kind").into_error()),
+    }
 }

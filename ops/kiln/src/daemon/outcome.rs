@@ -65,8 +65,19 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// Asks the farm which paths are valid.
+    /// Asks the farm which paths are valid, and where outputs are that were built and whose paths nobody could know before.
     async fn look_again(&mut self, store: &Store) -> anyhow::Result<()> {
+        for item in &mut self.items {
+            let Item::Outputs { derivation: path, outputs, .. } = item else { continue };
+            if outputs.values().all(Option::is_some) {
+                continue;
+            }
+            let Some(derivation) = store.derivation(path).await? else { continue };
+            let realised = store.outputs(path, &derivation).await?;
+            for (name, at) in outputs.iter_mut().filter(|(_, at)| at.is_none()) {
+                *at = realised.get(name).cloned();
+            }
+        }
         let mut paths = BTreeSet::new();
         for item in &self.items {
             match item {

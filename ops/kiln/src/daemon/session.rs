@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use kiln_nix::Output;
 use kiln_nix::daemon::{CLIENT_MAGIC, Encoder, FEATURES, Item, Mode, Note, Operation, Options, Request, SERVER_MAGIC, Target, Version};
 use kiln_store::NarReader;
 use kiln_wire::{DrvPath, StorePath};
@@ -146,8 +147,10 @@ impl Session {
             Request::QueryDerivationOutputMap(path) => {
                 let derivation = store.derivation(&path).await?;
                 let derivation = derivation.with_context(|| format!("path `{}` is not valid", store_dir.join(path.as_path())))?;
+                let realised = store.outputs(&path, &derivation).await?;
                 let outputs = derivation.outputs.iter();
-                answer.list(outputs, |to, (name, output)| to.text(name.as_str()).path_if_any(store_dir, output.path()))
+                let at = |name, output: &Output| output.path().cloned().or_else(|| realised.get(name).cloned());
+                answer.list(outputs, |to, (name, output)| to.text(name.as_str()).path_if_any(store_dir, at(name, output).as_ref()))
             }
             Request::QueryMissing(targets) => {
                 let outlook = outlook(store, &targets).await?;
@@ -155,8 +158,7 @@ impl Session {
                 // What would be downloaded, and how large that is unpacked.
                 answer.number(0).number(0)
             }
-            // None is kept of outputs whose path follows from the recipe, and the farm makes no others yet.
-            Request::QueryRealisation(_) => answer.number(0),
+            Request::QueryRealisation(id) => answer.list(store.realisation(&id).await?, |to, realisation| to.text(realisation)),
             Request::EnsurePath(path) => match store.facts(&path).await? {
                 Some(_) => answer.number(DONE),
                 None => bail!("path `{}` is not valid, and nothing was named that makes it", store_dir.join(&path)),
@@ -210,7 +212,9 @@ impl Session {
                     .derivation(&derivation)
                     .await?
                     .with_context(|| cannot_check(&self.store.store_dir().join(derivation.as_path())))?;
-                let path_of = |name| known.outputs.get(name)?.path().map(|path| self.store.store_dir().join(path));
+                let path_of = |name| {
+                    known.outputs.get(name).map(|output| output.path().map_or_else(String::new, |path| self.store.store_dir().join(path)))
+                };
                 if outputs.iter().any(|(name, path)| path_of(name).as_ref() != Some(path)) {
                     return Err(Failure::Told(anyhow!("derivation `{derivation}` has other outputs than the request says")));
                 }

@@ -12,7 +12,7 @@ use kiln_nix::{Derivation, NarInfo};
 use kiln_store::Spool;
 use kiln_wire::client::{DerivationFile, Request, Response};
 use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
-use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
+use kiln_wire::{DrvPath, OutputName, PathInfo, StoreDir, StorePath};
 
 use super::Daemon;
 use super::local::Local;
@@ -109,6 +109,25 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// Returns where the outputs of a derivation are whose paths only its build tells, as far as it was built.
+    pub(super) async fn outputs(&self, path: &DrvPath, derivation: &Derivation) -> anyhow::Result<BTreeMap<OutputName, StorePath>> {
+        if derivation.outputs.values().all(|output| output.path().is_some()) {
+            return Ok(BTreeMap::new());
+        }
+        match self.client.one(&Request::Outputs(vec![path.clone()])).await? {
+            Response::Outputs(mut outputs) => Ok(outputs.remove(path).unwrap_or_default()),
+            _ => Err(unexpected("another kind").into_error()),
+        }
+    }
+
+    /// Returns the signed realisation of an output that is named as Nix to 2.34 names it; none if the farm has none.
+    pub(super) async fn realisation(&self, id: &str) -> anyhow::Result<Option<String>> {
+        match self.client.one(&Request::Realisation(id.to_owned())).await? {
+            Response::Realisation(found) => Ok(found),
+            _ => Err(unexpected("another kind").into_error()),
+        }
     }
 
     /// Hands over derivations whose paths were checked, and keeps their files here if files are kept. A client evaluates the same again and
