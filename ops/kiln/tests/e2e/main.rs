@@ -2,6 +2,7 @@
 //!
 //! Needs root, Debian's `nix-bin` and `busybox-static`, which `ops/test` installs.
 
+mod addressed;
 mod attacks;
 mod bad_input;
 mod builds;
