@@ -78,6 +78,8 @@ pub enum Bug {
     RetryIsANewBuild,
     /// A build leaves the farm before the archive has it.
     RetiresUnarchived,
+    /// A leader's task takes an input to be elsewhere than it was committed.
+    ResolvesFromElsewhere,
 }
 
 /// A planted bug with the number in INVARIANTS.md that it breaks, if it has one, and the invariant that must catch it.
@@ -125,6 +127,8 @@ impl Bug {
         (Self::TwoWorkersStart, Some(25), "no second worker starts what another holds the lease of"),
         (Self::SilenceIsNotBroken, Some(27), "a worker is given up only after its whole silence"),
         (Self::FailoverIsCharged, Some(29), "trouble among coordinators repeats no work"),
+        // The farm takes no such resolution, so that the job stays where it is.
+        (Self::ResolvesFromElsewhere, None, ENDS),
         (Self::PollsForWork, Some(30), "an idle farm neither proposes nor plans"),
     ];
 }

@@ -98,6 +98,9 @@ pub(crate) enum Task {
     Archive {
         record: BuildRecord,
     },
+    Resolve {
+        derivation: DrvPath,
+    },
     /// A proposal that found the queue full.
     Propose {
         command: Command,

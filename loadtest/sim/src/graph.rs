@@ -95,7 +95,8 @@ impl Graph {
             prefer_local: dice.chance(200),
             resources: Resources { cores: 1 + u32::try_from(dice.below(2)).expect("small"), memory_mib: 100 * dice.below(4) },
             limits: JobLimits::default(),
-            resolve: false,
+            // Every path is known here; some jobs wait for their inputs to be put in all the same.
+            resolve: number % 3 == 2,
         };
         Recipe { spec, nature, duration_ms: [1, 50, 400, 2_000, 6_000][dice.place(5)], closure }
     }

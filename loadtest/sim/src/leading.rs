@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::{Answer, Command, Effect, Turn};
+use kiln_core::{Answer, Command, Effect, Resolution, ResolvedInput, Turn};
 use kiln_wire::worker::{Assignment, ToWorker};
 use kiln_wire::{BuiltOutput, DrvPath, Failure, FailureClass, Leader, Lease, Outcome, PathInfo, StoreDir, Timestamp, Usage};
 
@@ -221,8 +221,8 @@ impl World {
                 let slow = if self.dice.chance(50) { 2_000_000 } else { 0 };
                 self.task(node, delay + slow, Task::Publish { derivation, outputs });
             }
-            // No recipe of the simulation has outputs that only a build names.
-            Effect::Notify { .. } | Effect::Answer(_) | Effect::Resolve { .. } => {}
+            Effect::Resolve { derivation } => self.task(node, delay, Task::Resolve { derivation }),
+            Effect::Notify { .. } | Effect::Answer(_) => {}
             Effect::Archive(record) => {
                 if self.has(Bug::RetiresUnarchived) {
                     let now = self.stamp(node);
@@ -271,8 +271,29 @@ impl World {
                 }
                 Err(_) => self.task(node, AGAIN_US, Task::Archive { record }),
             },
+            Task::Resolve { derivation } => self.resolve(node, derivation),
             Task::Propose { command } => self.propose_again(node, command),
         }
+    }
+
+    /// Proposes what a derivation is upon the committed outputs of its inputs; nothing if somebody has done so.
+    fn resolve(&mut self, node: usize, derivation: DrvPath) {
+        let now = self.stamp(node);
+        let elsewhere = self.has(Bug::ResolvesFromElsewhere);
+        let farm = &self.nodes[node].memory.farm;
+        if !farm.is_to_be_resolved(&derivation) {
+            return;
+        }
+        let mut inputs = Vec::new();
+        for input in farm.inputs_of(&derivation).unwrap_or_default() {
+            for built in farm.outputs_of(input).unwrap_or_default() {
+                let (input, output) = (input.clone(), built.name.clone());
+                let path = if elsewhere { derivation.as_path().clone() } else { built.info.path.clone() };
+                inputs.push(ResolvedInput { derivation: input, output, path });
+            }
+        }
+        let to = Resolution::Build { derivation: derivation.clone(), outputs: BTreeMap::new() };
+        self.propose_again(node, Command::Resolve { derivation, inputs, to, now });
     }
 
     /// Proposes what must not be forgotten while this node leads.
