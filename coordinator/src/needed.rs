@@ -189,4 +189,35 @@ mod tests {
             assert_eq!(asked.get(), questions, "the store has {has:?}");
         }
     }
+
+    #[tokio::test]
+    async fn what_is_realised_is_no_job_and_what_needs_it_is_to_be_resolved() {
+        let floating = |name: &str, inputs: &[&str]| {
+            let inputs: Vec<String> = inputs.iter().map(|input| format!(r#"("/nix/store/{}",["out"])"#, drv(input))).collect();
+            let text = format!(r#"Derive([("out","","r:sha256","")],[{}],[],"x86_64-linux","/bin/sh",[],[("out","")])"#, inputs.join(","));
+            Arc::new(Derivation::parse(&StoreDir::default(), name, text.as_bytes()).expect("parses"))
+        };
+        let parsed = [(drv("a"), floating("a", &[])), (drv("b"), floating("b", &["a"]))].into();
+        let closure = DrvClosure { ordered: vec![drv("a"), drv("b")], parsed };
+        let roots = [Root { derivation: drv("b"), outputs: BTreeSet::new() }];
+        for (realised, there, expected) in [
+            (&[][..], &[][..], &[("a", false), ("b", true)][..]),
+            (&["a"], &["a"], &[("b", true)]),
+            (&["a"], &[], &[("a", false), ("b", true)]),
+            (&["b"], &["b"], &[]),
+        ] {
+            let missing = |paths: Vec<StorePath>| {
+                let lacks = |path: &StorePath| !there.iter().any(|name| output(name) == *path);
+                std::future::ready(Ok(paths.into_iter().filter(lacks).collect()))
+            };
+            let known = |outputs: Vec<Unknown>| {
+                let at = |of: Unknown| realised.iter().find(|name| drv(name) == of.0).map(|name| (of, output(name)));
+                std::future::ready(Ok(outputs.into_iter().filter_map(at).collect()))
+            };
+            let jobs = jobs(&closure, &roots, missing, known).await.expect("a closure without faults");
+            let found: Vec<_> = jobs.iter().map(|job| (job.derivation.clone(), job.resolve)).collect();
+            assert_eq!(found, expected.iter().map(|(name, resolve)| (drv(name), *resolve)).collect::<Vec<_>>(), "{realised:?} {there:?}");
+            assert!(jobs.iter().all(|job| job.inputs.iter().all(|input| jobs.iter().any(|other| other.derivation == input.derivation))));
+        }
+    }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kiln_core::Command;
-use kiln_wire::{BuildId, DrvPath, RequestId, Timestamp, Version};
+use kiln_core::{Command, Resolution, ResolvedInput};
+use kiln_wire::{
+    Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, OutputName, PathInfo, RequestId, Sha256Hash, StorePath, Timestamp, Version,
+};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader, StorageError};
@@ -264,14 +266,14 @@ fn the_payloads_of_version_1_stay_readable() {
 }
 
 /// Checks what a record has been since some version, for ever.
-fn check_golden(record: &Record, version: u8) {
+fn check_golden(record: &Record, version: u8, what: &str) {
     let new = record.encode().expect("encodes");
     assert_eq!(new.version, version, "no coordinator of an older version may take it for something else");
     let hex: String = new.payload.iter().map(|byte| format!("{byte:02x}")).collect();
     let text = format!("{:?} {} {hex}\n", new.kind, new.index);
     let stored = Stored { kind: new.kind, index: new.index, version, payload: &new.payload };
     assert_eq!(format!("{:?}", Record::decode(stored).expect("decodes")), format!("{record:?}"));
-    let path = format!("{}/tests/raft/payloads-v{version}.hex", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/tests/raft/payloads-v{version}{what}.hex", env!("CARGO_MANIFEST_DIR"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &text).expect("writes");
     }
@@ -282,7 +284,37 @@ fn check_golden(record: &Record, version: u8) {
 #[test]
 fn the_payloads_of_versions_3_and_4_stay_readable() {
     for (version, to) in [(3, Version(2)), (4, Version(3))] {
-        check_golden(&Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Change::Raise(to)) }), version);
+        check_golden(&Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Change::Raise(to)) }), version, "");
+    }
+}
+
+/// What a derivation comes to that needed outputs whose paths only builds tell, each of the three.
+#[test]
+fn resolutions_stay_readable() {
+    let hash = "0hm2f1psjpcwg8fijsmr4wwxrx59s092";
+    let path = |name: &str| StorePath::parse(&format!("{hash}-{name}")).expect("a path");
+    let drv = |name: &str| DrvPath::from_path(path(&format!("{name}.drv"))).expect("a path");
+    let out = OutputName::parse("out").expect("a name");
+    let blob = Blob { size_bytes: 5, blake3: Blake3Hash([1; 32]), sha256: Sha256Hash([2; 32]) };
+    let info = PathInfo {
+        path: path("b"),
+        nar_hash: Sha256Hash([3; 32]),
+        nar_size_bytes: 6,
+        references: [path("a")].into(),
+        deriver: None,
+        content_address: None,
+        blob,
+    };
+    let exists = vec![BuiltOutput { name: out.clone(), info }];
+    for (what, to) in [
+        ("-build", Resolution::Build { derivation: drv("r"), outputs: [(out.clone(), path("b"))].into() }),
+        ("-exists", Resolution::Exists { derivation: drv("r"), outputs: exists }),
+        ("-impossible", Resolution::Impossible { message: "why".into() }),
+    ] {
+        let inputs = vec![ResolvedInput { derivation: drv("a"), output: out.clone(), path: path("a") }];
+        let command = Command::Resolve { derivation: drv("b"), inputs, to, now: Timestamp(9) };
+        let entry = Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Change::Command(command)) };
+        check_golden(&Record::Entry(entry), 4, what);
     }
 }
 
