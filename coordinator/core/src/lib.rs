@@ -5,7 +5,7 @@
 //!
 //! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
 //! `apply/finish.rs` commits outputs and releases dependents, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
-//! builds end and leave. `lead.rs` is the leader's loop without the loop. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
+//! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
 
 extern crate alloc;
@@ -19,6 +19,7 @@ mod effect;
 mod estimate;
 mod farm;
 mod fleet;
+pub mod garbage;
 mod index;
 mod invariant;
 mod job;

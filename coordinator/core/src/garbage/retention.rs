@@ -1,0 +1,45 @@
+//! Retention: which ended builds are kept, and with them what they asked for.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::{BuildId, Timestamp};
+
+/// How long ended builds are kept. A build stays as long as either rule keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Of each name so many, the newest.
+    pub per_name: u32,
+    /// Those that ended at most so many milliseconds ago, whatever their number.
+    pub age_ms: u64,
+}
+
+/// What retention looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedBuild {
+    /// Which. A later build has a higher number.
+    pub build: BuildId,
+    /// What people call it.
+    pub name: String,
+    /// When it ended.
+    pub ended_at: Timestamp,
+}
+
+impl Retention {
+    /// Returns the builds that are no longer kept.
+    pub fn retired(&self, builds: &[EndedBuild], now: Timestamp) -> Vec<BuildId> {
+        let mut by_name: BTreeMap<&str, Vec<&EndedBuild>> = BTreeMap::new();
+        for build in builds {
+            by_name.entry(&build.name).or_default().push(build);
+        }
+        let mut retired = Vec::new();
+        for mut named in by_name.into_values() {
+            named.sort_by_key(|build| core::cmp::Reverse(build.build));
+            let old = named.into_iter().skip(self.per_name as usize).filter(|build| now.0.saturating_sub(build.ended_at.0) > self.age_ms);
+            retired.extend(old.map(|build| build.build));
+        }
+        retired.sort();
+        retired
+    }
+}
