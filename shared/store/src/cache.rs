@@ -46,6 +46,10 @@ impl PathInfoCache {
         generations.old.remove(path);
     }
 
+    pub(crate) fn forget_all(&self) {
+        *self.generations.lock().expect("no holder panics") = Generations::default();
+    }
+
     fn insert(&self, generations: &mut Generations, info: Arc<PathInfo>) {
         if generations.young.len() >= self.generation_paths_max {
             generations.old = std::mem::take(&mut generations.young);

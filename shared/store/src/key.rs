@@ -1,12 +1,13 @@
 //! Keys of objects: the layout of the store, which is that of a Nix binary cache.
 //!
 //! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
-//! `listings/<SHA-256 of the NAR in Nix's base 32>.ls` · `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build` · `realisations/<id>.doi` and
-//! `build-trace-v2/<derivation>/<output>.doi`. Every key is
+//! `listings/<SHA-256 of the NAR in Nix's base 32>.ls` · `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build` · `realisations/<id>.doi` ·
+//! `build-trace-v2/<derivation>/<output>.doi` and
+//! `notes/<kind>/<SHA-256 of the name in Nix's base 32>.note`. Every key is
 //! made of checked parts, so that none leaves its directory. A key that follows from the content is written without a condition:
 //! whoever writes it writes the same.
 
-use kiln_nix::hash::nix32;
+use kiln_nix::hash::{Algorithm, Hasher, nix32, parse_nix32};
 use kiln_nix::narinfo::blob_key;
 use kiln_nix::realisation::DerivedOutput;
 use kiln_wire::{AttemptId, BuildId, DrvPath, Sha256Hash};
@@ -56,6 +57,29 @@ pub(crate) fn realisation(of: &DerivedOutput) -> Path {
     Path::from(of.file_name())
 }
 
+/// Returns the SHA-256 that names a blob's object.
+pub(crate) fn nar_hash_of(file_name: &str) -> Option<Sha256Hash> {
+    let hash = file_name.strip_suffix(NAR_SUFFIX).filter(|hash| is_nix32(hash, SHA256_CHARS))?;
+    Some(Sha256Hash(parse_nix32(hash).ok()?.try_into().ok()?))
+}
+
+/// Returns the directory of what the farm notes down about its store itself.
+pub(crate) fn note_dir(kind: &str) -> Path {
+    Path::from("notes").join(kind)
+}
+
+/// Returns the key of a note. Its name is made safe by hashing: people choose it.
+pub(crate) fn note(kind: &str, name: &str) -> Path {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    hasher.update(name.as_bytes());
+    note_dir(kind).join(format!("{}.note", hasher.finish().to_nix32()))
+}
+
+/// Returns which build's record has this file name.
+pub(crate) fn build_number(file_name: &str) -> Option<BuildId> {
+    file_name.strip_suffix(".build")?.parse().ok().map(BuildId)
+}
+
 pub(crate) fn derivation(path: &DrvPath) -> Path {
     derivation_dir().join(path.as_str())
 }
@@ -102,6 +126,8 @@ mod tests {
         for text in ["", ".nar.zst", "../x.nar.zst", "x", &long, &url] {
             assert_eq!(nar_file(text), None, "{text}");
         }
+        assert_eq!(url.strip_prefix("nar/").and_then(nar_hash_of), Some(hash));
+        assert!(note("pins", "../x").prefix_matches(&note_dir("pins")) && note("pins", "../x").parts().count() == 3);
         assert!(is_hash_part("0hm2f1psjpcwg8fijsmr4wwxrx59s092"));
         for text in ["", "..", "0hm2f1psjpcwg8fijsmr4wwxrx59s09e", "0hm2f1psjpcwg8fijsmr4wwxrx59s0922", "0hm2f1psjpcwg8fijsmr4wwxrx5/../x"]
         {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use futures::stream::{BoxStream, FuturesUnordered};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -29,6 +29,8 @@ const PARTS_MAX: usize = 4;
 #[derive(Clone, Debug)]
 pub(crate) struct Objects {
     inner: Arc<dyn ObjectStore>,
+    /// The directory whose entries must reach the disk in their order, if that is asked for.
+    durable_dir: Option<Arc<FilePath>>,
 }
 
 impl Objects {
@@ -36,23 +38,23 @@ impl Objects {
     pub(crate) fn local(dir: &FilePath, durable: bool) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(|err| StoreError::Directory { dir: dir.to_owned(), err })?;
         let files = LocalFileSystem::new_with_prefix(dir).map_err(|err| StoreError::Open { location: dir.display().to_string(), err })?;
-        Ok(Self { inner: Arc::new(files.with_fsync(durable)) })
+        Ok(Self { inner: Arc::new(files.with_fsync(durable)), durable_dir: durable.then(|| dir.into()) })
     }
 
     /// Objects in this process's memory.
     pub(crate) fn memory() -> Self {
-        Self { inner: Arc::new(InMemory::new()) }
+        Self { inner: Arc::new(InMemory::new()), durable_dir: None }
     }
 
     /// Objects of somebody else.
     pub(crate) fn given(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner }
+        Self { inner, durable_dir: None }
     }
 
     /// Objects in a bucket.
     pub(crate) fn s3(s3: &S3) -> Result<Self, StoreError> {
         let inner = s3.open().map_err(|err| StoreError::Open { location: s3.url(), err })?;
-        Ok(Self { inner })
+        Ok(Self { inner, durable_dir: None })
     }
 
     /// Returns an object opened for reading, if it exists.
@@ -121,6 +123,25 @@ impl Objects {
             tracing::debug!(%key, error = %abort, "a half-written object could not be given up");
         }
         written.map_err(|err| failed("write", key, err))
+    }
+
+    /// Deletes an object; one that is not there is gone too. Not durable before [`Objects::sync`].
+    pub(crate) async fn delete(&self, key: &Path) -> Result<(), StoreError> {
+        optional(self.inner.delete(key).await).map(drop).map_err(|err| failed("delete", key, err))
+    }
+
+    /// Waits until deletions at the top are on stable storage, where that is asked for.
+    pub(crate) async fn sync(&self) -> Result<(), StoreError> {
+        let Some(dir) = self.durable_dir.clone() else { return Ok(()) };
+        let synced = tokio::task::spawn_blocking(move || std::fs::File::open(&*dir).and_then(|dir| dir.sync_all())).await;
+        let synced = synced.map_err(|err| StoreError::Task { operation: "sync the store's directory", err })?;
+        synced.map_err(|err| failed("delete", &Path::default(), generic(err.into())))
+    }
+
+    /// Lists all objects, or those somewhere below a prefix, as they come: a bucket gives them a page at a time.
+    pub(crate) fn walk(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta, StoreError>> {
+        let at = prefix.cloned().unwrap_or_default();
+        self.inner.list(prefix).map(move |listed| listed.map_err(|err| failed("list", &at, err))).boxed()
     }
 
     /// Lists the objects directly below a prefix (none: the root), by key.
