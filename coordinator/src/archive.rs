@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_core::BuildRecord;
-use kiln_store::{Store, StoreError};
+use kiln_store::{Deleted, Store, StoreError};
 use kiln_wire::BuildId;
 use kiln_wire::client::BuildView;
 use kiln_wire::frame::{self, FrameError};
@@ -31,6 +31,13 @@ pub enum ArchiveError {
         action: &'static str,
         /// Which build.
         build: BuildId,
+        /// What the store said.
+        #[source]
+        source: Box<StoreError>,
+    },
+    /// The shared store cannot be listed.
+    #[error("list archived builds")]
+    List {
         /// What the store said.
         #[source]
         source: Box<StoreError>,
@@ -112,6 +119,34 @@ impl Archive {
         }
     }
 
+    /// Returns the builds whose records are kept, in their order.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if they cannot be listed.
+    pub async fn list(&self) -> Result<Vec<BuildId>, ArchiveError> {
+        match self {
+            Self::Files(files) => files.list(),
+            Self::Shared(store) => {
+                let listed = store.builds().await;
+                listed.map_err(|err| ArchiveError::List { source: Box::new(err) })
+            }
+        }
+    }
+
+    /// Deletes the record of a build whose time is over; one that is not there is gone too.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] names the build or its file, and what failed.
+    pub async fn delete(&self, build: BuildId) -> Result<(), ArchiveError> {
+        match self {
+            Self::Files(files) => files.delete(build),
+            Self::Shared(store) => {
+                let deleted = store.delete(Deleted::Build(build)).await;
+                deleted.map_err(|err| ArchiveError::Store { action: "delete", build, source: Box::new(err) })
+            }
+        }
+    }
+
     /// Returns whether the build has ended and is kept.
     ///
     /// # Errors
@@ -161,6 +196,27 @@ impl FileArchive {
     /// Returns whether the build has ended and is kept here.
     fn holds(&self, build: BuildId) -> bool {
         self.path(build).exists()
+    }
+
+    /// Returns the builds that have ended here, in their order.
+    fn list(&self) -> Result<Vec<BuildId>, ArchiveError> {
+        let failed = |source| ArchiveError::Io { action: "list", path: self.dir.clone(), source };
+        let mut builds = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_suffix(".build")?.parse().ok());
+            builds.extend(number.map(BuildId));
+        }
+        builds.sort();
+        Ok(builds)
+    }
+
+    fn delete(&self, build: BuildId) -> Result<(), ArchiveError> {
+        let path = self.path(build);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ArchiveError::Io { action: "delete", path, source }),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn path(&self, build: BuildId) -> PathBuf {

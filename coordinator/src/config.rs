@@ -7,6 +7,7 @@ use kiln_nix::PublicKey;
 use kiln_wire::{NodeId, StoreDir};
 use serde::{Deserialize, Deserializer};
 
+use crate::garbage::Gc;
 use crate::shared_store::SharedStore;
 use crate::upstream::Substituter;
 
@@ -68,6 +69,10 @@ pub struct Config {
     /// the shortest should be ten round trips. From 50 to 60,000, and the same at every coordinator.
     #[serde(default = "election_default")]
     pub election_ms: [u64; 2],
+    /// How long what is built is kept, and when the rest is deleted. Default: ten builds of each name, and those of the last 30 days; nothing
+    /// is deleted before `kiln gc` is asked to.
+    #[serde(default)]
+    pub gc: Gc,
     /// Where the store of a simulation is, whatever `store` says.
     #[cfg(feature = "simulation")]
     #[serde(skip)]
@@ -162,6 +167,9 @@ impl Config {
         if !self.join.is_empty() && self.advertise.is_none() && self.listen.ip().is_unspecified() {
             return Some(format!("`join` needs `advertise`: nobody can reach this coordinator at {}", self.listen));
         }
+        if let Some(rule) = self.gc.objection() {
+            return Some(rule);
+        }
         let unvouched = self.substituters.iter().find(|of| of.public_keys.is_empty());
         unvouched.map(|of| {
             let url = of.url.0.as_str();
@@ -227,6 +235,8 @@ mod tests {
             ("election_ms = [400, 250]", Some("`election_ms`")),
             ("election_ms = [10, 20]", Some("`election_ms`")),
             ("join = ['c1:7420']", Some("`advertise`")),
+            ("[gc]\nevery_hours = 0", Some("`every_hours`")),
+            ("[gc]\nevery_hours = 24\nkeep_builds = 2", None),
             ("join = ['c1:7420']\nadvertise = 'c2:7420'", None),
             ("join = ['c1:7420']\nlisten = '192.0.2.1:7420'", None),
             ("[[substituters]]\nurl = 'https://cache.example.org'\npublic_keys = []", Some("`https://cache.example.org/`")),

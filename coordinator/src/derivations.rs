@@ -56,6 +56,16 @@ impl Derivations {
         Ok(self.load(store, path).await?.parsed)
     }
 
+    /// Forgets a derivation that is deleted.
+    pub(crate) fn forget(&self, path: &DrvPath) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+    }
+
+    /// Forgets all: another leader may have deleted some.
+    pub(crate) fn forget_all(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Returns the bytes of a derivation.
     pub(crate) async fn bytes(&self, store: &Store, path: &DrvPath) -> Result<Bytes, DerivationError> {
         Ok(self.load(store, path).await?.bytes)

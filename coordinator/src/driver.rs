@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::parts::Parts;
 use crate::raft::{Applied, ConsensusError, EffectReceiver, Leadership};
-use crate::{archiving, dispatch, kept_logs, publish, resolve};
+use crate::{archiving, dispatch, garbage, kept_logs, publish, resolve};
 
 /// Runs the loop until consensus stops or `stop` is told.
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
@@ -69,6 +69,7 @@ impl Driver {
             Turn::TakesOver(leader) => {
                 tracing::info!(term = leader.term, node = %leader.node, "this coordinator leads");
                 self.parts.sessions.forget_all();
+                garbage::take_over(&self.parts, leader);
                 self.parts.clock.not_before(self.parts.farm(|farm| farm.latest()));
                 self.expect_workers();
                 kept_logs::sweep(&self.parts);
@@ -83,6 +84,7 @@ impl Driver {
                 self.parts.verified.forget_all();
                 self.parts.watchers.forget_all();
                 self.parts.logs.close_all();
+                garbage::step_down(&self.parts);
             }
         }
     }

@@ -12,6 +12,7 @@ use kiln_wire::{DrvPath, Root};
 
 use crate::derivations::DerivationError;
 use crate::driver::Chain;
+use crate::garbage::touch;
 use crate::parts::Parts;
 use crate::refuse;
 
@@ -34,7 +35,10 @@ impl DrvClosure {
         let mut missing = BTreeSet::new();
         loop {
             while let Some(path) = waiting.pop_if(|_| loading.len() < LOADS_MAX) {
-                loading.push(async move { (parts.derivations.get(&parts.store, &path).await, path) });
+                loading.push(async move {
+                    touch(parts, [path.as_path()]).await;
+                    (parts.derivations.get(&parts.store, &path).await, path)
+                });
             }
             match loading.next().await {
                 Some((Ok(derivation), path)) => {

@@ -2,7 +2,7 @@
 //!
 //! Where to look: `requests` is where peers come in and what each role may ask; `submit` turns roots into jobs; `driver` is the
 //! leader's loop, which plans and does what effects say; `dispatch` sends a job out; `transfer` takes its outputs; `worker_session`
-//! hears how it ended; `publish` makes the result visible. Decisions are in `kiln-core`: nothing here knows why a job is ready.
+//! hears how it ended; `publish` makes the result visible; `garbage` deletes what nobody keeps. Decisions are in `kiln-core`: nothing here knows why a job is ready.
 
 mod archive;
 mod archiving;
@@ -18,6 +18,7 @@ mod dispatch;
 mod driver;
 mod drv_closure;
 mod follow;
+mod garbage;
 mod granted;
 mod heavy;
 pub mod http;
@@ -52,6 +53,7 @@ mod worker_session;
 pub use archive::ArchiveError;
 pub use backing_up::{RestoreError, Restored, check_backup, restore};
 pub use config::{Config, ConfigError, PeersError};
+pub use garbage::Gc;
 pub use shared_store::{SharedStore, SharedStoreError};
 pub use start::{Coordinator, StartError};
 pub use upstream::Substituter;

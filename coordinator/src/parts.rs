@@ -12,6 +12,7 @@ use crate::checked::Checked;
 use crate::clock::Clock;
 use crate::config::PeersError;
 use crate::derivations::Derivations;
+use crate::garbage::Garbage;
 use crate::granted::Granted;
 use crate::logs::Logs;
 use crate::meter::Meter;
@@ -44,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) substitution: Substitution,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
+    /// What is deleted, and what must not be.
+    pub(crate) garbage: Garbage,
     pub(crate) watchers: Watchers,
     pub(crate) logs: Arc<Logs>,
     pub(crate) archive: Archive,

@@ -12,6 +12,7 @@ use kiln_wire::{BuiltOutput, DrvPath, OutputName, PathInfo, Root, Sha256Hash, St
 use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
+use crate::garbage::touch;
 use crate::heavy::heavy;
 use crate::parts::Parts;
 
@@ -19,7 +20,10 @@ use crate::parts::Parts;
 pub(crate) async fn published(parts: &Parts, derivation: &DrvPath, output: &OutputName) -> Result<Option<PathInfo>, StoreError> {
     let of = DerivedOutput::ByPath { derivation: derivation.clone(), output: output.clone() };
     match parts.store.realisation(&of, &parts.keys).await? {
-        Some(realisation) => parts.path_info(&realisation.path).await,
+        Some(realisation) => {
+            touch(parts, [&realisation.path]).await;
+            parts.path_info(&realisation.path).await
+        }
         None => Ok(None),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use kiln_core::garbage::{HashPart, Key};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_nix::realisation::DerivedOutput;
 use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
@@ -14,6 +15,7 @@ use kiln_wire::{DrvPath, OutputName, StorePath, WorkerId};
 use crate::closure::{ClosureError, closure};
 use crate::derivations::DerivationError;
 use crate::driver::Chain;
+use crate::garbage::{self, touch};
 use crate::parts::Parts;
 use crate::{backing_up, cluster, follow, leading, realised, refuse, submit, transfer, views, worker_session};
 
@@ -95,13 +97,13 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
     }
     if matches!(request, Request::Import(_)) {
         // Bytes verified here are as good under the next leader, and its stream is no place for another message.
-        route_client(parts, request, &mut sender, &mut receiver).await?;
+        route_client(parts, peer, request, &mut sender, &mut receiver).await?;
         return sender.finish().await;
     }
     let deposed = tokio::select! {
         biased;
         () = leading::lost(parts, leader) => true,
-        answered = route_client(parts, request, &mut sender, &mut receiver) => {
+        answered = route_client(parts, peer, request, &mut sender, &mut receiver) => {
             answered?;
             false
         }
@@ -119,7 +121,13 @@ fn worker_of(peer: &Role) -> Option<&WorkerId> {
     }
 }
 
-async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
+async fn route_client(
+    parts: &Arc<Parts>,
+    peer: &Role,
+    request: Request,
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+) -> Result<(), LinkError> {
     match request {
         Request::Import(info) => transfer::import(parts, info, sender, receiver).await,
         Request::Missing(paths) => reply(sender, missing(parts, paths).await.map(Response::Paths)).await,
@@ -142,6 +150,7 @@ async fn route_client(parts: &Arc<Parts>, request: Request, sender: &mut Sender,
         Request::Derivations(paths) => derivations(parts, paths, sender).await,
         Request::Outputs(paths) => reply(sender, outputs(parts, paths).await.map(Response::Outputs)).await,
         Request::Realisation(id) => reply(sender, realisation(parts, &id).await.map(Response::Realisation)).await,
+        Request::Garbage(request) => garbage::answer(parts, peer, request, sender).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {
             Ok(())
@@ -163,6 +172,8 @@ fn check_count(count: usize) -> Result<(), Refusal> {
 /// Returns the paths that the farm lacks. A derivation counts as there when its file is, whatever else is.
 async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
     check_count(paths.len())?;
+    // What the client is told that is there has to stay until its submission.
+    touch(parts, &paths).await;
     let (derivations, others): (Vec<_>, Vec<_>) = paths.into_iter().partition(|path| path.name().ends_with(".drv"));
     let derivations: Vec<DrvPath> = derivations.into_iter().filter_map(|path| DrvPath::from_path(path).ok()).collect();
     let failed = |error| refuse::unavailable("look up paths", &error);
@@ -175,6 +186,7 @@ async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>,
 /// Keeps derivations, many at a time: each waits for the disk, which takes the waits of many together.
 async fn add_derivations(parts: &Parts, files: Vec<DerivationFile>) -> Result<(), Refusal> {
     check_count(files.len())?;
+    touch(parts, files.iter().map(|file| file.path.as_path())).await;
     let puts = futures::stream::iter(files).map(|DerivationFile { path, bytes }| async move {
         parts.store.put_derivation(&path, bytes.into()).await.map_err(|error| match error.is_peers_fault() {
             true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
@@ -188,6 +200,7 @@ async fn path_infos(parts: &Parts, paths: Vec<StorePath>, whole_closure: bool, s
     if let Err(refusal) = check_count(paths.len()) {
         return sender.send(&Response::Refused(refusal)).await;
     }
+    touch(parts, &paths).await;
     let mut infos = Vec::new();
     for path in paths {
         match parts.path_info(&path).await {
@@ -215,6 +228,7 @@ async fn narinfos(parts: &Parts, hash_parts: Vec<String>, sender: &mut Sender) -
     if let Err(refusal) = check_count(hash_parts.len()) {
         return sender.send(&Response::Refused(refusal)).await;
     }
+    touch(parts, hash_parts.iter().filter_map(|text| HashPart::parse(text)).map(Key::Path)).await;
     let lookups = futures::stream::iter(hash_parts).map(|hash_part| async move { parts.store.narinfo(&hash_part, &parts.keys).await });
     let found: Result<Vec<_>, _> = lookups.buffered(READS_MAX).try_collect().await;
     let found = match found {
@@ -232,6 +246,7 @@ async fn derivations(parts: &Parts, paths: Vec<DrvPath>, sender: &mut Sender) ->
     if let Err(refusal) = check_count(paths.len()) {
         return sender.send(&Response::Refused(refusal)).await;
     }
+    touch(parts, paths.iter().map(DrvPath::as_path)).await;
     let mut reads = futures::stream::iter(paths)
         .map(|path| async move {
             match parts.derivations.bytes(&parts.store, &path).await {

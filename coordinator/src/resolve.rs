@@ -11,6 +11,7 @@ use kiln_wire::{BuiltOutput, DrvPath};
 
 use crate::derivations::DerivationError;
 use crate::driver::{Chain, propose_patiently};
+use crate::garbage::touch;
 use crate::parts::Parts;
 use crate::pauses::Pauses;
 use crate::realised;
@@ -102,6 +103,8 @@ async fn resolution(parts: &Parts, path: &DrvPath) -> Result<(Vec<ResolvedInput>
 /// built whatever exists.
 async fn keep(parts: &Parts, resolved: Resolved, is_check: bool) -> Result<Resolution, Failed> {
     let Resolved { path, derivation, bytes } = resolved;
+    let known = derivation.outputs.values().filter_map(Output::path);
+    touch(parts, known.chain([path.as_path()])).await;
     let existing = if is_check { None } else { existing(parts, &path, &derivation).await? };
     if let Some(outputs) = existing {
         parts.store.put_derivation(&path, bytes.into()).await?;

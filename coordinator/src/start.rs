@@ -17,6 +17,7 @@ use crate::checked::Checked;
 use crate::config::{Config, PeersError};
 use crate::derivations::Derivations;
 use crate::driver::Chain;
+use crate::garbage::Garbage;
 use crate::granted::Granted;
 use crate::http::{Http, Socket};
 use crate::logs::Logs;
@@ -27,7 +28,7 @@ use crate::substitute::Substitution;
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
-use crate::{driver, http, kept_logs, requests, scrape, shared_store};
+use crate::{driver, garbage, http, kept_logs, requests, scrape, shared_store};
 
 /// A running coordinator.
 pub struct Coordinator {
@@ -38,6 +39,7 @@ pub struct Coordinator {
     driver: JoinHandle<()>,
     listener: Arc<Listener>,
     acceptor: JoinHandle<()>,
+    collector: JoinHandle<()>,
     http: Http,
 }
 
@@ -119,6 +121,7 @@ impl Coordinator {
         let stop = Arc::new(Notify::new());
         let driver = tokio::spawn(driver::run(parts.clone(), effects, stop.clone()));
         let acceptor = tokio::spawn(accept(parts.clone(), listener.clone()));
+        let collector = tokio::spawn(garbage::run(parts.clone()));
         let (scraped, logged) = (parts.clone(), parts.clone());
         let log = move |derivation| {
             let parts = logged.clone();
@@ -126,7 +129,7 @@ impl Coordinator {
         };
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
         let http = Http::serve(web, state);
-        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, http })
+        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, http })
     }
 
     /// Returns the UDP address for workers and clients.
@@ -165,6 +168,7 @@ impl Coordinator {
             }
         }
         self.acceptor.abort();
+        self.collector.abort();
         self.listener.close("the coordinator stops").await;
         self.stop.notify_one();
         if let Err(error) = self.driver.await {
@@ -258,6 +262,7 @@ async fn parts(
         substitution,
         granted: Granted::default(),
         turns: Turns::default(),
+        garbage: Garbage::new(config.gc.clone()),
         watchers: Watchers::new(),
         logs: Arc::new(logs),
         archive,

@@ -12,6 +12,7 @@ use kiln_wire::{BuildId, DrvPath, JobSpec, Root, StorePath};
 
 use crate::driver::{Chain, propose};
 use crate::drv_closure::DrvClosure;
+use crate::garbage::touch;
 use crate::heavy::heavy;
 use crate::needed::{self, Unknown};
 use crate::parts::Parts;
@@ -188,6 +189,8 @@ async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) ->
 
 /// Returns those of some paths that the store lacks.
 async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
+    // What is found is not deleted before the build holds it.
+    touch(parts, &paths).await;
     parts.store.missing(&paths).await.map_err(|error| refuse::unavailable("submit", &error))
 }
 

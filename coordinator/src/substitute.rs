@@ -16,7 +16,9 @@ use tokio::sync::OnceCell;
 
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
+use crate::garbage::touch;
 use crate::parts::Parts;
+use crate::transfer::keys_of;
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
 use crate::{needed, refuse, submit};
 
@@ -119,6 +121,7 @@ impl<'a> Search<'a> {
 
     /// Returns those of some paths that neither the store nor a cache has.
     async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
+        touch(self.parts, &paths).await;
         let missing = self.parts.store.missing(&paths).await.map_err(|error| unavailable(&error))?;
         if self.order.is_empty() {
             return Ok(missing);
@@ -197,6 +200,7 @@ impl<'a> Search<'a> {
 
     /// Makes a path valid; returns whether all that it refers to is.
     async fn publish(&self, endorsed: &Endorsed) -> Result<bool, Refusal> {
+        touch(self.parts, keys_of(&endorsed.info)).await;
         match self.parts.store.publish_endorsed(endorsed, &self.parts.keys).await {
             Ok(()) => Ok(true),
             Err(StoreError::MissingReference { .. }) => Ok(false),

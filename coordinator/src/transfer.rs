@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kiln_core::garbage::Key;
 use kiln_link::{BlobSource, LinkError, Receiver, Sender};
 use kiln_store::{Begun, BlobBytes, Provenance, Received, StoreError};
 use kiln_wire::client::{Refusal, Response};
@@ -9,10 +10,11 @@ use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
 
 use crate::dispatch::{built_as, is_live, reference_candidates};
 use crate::driver::Chain;
+use crate::garbage::touch;
 use crate::granted::may_fetch;
 use crate::heavy::heavy;
 use crate::parts::Parts;
-use crate::{made, refuse};
+use crate::{leading, made, refuse};
 
 /// Takes one output of a leased attempt.
 pub(crate) async fn upload(
@@ -55,7 +57,13 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
 
 /// Takes a content-addressed path from a client and publishes it: nothing but its own bytes vouches for it.
 pub(crate) async fn import(parts: &Parts, info: PathInfo, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
+    let leader = leading::own(parts);
     let Some(stored) = receive(parts, info, Provenance::Imported, sender, receiver).await? else { return Ok(()) };
+    // It may have taken long. Who does not lead any more does not know what is deleted meanwhile.
+    touch(parts, keys_of(&stored)).await;
+    if leader.is_none() || leading::own(parts) != leader {
+        return sender.send(&Response::NotLeader(leading::elsewhere(parts))).await;
+    }
     match parts.store.publish(std::slice::from_ref(&stored), &parts.keys).await {
         Ok(()) => sender.send(&Response::Stored).await,
         Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
@@ -70,6 +78,7 @@ async fn receive(
     sender: &mut Sender,
     receiver: &mut Receiver,
 ) -> Result<Option<PathInfo>, LinkError> {
+    touch(parts, keys_of(&stated)).await;
     match parts.store.adopt(&stated, &provenance).await {
         Ok(Some(stored)) => {
             sender.send(&Response::UploadAt(None)).await?;
@@ -105,6 +114,7 @@ async fn receive(
 
 /// Stores what has arrived. If the store is away, the bytes stay here for the peer's next try.
 async fn keep_received(parts: &Parts, received: Box<Received>, sender: &mut Sender) -> Result<Option<PathInfo>, LinkError> {
+    touch(parts, keys_of(received.info())).await;
     match parts.store.keep(&received).await {
         Ok(stored) => Ok(Some(stored)),
         Err(error) => {
@@ -112,6 +122,11 @@ async fn keep_received(parts: &Parts, received: Box<Received>, sender: &mut Send
             refused(&error, sender).await
         }
     }
+}
+
+/// All that a path is made of: its narinfo, its blob, and what it refers to.
+pub(crate) fn keys_of(info: &PathInfo) -> Vec<Key> {
+    info.references.iter().chain([&info.path]).map(Key::from).chain([Key::Blob(info.blob.sha256)]).collect()
 }
 
 /// Hashing, decompressing and scanning a large piece takes a millisecond: other tasks of this thread move elsewhere meanwhile.
@@ -147,6 +162,9 @@ pub(crate) async fn fetch(
         tracing::warn!(%worker, %path, "a worker asked for a path that is no input of its live leases");
         let message = format!("fetch `{path}`: it is not among the inputs of a job that worker `{worker}` holds a live lease on");
         return sender.send(&Response::Refused(refuse::not_found(message))).await;
+    }
+    if worker.is_none() {
+        touch(parts, [&path]).await;
     }
     let info = match parts.path_info(&path).await {
         Ok(Some(info)) => info,

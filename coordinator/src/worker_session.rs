@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_core::Command;
+use kiln_core::garbage::Key;
 use kiln_link::{LinkError, Receiver, Sender};
 use kiln_store::{Provenance, StoreError};
 use kiln_wire::client::NOT_DETERMINISTIC;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::dispatch::{DispatchError, built_as, is_live, reference_candidates};
 use crate::driver::{Chain, propose, propose_patiently};
+use crate::garbage::touch;
 use crate::leading;
 use crate::made::{self, NotMade};
 use crate::parts::Parts;
@@ -186,6 +188,7 @@ async fn check_outputs(parts: &Parts, lease: &Lease, outputs: &[BuiltOutput]) ->
     let built = built_as(parts, &lease.derivation);
     let derivation = parts.derivations.get(&parts.store, &built).await.map_err(DispatchError::from)?;
     let paths: BTreeSet<StorePath> = outputs.iter().map(|output| output.info.path.clone()).collect();
+    touch(parts, outputs.iter().flat_map(|output| [Key::from(&output.info.path), Key::Blob(output.info.blob.sha256)])).await;
     for output in outputs {
         made::check(&parts.store_dir, &built, &derivation, output)?;
         // Those that the output was taken to refer to when it came are outputs indeed, or inputs.

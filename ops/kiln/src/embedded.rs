@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use kiln_coordinator::{Config, Coordinator, Substituter};
+use kiln_coordinator::{Config, Coordinator, Gc, Substituter};
 use kiln_link::{Authority, FarmName, Identity, Role};
 use kiln_wire::{NodeId, StoreDir, WorkerId};
 use kiln_worker::Worker;
@@ -67,6 +67,7 @@ impl Farm {
             advertise: None,
             advertise_http: None,
             election_ms: [250, 400],
+            gc: Gc::default(),
         };
         let coordinator = Coordinator::start(config, &identity(Role::Coordinator(NodeId(1)))?).await;
         let coordinator = coordinator.with_context(|| format!("start a coordinator in `{}`", shape.dir.display()))?;
@@ -80,7 +81,8 @@ impl Farm {
             let worker = Worker::start(&config, &identity(Role::Worker(name.clone()))?, launcher);
             workers.push(worker.with_context(|| format!("start worker `{name}`"))?);
         }
-        let role = Role::Client("local".parse()?);
+        // Whoever runs a farm of their own may do with it as they like.
+        let role = Role::Admin("local".parse()?);
         let credentials = authority.issue(&role, CERTIFICATE_TTL)?;
         let client = Identity::from_credentials(&credentials)?;
         credentials.write(&shape.dir.join("client"))?;

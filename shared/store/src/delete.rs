@@ -39,8 +39,6 @@ pub enum Stored {
         /// When it was written.
         at: Timestamp,
     },
-    /// The record of an ended build.
-    Build(BuildId),
     /// Anything else: what goes with something of these, or none of the collector's business.
     Other,
 }
@@ -135,7 +133,6 @@ fn classify(key: &str, size_bytes: u64, at: Timestamp) -> Stored {
         }
         Some(("drv", name)) => DrvPath::parse(name).ok().map(|path| Stored::Derivation { path, size_bytes, at }),
         Some(("nar", name)) => key::nar_hash_of(name).map(|sha256| Stored::Blob { sha256, size_bytes, at }),
-        Some(("builds", name)) => key::build_number(name).map(Stored::Build),
         Some(_) => None,
     };
     stored.unwrap_or(Stored::Other)
@@ -155,12 +152,11 @@ mod tests {
             (format!("{part}.narinfo"), Stored::Narinfo { hash_part: part.to_owned(), at }),
             (format!("drv/{path}"), Stored::Derivation { path, size_bytes: 3, at }),
             (key::nar(&sha256).to_string(), Stored::Blob { sha256, size_bytes: 3, at }),
-            ("builds/12.build".to_owned(), Stored::Build(BuildId(12))),
+            ("builds/12.build".to_owned(), Stored::Other),
             ("nix-cache-info".to_owned(), Stored::Other),
             ("farm".to_owned(), Stored::Other),
             (format!("old/{part}.narinfo"), Stored::Other),
             ("nar/x.nar.xz".to_owned(), Stored::Other),
-            ("builds/12".to_owned(), Stored::Other),
             (format!("logs/{part}-x.drv/1.log.zst"), Stored::Other),
         ];
         for (key, expected) in table {

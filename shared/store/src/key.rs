@@ -101,8 +101,12 @@ pub(crate) fn log_attempt(file_name: &str) -> Option<AttemptId> {
     file_name.strip_suffix(LOG_SUFFIX)?.parse().ok().map(AttemptId)
 }
 
+pub(crate) fn build_dir() -> Path {
+    Path::from("builds")
+}
+
 pub(crate) fn build(build: BuildId) -> Path {
-    Path::from("builds").join(format!("{build}.build"))
+    build_dir().join(format!("{build}.build"))
 }
 
 pub(crate) fn is_hash_part(text: &str) -> bool {

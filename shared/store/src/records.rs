@@ -95,6 +95,17 @@ impl Store {
         self.inner.objects.get_small(&key::build(build), BUILD_BYTES_MAX).await
     }
 
+    /// Returns the builds whose records the store has, in their order.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn builds(&self) -> Result<Vec<BuildId>, StoreError> {
+        let listed = self.inner.objects.list(Some(&key::build_dir())).await?;
+        let mut builds: Vec<BuildId> = listed.iter().filter_map(|object| key::build_number(object.location.filename()?)).collect();
+        builds.sort();
+        Ok(builds)
+    }
+
     /// Returns whether the store has the record of a build.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, Lease, NotLeader, OutputName, PathInfo, RequestId,
-    Resources, Root, StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
+    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, GarbageAnswer, GarbageRequest, Lease, NotLeader,
+    OutputName, PathInfo, RequestId, Resources, Root, StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -89,6 +89,8 @@ pub enum Request {
     /// Client: what an output became that is named as Nix to 2.34 names it, `sha256:<hash>!<output>`. Answered by
     /// [`Response::Realisation`].
     Realisation(String),
+    /// Client (to look, to keep) or admin (to delete): the store as a whole. Answered by [`Response::Garbage`] frames or [`Response::Done`].
+    Garbage(GarbageRequest),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -164,6 +166,8 @@ pub enum Response {
     Outputs(BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>),
     /// A signed realisation, as the binary cache serves it; none if there is none.
     Realisation(Option<String>),
+    /// About the store as a whole.
+    Garbage(GarbageAnswer),
 }
 
 /// Why a request was refused.

@@ -9,6 +9,7 @@ extern crate alloc;
 pub mod client;
 mod cluster;
 pub mod frame;
+mod garbage;
 mod hash;
 mod ids;
 mod job;
@@ -21,6 +22,7 @@ mod version;
 pub mod worker;
 
 pub use cluster::{ClusterRequest, ClusterView, MemberView};
+pub use garbage::{Collect, Collected, GarbageAnswer, GarbageRequest};
 pub use hash::{Blake3Hash, HashError, Sha256Hash};
 pub use ids::{AttemptId, BuildId, Epoch, IdError, Leader, LogIndex, NodeId, OutputName, RequestId, WorkerId};
 pub use job::{DerivedInput, JobKind, JobLimits, JobSpec, Resources, Root};

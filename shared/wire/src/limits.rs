@@ -114,3 +114,24 @@ pub const UPSTREAM_FAILURES_MAX: u32 = 8;
 
 /// Milliseconds for which an upstream cache that fails is asked nothing, so that no submission waits for it again and again.
 pub const UPSTREAM_REST_MS: u64 = 30_000;
+
+/// Paths that one collection of garbage looks at: what the store holds, and what that names. Each takes some 200 bytes of the leader's memory.
+/// Passing it: the collection ends before it has deleted anything.
+pub const GARBAGE_PATHS_MAX: usize = 4_000_000;
+
+/// Different paths and blobs that a leader remembers somebody asked for within one period of grace, about 60 bytes each. Passing it: no
+/// collection begins until a period has passed without that.
+pub const TOUCHED_MAX: usize = 2_000_000;
+
+/// Objects that are condemned at a time, so that whoever asks for one of them waits for a moment only.
+pub const CONDEMNED_MAX: usize = 512;
+
+/// Paths that one name pins, or one client holds. Passing it: the request is refused.
+pub const PINNED_PATHS_MAX: usize = 65_536;
+
+/// Bytes of a pin's name. Passing it: the request is refused.
+pub const PIN_NAME_BYTES_MAX: usize = 4096;
+
+/// Milliseconds for which what a client holds is kept after it was said last: longer than a client is without a leader, or asleep for a
+/// moment; who dies leaves nothing behind for longer.
+pub const HELD_MS: u64 = 3_600_000;

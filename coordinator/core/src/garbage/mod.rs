@@ -30,6 +30,11 @@ impl HashPart {
     pub fn parse(text: &str) -> Option<Self> {
         text.as_bytes().try_into().ok().map(Self)
     }
+
+    /// Returns the characters.
+    pub fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 impl From<&StorePath> for HashPart {

@@ -12,7 +12,7 @@ use crate::farm::Farm;
 /// What live work needs of the store.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
-    /// Derivations that are built or may be, with their inputs' outputs and sources.
+    /// Derivations that are built or may be, with their inputs' outputs and sources; those too that are built in place of others.
     pub jobs: Vec<DrvPath>,
     /// Derivations that builds ask for, with their outputs.
     pub roots: Vec<(String, DrvPath)>,
@@ -45,6 +45,7 @@ impl Farm {
             build.roots.iter().map(move |root| (reason.clone(), root.derivation.clone())).collect::<Vec<_>>()
         };
         let roots = self.facts.builds.iter().flat_map(of_build).collect();
-        Work { jobs: jobs.map(|job| (*job.derivation).clone()).chain(staged).collect(), roots, outputs }
+        let resolved = jobs.clone().filter_map(|job| job.resolved().cloned());
+        Work { jobs: jobs.map(|job| (*job.derivation).clone()).chain(resolved).chain(staged).collect(), roots, outputs }
     }
 }

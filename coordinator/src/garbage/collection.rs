@@ -1,0 +1,255 @@
+//! One collection: roots, mark, and the sweep of paths; that of blobs is in [`super::blobs`].
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use kiln_core::garbage::{Doomed, Key, Marks, Roots, Sweep, Unready};
+use kiln_store::{Deleted, StoreError};
+use kiln_wire::limits::CONDEMNED_MAX;
+use kiln_wire::{Collect, Collected, DrvPath, Leader, StorePath, Timestamp, Version};
+use tokio::sync::mpsc;
+
+use super::graph::{GraphError, Inventory, inventory};
+use super::notes::NoteError;
+use super::roots::{Kept, RootsError};
+use super::{DELETION_MAX, LATE, blobs, notes, part_keys, roots};
+use crate::archive::ArchiveError;
+use crate::driver::Chain;
+use crate::leading;
+use crate::logs::LogError;
+use crate::parts::Parts;
+
+/// A collection that did not come to its end. What it deleted is gone, and nothing that is left lacks what it refers to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CollectError {
+    #[error("begin a collection")]
+    Unready(#[from] Unready),
+    #[error("this coordinator does not lead")]
+    NotLeader,
+    #[error("the farm is at version {}, and a coordinator of an older program would not know what is being deleted: upgrade all of them", .0.0)]
+    Version(Version),
+    #[error("find what is kept")]
+    Roots(#[from] RootsError),
+    #[error("find what there is")]
+    Graph(#[from] GraphError),
+    #[error("note down what is deleted")]
+    Note(#[from] NoteError),
+    #[error("delete garbage")]
+    Store(#[from] StoreError),
+    #[error("delete garbage: the store took longer than {} s", DELETION_MAX.as_secs())]
+    Slow,
+    #[error("delete the log of a derivation")]
+    Log(#[from] LogError),
+    #[error("delete the record of a build")]
+    Archive(#[from] ArchiveError),
+}
+
+/// Where the paths that a collection names go, many at a time.
+pub(super) type Told = mpsc::Sender<Vec<StorePath>>;
+
+/// A collection under way. However it ends, the gate is open again.
+pub(super) struct Collection {
+    pub parts: Arc<Parts>,
+    pub leader: Leader,
+    pub order: Collect,
+    pub done: Collected,
+}
+
+/// What is known after the mark.
+pub(super) struct Marked {
+    pub kept: Kept,
+    pub inventory: Inventory,
+    pub roots: Roots,
+    pub marks: Marks,
+}
+
+impl Drop for Collection {
+    fn drop(&mut self) {
+        self.parts.garbage.end();
+    }
+}
+
+/// Collects as ordered, and tells the paths. One at a time.
+pub(super) async fn collect(parts: Arc<Parts>, order: Collect, told: Told) -> Result<Collected, CollectError> {
+    let deletes = !order.dry_run && !order.live;
+    let mut collection = Collection::begin(parts, order, deletes).await?;
+    let touched = collection.parts.garbage.gate().touched(collection.parts.clock.steady());
+    let Marked { kept, inventory, marks, .. } = mark(&collection.parts, &collection.order, &touched, deletes).await?;
+    let Inventory { graph, old_blobs, .. } = inventory;
+    collection.done.kept = graph.marked(&marks, true).count() as u64;
+    if collection.order.live {
+        let paths = graph.marked(&marks, true).cloned().collect();
+        tell(&told, paths).await;
+        return Ok(collection.done.clone());
+    }
+    let only = collection.order.only.as_ref().map(|only| only.iter().cloned().collect::<BTreeSet<_>>());
+    let mut sweep = Sweep::new(graph, &marks, only.as_ref());
+    if !deletes {
+        collection.parts.garbage.gate().spare_fresh(&mut sweep);
+        collection.done.builds = kept.retired.len() as u64;
+        let paths: Vec<StorePath> = sweep.outlook().cloned().collect();
+        tell(&told, paths).await;
+        blobs::foresee(&mut collection, sweep, old_blobs, &kept).await;
+        return Ok(collection.done.clone());
+    }
+    let swept = collection.delete(&mut sweep, old_blobs, &kept, &told).await;
+    if let Err(error) = swept {
+        collection.let_late_ones_end().await;
+        return Err(error);
+    }
+    notes::ended(&collection.parts, collection.parts.clock.now()).await?;
+    let done = collection.done.clone();
+    tracing::info!(paths = done.paths, derivations = done.derivations, blobs = done.blobs, bytes = done.bytes, "garbage is collected");
+    Ok(done)
+}
+
+/// Finds what is kept and marks it.
+pub(super) async fn mark(parts: &Arc<Parts>, order: &Collect, touched: &BTreeSet<Key>, tidy: bool) -> Result<Marked, CollectError> {
+    let kept = roots::find(parts, tidy).await?;
+    let settings = &parts.garbage.settings;
+    let grace_ms = order.grace_seconds.unwrap_or(settings.grace_seconds).saturating_mul(1000);
+    let young_since = Timestamp(parts.clock.now().0.saturating_sub(grace_ms));
+    let inventory = inventory(parts, settings.rules(), young_since).await?;
+    // With a shorter grace than a touch counts for, those of this moment count all the same, and are noted while it lasts.
+    let touched = part_keys(touched).filter(|_| order.grace_seconds.is_none_or(|seconds| seconds >= settings.grace_seconds));
+    let roots = kept.roots(&inventory.graph, touched, inventory.young.iter().copied());
+    let marks = inventory.graph.mark(&roots);
+    Ok(Marked { kept, inventory, roots, marks })
+}
+
+impl Collection {
+    async fn begin(parts: Arc<Parts>, order: Collect, deletes: bool) -> Result<Self, CollectError> {
+        let open = *parts.garbage.open.borrow();
+        let (leader, since) = open.filter(|(leader, _)| leading::own(&parts) == Some(*leader)).ok_or(CollectError::NotLeader)?;
+        if deletes && parts.consensus.version() < SINCE {
+            return Err(CollectError::Version(parts.consensus.version()));
+        }
+        if deletes && parts.store.is_shared() {
+            tokio::time::sleep_until(since + LATE).await;
+        }
+        parts.garbage.gate().begin(parts.clock.steady())?;
+        let collection = Self { parts, leader, order, done: Collected::default() };
+        collection.check_leads()?;
+        Ok(collection)
+    }
+
+    /// Whatever this one deletes, it deletes as the leader.
+    pub fn check_leads(&self) -> Result<(), CollectError> {
+        match leading::own(&self.parts) == Some(self.leader) {
+            true => Ok(()),
+            false => Err(CollectError::NotLeader),
+        }
+    }
+
+    async fn delete(
+        &mut self,
+        sweep: &mut Sweep,
+        old_blobs: std::collections::BTreeMap<kiln_wire::Sha256Hash, u64>,
+        kept: &Kept,
+        told: &Told,
+    ) -> Result<(), CollectError> {
+        if self.order.only.is_none() {
+            for build in &kept.retired {
+                self.check_leads()?;
+                self.parts.archive.delete(*build).await?;
+                self.done.builds += 1;
+            }
+        }
+        let gone = self.sweep(sweep, told).await?;
+        self.parts.store.sync_deleted().await?;
+        if !gone.is_empty() {
+            let nar_grace = self.order.grace_seconds.unwrap_or(self.parts.garbage.settings.nar_grace_seconds);
+            tokio::time::sleep(Duration::from_secs(nar_grace)).await;
+        }
+        blobs::sweep(self, sweep, old_blobs, &gone, kept).await?;
+        Ok(notes::condemn(&self.parts, &[]).await?)
+    }
+
+    /// Deletes narinfos and derivations, users first, until none is left that may go, or enough are gone. Returns what went.
+    async fn sweep(&mut self, sweep: &mut Sweep, told: &Told) -> Result<Vec<Doomed>, CollectError> {
+        let mut gone = Vec::new();
+        while self.order.bytes_max.is_none_or(|most| self.done.bytes < most) {
+            let batch = self.parts.garbage.gate().condemn(sweep, self.batch_max());
+            if batch.is_empty() {
+                break;
+            }
+            notes::condemn(&self.parts, &batch.iter().map(Doomed::key).collect::<Vec<_>>()).await?;
+            for step in batch.chunk_by(|a, b| a.step == b.step) {
+                self.delete_step(step).await?;
+            }
+            self.parts.garbage.release();
+            for doomed in &batch {
+                self.done.paths += u64::from(doomed.facts.is_some());
+                self.done.derivations += u64::from(doomed.derivation_bytes.is_some());
+                self.done.bytes += doomed.derivation_bytes.unwrap_or_default();
+                if self.order.bytes_max.is_some() {
+                    // What its blob will have given, if no other path has it.
+                    self.done.bytes += doomed.facts.map_or(0, |facts| facts.blob_bytes);
+                }
+            }
+            tell(told, batch.iter().map(|doomed| doomed.path.clone()).collect()).await;
+            gone.extend(batch);
+        }
+        Ok(gone)
+    }
+
+    /// Whoever wants to stop after so many bytes does not want a whole batch more.
+    fn batch_max(&self) -> usize {
+        if self.order.bytes_max.is_some() { 1 } else { CONDEMNED_MAX }
+    }
+
+    /// Deletes what may go in any order.
+    async fn delete_step(&self, step: &[Doomed]) -> Result<(), CollectError> {
+        for few in step.chunks(DELETIONS_MAX) {
+            self.check_leads()?;
+            let delete = |doomed| delete_one(self.parts.clone(), doomed);
+            let deletions = futures::stream::iter(few.to_vec()).map(delete).buffer_unordered(DELETIONS_MAX);
+            tokio::time::timeout(DELETION_MAX, deletions.try_collect::<()>()).await.map_err(|_| CollectError::Slow)??;
+        }
+        Ok(())
+    }
+
+    /// A deletion that failed may still be done by the store: what it was about stays condemned until then.
+    async fn let_late_ones_end(&self) {
+        if self.parts.store.is_shared() && self.check_leads().is_ok() {
+            tokio::time::sleep(LATE).await;
+        }
+        if self.check_leads().is_ok()
+            && let Err(error) = notes::condemn(&self.parts, &[]).await
+        {
+            tracing::warn!(error = %Chain(&error), "clear the note of what was being deleted");
+        }
+    }
+}
+
+async fn delete_one(parts: Arc<Parts>, doomed: Doomed) -> Result<(), CollectError> {
+    if let Some(facts) = &doomed.facts {
+        parts.store.delete(Deleted::Path { path: &doomed.path, nar_hash: facts.nar_hash }).await?;
+    }
+    if doomed.derivation_bytes.is_some()
+        && let Ok(path) = DrvPath::from_path(doomed.path)
+    {
+        for attempt in parts.logs.attempts(&path).collect::<Vec<_>>() {
+            parts.logs.remove(&path, attempt)?;
+        }
+        parts.store.delete(Deleted::Derivation(&path)).await?;
+        parts.derivations.forget(&path);
+    }
+    Ok(())
+}
+
+/// Tells paths; nobody may be listening any more.
+async fn tell(told: &Told, paths: Vec<StorePath>) {
+    for some in paths.chunks(TOLD_MAX) {
+        let _nobody_listens = told.send(some.to_vec()).await;
+    }
+}
+
+/// Since which version of the farm all its coordinators know of collections.
+const SINCE: Version = Version(3);
+/// Objects that are deleted at a time.
+const DELETIONS_MAX: usize = 32;
+/// Paths in one message.
+const TOLD_MAX: usize = 4096;

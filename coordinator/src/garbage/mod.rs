@@ -1,0 +1,156 @@
+//! The farm's store is collected by its leader: what nobody keeps is deleted, beside builds and uploads that go on.
+//!
+//! What is kept, and in which order the rest goes, [`kiln_core::garbage`] says. Here: whoever is about to rely on objects touches them at
+//! the gate ([`touch`]); [`collection`] runs one collection; [`roots`] finds what is kept; [`notes`] has what clients ask to be kept;
+//! [`answers`] is what they hear; [`schedule`] begins collections by itself.
+//!
+//! Invariant: only a leader deletes, in a shared store not before [`LATE`] after it began to lead; what is being deleted is noted down
+//! first. Source: ADR 0028.
+
+mod answers;
+mod blobs;
+mod collection;
+mod config;
+mod graph;
+mod notes;
+mod roots;
+mod schedule;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kiln_core::garbage::{Gate, Key, Pass};
+use kiln_wire::Leader;
+use kiln_wire::limits::TOUCHED_MAX;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+pub(crate) use self::answers::answer;
+pub use self::config::Gc;
+pub(crate) use self::schedule::run;
+use crate::driver::Chain;
+use crate::leading;
+use crate::parts::Parts;
+use crate::pauses::Pauses;
+
+/// What the collections of one coordinator share.
+pub(crate) struct Garbage {
+    settings: Gc,
+    gate: Mutex<Gate>,
+    /// Under which leadership the gate is open, and since when this coordinator leads so.
+    open: watch::Sender<Option<(Leader, Instant)>>,
+    /// Something that was condemned is not any more, or the gate was opened.
+    moved: Notify,
+    /// Held while a note is read and written again.
+    noting: tokio::sync::Mutex<()>,
+}
+
+impl Garbage {
+    pub(crate) fn new(settings: Gc) -> Self {
+        let gate = Gate::new(settings.grace_seconds.saturating_mul(1000), TOUCHED_MAX);
+        Self { settings, gate: Mutex::new(gate), open: watch::Sender::new(None), moved: Notify::new(), noting: Default::default() }
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn release(&self) {
+        self.gate().release();
+        self.moved.notify_waiters();
+    }
+
+    fn end(&self) {
+        self.gate().end();
+        self.moved.notify_waiters();
+    }
+}
+
+/// Says that somebody is about to rely on these, if they are there. When this returns, whatever is there stays there for the grace period
+/// at least, with all that it refers to; under another leader it has to be said again.
+pub(crate) async fn touch<K: Into<Key>>(parts: &Parts, keys: impl IntoIterator<Item = K>) {
+    let keys: Vec<Key> = keys.into_iter().map(Into::into).collect();
+    if keys.is_empty() {
+        return;
+    }
+    loop {
+        let mut moved = std::pin::pin!(parts.garbage.moved.notified());
+        moved.as_mut().enable();
+        let pass = parts.garbage.gate().touch(&keys, parts.clock.steady());
+        // Whoever asks one that does not lead is told so.
+        let Some(leader) = leading::own(parts) else { return };
+        let is_open = parts.garbage.open.borrow().is_some_and(|(open, _)| open == leader);
+        if is_open && pass == Pass::Free {
+            return;
+        }
+        tokio::select! {
+            () = moved => {}
+            () = leading::lost(parts, leader) => {}
+        }
+    }
+}
+
+/// Opens the gate of a coordinator that begins to lead. What the leader before it may still be deleting stays condemned for a while.
+pub(crate) fn take_over(parts: &Arc<Parts>, leader: Leader) {
+    let garbage = &parts.garbage;
+    garbage.open.send_replace(None);
+    garbage.end();
+    // Another leader may have deleted what is remembered here.
+    parts.store.forget_paths();
+    parts.derivations.forget_all();
+    let (parts, since) = (parts.clone(), Instant::now());
+    tokio::spawn(async move {
+        let mut pauses = Pauses::default();
+        let condemned = loop {
+            match notes::condemned(&parts).await {
+                Ok(condemned) => break condemned,
+                Err(error) if leading::own(&parts) == Some(leader) => pauses.after(&error).await,
+                Err(_) => return,
+            }
+        };
+        let inherited = !condemned.is_empty() && parts.store.is_shared();
+        if inherited {
+            tracing::info!(objects = condemned.len(), "the leader before was deleting garbage: what may be under way is waited for");
+            parts.garbage.gate().inherit(condemned.iter().copied());
+        }
+        open(&parts, leader, since);
+        if inherited {
+            tokio::time::sleep(LATE).await;
+        }
+        if leading::own(&parts) != Some(leader) {
+            return;
+        }
+        parts.garbage.release();
+        if !condemned.is_empty()
+            && let Err(error) = notes::condemn(&parts, &[]).await
+        {
+            tracing::warn!(error = %Chain(&error), "clear the note of what is being deleted; the next collection does");
+        }
+    });
+}
+
+/// Closes the gate of a coordinator that leads no more.
+pub(crate) fn step_down(parts: &Parts) {
+    parts.garbage.open.send_replace(None);
+    parts.garbage.end();
+}
+
+fn open(parts: &Parts, leader: Leader, since: Instant) {
+    parts.garbage.open.send_replace(Some((leader, since)));
+    parts.garbage.moved.notify_waiters();
+}
+
+/// Longest time that a deletion or publication takes which a leader began: one that was deposed meanwhile may end it so late. A request to
+/// the store is tried for 20 s.
+const LATE: Duration = Duration::from_secs(45);
+/// Longest time that a leader gives a batch of deletions; it looks before each whether it leads.
+const DELETION_MAX: Duration = Duration::from_secs(30);
+
+/// Keys of paths.
+fn part_keys(keys: &BTreeSet<Key>) -> impl Iterator<Item = kiln_core::garbage::HashPart> + '_ {
+    keys.iter().filter_map(|key| match key {
+        Key::Path(part) => Some(*part),
+        Key::Blob(_) => None,
+    })
+}
