@@ -17,6 +17,7 @@ mod drv;
 mod embedded;
 mod evaluate;
 mod failures;
+mod gc;
 mod import;
 mod json;
 mod keys;
@@ -78,6 +79,17 @@ enum Command {
     Cluster(cluster::Command),
     /// Show facts about paths of the farm's cache
     PathInfo(operate::PathInfoArgs),
+    /// Delete from the farm's store what nobody keeps
+    ///
+    /// Kept are the newest ended builds of each name and young ones, live builds, pins, what clients hold, and what was uploaded or asked
+    /// for lately, each with all that it refers to.
+    Gc(gc::Args),
+    /// Keep paths of the farm's store, and all that they refer to, under a name
+    Pin(gc::PinArgs),
+    /// End that
+    Unpin(gc::PinArgs),
+    /// List what is pinned
+    Pins(gc::PinsArgs),
     /// Show and check derivations
     #[command(subcommand)]
     Drv(drv::Command),
@@ -123,6 +135,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cancel(args) => operate::cancel(&args),
         Command::Cluster(command) => cluster::run(command),
         Command::PathInfo(args) => operate::path_info(&args),
+        Command::Gc(args) => gc::gc(&args),
+        Command::Pin(args) => gc::pin(&args),
+        Command::Unpin(args) => gc::unpin(&args),
+        Command::Pins(args) => gc::pins(&args),
         Command::Drv(command) => drv::run(command),
         Command::Nar(command) => nar::run(command),
         Command::Ca(command) => ca::run(command),

@@ -253,7 +253,11 @@ pub fn path_info(args: &PathInfoArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(words::SUCCESS))
 }
 
-fn parse_path(path: &str, store_dir: &StoreDir) -> anyhow::Result<StorePath> {
+/// Reads a store path, in full or by its base name.
+///
+/// # Errors
+/// Exit code 2 if it is none.
+pub fn parse_path(path: &str, store_dir: &StoreDir) -> anyhow::Result<StorePath> {
     if path.starts_with('/') { store_dir.strip(path) } else { StorePath::parse(path) }.map_err(bad_input)
 }
 
