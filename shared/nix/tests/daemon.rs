@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_nix::content::Method;
 use kiln_nix::daemon::{
-    ActivityKind, Assembler, BuildResult, CLIENT_MAGIC, Encoder, Facts, Field, Frames, Item, Level, Mode, Note, Operation, Options,
-    ProtocolError, Request, ResultKind, Status, Step, Target, ValidPath, Version,
+    ActivityKind, Assembler, BuildResult, CLIENT_MAGIC, Collection, CollectionAction, Encoder, Facts, Field, Frames, Item, Level, Mode,
+    Note, Operation, Options, ProtocolError, Request, ResultKind, Status, Step, Target, ValidPath, Version,
 };
 use kiln_nix::hash::Algorithm;
 use kiln_wire::limits::NIX_REQUEST_BYTES_MAX;
@@ -101,6 +101,26 @@ fn decode(number: u64, input: &[u8], size: usize) -> Result<(Request, usize), Pr
     Ok((Request::decode(operation, &StoreDir::default(), &assembler.into_bytes())?, input.len() - taken))
 }
 
+fn collection(action: CollectionAction, paths: &[&str], bytes_max: u64) -> Request {
+    Request::CollectGarbage(Collection { action, paths: paths.iter().map(|text| path(text)).collect(), ignores_liveness: false, bytes_max })
+}
+
+/// Requests about the store as a whole.
+fn about_the_store() -> Vec<(u64, String, Request)> {
+    vec![
+        (6, "A".into(), Request::QueryReferrers(path(A))),
+        (11, "A".into(), Request::AddTempRoot(path(A))),
+        (12, "'/home/ann/result'".into(), Request::AddIndirectRoot("/home/ann/result".to_owned())),
+        (14, String::new(), Request::FindRoots),
+        (20, "3 1 A 0 0 0 0 0".into(), collection(CollectionAction::DeleteSpecific, &[A], 0)),
+        (20, "0 0 0 7 0 0 0".into(), collection(CollectionAction::ReturnLive, &[], 7)),
+        (20, "1 0 0 7 0 0 0".into(), collection(CollectionAction::ReturnDead, &[], 7)),
+        (20, "2 2 A B 0 9 1 2 3".into(), collection(CollectionAction::DeleteDead, &[A, B], 9)),
+        (23, String::new(), Request::QueryAllValidPaths),
+        (47, "A '/home/ann/result'".into(), Request::AddPermRoot(path(A), "/home/ann/result".to_owned())),
+    ]
+}
+
 #[test]
 fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
     let paths = BTreeSet::from([path(A), path(B)]);
@@ -110,7 +130,6 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
     let three = format!("3 A '{D}!*' '{D}!out,dev'");
     let table: Vec<(u64, String, Request)> = vec![
         (1, "A".into(), Request::IsValidPath(path(A))),
-        (6, "A".into(), Request::Other(Operation::QueryReferrers)),
         (7, "'n' 'text:sha256' 1 A 0".into(), text(Method::Text, Algorithm::Sha256)),
         (7, "'n' 'fixed:sha512' 1 A 0".into(), text(Method::Flat, Algorithm::Sha512)),
         (7, "'n' 'fixed:r:sha256' 1 A 1".into(), text(Method::Nar, Algorithm::Sha256)),
@@ -127,9 +146,6 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
             },
         ),
         (10, "A".into(), Request::EnsurePath(path(A))),
-        (11, "A".into(), Request::AddTempRoot(path(A))),
-        (12, "'/home/ann/result'".into(), Request::AddIndirectRoot),
-        (14, String::new(), Request::FindRoots),
         (
             19,
             "0 1 0 3 2 0 1 0 0 0 0 1 1 'system-features' ''".into(),
@@ -141,8 +157,6 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
             Request::SetOptions(Options { keep_going: false, silent_seconds_max: 60, seconds_max: 3600 }),
         ),
         (19, "0 0 0 3 2 0 1 0 0 0 0 1 1 'timeout' 'never'".into(), Request::SetOptions(Options::default())),
-        (20, "3 1 A 0 0 0 0 0".into(), Request::Other(Operation::CollectGarbage)),
-        (23, String::new(), Request::Other(Operation::QueryAllValidPaths)),
         (26, "A".into(), Request::QueryPathInfo(path(A))),
         (29, "'0hm2f1psjpcwg8fijsmr4wwxrx59s092'".into(), Request::QueryPathFromHashPart(path(A).hash_part().to_owned())),
         (31, "2 B A 1".into(), Request::QueryValidPaths(paths.clone())),
@@ -160,8 +174,8 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
         (43, "'sha256:00!out'".into(), Request::QueryRealisation("sha256:00!out".to_owned())),
         (44, "0 1".into(), Request::AddMultipleToStore),
         (45, "D".into(), Request::Other(Operation::AddBuildLog)),
-        (47, "A '/home/ann/result'".into(), Request::Other(Operation::AddPermRoot)),
     ];
+    let table: Vec<_> = table.into_iter().chain(about_the_store()).collect();
     let seen: BTreeSet<u64> = table.iter().map(|(number, ..)| *number).collect();
     assert_eq!(seen, Operation::ALL.iter().map(|operation| *operation as u64).collect(), "every operation is in the table");
     for (number, words, request) in table {

@@ -10,6 +10,7 @@ mod local;
 mod log_lines;
 mod outcome;
 mod outlook;
+mod roots;
 mod session;
 mod stdio;
 mod store;

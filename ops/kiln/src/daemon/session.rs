@@ -5,16 +5,17 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use kiln_nix::Output;
 use kiln_nix::daemon::{CLIENT_MAGIC, Encoder, FEATURES, Item, Mode, Note, Operation, Options, Request, SERVER_MAGIC, Target, Version};
 use kiln_store::NarReader;
-use kiln_wire::{DrvPath, StorePath};
+use kiln_wire::{DrvPath, GarbageRequest, StorePath};
 use tokio::sync::mpsc;
 
 use super::add::Wanted;
 use super::content::PIECES_AHEAD;
 use super::outlook::outlook;
+use super::roots::{self, Held};
 use super::store::Store;
 use super::stream::{Broken, Failure, Stream};
 use super::{Daemon, add, builds};
@@ -23,26 +24,11 @@ use super::{Daemon, add, builds};
 pub(super) async fn serve(daemon: Arc<Daemon>, mut stream: Stream, trusted: bool) -> Result<(), Broken> {
     let greeted = tokio::time::timeout(GREETING_MAX, greet(&daemon, &mut stream, trusted)).await;
     let Some(store) = greeted.map_err(|_| Broken::Gone)?? else { return Ok(()) };
-    let mut session = Session { store, stream, options: Options::default() };
-    while let Some(number) = session.stream.number().await? {
-        let Some(operation) = Operation::from_number(number) else {
-            // Nobody knows where its arguments end.
-            let message = format!("operation {number} of the worker protocol is not known to this daemon");
-            return session.stream.note(Note::Error(&message)).await;
-        };
-        match session.answer(operation).await {
-            Ok(()) => {}
-            Err(Failure::Broken(Broken::Protocol(error))) => return session.stream.note(Note::Error(&error.to_string())).await,
-            Err(Failure::Broken(error)) => return Err(error),
-            Err(Failure::Told(error)) => {
-                tracing::debug!(%operation, error = %format_args!("{error:#}"), "refused");
-                session.stream.note(Note::Error(&format!("{error:#}"))).await?;
-                // A client that hears of the error stops, and marks the end.
-                session.stream.skip_frames().await?;
-            }
-        }
-    }
-    Ok(())
+    let held = Held::new(store.client());
+    let mut session = Session { store, stream, options: Options::default(), trusted, held };
+    let served = session.serve().await;
+    session.held.release().await;
+    served
 }
 
 /// Agrees on a version with the client, and connects to the farm. None: the client has been told why not.
@@ -98,9 +84,36 @@ struct Session {
     stream: Stream,
     /// How its client wants to have things built.
     options: Options,
+    /// Whether the client may delete.
+    trusted: bool,
+    /// What the client relies on.
+    held: Held,
 }
 
 impl Session {
+    /// Answers one request after the other.
+    async fn serve(&mut self) -> Result<(), Broken> {
+        while let Some(number) = self.stream.number().await? {
+            let Some(operation) = Operation::from_number(number) else {
+                // Nobody knows where its arguments end.
+                let message = format!("operation {number} of the worker protocol is not known to this daemon");
+                return self.stream.note(Note::Error(&message)).await;
+            };
+            match self.answer(operation).await {
+                Ok(()) => {}
+                Err(Failure::Broken(Broken::Protocol(error))) => return self.stream.note(Note::Error(&error.to_string())).await,
+                Err(Failure::Broken(error)) => return Err(error),
+                Err(Failure::Told(error)) => {
+                    tracing::debug!(%operation, error = %format_args!("{error:#}"), "refused");
+                    self.stream.note(Note::Error(&format!("{error:#}"))).await?;
+                    // A client that hears of the error stops, and marks the end.
+                    self.stream.skip_frames().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn answer(&mut self, operation: Operation) -> Result<(), Failure> {
         let arguments = self.stream.gather(operation.items()).await?.ok_or(Broken::Gone)?;
         if operation.is_followed_by_frames() {
@@ -116,6 +129,13 @@ impl Session {
             }
             Request::AddToStore { .. } | Request::AddToStoreNar(_) | Request::AddMultipleToStore => self.add(request, &mut answer).await?,
             Request::SetOptions(options) => self.options = options,
+            Request::AddTempRoot(_)
+            | Request::AddIndirectRoot(_)
+            | Request::AddPermRoot(..)
+            | Request::FindRoots
+            | Request::QueryReferrers(_)
+            | Request::QueryAllValidPaths
+            | Request::CollectGarbage(_) => self.keep(request, &mut answer).await?,
             request => self.look(request, &mut answer).await?,
         }
         Ok(self.stream.send(answer).await?)
@@ -163,9 +183,6 @@ impl Session {
                 Some(_) => answer.number(DONE),
                 None => bail!("path `{}` is not valid, and nothing was named that makes it", store_dir.join(&path)),
             },
-            // The farm deletes nothing, so whatever is asked to be kept is.
-            Request::AddTempRoot(_) | Request::AddIndirectRoot => answer.number(DONE),
-            Request::FindRoots => answer.number(0),
             Request::Other(operation) => bail!("{operation}: {}", why_not(operation)),
             Request::AddToStore { .. }
             | Request::AddToStoreNar(_)
@@ -174,7 +191,42 @@ impl Session {
             | Request::BuildPathsWithResults(..)
             | Request::BuildDerivation { .. }
             | Request::NarFromPath(_)
+            | Request::AddTempRoot(_)
+            | Request::AddIndirectRoot(_)
+            | Request::AddPermRoot(..)
+            | Request::FindRoots
+            | Request::QueryReferrers(_)
+            | Request::QueryAllValidPaths
+            | Request::CollectGarbage(_)
             | Request::SetOptions(_) => answer,
+        };
+        Ok(())
+    }
+
+    /// Answers what is about the store as a whole: what is kept, by whom, and what goes.
+    async fn keep(&mut self, request: Request, answer: &mut Encoder) -> anyhow::Result<()> {
+        let store = &self.store;
+        let store_dir = store.store_dir();
+        match request {
+            Request::AddTempRoot(path) => self.held.hold(path).await.map(|()| answer.number(DONE))?,
+            Request::AddIndirectRoot(link) => roots::add_link(store, &link).await.map(|()| answer.number(DONE))?,
+            Request::AddPermRoot(path, name) => {
+                ensure!(self.trusted, "keep a path for good: only a trusted client may ask for that");
+                roots::add_permanent(store, path, &name).await?;
+                answer.text(&name)
+            }
+            Request::FindRoots => {
+                let found = roots::find(store).await?;
+                answer.list(found.iter(), |to, (name, path)| to.text(name).path(store_dir, path))
+            }
+            Request::QueryReferrers(path) => answer.paths(store_dir, &roots::list(store, GarbageRequest::Referrers(path)).await?),
+            Request::QueryAllValidPaths => answer.paths(store_dir, &roots::list(store, GarbageRequest::Paths).await?),
+            Request::CollectGarbage(wanted) => {
+                let (paths, free_bytes) = roots::collect(store, wanted, self.trusted).await?;
+                // The last is what nobody counts any more.
+                answer.paths(store_dir, &paths).number(free_bytes).number(0)
+            }
+            _ => answer,
         };
         Ok(())
     }
@@ -285,13 +337,10 @@ impl Session {
 /// Why an operation is not answered, and what to do.
 fn why_not(operation: Operation) -> &'static str {
     match operation {
-        Operation::QueryReferrers => "the farm does not keep what refers to a path; ask for references the other way round",
-        Operation::QueryAllValidPaths => "the farm does not list its store; name the paths",
-        Operation::CollectGarbage | Operation::OptimiseStore | Operation::VerifyStore => "the farm keeps its store itself",
+        Operation::OptimiseStore | Operation::VerifyStore => "the farm keeps its store itself",
         Operation::AddSignatures => "the farm signs what it publishes, and keeps no other signatures",
         Operation::RegisterDrvOutput => "the farm takes no word for what a derivation made; build it there",
         Operation::AddBuildLog => "the farm keeps the logs of its own builds only",
-        Operation::AddPermRoot => "the farm makes no links; make one on your side",
         _ => "the farm does not do that",
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kiln_nix::content::{ContentAddress, Method};
 use kiln_nix::daemon::Facts;
@@ -25,6 +26,8 @@ pub(super) struct Known(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
+    /// When the first of them came.
+    since: Option<Instant>,
     derivations: BTreeMap<DrvPath, Arc<Derivation>>,
     /// What their files have together.
     bytes: usize,
@@ -63,6 +66,11 @@ impl Store {
             valid.remove(path);
         }
         Ok(valid)
+    }
+
+    /// Forgets what is kept in memory: some of it may be deleted.
+    pub(super) fn forget_derivations(&self) {
+        self.known.forget();
     }
 
     pub(super) async fn is_valid(&self, path: &StorePath) -> anyhow::Result<bool> {
@@ -227,8 +235,17 @@ impl Store {
 }
 
 impl Known {
+    fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
+    }
+
     fn get(&self, path: &DrvPath) -> Option<Arc<Derivation>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).derivations.get(path).cloned()
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The farm may have deleted them since, but not before it has been silent about them for longer.
+        if kept.since.is_some_and(|since| since.elapsed() > KEPT_MAX) {
+            *kept = Kept::default();
+        }
+        kept.derivations.get(path).cloned()
     }
 
     /// Keeps a derivation whose file has so many bytes.
@@ -241,12 +258,15 @@ impl Known {
             // The farm has them all: starting over costs reads, and no bookkeeping on the way.
             *kept = Kept::default();
         }
+        kept.since.get_or_insert_with(Instant::now);
         if kept.derivations.insert(path, derivation).is_none() {
             kept.bytes += bytes;
         }
     }
 }
 
+/// How long they are kept: less than the shortest period of grace that makes sense.
+const KEPT_MAX: Duration = Duration::from_secs(600);
 /// Bytes of derivations' files that are kept, parsed, in memory; a real one has about 5 KB.
 const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Bytes of the largest that is.

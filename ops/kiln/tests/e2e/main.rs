@@ -13,6 +13,7 @@ mod documented;
 mod elsewhere;
 mod farm;
 mod first_use;
+mod garbage;
 mod once;
 mod package_set;
 mod parity;

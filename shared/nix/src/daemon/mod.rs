@@ -28,7 +28,7 @@ pub use fields::ProtocolError;
 pub use frames::{Frames, Step};
 pub use note::{ActivityKind, Field, Level, Note, ResultKind};
 pub use operation::Operation;
-pub use request::{Mode, Options, Request};
+pub use request::{Collection, CollectionAction, Mode, Options, Request};
 pub use target::Target;
 pub use valid_path::{Facts, ValidPath};
 pub use version::{CLIENT_MAGIC, FEATURES, SERVER_MAGIC, Version};

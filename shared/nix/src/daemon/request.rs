@@ -44,8 +44,16 @@ pub enum Request {
     EnsurePath(StorePath),
     /// Keep a path while the connection lasts.
     AddTempRoot(StorePath),
-    /// Keep what a link leads to.
-    AddIndirectRoot,
+    /// Keep what the link of this name leads to.
+    AddIndirectRoot(String),
+    /// Keep a path, under the name of a link to it.
+    AddPermRoot(StorePath, String),
+    /// What refers to a path.
+    QueryReferrers(StorePath),
+    /// Every valid path.
+    QueryAllValidPaths,
+    /// List or delete garbage.
+    CollectGarbage(Collection),
     /// What is kept, and why.
     FindRoots,
     /// How to build.
@@ -74,6 +82,32 @@ pub enum Request {
     AddMultipleToStore,
     /// An operation whose arguments nobody here reads.
     Other(Operation),
+}
+
+/// What is to be collected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collection {
+    /// What is to be done.
+    pub action: CollectionAction,
+    /// With which paths, where some are named.
+    pub paths: BTreeSet<StorePath>,
+    /// Whether also what is kept goes.
+    pub ignores_liveness: bool,
+    /// Stop when so many bytes are free.
+    pub bytes_max: u64,
+}
+
+/// What is to be done with garbage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CollectionAction {
+    /// List what is kept.
+    ReturnLive,
+    /// List what nobody keeps.
+    ReturnDead,
+    /// Delete what nobody keeps.
+    DeleteDead,
+    /// Delete the named paths, unless somebody keeps them.
+    DeleteSpecific,
 }
 
 /// How to build.
@@ -111,10 +145,11 @@ fn read(operation: Operation, fields: &mut Fields<'_>) -> Result<Request, Protoc
         Operation::BuildDerivation => build_derivation(fields)?,
         Operation::EnsurePath => Request::EnsurePath(fields.path("path")?),
         Operation::AddTempRoot => Request::AddTempRoot(fields.path("path")?),
-        Operation::AddIndirectRoot => {
-            fields.bytes("path")?;
-            Request::AddIndirectRoot
-        }
+        Operation::AddIndirectRoot => Request::AddIndirectRoot(fields.text("path")?.to_owned()),
+        Operation::AddPermRoot => Request::AddPermRoot(fields.path("storePath")?, fields.text("gcRoot")?.to_owned()),
+        Operation::QueryReferrers => Request::QueryReferrers(fields.path("path")?),
+        Operation::QueryAllValidPaths => Request::QueryAllValidPaths,
+        Operation::CollectGarbage => Request::CollectGarbage(collection(fields)?),
         Operation::FindRoots => Request::FindRoots,
         Operation::SetOptions => set_options(fields)?,
         Operation::QueryPathInfo => Request::QueryPathInfo(fields.path("path")?),
@@ -142,15 +177,11 @@ fn read(operation: Operation, fields: &mut Fields<'_>) -> Result<Request, Protoc
             fields.truth("dontCheckSigs")?;
             Request::AddMultipleToStore
         }
-        Operation::QueryReferrers
-        | Operation::CollectGarbage
-        | Operation::QueryAllValidPaths
-        | Operation::OptimiseStore
+        Operation::OptimiseStore
         | Operation::VerifyStore
         | Operation::AddSignatures
         | Operation::RegisterDrvOutput
-        | Operation::AddBuildLog
-        | Operation::AddPermRoot => Request::Other(operation),
+        | Operation::AddBuildLog => Request::Other(operation),
     })
 }
 
@@ -174,6 +205,22 @@ fn mode(fields: &mut Fields<'_>) -> Result<Mode, ProtocolError> {
         2 => Ok(Mode::Check),
         other => Err(value("mode", &other.to_string(), "want 0, 1 or 2")),
     }
+}
+
+fn collection(fields: &mut Fields<'_>) -> Result<Collection, ProtocolError> {
+    let action = match fields.number("action")? {
+        0 => CollectionAction::ReturnLive,
+        1 => CollectionAction::ReturnDead,
+        2 => CollectionAction::DeleteDead,
+        3 => CollectionAction::DeleteSpecific,
+        other => return Err(value("action", &other.to_string(), "want 0 to 3")),
+    };
+    let (paths, ignores_liveness, bytes_max) = (paths(fields)?, fields.truth("ignoreLiveness")?, fields.number("maxFreed")?);
+    // What old clients said here means nothing any more.
+    for field in ["removed", "removed", "removed"] {
+        fields.number(field)?;
+    }
+    Ok(Collection { action, paths, ignores_liveness, bytes_max })
 }
 
 /// Nix writes `text:sha256`, `fixed:sha256`, `fixed:r:sha256`, `fixed:git:sha1`.
