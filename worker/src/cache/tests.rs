@@ -200,3 +200,43 @@ fn a_worker_without_privileges_shares_files_too() {
     };
     std::thread::scope(|scope| scope.spawn(inside).join().expect("no panic"));
 }
+
+#[test]
+fn no_running_build_loses_an_input_and_the_budget_holds_whenever_what_is_used_leaves_room() {
+    for seed in 0..20u64 {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let bytes_max = 60;
+        let cache = open(dir.path(), bytes_max);
+        let paths: Vec<PathInfo> = ('a'..='l').enumerate().map(|(at, name)| info(name, 1, 5 + (at as u64 * 7) % 20)).collect();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+        let mut draw = |end: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % end as u64) as usize
+        };
+        // Builds that run, each with its inputs and what keeps them.
+        let mut running: Vec<(Vec<PathInfo>, Pin)> = Vec::new();
+        for step in 0..60 {
+            if running.len() == 3 || (!running.is_empty() && draw(3) == 0) {
+                drop(running.remove(draw(running.len())));
+            } else {
+                let wanted: Vec<PathInfo> = (0..1 + draw(3)).map(|_| paths[draw(paths.len())].clone()).collect();
+                let Found { mut pin, missing, unproven } = cache.pin(&wanted);
+                assert!(unproven.is_empty());
+                missing.iter().for_each(|lacking| pin.join(keep(&cache, lacking).expect("kept")));
+                running.push((wanted, pin));
+            }
+            let used: BTreeSet<&StorePath> = running.iter().flat_map(|(wanted, _)| wanted.iter().map(|info| &info.path)).collect();
+            for path in &used {
+                assert!(cache.host_path(path).exists(), "seed {seed}, step {step}: `{path}` is in use");
+            }
+            let used_bytes: u64 = paths.iter().filter(|info| used.contains(&info.path)).map(|info| info.nar_size_bytes).sum();
+            assert!(
+                cache.index().bytes() <= bytes_max.max(used_bytes),
+                "seed {seed}, step {step}: no more than the budget or what is used"
+            );
+        }
+        drop(running);
+        assert!(cache.index().bytes() <= bytes_max, "seed {seed}: after the builds the budget holds");
+        assert!(!present(&cache).is_empty(), "what fits stays");
+    }
+}
