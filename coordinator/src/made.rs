@@ -15,7 +15,7 @@ pub(crate) struct NotMade {
     output: Box<BuiltOutput>,
     rule: String,
     #[source]
-    err: Option<ContentError>,
+    err: Option<Box<ContentError>>,
 }
 
 /// Checks that an output has the path that the derivation gives it, or the one that follows from the content address that it is stated with,
@@ -29,7 +29,7 @@ pub(crate) fn check(store_dir: &StoreDir, path: &DrvPath, derivation: &Derivatio
         Some(Output::Deferred) => Err(refuse("the derivation is not resolved", None)),
         Some(Output::Floating { method, algorithm } | Output::Impure { method, algorithm }) => {
             let address = content::check_path(store_dir, &output.info);
-            let address = address.map_err(|err| refuse("its path does not follow from its content", Some(err)))?;
+            let address = address.map_err(|err| refuse("its path does not follow from its content", Some(Box::new(err))))?;
             if !is_as_wanted(&address, *method, *algorithm) {
                 return Err(refuse("its content is to be addressed in another way", None));
             }

@@ -118,7 +118,8 @@ fn what_a_farm_makes_is_where_nix_puts_it_and_nix_finds_how_it_came_to_be() {
         assert_eq!((&again, started), (&ours, 0), "{attribute} is there");
         let theirs = addressed.nix("nix-store", &["--realise", &derivation]).expect_success().out();
         let mut theirs: Vec<String> = theirs.lines().map(str::to_owned).collect();
-        (ours.sort(), theirs.sort());
+        ours.sort();
+        theirs.sort();
         assert_eq!(ours, theirs, "{attribute}");
         let paths: Vec<&str> = ours.iter().map(String::as_str).collect();
         let theirs = addressed.nix("nix", &[&["path-info", "--json"][..], &paths].concat()).expect_success().json();
@@ -138,6 +139,22 @@ fn what_a_farm_makes_is_where_nix_puts_it_and_nix_finds_how_it_came_to_be() {
             let later: Value = serde_json::from_str(&addressed.get(&format!("build-trace-v2/{name}/{output}.doi"))).expect("JSON");
             assert_eq!(later["outPath"], theirs["outPath"], "{attribute}");
         }
+    }
+}
+
+#[test]
+fn nix_takes_what_the_farm_made_by_its_realisations() {
+    let addressed = Addressed::new();
+    let (cache, key) = (addressed.place.beacon()["cache"].clone(), addressed.place.beacon()["public_key"].clone());
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    for attribute in ["floating.top", "user", "above"] {
+        let derivation = addressed.instantiate(attribute);
+        let (ours, _) = addressed.farm(&derivation);
+        let trust = ["--option", "trusted-public-keys", &text(&key), "--option", "substituters", &text(&cache)].map(str::to_owned);
+        let trust: Vec<&str> = trust.iter().map(String::as_str).collect();
+        let args = [&["--realise", &derivation, "--max-jobs", "0"][..], &trust].concat();
+        let taken = addressed.nix("nix-store", &args).expect_success();
+        assert_eq!(taken.out().lines().collect::<Vec<_>>(), ours, "{attribute}");
     }
 }
 
