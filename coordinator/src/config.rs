@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::garbage::Gc;
 use crate::shared_store::SharedStore;
+use crate::tokens::Token;
 use crate::upstream::Substituter;
 
 /// What a coordinator needs to know before it starts.
@@ -54,6 +55,13 @@ pub struct Config {
     /// Caches that have what need not be built: `[[substituters]]` with `url`, `public_keys` and, if wanted, `priority`. Default none.
     #[serde(default)]
     pub substituters: Vec<Substituter>,
+    /// Who may upload over HTTP: `[[tokens]]` with `name`, `hash` and `scope`, as `kiln token create` prints them. Default nobody.
+    #[serde(default)]
+    pub tokens: Vec<Token>,
+    /// Keys that vouch for what is uploaded and does not follow from its content, beside the farm's own, as `trusted-public-keys` has
+    /// them. Default none.
+    #[serde(default, deserialize_with = "public_keys")]
+    pub trusted_upload_keys: Vec<PublicKey>,
     /// Coordinators of a farm, `host:port` each. An empty `dir` then waits to be taken in with `kiln cluster add`; without this it
     /// becomes a new farm. Set it at every coordinator of a farm, for a wiped `dir` must never begin another one. Default none.
     #[serde(default)]

@@ -14,6 +14,7 @@ use crate::config::PeersError;
 use crate::derivations::Derivations;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
+use crate::intake::Intake;
 use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::raft::{About, Consensus};
@@ -43,6 +44,7 @@ pub(crate) struct Parts {
     pub(crate) uploads: Uploads,
     pub(crate) verified: Verified,
     pub(crate) substitution: Substitution,
+    pub(crate) intake: Intake,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
     /// What is deleted, and what must not be.

@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use kiln_core::garbage::{HashPart, Key};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
 use kiln_nix::realisation::DerivedOutput;
-use kiln_wire::client::{DerivationFile, Refusal, Request, Response};
+use kiln_wire::client::{DerivationFile, Refusal, Request, Response, Substitutable};
 use kiln_wire::limits::{DERIVATION_BATCH_BYTES, PATHS_PER_REQUEST_MAX};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{DrvPath, OutputName, StorePath, WorkerId};
@@ -17,7 +17,7 @@ use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::garbage::{self, touch};
 use crate::parts::Parts;
-use crate::{backing_up, cluster, follow, leading, realised, refuse, submit, transfer, views, worker_session};
+use crate::{backing_up, cluster, follow, leading, realised, refuse, submit, substitute, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -95,7 +95,7 @@ async fn route(parts: &Arc<Parts>, peer: &Role, request: Request, mut sender: Se
         backing_up::send(parts, peer, &mut sender).await?;
         return sender.finish().await;
     }
-    if matches!(request, Request::Import(_)) {
+    if matches!(request, Request::Import(_) | Request::ImportSigned { .. }) {
         // Bytes verified here are as good under the next leader, and its stream is no place for another message.
         route_client(parts, peer, request, &mut sender, &mut receiver).await?;
         return sender.finish().await;
@@ -130,6 +130,8 @@ async fn route_client(
 ) -> Result<(), LinkError> {
     match request {
         Request::Import(info) => transfer::import(parts, info, sender, receiver).await,
+        Request::ImportSigned { info, signatures } => transfer::import_signed(parts, info, &signatures, sender, receiver).await,
+        Request::Substitutable(paths) => reply(sender, substitutable(parts, paths).await.map(Response::Substitutable)).await,
         Request::Missing(paths) => reply(sender, missing(parts, paths).await.map(Response::Paths)).await,
         Request::AddDerivations(files) => reply(sender, add_derivations(parts, files).await.map(|()| Response::Done)).await,
         Request::Submit(submission) => reply(sender, submit::submit(parts.clone(), submission).await.map(Response::Submitted)).await,
@@ -181,6 +183,12 @@ async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>,
     let lacking = parts.store.missing_derivations(&derivations).await.map_err(failed)?;
     missing.extend(lacking.into_iter().map(|path| path.as_path().clone()));
     Ok(missing)
+}
+
+/// Returns those of some paths that upstream caches have and the farm lacks.
+async fn substitutable(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<Substitutable>, Refusal> {
+    check_count(paths.len())?;
+    substitute::substitutable(parts, paths).await
 }
 
 /// Keeps derivations, many at a time: each waits for the disk, which takes the waits of many together.

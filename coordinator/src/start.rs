@@ -19,7 +19,8 @@ use crate::derivations::Derivations;
 use crate::driver::Chain;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
-use crate::http::{Http, Socket};
+use crate::http::{Http, Socket, uploads};
+use crate::intake::Intake;
 use crate::logs::Logs;
 use crate::parts::Parts;
 use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
@@ -128,7 +129,7 @@ impl Coordinator {
             async move { Ok(kept_logs::newest_finished(&parts, &derivation).await?) }.boxed()
         };
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
-        let http = Http::serve(web, state);
+        let http = Http::serve_with(web, state, uploads::router(parts.clone()));
         Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, http })
     }
 
@@ -260,6 +261,7 @@ async fn parts(
         uploads: Uploads::default(),
         verified: Verified::default(),
         substitution,
+        intake: Intake::new(config.tokens.clone(), config.trusted_upload_keys.clone()),
         granted: Granted::default(),
         turns: Turns::default(),
         garbage: Garbage::new(config.gc.clone()),

@@ -9,16 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures::{StreamExt, stream};
 use kiln_store::{Endorsed, StoreError};
-use kiln_wire::client::Refusal;
+use kiln_wire::client::{Refusal, Substitutable};
 use kiln_wire::limits::{UPSTREAM_FETCHES_MAX, UPSTREAM_PATHS_MAX, UPSTREAM_QUERIES_MAX};
 use kiln_wire::{JobSpec, Root, StoreDir, StorePath};
 use tokio::sync::OnceCell;
 
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
-use crate::garbage::touch;
+use crate::intake::{self, IntakeError};
 use crate::parts::Parts;
-use crate::transfer::keys_of;
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
 use crate::{needed, refuse, submit};
 
@@ -76,6 +75,26 @@ pub(crate) async fn jobs(parts: &Parts, closure: &DrvClosure, roots: &[Root]) ->
             return Ok(jobs);
         }
     }
+}
+
+/// Returns those of some paths that caches have and the store lacks. Nothing is fetched.
+///
+/// # Errors
+/// A [`Refusal`] if the store failed.
+pub(crate) async fn substitutable(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<Substitutable>, Refusal> {
+    let search = Search::begin(parts).await;
+    search.missing(paths).await?;
+    let state = search.state();
+    let described = state.found.values().map(|found| {
+        let narinfo = &found.believed.narinfo;
+        Substitutable {
+            path: narinfo.path.clone(),
+            references: narinfo.references.iter().cloned().collect(),
+            download_bytes: narinfo.file_size_bytes.unwrap_or_default(),
+            nar_bytes: narinfo.nar_size_bytes,
+        }
+    });
+    Ok(described.collect())
 }
 
 /// Returns the outputs that jobs or roots want of derivations that are no jobs.
@@ -200,11 +219,11 @@ impl<'a> Search<'a> {
 
     /// Makes a path valid; returns whether all that it refers to is.
     async fn publish(&self, endorsed: &Endorsed) -> Result<bool, Refusal> {
-        touch(self.parts, keys_of(&endorsed.info)).await;
-        match self.parts.store.publish_endorsed(endorsed, &self.parts.keys).await {
-            Ok(()) => Ok(true),
-            Err(StoreError::MissingReference { .. }) => Ok(false),
-            Err(error) => Err(unavailable(&error)),
+        match intake::publish(self.parts, endorsed).await {
+            // One that was built meanwhile, with another content, is as good.
+            Ok(()) | Err(IntakeError::Differs { .. }) => Ok(true),
+            Err(IntakeError::Store(StoreError::MissingReference { .. })) => Ok(false),
+            Err(error) => Err(refuse::unavailable("submit", &error)),
         }
     }
 

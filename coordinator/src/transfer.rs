@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use kiln_core::garbage::Key;
 use kiln_link::{BlobSource, LinkError, Receiver, Sender};
-use kiln_store::{Begun, BlobBytes, Provenance, Received, StoreError};
+use kiln_nix::{NarInfo, Signature};
+use kiln_store::{Begun, BlobBytes, Endorsed, Provenance, Received, StoreError};
 use kiln_wire::client::{Refusal, Response};
 use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
 
@@ -13,6 +14,7 @@ use crate::driver::Chain;
 use crate::garbage::touch;
 use crate::granted::may_fetch;
 use crate::heavy::heavy;
+use crate::intake::{self, IntakeError};
 use crate::parts::Parts;
 use crate::{leading, made, refuse};
 
@@ -66,6 +68,31 @@ pub(crate) async fn import(parts: &Parts, info: PathInfo, sender: &mut Sender, r
     }
     match parts.store.publish(std::slice::from_ref(&stored), &parts.keys).await {
         Ok(()) => sender.send(&Response::Stored).await,
+        Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
+    }
+}
+
+/// Takes a path that was built elsewhere from a client, if its content or a key that is trusted for uploads vouches for it.
+pub(crate) async fn import_signed(
+    parts: &Parts,
+    info: PathInfo,
+    signatures: &[String],
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+) -> Result<(), LinkError> {
+    let described = NarInfo::describe(&info, signatures.iter().filter_map(|text| Signature::parse(text).ok()).collect());
+    let believed = match intake::vouch(parts, described, false) {
+        Ok(believed) => believed,
+        Err(doubt) => return sender.send(&Response::Refused(refuse::invalid(Chain(&doubt).to_string()))).await,
+    };
+    let provenance = kiln_store::provenance(&info, believed.vouched);
+    let Some(stored) = receive(parts, info, provenance, sender, receiver).await? else { return Ok(()) };
+    let endorsed = Endorsed { info: stored, signatures: believed.signatures };
+    match intake::publish(parts, &endorsed).await {
+        Ok(()) => sender.send(&Response::Stored).await,
+        Err(error @ (IntakeError::Differs { .. } | IntakeError::Store(StoreError::MissingReference { .. }))) => {
+            sender.send(&Response::Refused(refuse::invalid(Chain(&error).to_string()))).await
+        }
         Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
     }
 }

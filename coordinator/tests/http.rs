@@ -344,3 +344,89 @@ async fn nix_copies_a_closure_and_refuses_what_was_tampered_with() {
     let told = cache.nix("bytes", &["path-info", "--store", "STORE", &full]).await;
     assert!(!told.status.success(), "{told:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nix_that_reads_xz_only_has_a_cache_of_its_own() {
+    let cache = Cache::start().await;
+    let (app, lib) = (path(APP, "app"), path(LIB, "lib"));
+    let kept = cache.publish(&lib, &[], 100_000).await;
+    cache.publish(&app, &[&lib], 10).await;
+    let text = String::from_utf8(cache.request(&format!("GET /xz/{LIB}.narinfo"), "").await.2).expect("text");
+    assert!(text.contains("Compression: xz\n") && text.contains(".nar.xz\n") && !text.contains("\nFile"), "{text}");
+    let url = format!("http://{}/xz", cache.addr);
+    let key = cache.keys.trusted();
+    let full = format!("/nix/store/{app}");
+    let copied = cache.nix("xz", &["copy", "--from", &url, "--to", "STORE", "--option", "trusted-public-keys", &key, &full]).await;
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    let copied = cache.dir.path().join(format!("xz/root/nix/store/{lib}/filler"));
+    assert_eq!(std::fs::read(copied).expect("it was copied").len(), 400_000);
+    // Under each ending, and whole.
+    let hash = kiln_nix::hash::nix32(&kept.blob.sha256.0);
+    let (status, head, plain) = cache.request(&format!("GET /nar/{hash}.nar"), "").await;
+    assert!(status == 200 && plain.windows(13).any(|window| window == b"nix-archive-1"), "{head}");
+    for (line, expected) in [
+        (format!("HEAD /nar/{hash}.nar.xz"), 200),
+        (format!("GET /nar/{hash}.nar.bz2"), 200),
+        (format!("GET /nar/{hash}.nar.br"), 404),
+        (format!("GET /nar/{}.nar.xz", "0".repeat(52)), 404),
+        (format!("GET /nar/{hash}x.nar.xz"), 404),
+        ("GET /nar/..%2f..%2fsecret.nar.xz".to_owned(), 404),
+        ("GET /xz/nix-cache-info".to_owned(), 200),
+        (format!("GET /xz/{LIB}.ls"), 200),
+    ] {
+        assert_eq!(cache.request(&line, "").await.0, expected, "{line}");
+    }
+    // A name under which a client uploaded it leads to the same.
+    let uploaded = "1".repeat(52);
+    cache.store.note_uploaded(&uploaded, &kept.blob.sha256).await.expect("notes");
+    let (status, head, _) = cache.request(&format!("GET /nar/{uploaded}.nar.zst"), "").await;
+    assert!(status == 307 && head.contains(&format!("location: {hash}.nar.zst")), "{head}");
+    assert_eq!(cache.request(&format!("GET /nar/{uploaded}.nar"), "").await.0, 200);
+    cache.http.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debugging_information_is_found_by_the_id_in_the_program() {
+    let cache = Cache::start().await;
+    let app = path(APP, "app");
+    let work = cache.dir.path().to_owned();
+    let script = "set -e; echo 'int main(void) { return 0; }' >p.c; gcc -g -Wl,--build-id=sha1 -o p p.c; objcopy --only-keep-debug p p.debug; \
+                  readelf -n p | sed -n 's/.*Build ID: //p'";
+    let made = std::process::Command::new("sh").args(["-c", script]).current_dir(&work).output().expect("there is a shell");
+    assert!(made.status.success(), "gcc and binutils are installed: {}", String::from_utf8_lossy(&made.stderr));
+    let id = String::from_utf8(made.stdout).expect("text").trim().to_owned();
+    assert_eq!(id.len(), 40, "{id}");
+    let member = format!("lib/debug/.build-id/{}/{}.debug", &id[..2], &id[2..]);
+    let info = cache
+        .publish_with(&app, &[], 1, |tree| {
+            let file = tree.join(&member);
+            std::fs::create_dir_all(file.parent().expect("a directory")).expect("makes directories");
+            std::fs::copy(work.join("p.debug"), file).expect("copies");
+        })
+        .await;
+    for name in [format!("/debuginfo/{id}"), format!("/debuginfo/{id}.debug")] {
+        let (status, head, body) = cache.request(&format!("GET {name}"), "").await;
+        assert!(status == 200 && head.contains("content-type: application/json") && head.contains("etag: "), "{head}");
+        let json: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        let archive = format!("../{}", kiln_nix::narinfo::blob_key(&info.blob.sha256));
+        assert_eq!(json, serde_json::json!({ "archive": archive, "member": member }));
+        // As a client resolves it from where the entry is.
+        assert_eq!(cache.request(&format!("GET {}", archive.trim_start_matches("..")), "").await.0, 200);
+    }
+    for name in ["/debuginfo/x", "/debuginfo/..", &format!("/debuginfo/{}", "0".repeat(40)), &format!("/debuginfo/{id}.debug.debug")] {
+        assert_eq!(cache.request(&format!("GET {name}"), "").await.0, 404, "{name}");
+    }
+    // Nix, asked to make the same index of the same archive, makes the same entry.
+    let to = format!("file://{}?index-debug-info=true&compression=none", cache.dir.path().join("index").display());
+    let from = format!("http://{}", cache.addr);
+    let key = cache.keys.trusted();
+    let full = format!("/nix/store/{app}");
+    let copied = cache.nix("debug", &["copy", "--from", &from, "--to", &to, "--option", "trusted-public-keys", &key, &full]).await;
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    let entries: Vec<_> = std::fs::read_dir(cache.dir.path().join("index/debuginfo")).expect("an index").filter_map(Result::ok).collect();
+    let names: Vec<String> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    assert!(names.len() == 1 && names[0].starts_with(&id), "{names:?}");
+    let theirs: serde_json::Value = serde_json::from_slice(&std::fs::read(entries[0].path()).expect("reads")).expect("JSON");
+    assert_eq!(theirs["member"], member);
+    cache.http.stop().await;
+}

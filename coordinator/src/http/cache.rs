@@ -14,6 +14,7 @@ use kiln_store::{KeptListing, Store, StoreError};
 use super::State;
 use super::kept::{Keep, Tag, absent, answer};
 use super::pieces::pieces;
+use super::transcode;
 use crate::driver::Chain;
 
 /// `nix-cache-info`.
@@ -30,6 +31,15 @@ pub(super) async fn described(Shared(state): Shared<State>, method: Method, Path
     };
     match answer {
         Ok(Some(answer)) => answer,
+        Ok(None) => absent(),
+        Err(error) => failed(&file, &error),
+    }
+}
+
+/// `debuginfo/<build id>`, with or without `.debug`: where the debugging information is.
+pub(super) async fn debuginfo(Shared(state): Shared<State>, Path(file): Path<String>, headers: HeaderMap) -> Response {
+    match state.store.debuginfo(file.strip_suffix(".debug").unwrap_or(&file)).await {
+        Ok(Some(json)) => answer(&headers, Keep::Minutes, "application/json", json),
         Ok(None) => absent(),
         Err(error) => failed(&file, &error),
     }
@@ -63,7 +73,8 @@ async fn listing(state: &State, hash_part: &str, method: &Method, headers: &Head
 pub(super) async fn nar(Shared(state): Shared<State>, method: Method, Path(file): Path<String>, headers: HeaderMap) -> Response {
     let size_bytes = match state.store.nar_file_size(&file).await {
         Ok(Some(size_bytes)) => size_bytes,
-        Ok(None) => return absent(),
+        // Another compression, or a name by which somebody uploaded it.
+        Ok(None) => return transcode::archive(&state, &method, &file).await.unwrap_or_else(|error| failed(&file, &error)),
         Err(error) => return failed(&file, &error),
     };
     // The name holds the hash of the bytes; the store knows no other names.

@@ -1,8 +1,8 @@
 //! HTTP: the binary cache for unmodified Nix clients, health, and metrics.
 //!
-//! Goals: what Nix asks of a cache, byte for byte; nothing is read but objects that the store itself names. Non-goals: TLS and
-//! authentication (a reverse proxy's), uploads (kiln-link's), checking NAR bytes on their way out: they are served as they lie, and
-//! Nix holds them against the signed hash.
+//! Goals: what Nix asks of a cache, byte for byte; nothing is read but objects that the store itself names. Non-goals: TLS
+//! (a reverse proxy's), who may read, checking NAR bytes on their way out: they are served as they lie, and Nix holds them against the
+//! signed hash.
 
 mod cache;
 mod kept;
@@ -12,6 +12,8 @@ mod pieces;
 mod realisations;
 #[cfg(feature = "simulation")]
 mod simulated;
+mod transcode;
+pub(crate) mod uploads;
 
 use std::sync::Arc;
 
@@ -24,7 +26,8 @@ use futures::future::BoxFuture;
 use kiln_nix::Keyring;
 use kiln_store::Store;
 use kiln_wire::DrvPath;
-use tokio::sync::oneshot;
+use kiln_wire::limits::TRANSCODED_MAX;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use self::kept::Keep;
@@ -42,6 +45,8 @@ pub struct State {
     keys: Keyring,
     snapshot: Arc<dyn Fn() -> Snapshot + Send + Sync>,
     log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
+    /// Archives that are compressed anew at a time.
+    transcoding: Arc<Semaphore>,
 }
 
 /// The newest complete log of a derivation; none if there is none.
@@ -56,7 +61,7 @@ impl State {
         snapshot: impl Fn() -> Snapshot + Send + Sync + 'static,
         log: impl Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync + 'static,
     ) -> Self {
-        Self { store, keys, snapshot: Arc::new(snapshot), log: Arc::new(log) }
+        Self { store, keys, snapshot: Arc::new(snapshot), log: Arc::new(log), transcoding: Arc::new(Semaphore::new(TRANSCODED_MAX)) }
     }
 }
 
@@ -69,8 +74,13 @@ pub struct Http {
 impl Http {
     /// Serves requests that arrive at `listener`.
     pub fn serve(listener: Socket, state: State) -> Self {
+        Self::serve_with(listener, state, Router::new())
+    }
+
+    /// Serves further routes beside them.
+    pub(crate) fn serve_with(listener: Socket, state: State, more: Router) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let server = axum::serve(listener, router(state)).with_graceful_shutdown(async move {
+        let server = axum::serve(listener, router(state).merge(more)).with_graceful_shutdown(async move {
             // A dropped handle stops the server as a call of `stop` does.
             let _ended = stopped.await;
         });
@@ -94,6 +104,11 @@ pub fn router(state: State) -> Router {
     Router::new()
         .route("/nix-cache-info", get(cache::info))
         .route("/nar/{file}", get(cache::nar))
+        .route("/debuginfo/{file}", get(cache::debuginfo))
+        .route("/xz/nix-cache-info", get(cache::info))
+        .route("/xz/nar/{file}", get(cache::nar))
+        .route("/xz/log/{file}", get(log::log))
+        .route("/xz/{file}", get(transcode::described))
         .route("/log/{file}", get(log::log))
         .route("/realisations/{file}", get(realisations::by_hash))
         .route("/build-trace-v2/{derivation}/{file}", get(realisations::by_path))

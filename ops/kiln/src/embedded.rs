@@ -63,6 +63,8 @@ impl Farm {
             retired_keys: Vec::new(),
             revoked_keys: Vec::new(),
             substituters: shape.substituters.clone(),
+            tokens: Vec::new(),
+            trusted_upload_keys: Vec::new(),
             join: Vec::new(),
             advertise: None,
             advertise_http: None,

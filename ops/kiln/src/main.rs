@@ -31,6 +31,7 @@ mod submission;
 mod submit;
 mod tables;
 mod tame;
+mod token;
 mod up;
 mod words;
 
@@ -102,6 +103,9 @@ enum Command {
     /// Make keys that sign a binary cache
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Make tokens with which clients may upload to the cache
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 fn main() -> ExitCode {
@@ -143,5 +147,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Nar(command) => nar::run(command),
         Command::Ca(command) => ca::run(command),
         Command::Keys(command) => keys::run(command),
+        Command::Token(command) => token::run(command),
     }
 }

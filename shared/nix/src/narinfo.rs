@@ -97,6 +97,24 @@ impl NarInfo {
         })
     }
 
+    /// Describes a path that the farm stores as a zstd blob.
+    pub fn describe(info: &PathInfo, signatures: Vec<Signature>) -> Self {
+        Self {
+            path: info.path.clone(),
+            url: blob_key(&info.blob.sha256),
+            compression: nix_narinfo::Compression::Zstd.as_str().to_owned(),
+            file_hash: Some(info.blob.sha256.into()),
+            file_size_bytes: Some(info.blob.size_bytes),
+            file_blake3: Some(info.blob.blake3),
+            nar_hash: info.nar_hash,
+            nar_size_bytes: info.nar_size_bytes,
+            references: info.references.clone(),
+            deriver: info.deriver.clone(),
+            content_address: info.content_address.clone(),
+            signatures,
+        }
+    }
+
     /// Returns the facts, if a farm wrote this narinfo.
     ///
     /// # Errors

@@ -45,6 +45,7 @@ fn a_narinfo_is_written_in_the_order_of_nix_and_reads_back() {
     assert_eq!(parsed.path_info(), Ok(info()));
     assert_eq!((parsed.url.clone(), parsed.signatures.clone()), (narinfo::blob_key(&info().blob.sha256), vec![signature]));
     assert!(parsed.is_signed_by(&store_dir, &[key().public()]));
+    assert_eq!(parsed, NarInfo::describe(&info(), parsed.signatures.clone()), "which says the same without the text");
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! Archives as other stores compress them, read within bounds of memory whatever they claim to need.
+//! Archives as other stores compress them, read within bounds of memory whatever they claim to need; and made for clients that read no
+//! other.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use kiln_wire::limits::ZSTD_WINDOW_LOG_MAX;
-use lzma_rust2::XzReader;
+use lzma_rust2::{XzOptions, XzReader, XzWriter};
 
 /// Memory that an xz decoder may use, in KiB: 128 MiB. The strongest preset (`xz -9`) asks for a dictionary of 64 MiB.
 const XZ_MEMORY_KIB_MAX: u32 = 128 << 10;
@@ -70,6 +71,35 @@ impl Compression {
     }
 }
 
+/// Compresses the archive of a blob anew, to `out`. Blocks.
+///
+/// # Errors
+/// What reading the blob or writing to `out` gives.
+pub fn recompress(blob: impl Read, compression: Compression, mut out: impl Write) -> io::Result<()> {
+    let mut nar = Compression::Zstd.reader(blob)?;
+    match compression {
+        Compression::None => io::copy(&mut nar, &mut out).map(drop)?,
+        Compression::Zstd => {
+            let mut encoder = zstd::Encoder::new(&mut out, 1)?;
+            io::copy(&mut nar, &mut encoder)?;
+            encoder.finish().map(drop)?;
+        }
+        Compression::Xz => {
+            let mut encoder = XzWriter::new(&mut out, XzOptions::with_preset(XZ_PRESET))?;
+            io::copy(&mut nar, &mut encoder)?;
+            encoder.finish().map(drop)?;
+        }
+        Compression::Bzip2 => {
+            let mut encoder = bzip2::write::BzEncoder::new(&mut out, bzip2::Compression::fast());
+            io::copy(&mut nar, &mut encoder)?;
+            encoder.finish().map(drop)?;
+        }
+    }
+    out.flush()
+}
+
+/// The fastest: whoever reads no zstd waits for it.
+const XZ_PRESET: u32 = 0;
 /// Compressed bytes that are read at a time.
 const BUFFER_BYTES: usize = 64 << 10;
 

@@ -14,8 +14,10 @@ use kiln_nix::scan::Candidates;
 use kiln_wire::limits::NAR_BYTES_MAX;
 use kiln_wire::{Blob, PathInfo, Sha256Hash, StorePath};
 
+use crate::debug::BuildIdOf;
 use crate::decompress::Compression;
 use crate::error::StoreError;
+use crate::grammar::Grammar;
 use crate::lie::Lie;
 use crate::pack::{PackError, Packer};
 use crate::receive::{Provenance, Received, check_content, check_statement};
@@ -39,6 +41,7 @@ pub struct Repacked {
     nar_size_bytes: u64,
     blob: Blob,
     spool: Arc<Spool>,
+    build_ids: Vec<BuildIdOf>,
 }
 
 /// An archive that could not be read.
@@ -72,13 +75,19 @@ impl Store {
     pub fn repack(&self, name: &str, file: impl Read, compression: Compression, nar_bytes_max: u64) -> Result<Repacked, ForeignError> {
         let refuse = |err| ForeignError::Archive { name: name.to_owned(), err };
         let nar = compression.reader(file).map_err(|err| refuse(NarError::Read(err)))?;
-        let nar = Within { nar, left_bytes: nar_bytes_max.min(NAR_BYTES_MAX) };
+        let mut nar = Within { nar, left_bytes: nar_bytes_max.min(NAR_BYTES_MAX), grammar: Some(Grammar::new()) };
         let packer = Packer { level: LEVEL, spool_dir: self.spool_dir().to_owned() };
-        let packed = packer.pack_nar(name, nar, &Candidates::new([])).map_err(|err| match err {
+        let packed = packer.pack_nar(name, &mut nar, &Candidates::new([])).map_err(|err| match err {
             PackError::Nar { err, .. } => refuse(err),
             PackError::Compress { err, .. } => ForeignError::Pack { name: name.to_owned(), err },
         })?;
-        Ok(Repacked { nar_hash: packed.nar_hash, nar_size_bytes: packed.nar_size_bytes, blob: packed.blob, spool: Arc::new(packed.spool) })
+        Ok(Repacked {
+            nar_hash: packed.nar_hash,
+            nar_size_bytes: packed.nar_size_bytes,
+            blob: packed.blob,
+            spool: Arc::new(packed.spool),
+            build_ids: nar.grammar.map(|mut grammar| grammar.take_build_ids()).unwrap_or_default(),
+        })
     }
 
     /// Holds an archive against what a narinfo says of it. Reads the archive once more if references or content have to be found. Blocks.
@@ -107,7 +116,7 @@ impl Store {
             }
         }
         check_content(self.store_dir(), &stated, || SpoolReader::new(&repacked.spool)).map_err(refuse)?;
-        Ok(Received { info: stated, provenance, spool: Arc::clone(&repacked.spool) })
+        Ok(Received { info: stated, provenance, spool: Arc::clone(&repacked.spool), build_ids: repacked.build_ids.clone() })
     }
 }
 /// Returns what a path of others has to fulfil.
@@ -160,6 +169,8 @@ impl Repacked {
 struct Within<R> {
     nar: R,
     left_bytes: u64,
+    /// Knows the names of files, until something is wrong, which the packer says.
+    grammar: Option<Grammar>,
 }
 
 impl<R: Read> Read for Within<R> {
@@ -168,6 +179,9 @@ impl<R: Read> Read for Within<R> {
         match self.left_bytes.checked_sub(count as u64) {
             Some(left_bytes) => {
                 self.left_bytes = left_bytes;
+                if self.grammar.as_mut().is_some_and(|grammar| grammar.feed(&buffer[..count], |_| ()).is_err()) {
+                    self.grammar = None;
+                }
                 Ok(count)
             }
             None => Err(io::Error::new(io::ErrorKind::FileTooLarge, "more comes out of it than was stated or is allowed")),

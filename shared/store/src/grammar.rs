@@ -6,6 +6,8 @@
 
 use kiln_nix::nar::{DEPTH_MAX, NAME_BYTES_MAX, TARGET_BYTES_MAX};
 
+use crate::debug::BuildIdOf;
+
 /// No word of the grammar is longer.
 const WORD_BYTES_MAX: usize = 16;
 
@@ -18,6 +20,9 @@ pub struct GrammarError {
     /// The rule it breaks.
     pub rule: &'static str,
 }
+
+/// Files with debugging information that are looked for in one NAR; the largest packages have some thousand.
+const BUILD_IDS_MAX: usize = 65_536;
 
 /// The token that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +67,7 @@ pub(crate) struct Grammar {
     directories: Vec<Vec<u8>>,
     offset_bytes: u64,
     token_offset_bytes: u64,
+    build_ids: Vec<BuildIdOf>,
 }
 
 impl Grammar {
@@ -75,6 +81,7 @@ impl Grammar {
             directories: Vec::new(),
             offset_bytes: 0,
             token_offset_bytes: 0,
+            build_ids: Vec::new(),
         }
     }
 
@@ -106,6 +113,11 @@ impl Grammar {
             self.settle()?;
         }
         Ok(())
+    }
+
+    /// Returns the files with debugging information that have come by.
+    pub(crate) fn take_build_ids(&mut self) -> Vec<BuildIdOf> {
+        std::mem::take(&mut self.build_ids)
     }
 
     /// Says whether the NAR is complete.
@@ -205,7 +217,10 @@ impl Grammar {
 
     fn node_type(&mut self) -> Result<Next, GrammarError> {
         match self.token.as_slice() {
-            b"regular" => Ok(Next::ExecutableOrContents),
+            b"regular" => {
+                self.build_ids.extend(BuildIdOf::file(&self.directories).filter(|_| self.build_ids.len() < BUILD_IDS_MAX));
+                Ok(Next::ExecutableOrContents)
+            }
             b"symlink" => Ok(Next::TargetWord),
             b"directory" => {
                 self.directories.push(Vec::new());

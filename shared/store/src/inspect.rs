@@ -9,6 +9,7 @@ use kiln_wire::limits::NAR_BYTES_MAX;
 use kiln_wire::{Blake3Hash, Blob, PathInfo, Sha256Hash, StorePath};
 use sha2::{Digest, Sha256};
 
+use crate::debug::BuildIdOf;
 use crate::frame::Frame;
 use crate::grammar::Grammar;
 use crate::lie::Lie;
@@ -21,6 +22,8 @@ pub(crate) struct Facts {
     pub(crate) nar_size_bytes: u64,
     /// Candidates found in the NAR; `None` if nothing was looked for.
     pub(crate) references: Option<BTreeSet<StorePath>>,
+    /// Files with debugging information.
+    pub(crate) build_ids: Vec<BuildIdOf>,
 }
 
 /// Takes a blob's bytes and finds its facts.
@@ -67,7 +70,7 @@ impl Inspector {
     ///
     /// # Errors
     /// [`Lie::Frame`] or [`Lie::Grammar`] if it is not.
-    pub(crate) fn finish(self) -> Result<Facts, Lie> {
+    pub(crate) fn finish(mut self) -> Result<Facts, Lie> {
         self.frame.finish()?;
         self.nar.grammar.finish()?;
         Ok(Facts {
@@ -78,6 +81,7 @@ impl Inspector {
             },
             nar_hash: Sha256Hash(self.nar.sha256.finalize().into()),
             nar_size_bytes: self.nar.size_bytes,
+            build_ids: self.nar.grammar.take_build_ids(),
             references: self.nar.scanner.map(Scanner::finish),
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! `nix-cache-info` · `<hash part>.narinfo` · `nar/<SHA-256 of the blob in Nix's base 32>.nar.zst` · `drv/<base name>` · `farm` ·
 //! `listings/<SHA-256 of the NAR in Nix's base 32>.ls` · `logs/<base name>/<attempt>.log.zst` · `builds/<number>.build` · `realisations/<id>.doi` ·
-//! `build-trace-v2/<derivation>/<output>.doi` and
+//! `build-trace-v2/<derivation>/<output>.doi` · `debuginfo/<build id>` · `uploaded/<SHA-256 of a file in Nix's base 32>` ·
 //! `notes/<kind>/<SHA-256 of the name in Nix's base 32>.note`. Every key is
 //! made of checked parts, so that none leaves its directory. A key that follows from the content is written without a condition:
 //! whoever writes it writes the same.
@@ -103,6 +103,20 @@ pub(crate) fn log_attempt(file_name: &str) -> Option<AttemptId> {
 
 pub(crate) fn build_dir() -> Path {
     Path::from("builds")
+}
+
+/// Returns the key of the file that says where the debugging information of a build id is.
+pub(crate) fn debuginfo(build_id: &str) -> Path {
+    Path::from("debuginfo").join(build_id)
+}
+
+/// Returns the key of what a file became that a client uploaded, by the hash of that file, if it is one.
+pub(crate) fn uploaded(file_hash: &str) -> Option<Path> {
+    is_sha256(file_hash).then(|| Path::from("uploaded").join(file_hash))
+}
+
+pub(crate) fn is_sha256(text: &str) -> bool {
+    is_nix32(text, SHA256_CHARS)
 }
 
 pub(crate) fn build(build: BuildId) -> Path {

@@ -15,6 +15,7 @@
 
 mod blob;
 mod cache;
+mod debug;
 mod decompress;
 mod delete;
 mod error;
@@ -44,7 +45,7 @@ mod uploads;
 mod verify;
 
 pub use blob::{BlobBytes, BlobReader};
-pub use decompress::Compression;
+pub use decompress::{Compression, recompress};
 pub use delete::{Deleted, Stored};
 pub use error::StoreError;
 pub use foreign::{ForeignError, Repacked, Vouched, provenance};

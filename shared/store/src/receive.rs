@@ -13,6 +13,7 @@ use kiln_nix::content;
 use kiln_nix::scan::Candidates;
 use kiln_wire::{PathInfo, StoreDir, StorePath};
 
+use crate::debug::BuildIdOf;
 use crate::error::StoreError;
 use crate::inspect::{Inspector, check_sizes};
 use crate::lie::Lie;
@@ -52,6 +53,7 @@ pub struct Received {
     pub(crate) info: PathInfo,
     pub(crate) provenance: Provenance,
     pub(crate) spool: Arc<Spool>,
+    pub(crate) build_ids: Vec<BuildIdOf>,
 }
 
 impl BlobReceiver {
@@ -138,10 +140,11 @@ impl BlobReceiver {
             let facts = inspector.finish()?;
             facts.check_blob(&stated.blob)?;
             facts.check_nar(&stated)?;
-            check_content(&store_dir, &stated, || SpoolReader::new(&spool))
+            check_content(&store_dir, &stated, || SpoolReader::new(&spool))?;
+            Ok::<_, Lie>(facts.build_ids)
         };
         match check() {
-            Ok(()) => Ok(Received { info: stated, provenance, spool: Arc::new(spool) }),
+            Ok(build_ids) => Ok(Received { info: stated, provenance, spool: Arc::new(spool), build_ids }),
             Err(lie) => Err(StoreError::refused(&stated, lie)),
         }
     }

@@ -6,6 +6,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use kiln_nix::hash::nix32;
+use kiln_wire::Sha256Hash;
 
 use crate::blob::BlobReader;
 use crate::error::StoreError;
@@ -32,6 +34,33 @@ impl Store {
         match key::nar_file(file_name) {
             Some(key) => self.open_object(&key).await,
             None => Ok(None),
+        }
+    }
+
+    /// Returns the file name of the blob that a client asks for by the hash of another file: of one that it uploaded. A blob's own hash
+    /// is as good. `None`: there is no such blob, or the text is no such hash.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn blob_file(&self, file_hash: &str) -> Result<Option<String>, StoreError> {
+        let Some(uploaded) = key::uploaded(file_hash) else { return Ok(None) };
+        let own = format!("{file_hash}.nar.zst");
+        if self.nar_file_size(&own).await?.is_some() {
+            return Ok(Some(own));
+        }
+        let Some(text) = self.inner.objects.get_small(&uploaded, 64).await? else { return Ok(None) };
+        let hash = std::str::from_utf8(&text).ok().filter(|hash| key::is_sha256(hash));
+        Ok(hash.map(|hash| format!("{hash}.nar.zst")))
+    }
+
+    /// Notes which blob a file became that a client uploaded: the client may ask for it by that name. What is no hash is not noted.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn note_uploaded(&self, file_hash: &str, blob: &Sha256Hash) -> Result<(), StoreError> {
+        match key::uploaded(file_hash) {
+            Some(key) => self.inner.objects.put(&key, nix32(&blob.0).into()).await,
+            None => Ok(()),
         }
     }
 

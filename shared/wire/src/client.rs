@@ -91,6 +91,16 @@ pub enum Request {
     Realisation(String),
     /// Client (to look, to keep) or admin (to delete): the store as a whole. Answered by [`Response::Garbage`] frames or [`Response::Done`].
     Garbage(GarbageRequest),
+    /// Client: offers a path that was built elsewhere. One of the signatures must be by a key that the farm trusts for uploads, or the
+    /// path must follow from its content. Answered as `Upload` is.
+    ImportSigned {
+        /// What is offered.
+        info: PathInfo,
+        /// Signatures, as a narinfo has them.
+        signatures: Vec<String>,
+    },
+    /// Client: which of these paths an upstream cache has and the farm lacks. Answered by [`Response::Substitutable`].
+    Substitutable(Vec<StorePath>),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -168,6 +178,21 @@ pub enum Response {
     Realisation(Option<String>),
     /// About the store as a whole.
     Garbage(GarbageAnswer),
+    /// What upstream caches have.
+    Substitutable(Vec<Substitutable>),
+}
+
+/// A path that an upstream cache has and the farm lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Substitutable {
+    /// The path.
+    pub path: StorePath,
+    /// What it refers to.
+    pub references: Vec<StorePath>,
+    /// Bytes of the archive as the cache has it; 0 if it does not say.
+    pub download_bytes: u64,
+    /// Bytes of the NAR.
+    pub nar_bytes: u64,
 }
 
 /// Why a request was refused.

@@ -135,3 +135,15 @@ pub const PIN_NAME_BYTES_MAX: usize = 4096;
 /// Milliseconds for which what a client holds is kept after it was said last: longer than a client is without a leader, or asleep for a
 /// moment; who dies leaves nothing behind for longer.
 pub const HELD_MS: u64 = 3_600_000;
+
+/// Archives that clients upload over HTTP at a time: each takes a processor to decompress. What is over waits.
+pub const UPLOADS_MAX: usize = 8;
+
+/// Archives that were uploaded over HTTP and whose narinfo has not come. Each may hold a MiB of memory. Passing it: the oldest is forgotten.
+pub const UPLOADS_STAGED_MAX: usize = 256;
+
+/// Bytes that such archives take on disk. Passing it: the oldest is forgotten.
+pub const UPLOADS_STAGED_BYTES_MAX: u64 = 128 << 30;
+
+/// Archives that are compressed anew at a time for clients that read no zstd: each takes a processor. What is over waits.
+pub const TRANSCODED_MAX: usize = 2;

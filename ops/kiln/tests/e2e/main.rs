@@ -26,4 +26,5 @@ mod shared;
 mod split;
 mod stops;
 mod submitted;
+mod uploads;
 mod upstream;

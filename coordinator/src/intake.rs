@@ -1,0 +1,155 @@
+//! Intake: paths that clients bring and that no build of this farm made, over HTTP or over the link.
+//!
+//! Invariant: nothing becomes valid before its archive was read whole and held against what is said of it, and before somebody vouches
+//! for that: its content, a key that the farm trusts, or the holder of a token of scope `trusted`. Source: ADR 0031.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use kiln_nix::{NarInfo, PublicKey};
+use kiln_store::{Compression, Endorsed, Repacked, StoreError, Vouched};
+use kiln_wire::StorePath;
+use kiln_wire::limits::{UPLOADS_MAX, UPLOADS_STAGED_BYTES_MAX, UPLOADS_STAGED_MAX};
+use tokio::sync::Semaphore;
+
+use crate::garbage::touch;
+use crate::parts::Parts;
+use crate::transfer::keys_of;
+use crate::tokens::Token;
+use crate::upstream::judge::{Believed, Doubt, believe};
+
+/// What a coordinator needs to take paths from clients.
+pub(crate) struct Intake {
+    pub(crate) tokens: Vec<Token>,
+    /// Keys that vouch for what is uploaded, beside the farm's own.
+    keys: Vec<PublicKey>,
+    staged: Mutex<Staged>,
+    /// Archives that are read at a time.
+    pub(crate) turns: Semaphore,
+}
+
+/// Archives that have come and whose narinfo has not, by their file names.
+#[derive(Default)]
+struct Staged {
+    archives: BTreeMap<String, (Instant, Arc<Repacked>)>,
+}
+
+/// A path that is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IntakeError {
+    /// Its archive is not here.
+    #[error("take `{path}`: its archive `{file}` is not here; upload it first")]
+    NoArchive { path: StorePath, file: String },
+    /// Nobody whom the farm trusts vouches for it.
+    #[error(
+        "take `{path}`: {doubt}; sign it with a key of the farm's `trusted_upload_keys` (`nix store sign`), or use a token of scope `trusted`"
+    )]
+    Doubted { path: StorePath, doubt: Doubt },
+    /// The farm has it with other content.
+    #[error("take `{path}`: the farm has it already, with another content")]
+    Differs { path: StorePath },
+    /// It is not what is said of it, or what it refers to is not here, or the store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The work on it died.
+    #[error("take a path")]
+    Died(#[source] tokio::task::JoinError),
+}
+
+impl Intake {
+    pub(crate) fn new(tokens: Vec<Token>, keys: Vec<PublicKey>) -> Self {
+        Self { tokens, keys, staged: Mutex::default(), turns: Semaphore::new(UPLOADS_MAX) }
+    }
+
+    /// Keeps an archive until its narinfo comes.
+    pub(crate) fn stage(&self, file: String, archive: Repacked) {
+        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        staged.archives.insert(file, (Instant::now(), Arc::new(archive)));
+        staged.forget_over(UPLOADS_STAGED_MAX, UPLOADS_STAGED_BYTES_MAX);
+    }
+
+    fn staged(&self, file: &str) -> Option<Arc<Repacked>> {
+        let staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        staged.archives.get(file).map(|(_, archive)| archive.clone())
+    }
+
+    fn forget(&self, file: &str) {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner).archives.remove(file);
+    }
+}
+
+impl Staged {
+    /// Forgets the oldest archives until neither their number nor their bytes are over the limits.
+    fn forget_over(&mut self, count_max: usize, bytes_max: u64) {
+        let bytes = |archives: &BTreeMap<String, (Instant, Arc<Repacked>)>| archives.values().map(|(_, one)| one.blob_bytes()).sum::<u64>();
+        while self.archives.len() > count_max || bytes(&self.archives) > bytes_max {
+            let oldest = self.archives.iter().min_by_key(|(_, (since, _))| *since).map(|(file, _)| file.clone());
+            match oldest {
+                Some(file) => drop(self.archives.remove(&file)),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Says whether what is stated of a path is to be believed.
+///
+/// # Errors
+/// [`IntakeError::Doubted`] says why not, and what would help.
+pub(crate) fn vouch(parts: &Parts, narinfo: NarInfo, is_trusted: bool) -> Result<Believed, IntakeError> {
+    let path = narinfo.path.clone();
+    let own = parts.keys.signing().map(|key| key.public());
+    let keys: Vec<PublicKey> = parts.intake.keys.iter().cloned().chain(own).collect();
+    let unsigned = is_trusted.then(|| narinfo.clone());
+    match (believe(&parts.store_dir, &path, narinfo, &keys), unsigned) {
+        (Err(Doubt::Unsigned), Some(narinfo)) => {
+            let compression = Compression::named(&narinfo.compression).unwrap_or(Compression::None);
+            Ok(Believed { narinfo, signatures: Vec::new(), vouched: Vouched::BySomebody, compression })
+        }
+        (believed, _) => believed.map_err(|doubt| IntakeError::Doubted { path, doubt }),
+    }
+}
+
+/// Takes a path whose archive was uploaded before, and publishes it. A path that the farm has stays as it is.
+///
+/// # Errors
+/// [`IntakeError`] says what is wrong, and what to do.
+pub(crate) async fn take(parts: &Arc<Parts>, narinfo: NarInfo, is_trusted: bool) -> Result<(), IntakeError> {
+    if let Some(known) = parts.path_info(&narinfo.path).await? {
+        return match known.nar_hash == narinfo.nar_hash {
+            true => Ok(()),
+            false => Err(IntakeError::Differs { path: known.path }),
+        };
+    }
+    let believed = vouch(parts, narinfo, is_trusted)?;
+    let file = believed.narinfo.url.strip_prefix("nar/").unwrap_or(&believed.narinfo.url).to_owned();
+    let Some(archive) = parts.intake.staged(&file) else {
+        return Err(IntakeError::NoArchive { path: believed.narinfo.path, file });
+    };
+    let (store, signatures) = (parts.store.clone(), believed.signatures.clone());
+    let work = move || store.claim_repacked(&believed.narinfo, &archive, believed.vouched);
+    let received = tokio::task::spawn_blocking(work).await.map_err(IntakeError::Died)??;
+    let info = parts.store.keep(&received).await?;
+    // Nix remembers the narinfo that it made, and asks for the archive by the name in that one.
+    let uploaded = Compression::of_file(&file).map_or("", |(hash, _)| hash);
+    parts.store.note_uploaded(uploaded, &info.blob.sha256).await?;
+    publish(parts, &Endorsed { info, signatures }).await?;
+    parts.intake.forget(&file);
+    Ok(())
+}
+
+/// Publishes a path that was vouched for, with the signatures by which it was. A path that the farm has committed or published stays as
+/// it is; a build that makes the path meanwhile waits for its turn, and finds it.
+///
+/// # Errors
+/// [`IntakeError::Differs`] of a path that the farm has with another content, and as of [`kiln_store::Store::publish`].
+pub(crate) async fn publish(parts: &Parts, endorsed: &Endorsed) -> Result<(), IntakeError> {
+    touch(parts, keys_of(&endorsed.info)).await;
+    let _turn = parts.turns.take(std::iter::once(&endorsed.info.path)).await;
+    match parts.path_info(&endorsed.info.path).await? {
+        Some(known) if known.nar_hash == endorsed.info.nar_hash => Ok(()),
+        Some(known) => Err(IntakeError::Differs { path: known.path }),
+        None => Ok(parts.store.publish_endorsed(endorsed, &parts.keys).await?),
+    }
+}

@@ -1,0 +1,119 @@
+//! Tokens: who may upload over HTTP. The farm keeps their hashes only. Pure.
+//!
+//! A token is 256 random bits, so that its hash needs no salt and no time to be safe.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use kiln_nix::hash::{Algorithm, Hasher};
+use serde::{Deserialize, Deserializer};
+
+/// A token that the farm knows: one `[[tokens]]` of the configuration, as `kiln token create` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// Whose it is, for logs.
+    pub name: String,
+    /// `sha256:` and the hash of the token, in base 16.
+    pub hash: TokenHash,
+    /// What it is good for.
+    pub scope: Scope,
+}
+
+/// What the holder of a token may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Upload what its content or a key of `trusted_upload_keys` vouches for.
+    Upload,
+    /// Upload anything, on the holder's word: the farm signs it.
+    Trusted,
+}
+
+/// The hash of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenHash(String);
+
+impl TokenHash {
+    /// Returns the hash of a token.
+    pub fn of(token: &str) -> Self {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(token.as_bytes());
+        Self(hex(hasher.finish().digest()))
+    }
+}
+
+impl std::fmt::Display for TokenHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sha256:{}", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| b"0123456789abcdef".contains(&byte)));
+        hex.map(|hex| Self(hex.to_owned()))
+            .ok_or_else(|| serde::de::Error::custom("want `sha256:` and 64 digits of base 16, as `kiln token create` prints them"))
+    }
+}
+
+/// Returns the token that an `Authorization` header shows, if the farm knows it: as a bearer, or as the password of anybody, which is
+/// what Nix sends of a `netrc` file.
+pub(crate) fn shown<'a>(tokens: &'a [Token], header: &str) -> Option<&'a Token> {
+    let (scheme, rest) = header.split_once(' ')?;
+    let token = match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => rest.trim().to_owned(),
+        "basic" => {
+            let text = String::from_utf8(STANDARD.decode(rest.trim()).ok()?).ok()?;
+            text.split_once(':')?.1.to_owned()
+        }
+        _ => return None,
+    };
+    // What is compared are hashes: how long it takes tells nothing of a token.
+    let hash = TokenHash::of(&token);
+    tokens.iter().find(|known| known.hash == hash)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_known_by_its_hash_whichever_way_it_is_shown() {
+        let tokens: Vec<Token> = [("ci", "secret-1", Scope::Upload), ("ops", "secret:2", Scope::Trusted)]
+            .into_iter()
+            .map(|(name, token, scope)| Token { name: name.to_owned(), hash: TokenHash::of(token), scope })
+            .collect();
+        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
+        for (header, expected) in [
+            ("Bearer secret-1".to_owned(), Some("ci")),
+            ("bearer secret:2".to_owned(), Some("ops")),
+            (basic("anybody:secret-1"), Some("ci")),
+            (basic(":secret:2"), Some("ops")),
+            (basic("secret-1"), None),
+            (basic("secret-1:"), None),
+            ("Bearer secret-".to_owned(), None),
+            ("Bearer".to_owned(), None),
+            ("Basic !".to_owned(), None),
+            ("Digest secret-1".to_owned(), None),
+            (format!("Bearer {}", tokens[0].hash), None),
+        ] {
+            assert_eq!(shown(&tokens, &header).map(|token| token.name.as_str()), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_has_hashes_and_never_tokens() {
+        let text = |hash: &str| format!("name = 'ci'\nhash = '{hash}'\nscope = 'upload'");
+        let hash = TokenHash::of("secret").to_string();
+        assert_eq!(toml::from_str::<Token>(&text(&hash)).expect("a token").hash, TokenHash::of("secret"));
+        for hash in ["secret", "sha256:", &hash[..70], &hash.to_uppercase()] {
+            assert!(toml::from_str::<Token>(&text(hash)).is_err(), "{hash}");
+        }
+        assert!(toml::from_str::<Token>(&text(&hash).replace("upload", "root")).is_err());
+    }
+}
