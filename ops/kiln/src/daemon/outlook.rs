@@ -12,6 +12,12 @@ use super::store::Store;
 pub(super) struct Outlook {
     /// Derivations that would be built.
     pub(super) will_build: BTreeSet<StorePath>,
+    /// Paths that the farm would take from an upstream cache.
+    pub(super) will_substitute: BTreeSet<StorePath>,
+    /// Bytes of those as the caches have them.
+    pub(super) download_bytes: u64,
+    /// Bytes of those unpacked.
+    pub(super) nar_bytes: u64,
     /// Paths that the farm lacks and that nothing makes.
     pub(super) unknown: BTreeSet<StorePath>,
 }
@@ -19,7 +25,7 @@ pub(super) struct Outlook {
 /// Outputs by derivation; of one without names, all.
 type Wave = BTreeMap<DrvPath, BTreeSet<OutputName>>;
 
-/// Looks from the targets down. Below an output that exists nothing is looked at.
+/// Looks from the targets down. Below an output that exists, here or upstream, nothing is looked at.
 pub(super) async fn outlook(store: &Store, targets: &[Target]) -> anyhow::Result<Outlook> {
     let mut outlook = Outlook::default();
     let mut wave = Wave::new();
@@ -54,7 +60,13 @@ async fn look(store: &Store, wave: Wave, outlook: &mut Outlook) -> anyhow::Resul
         outputs.extend(made.values().cloned());
         realised.insert(path, made);
     }
-    let valid = store.valid(outputs).await?;
+    let mut valid = store.valid(outputs.clone()).await?;
+    for found in store.substitutable(outputs.into_iter().filter(|path| !valid.contains(path)).collect()).await {
+        outlook.download_bytes = outlook.download_bytes.saturating_add(found.download_bytes);
+        outlook.nar_bytes = outlook.nar_bytes.saturating_add(found.nar_bytes);
+        outlook.will_substitute.insert(found.path.clone());
+        valid.insert(found.path);
+    }
     let mut next = Wave::new();
     for (path, derivation) in &derivations {
         let mut wanted = derivation.outputs.iter().filter(|(name, _)| is_wanted(&wave[path], name));

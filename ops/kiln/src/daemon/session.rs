@@ -174,9 +174,9 @@ impl Session {
             }
             Request::QueryMissing(targets) => {
                 let outlook = outlook(store, &targets).await?;
-                answer.paths(store_dir, &outlook.will_build).paths(store_dir, &BTreeSet::new()).paths(store_dir, &outlook.unknown);
+                answer.paths(store_dir, &outlook.will_build).paths(store_dir, &outlook.will_substitute).paths(store_dir, &outlook.unknown);
                 // What would be downloaded, and how large that is unpacked.
-                answer.number(0).number(0)
+                answer.number(outlook.download_bytes).number(outlook.nar_bytes)
             }
             Request::QueryRealisation(id) => answer.list(store.realisation(&id).await?, |to, realisation| to.text(realisation)),
             Request::EnsurePath(path) => match store.facts(&path).await? {

@@ -11,7 +11,7 @@ use kiln_nix::hash::{Algorithm, Hasher};
 use kiln_nix::nar::{self, HashWriter};
 use kiln_nix::{Derivation, NarInfo};
 use kiln_store::Spool;
-use kiln_wire::client::{DerivationFile, Request, Response};
+use kiln_wire::client::{DerivationFile, Request, Response, Substitutable};
 use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
 use kiln_wire::{DrvPath, OutputName, PathInfo, StoreDir, StorePath};
 
@@ -71,6 +71,19 @@ impl Store {
     /// Forgets what is kept in memory: some of it may be deleted.
     pub(super) fn forget_derivations(&self) {
         self.known.forget();
+    }
+
+    /// Returns what upstream caches have of some paths that the farm lacks. For show: whoever cannot be asked has nothing.
+    pub(super) async fn substitutable(&self, paths: Vec<StorePath>) -> Vec<Substitutable> {
+        let mut found = Vec::new();
+        for chunk in paths.chunks(PATHS_PER_REQUEST_MAX) {
+            match self.client.one(&Request::Substitutable(chunk.to_vec())).await {
+                Ok(Response::Substitutable(more)) => found.extend(more),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "ask what upstream caches have"),
+            }
+        }
+        found
     }
 
     pub(super) async fn is_valid(&self, path: &StorePath) -> anyhow::Result<bool> {

@@ -72,14 +72,17 @@ fn answer(mut stream: TcpStream, dir: &Path, name: &str, is_ill: bool) -> std::i
 }
 
 /// A farm that has built the set, and what Nix copied of it.
-struct Origin {
-    place: Place,
+pub struct Origin {
+    /// Where it lives.
+    pub place: Place,
     _farm: Process,
-    key: String,
+    /// The key that signed the copies.
+    pub key: String,
 }
 
 impl Origin {
-    fn new() -> Self {
+    /// Builds the set, and has Nix copy it to `cache`.
+    pub fn new() -> Self {
         let place = Place::new(SET);
         let farm = place.up();
         std::fs::create_dir(place.path("conf")).expect("make directory");
@@ -108,11 +111,13 @@ impl Origin {
     }
 }
 
-fn at(place: &Place, below: &str) -> String {
+/// Returns a path below the directory of a place, as text.
+pub fn at(place: &Place, below: &str) -> String {
     place.path(below).to_str().expect("text").to_owned()
 }
 
-fn nix(place: &Place, program: &str, args: &[&str]) -> Ran {
+/// Runs a command of a real Nix, with the configuration below `conf`.
+pub fn nix(place: &Place, program: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(program);
     command.args(args).current_dir(place.path("")).stdin(Stdio::null()).env("NIX_CONF_DIR", place.path("conf")).env("HOME", place.path(""));
     command.env("NIX_REMOTE", format!("local?root={}", at(place, "own"))).env_remove("NIX_PATH");
@@ -148,6 +153,25 @@ fn what_upstream_caches_have_is_not_built_and_is_signed_twice() {
         let args = ["copy", "--option", "trusted-public-keys", key, "--from", &cache, "--to", &to, &path];
         nix(&origin.place, "nix", &args).expect_success();
     }
+}
+
+#[test]
+fn nix_is_told_what_would_be_taken_from_upstream() {
+    let origin = Origin::new();
+    let files = origin.serve(|_| false);
+    let place = Place::new(SET);
+    let _farm = place.up_with(&["--substituter", &origin.substituter(&files)]);
+    let (socket, to) = (at(&place, "socket"), at(&place, "root"));
+    let mut daemon = Process::start(&mut place.kiln_aloud(&["daemon", "--socket", &socket, "--to", &to]));
+    daemon.wait_for_line("serving Nix clients");
+    std::fs::create_dir(place.path("conf")).expect("make directory");
+    std::fs::write(place.path("conf/nix.conf"), "experimental-features = nix-command\nsubstituters =\n").expect("write");
+    let store = format!("unix://{socket}?root={to}");
+    let told = nix(&place, "nix-build", &["--store", &store, "set.nix", "-A", "above", "--no-out-link"]).expect_success();
+    for wanted in ["this derivation will be built", "these 2 paths will be fetched", "-top", "-tool"] {
+        assert!(told.err().contains(wanted), "`{wanted}` is missing in:\n{}", told.err());
+    }
+    assert!(!told.err().contains("-leaf.drv"), "what only those needed is not looked at: {}", told.err());
 }
 
 #[test]
