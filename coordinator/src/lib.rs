@@ -21,6 +21,7 @@ mod follow;
 mod garbage;
 mod granted;
 mod heavy;
+mod hold;
 pub mod http;
 mod intake;
 mod kept_logs;

@@ -17,7 +17,7 @@ use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::garbage::{self, touch};
 use crate::parts::Parts;
-use crate::{backing_up, cluster, follow, leading, realised, refuse, submit, substitute, transfer, views, worker_session};
+use crate::{backing_up, cluster, follow, hold, leading, realised, refuse, submit, substitute, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -136,6 +136,8 @@ async fn route_client(
         Request::AddDerivations(files) => reply(sender, add_derivations(parts, files).await.map(|()| Response::Done)).await,
         Request::Submit(submission) => reply(sender, submit::submit(parts.clone(), submission).await.map(Response::Submitted)).await,
         Request::Check(submission) => reply(sender, submit::check(parts.clone(), submission).await.map(Response::Submitted)).await,
+        Request::SubmitHeld(submission, patience) => hold::submit(parts, submission, patience, sender, receiver).await,
+        Request::Hold(build, patience) => hold::build(parts, build, patience, sender, receiver).await,
         Request::Watch(build) => follow::build(parts, build, sender).await,
         Request::Cancel(build) => reply(sender, views::cancel(parts, build).await.map(|()| Response::Done)).await,
         Request::Status => sender.send(&Response::Status(views::farm(parts))).await,

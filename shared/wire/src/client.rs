@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, GarbageAnswer, GarbageRequest, Lease, NotLeader,
-    OutputName, PathInfo, RequestId, Resources, Root, StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
+    OutOfPatience, OutputName, PathInfo, Patience, RequestId, Resources, Root, StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -101,6 +101,12 @@ pub enum Request {
     },
     /// Client: which of these paths an upstream cache has and the farm lacks. Answered by [`Response::Substitutable`].
     Substitutable(Vec<StorePath>),
+    /// Client: as `Submit`, and the build is wanted only as long as this stream lives. Answered by [`Response::Submitted`], then as `Hold`.
+    SubmitHeld(Submission, Patience),
+    /// Client: a build is wanted only as long as this stream lives. If the stream breaks the build is cancelled; a stream that its client
+    /// finishes leaves the build alone. Answered by [`Response::OutOfPatience`] if it comes to that. A leader that dies cancels nothing:
+    /// its successor holds what it is asked to hold.
+    Hold(BuildId, Patience),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -178,6 +184,8 @@ pub enum Response {
     Realisation(Option<String>),
     /// About the store as a whole.
     Garbage(GarbageAnswer),
+    /// The held build is cancelled, for it took too long.
+    OutOfPatience(OutOfPatience),
     /// What upstream caches have.
     Substitutable(Vec<Substitutable>),
 }
