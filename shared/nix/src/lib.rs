@@ -10,6 +10,7 @@ pub mod derivation;
 pub mod eval_jobs;
 pub mod graph_file;
 pub mod hash;
+pub mod hook;
 pub mod job;
 pub mod keyring;
 pub mod modulo;

@@ -44,33 +44,33 @@ pub enum ProtocolError {
 
 /// Reads arguments one after the other.
 #[derive(Clone, Debug)]
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     bytes: &'a [u8],
     store_dir: &'a StoreDir,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(bytes: &'a [u8], store_dir: &'a StoreDir) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], store_dir: &'a StoreDir) -> Self {
         Self { bytes, store_dir }
     }
 
     /// Ends the reading: there must be no more.
-    pub(super) fn finish(self) -> Result<(), ProtocolError> {
+    pub(crate) fn finish(self) -> Result<(), ProtocolError> {
         match self.bytes.len() {
             0 => Ok(()),
             bytes => Err(ProtocolError::Trailing { bytes }),
         }
     }
 
-    pub(super) fn number(&mut self, field: &'static str) -> Result<u64, ProtocolError> {
+    pub(crate) fn number(&mut self, field: &'static str) -> Result<u64, ProtocolError> {
         self.split(WORD_BYTES, field).map(word)
     }
 
-    pub(super) fn truth(&mut self, field: &'static str) -> Result<bool, ProtocolError> {
+    pub(crate) fn truth(&mut self, field: &'static str) -> Result<bool, ProtocolError> {
         self.number(field).map(|number| number != 0)
     }
 
-    pub(super) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], ProtocolError> {
+    pub(crate) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], ProtocolError> {
         let length = usize::try_from(self.number(field)?).map_err(|_| ProtocolError::Truncated { field })?;
         let whole = self.split(padded(length).ok_or(ProtocolError::Truncated { field })?, field)?;
         let (text, padding) = whole.split_at(length);
@@ -80,13 +80,13 @@ impl<'a> Fields<'a> {
         Ok(text)
     }
 
-    pub(super) fn text(&mut self, field: &'static str) -> Result<&'a str, ProtocolError> {
+    pub(crate) fn text(&mut self, field: &'static str) -> Result<&'a str, ProtocolError> {
         let bytes = self.bytes(field)?;
         std::str::from_utf8(bytes).map_err(|_| value(field, &String::from_utf8_lossy(bytes), "must be text in UTF-8"))
     }
 
     /// Reads a count and as many times what `read` reads. Memory grows with what is there, whatever the count says.
-    pub(super) fn list<T, L: Default + Extend<T>>(
+    pub(crate) fn list<T, L: Default + Extend<T>>(
         &mut self,
         field: &'static str,
         mut read: impl FnMut(&mut Self) -> Result<T, ProtocolError>,
@@ -99,7 +99,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Reads a full path in the store directory.
-    pub(super) fn path(&mut self, field: &'static str) -> Result<StorePath, ProtocolError> {
+    pub(crate) fn path(&mut self, field: &'static str) -> Result<StorePath, ProtocolError> {
         let text = self.text(field)?;
         self.parse_path(field, text)
     }
@@ -124,7 +124,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Makes the error of a value that breaks a rule.
-pub(super) fn value(field: &'static str, value: &str, rule: impl ToString) -> ProtocolError {
+pub(crate) fn value(field: &'static str, value: &str, rule: impl ToString) -> ProtocolError {
     ProtocolError::Value { field, value: value.chars().take(300).collect(), rule: rule.to_string() }
 }
 

@@ -1,8 +1,8 @@
 //! The worker protocol of Nix: what `nix` says to a daemon over a socket or a pipe (`unix://`, `ssh-ng://`), and what it wants to hear.
 //!
 //! Goals: every byte of the daemon's side, from protocol 1.34 (Nix 2.8) to 1.38 (Nix 2.34); bytes are taken as they come, in any
-//! pieces; hostile ones give an error, and memory grows with what has arrived, never with what is claimed. Non-goals: the client's
-//! side, older protocols, feature strings (none is offered), what an operation means. Does no I/O.
+//! pieces; hostile ones give an error, and memory grows with what has arrived, never with what is claimed. Of the client's side, what a
+//! build hook says to the Nix of its machine ([`caller`]). Non-goals: older protocols, feature strings (none is offered), what an operation means. Does no I/O.
 //!
 //! A connection starts with numbers ([`CLIENT_MAGIC`], [`SERVER_MAGIC`], versions, see [`Version`]). Each request is then the number of an
 //! [`Operation`] and its arguments, which an [`Assembler`] gathers and [`Request::decode`] reads; after some come [`Frames`]. Each answer
@@ -11,6 +11,7 @@
 
 mod assembler;
 mod build_result;
+pub mod caller;
 mod encoder;
 mod fields;
 mod frames;
@@ -25,6 +26,7 @@ pub use assembler::{Assembler, Item};
 pub use build_result::{BuildResult, Status};
 pub use encoder::Encoder;
 pub use fields::ProtocolError;
+pub(crate) use fields::{Fields, value};
 pub use frames::{Frames, Step};
 pub use note::{ActivityKind, Field, Level, Note, ResultKind};
 pub use operation::Operation;
