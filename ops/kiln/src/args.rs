@@ -1,6 +1,8 @@
 //! Arguments that several commands share: which farm, and as whom.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::words::bad_input;
 
 /// Which farm to talk to.
 #[derive(Clone, Debug, clap::Args)]
@@ -11,6 +13,32 @@ pub struct FarmArgs {
     /// Directory with this client's certificate (made by `kiln ca issue`); a `kiln up` directory brings its own
     #[arg(long, env = "KILN_IDENTITY", value_name = "DIR")]
     pub identity: Option<PathBuf>,
+}
+
+/// Which farm the programs of a machine talk to, as a file says it.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FarmFile {
+    /// As `--farm`.
+    farm: Option<String>,
+    /// As `--identity`.
+    identity: Option<PathBuf>,
+}
+
+impl FarmArgs {
+    /// Returns these, and where they name no farm, what the file says, if it is there.
+    ///
+    /// # Errors
+    /// Exit code 2 if the file cannot be read.
+    pub fn or_file(self, path: &Path) -> anyhow::Result<Self> {
+        if self.farm.is_some() || !path.exists() {
+            return Ok(self);
+        }
+        let refuse = |error: &dyn std::fmt::Display| bad_input(format!("read `{}`: {error}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| refuse(&error))?;
+        let file: FarmFile = toml::from_str(&text).map_err(|error| refuse(&error))?;
+        Ok(Self { farm: file.farm, identity: self.identity.or(file.identity) })
+    }
 }
 
 /// Where this machine's own farm keeps its state.
@@ -41,4 +69,23 @@ impl DirArgs {
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_names_the_farm_where_nothing_else_does() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("client.toml");
+        let named = |farm: Option<&str>| FarmArgs { farm: farm.map(str::to_owned), identity: None };
+        let found = |farm| named(farm).or_file(&file).map(|args| (args.farm, args.identity));
+        assert_eq!(found(None).expect("no file"), (None, None));
+        std::fs::write(&file, "farm = \"kiln://a:1\"\nidentity = \"/etc/kiln/ann\"\n").expect("write");
+        assert_eq!(found(None).expect("read"), (Some("kiln://a:1".to_owned()), Some("/etc/kiln/ann".into())));
+        assert_eq!(found(Some("kiln://b:1")).expect("not read"), (Some("kiln://b:1".to_owned()), None));
+        std::fs::write(&file, "host = \"a\"\n").expect("write");
+        assert!(found(None).expect_err("refused").to_string().contains("client.toml"));
+    }
 }

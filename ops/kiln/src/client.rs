@@ -16,8 +16,8 @@ use crate::args::{DirArgs, FarmArgs};
 use crate::beacon::Beacon;
 use crate::words::{bad_input, unreachable_farm};
 
-/// A farm, as a client reaches it.
-#[derive(Debug)]
+/// A farm, as a client reaches it. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Client {
     scouts: Scouts,
     patience: Patience,

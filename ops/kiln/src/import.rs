@@ -73,6 +73,27 @@ pub async fn upload(client: &Client, store_dir: &StoreDir, places: &Places, root
     Ok(())
 }
 
+/// Uploads `wanted` sources, which the farm lacks, each after those that it refers to: of `candidates`, as far as they are in `lacking`.
+///
+/// # Errors
+/// Exit code 2 if one is missing or not what its path says.
+pub async fn upload_sources(
+    client: &Client,
+    store_dir: &StoreDir,
+    places: &Places,
+    wanted: &BTreeSet<StorePath>,
+    candidates: &BTreeSet<StorePath>,
+    mut lacking: BTreeSet<StorePath>,
+) -> anyhow::Result<()> {
+    let silent = Progress::new(true, store_dir.clone());
+    for path in wanted {
+        if lacking.remove(path) {
+            upload_source(client, store_dir, places, path, candidates, &mut lacking, &silent).await?;
+        }
+    }
+    Ok(())
+}
+
 fn load(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result<Closure> {
     let read = |path: &DrvPath| places.derivation(path);
     let loaded = Closure::load(store_dir, roots.iter().map(|root| root.derivation.clone()), read);

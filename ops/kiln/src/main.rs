@@ -1,5 +1,7 @@
 //! `kiln`: the one binary of the farm. Reads the command line and hands over; every command lives in a module of its own.
 
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +20,7 @@ mod embedded;
 mod evaluate;
 mod failures;
 mod gc;
+mod hook;
 mod import;
 mod json;
 mod keys;
@@ -65,6 +68,8 @@ enum Command {
     Launcher(daemons::LauncherArgs),
     /// Serve unmodified Nix: its clients build on the farm, and have its store for their own
     Daemon(daemon::Args),
+    /// Build for a Nix that keeps its own store; nix.conf names this as its build-hook
+    BuildHook(hook::Args),
     /// Show the farm at a glance
     Status(operate::Args),
     /// List the jobs of live builds
@@ -109,7 +114,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(words_given());
     let daemon = match &cli.command {
         Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher(_) => true,
         // Standard error is a client's terminal.
@@ -123,6 +128,15 @@ fn main() -> ExitCode {
     })
 }
 
+/// Returns the words of the command line. Nix 2.8 names its build hook without arguments, so a link of this name stands for the command.
+fn words_given() -> Vec<OsString> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.first().is_some_and(|program| Path::new(program).file_name() == Some(OsStr::new("kiln-build-hook"))) {
+        words.insert(1, OsString::from("build-hook"));
+    }
+    words
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(args),
@@ -132,6 +146,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Worker(args) => daemons::worker(&args),
         Command::Launcher(args) => daemons::launcher(&args),
         Command::Daemon(args) => daemon::run(args),
+        Command::BuildHook(args) => hook::run(args),
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
         Command::Workers(args) => operate::workers(&args),

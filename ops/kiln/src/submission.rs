@@ -4,9 +4,11 @@ use std::collections::HashSet;
 
 use kiln_link::Sender;
 use kiln_wire::client::{BuildView, Event, Request, Response, Submission};
-use kiln_wire::{BuildId, RequestId, Root};
+use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
-use crate::client::{Answers, Client, Tries, unexpected};
+use crate::client::{Answers, AskError, Client, Leading, Tries, unexpected};
 
 /// Has `roots` built. The farm has their derivations and sources already.
 ///
@@ -28,6 +30,101 @@ async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId>
     match client.one(&request).await? {
         Response::Submitted(build) => Ok(build),
         _ => Err(unexpected("another kind").into_error()),
+    }
+}
+
+/// A build that the farm cancels if this is dropped, or if this process or its machine dies.
+pub struct Held {
+    release: Option<oneshot::Sender<()>>,
+    holding: JoinHandle<anyhow::Result<Option<OutOfPatience>>>,
+}
+
+/// Has `roots` built, as long as this process wants it and within its patience. The farm has their derivations and sources already.
+///
+/// # Errors
+/// As of [`submit`].
+pub async fn submit_held(client: &Client, name: String, roots: Vec<Root>, patience: Patience) -> anyhow::Result<(BuildId, Held)> {
+    let submission = Submission { request: draw_request(), name, roots, keep_going: false };
+    let request = Request::SubmitHeld(submission, patience);
+    let mut tries = client.tries();
+    let (build, stream) = loop {
+        match first_hold(&tries.leader().await?, &request).await {
+            Ok(held) => break held,
+            Err(error) => tries.failed(error).await?,
+        }
+    };
+    tries.progress();
+    let (release, released) = oneshot::channel();
+    let holding = tokio::spawn(hold(tries, build, patience, stream, released));
+    Ok((build, Held { release: Some(release), holding }))
+}
+
+async fn first_hold(leader: &Leading, request: &Request) -> Result<(BuildId, (Sender, Answers)), AskError> {
+    let (sender, mut answers) = leader.ask(request).await?;
+    match answers.next().await? {
+        Some(Response::Submitted(build)) => Ok((build, (sender, answers))),
+        _ => Err(unexpected("another kind")),
+    }
+}
+
+/// Holds a build, under one leader after the other, until it is released or the farm is out of patience.
+async fn hold(
+    mut tries: Tries,
+    build: BuildId,
+    patience: Patience,
+    (mut sender, mut answers): (Sender, Answers),
+    mut released: oneshot::Receiver<()>,
+) -> anyhow::Result<Option<OutOfPatience>> {
+    loop {
+        let answer = tokio::select! {
+            answer = answers.next() => answer,
+            // An error says that nobody can release it any more, and then this task is about to end too.
+            _ = &mut released => {
+                // A farm that is gone has nothing to let go of.
+                let _gone = sender.finish().await;
+                return Ok(None);
+            }
+        };
+        let mut lost = match answer {
+            Ok(Some(Response::OutOfPatience(out))) => return Ok(Some(out)),
+            Ok(Some(_)) => return Err(unexpected("another kind").into_error()),
+            Ok(None) => AskError::Passing(anyhow::anyhow!("the farm holds build {build} no longer")),
+            Err(error) => error,
+        };
+        (sender, answers) = loop {
+            tries.failed(lost).await?;
+            match tries.leader().await?.ask(&Request::Hold(build, patience)).await {
+                Ok(stream) => break stream,
+                Err(error) => lost = error,
+            }
+        };
+    }
+}
+
+impl Held {
+    /// Returns once the farm does not hold the build any more: with why it gave it up, or with an error if it cannot be reached. Cancel
+    /// safe.
+    pub async fn over(&mut self) -> anyhow::Result<OutOfPatience> {
+        match (&mut self.holding).await? {
+            Ok(Some(out)) => Ok(out),
+            Ok(None) => Err(anyhow::anyhow!("the build was released")),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Leaves the build alone: it has ended.
+    pub async fn release(mut self) {
+        // Fails if the farm has given it up.
+        if self.release.take().is_some_and(|release| release.send(()).is_ok()) {
+            let _over = (&mut self.holding).await;
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The stream goes with the task, and breaks.
+        self.holding.abort();
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::client::{AskError, Client, Leading, unexpected};
 
 /// Something about the log of an activity.
-pub(super) enum Told {
+pub(crate) enum Told {
     /// A line of it, without its end.
     Line(u64, Vec<u8>),
     /// There is no more.
@@ -22,17 +22,17 @@ pub(super) enum Told {
 }
 
 /// Whose log is followed, and what is done with it.
-pub(super) struct Followed {
-    pub(super) derivation: DrvPath,
-    pub(super) attempt: AttemptId,
+pub(crate) struct Followed {
+    pub(crate) derivation: DrvPath,
+    pub(crate) attempt: AttemptId,
     /// Under which number its lines are told.
-    pub(super) activity: u64,
+    pub(crate) activity: u64,
     /// Where it is kept once it is whole, if it is.
-    pub(super) keep: Option<PathBuf>,
+    pub(crate) keep: Option<PathBuf>,
 }
 
 /// Passes on each line of an attempt's log, until the attempt has ended and its log is told.
-pub(super) async fn follow(client: &Client, followed: Followed, mut ended: watch::Receiver<bool>, tell: mpsc::Sender<Told>) {
+pub(crate) async fn follow(client: &Client, followed: Followed, mut ended: watch::Receiver<bool>, tell: mpsc::Sender<Told>) {
     let Followed { derivation, attempt, activity, keep } = followed;
     let mut reading = Reading { lines: Lines::default(), bytes: 0, activity, tell, keep: keep.map(Kept::new) };
     let mut tries = client.tries();

@@ -7,7 +7,7 @@ mod add;
 mod builds;
 mod content;
 mod local;
-mod log_lines;
+pub(crate) mod log_lines;
 mod outcome;
 mod outlook;
 mod roots;

@@ -6,6 +6,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::farm::{Place, Process, Ran, wait_for};
+use crate::nix::Nix;
+
+/// The version that these tests are compiled for.
+fn nix() -> Nix {
+    Nix::of(module_path!())
+}
 
 /// A farm, its daemon, and a Nix that knows of no other store.
 struct Clients {
@@ -63,6 +69,7 @@ impl Clients {
         let mut command = Command::new(program);
         command.args(args).current_dir(self.place.path("")).stdin(Stdio::null());
         command.env("NIX_CONF_DIR", self.place.path("conf")).env("HOME", self.place.path("")).env("KILN_DIR", self.place.path("farm"));
+        nix().be_found(&mut command);
         for name in ["NIX_REMOTE", "NIX_PATH", "KILN_FARM", "KILN_IDENTITY"] {
             command.env_remove(name);
         }

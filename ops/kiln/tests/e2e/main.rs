@@ -1,12 +1,15 @@
 //! The real binary, driven as people drive it: whole farms, daemons, crashes, and a real Nix that reads their cache.
 //!
-//! Needs root, Debian's `nix-bin` and `busybox-static`, which `ops/test` installs.
+//! Needs root, Debian's `nix-bin` and `busybox-static`, which `ops/test` installs, and the Nix of Debian 13, which `ops/lib/debian-13-nix` fetches.
 
 mod addressed;
 mod attacks;
 mod bad_input;
 mod builds;
 mod clients;
+#[path = "clients.rs"]
+#[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
+mod clients_debian_13;
 mod cluster;
 mod crashes;
 mod documented;
@@ -14,6 +17,11 @@ mod elsewhere;
 mod farm;
 mod first_use;
 mod garbage;
+mod hook;
+#[path = "hook.rs"]
+#[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
+mod hook_debian_13;
+mod nix;
 mod once;
 mod package_set;
 mod parity;

@@ -1,0 +1,184 @@
+//! A build of the farm, followed for Nix: its log to the descriptor that Nix reads logs from, and how it ended.
+
+use std::fs::File;
+use std::io::Write;
+
+use kiln_nix::hook::line;
+use kiln_wire::client::{BuildState, BuildView, EventKind, JobView};
+use kiln_wire::{AttemptId, BuildId, DrvPath, FailureClass, OutOfPatience, StoreDir};
+use tokio::sync::{mpsc, watch};
+
+use super::say;
+use crate::client::Client;
+use crate::daemon::log_lines::{self, Followed, Told};
+use crate::failures;
+use crate::submission::{Held, Watching};
+
+/// How a build ended.
+pub(super) enum Ended {
+    /// Its outputs are on the farm.
+    Built,
+    /// It failed, and would again.
+    Failed(String),
+    /// It took too long.
+    TimedOut(String),
+    /// It ended for no reason of its own.
+    Otherwise(String),
+}
+
+/// Follows a build of one derivation to its end.
+pub(super) async fn follow(
+    client: &Client,
+    store_dir: &StoreDir,
+    build: BuildId,
+    derivation: &DrvPath,
+    held: &mut Held,
+) -> anyhow::Result<Ended> {
+    let (tell, mut told) = mpsc::channel(LINES_AHEAD);
+    let mut log = Log { client, derivation, file: File::options().write(true).open(LOG).ok(), tell, over: None, open: 0, others: 0 };
+    let mut watching = Watching::new(client, build);
+    let (happened, mut events) = mpsc::unbounded_channel();
+    let mut last = None;
+    loop {
+        tokio::select! {
+            // Its receiver lives as long as this.
+            next = watching.next(|event| drop(happened.send(event))) => match next? {
+                Some(view) => {
+                    log.begin_running(&view);
+                    last = Some(view);
+                }
+                None => break,
+            },
+            Some(event) = events.recv() => match event.kind {
+                EventKind::Started { attempt, worker } => log.begin(&event.derivation, attempt, worker.as_str()),
+                kind if event.derivation == *derivation && kind.is_final() => log.over(),
+                _ => {}
+            },
+            Some(told) = told.recv() => log.tell(told)?,
+            out = held.over() => return Ok(Ended::TimedOut(took_too_long(store_dir, &out?))),
+        }
+    }
+    log.over();
+    while log.open > 0
+        && let Some(told) = told.recv().await
+    {
+        log.tell(told)?;
+    }
+    match last {
+        Some(view) => how(client, store_dir, derivation, &view).await,
+        None => Ok(Ended::Otherwise(format!("the farm says nothing of build {build}"))),
+    }
+}
+
+/// The log of the derivation's attempts.
+struct Log<'a> {
+    client: &'a Client,
+    derivation: &'a DrvPath,
+    /// Where Nix reads it; none if Nix does not run this.
+    file: Option<File>,
+    tell: mpsc::Sender<Told>,
+    /// The attempt that is followed, with what tells its follower that it has ended.
+    over: Option<(AttemptId, watch::Sender<bool>)>,
+    /// Attempts whose log is not all told.
+    open: usize,
+    /// Inputs that the farm builds first, so far.
+    others: u64,
+}
+
+impl Log<'_> {
+    fn begin_running(&mut self, view: &BuildView) {
+        for job in view.running.iter().filter(|job| job.derivation == *self.derivation) {
+            if let Some(attempt) = job.attempts.last().filter(|attempt| attempt.ended_at.is_none()) {
+                self.begin(&job.derivation, attempt.attempt, attempt.worker.as_str());
+            }
+        }
+    }
+
+    fn begin(&mut self, derivation: &DrvPath, attempt: AttemptId, worker: &str) {
+        if derivation != self.derivation {
+            self.others += 1;
+            say(&line::info(&format!("the farm builds an input first: {derivation} on {worker}")));
+            return;
+        }
+        if self.over.as_ref().is_some_and(|(followed, _)| *followed == attempt) {
+            return;
+        }
+        self.over();
+        let (over, is_over) = watch::channel(false);
+        let (client, tell) = (self.client.clone(), self.tell.clone());
+        // Nix keeps it.
+        let followed = Followed { derivation: derivation.clone(), attempt, activity: 0, keep: None };
+        tokio::spawn(async move { log_lines::follow(&client, followed, is_over, tell).await });
+        self.over = Some((attempt, over));
+        self.open += 1;
+    }
+
+    fn over(&mut self) {
+        if let Some((_, over)) = &self.over {
+            over.send_replace(true);
+        }
+    }
+
+    fn tell(&mut self, told: Told) -> std::io::Result<()> {
+        match told {
+            Told::Line(_, mut text) => {
+                text.push(b'\n');
+                match &mut self.file {
+                    Some(file) => file.write_all(&text),
+                    None => std::io::stderr().write_all(&text),
+                }
+            }
+            Told::End(_) => {
+                self.open -= 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn took_too_long(store_dir: &StoreDir, out: &OutOfPatience) -> String {
+    let full = store_dir.join(out.derivation.as_path());
+    let seconds = out.ms_max / 1000;
+    match out.is_silent {
+        true => format!("building of '{full}' timed out after {seconds} seconds of silence, on the farm"),
+        false => format!("building of '{full}' timed out after {seconds} seconds, on the farm"),
+    }
+}
+
+async fn how(client: &Client, store_dir: &StoreDir, derivation: &DrvPath, view: &BuildView) -> anyhow::Result<Ended> {
+    match view.state {
+        BuildState::Built => return Ok(Ended::Built),
+        BuildState::Cancelled => return Ok(Ended::Otherwise(format!("build {} was cancelled on the farm", view.build))),
+        BuildState::Active | BuildState::Failed => {}
+    }
+    let own = view.failures.iter().find(|job| job.derivation == *derivation);
+    let Some(job) = own.or_else(|| view.failures.first()) else {
+        return Ok(Ended::Otherwise(format!("build {} failed on the farm", view.build)));
+    };
+    let full = store_dir.join(job.derivation.as_path());
+    let mut text = match job.reason.contains(&full) {
+        true => format!("on the farm: {}", job.reason),
+        false => format!("on the farm: '{full}': {}", job.reason),
+    };
+    if own.is_none() {
+        // Nix has not seen this log, and cannot show its end.
+        let tail = failures::tail(client, job, TAIL_LINES).await.unwrap_or_default();
+        tail.lines.iter().for_each(|line| text.push_str(&format!("\n> {line}")));
+    }
+    Ok(match class_of(job) {
+        Some(FailureClass::BuildFailure | FailureClass::OutOfMemory) | None => Ended::Failed(text),
+        Some(FailureClass::LimitExceeded) => Ended::TimedOut(text),
+        Some(FailureClass::Infrastructure | FailureClass::Cancelled) => Ended::Otherwise(text),
+    })
+}
+
+fn class_of(job: &JobView) -> Option<FailureClass> {
+    job.attempts.last().and_then(|attempt| attempt.failure.as_ref()).map(|(class, _)| *class)
+}
+
+/// Where Nix reads the builder's log. Opened by its name, so that nothing is assumed of a descriptor that is not there.
+const LOG: &str = "/proc/self/fd/4";
+/// Lines that may wait to be told.
+const LINES_AHEAD: usize = 64;
+/// Lines of log of an input that failed.
+const TAIL_LINES: usize = 10;
