@@ -38,8 +38,9 @@ use crate::words;
 /// Arguments of `kiln daemon`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Listen on this Unix socket, for `nix --store unix://P` and NIX_REMOTE; every user who can reach it may build
-    #[arg(long, value_name = "P", required_unless_present = "stdio", conflicts_with = "stdio")]
+    /// Listen on this Unix socket, for `nix --store unix://P` and NIX_REMOTE; every user who can reach it may build. Not needed where
+    /// systemd passes a socket
+    #[arg(long, value_name = "P", conflicts_with = "stdio")]
     socket: Option<PathBuf>,
     /// Serve one client on standard input and output, for `nix --store 'ssh-ng://HOST?remote-program=…'`
     #[arg(long)]
@@ -66,17 +67,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let (stop, stopped) = watch::channel(false);
         let mut told = Box::pin(told_to_stop());
         let mut sessions = JoinSet::new();
-        match args.socket {
-            Some(path) => {
-                let listener = listen(&path)?;
-                tracing::info!(socket = %path.display(), "serving Nix clients");
+        match args.stdio {
+            false => {
+                // A socket that was passed is its maker's, who goes on listening when this ends.
+                let (listener, own) = match passed()? {
+                    Some(listener) => (listener, None),
+                    None => {
+                        let path = args.socket.ok_or_else(|| words::bad_input(NO_SOCKET))?;
+                        (listen(&path)?, Some(path))
+                    }
+                };
+                let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_path_buf));
+                tracing::info!(socket = %socket.unwrap_or_default().display(), "serving Nix clients");
                 tokio::select! {
                     told = &mut told => told?,
                     () = accept(&daemon, &listener, &stopped, &mut sessions) => {}
                 }
-                std::fs::remove_file(&path).with_context(|| format!("remove `{}`", path.display()))?;
+                if let Some(path) = own {
+                    std::fs::remove_file(&path).with_context(|| format!("remove `{}`", path.display()))?;
+                }
             }
-            None => {
+            true => {
                 let (reader, writer) = stdio::halves()?;
                 let stream = Stream::new(reader, writer, stopped);
                 // A client that hears that it is trusted sends a recipe by itself to be built, and a farm builds from its own; one that is
@@ -95,6 +106,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         while sessions.join_next().await.is_some() {}
         Ok(ExitCode::from(words::SUCCESS))
     })
+}
+
+/// Takes the socket that systemd passes, if it does (`LISTEN_FDS`, `LISTEN_PID`): it has listened since before this process was there.
+fn passed() -> anyhow::Result<Option<UnixListener>> {
+    let refuse =
+        |error: std::io::Error| words::bad_input(format!("take the socket that was passed: {error}; it must be a Unix stream socket"));
+    let mut passed = listenfd::ListenFd::from_env();
+    if passed.len() > 1 {
+        return Err(words::bad_input(format!("{} sockets were passed, and this daemon serves one: give each a unit", passed.len())));
+    }
+    let Some(listener) = passed.take_unix_listener(0).map_err(refuse)? else { return Ok(None) };
+    listener.set_nonblocking(true).map_err(refuse)?;
+    UnixListener::from_std(listener).map(Some).map_err(refuse)
 }
 
 /// Makes the socket; one that a daemon left behind is replaced.
@@ -149,6 +173,8 @@ fn is_trusted(connection: &UnixStream) -> bool {
     connection.peer_cred().is_ok_and(|peer| peer.uid() == 0 || Some(peer.uid()) == own)
 }
 
+/// What somebody hears who started this by hand.
+const NO_SOCKET: &str = "serve Nix clients: name a socket with --socket P, or use --stdio; systemd passes a socket by a unit of its own";
 /// Connections at a time; a further one waits. Each holds a few descriptors, and a process has 1,024 of them where nobody raised that.
 const CONNECTIONS_MAX: usize = 256;
 /// Between tries to accept while the process has no descriptor left.

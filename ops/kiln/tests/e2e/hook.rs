@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use crate::farm::{Place, Process, Ran, wait_for};
-use crate::nix::Nix;
+use crate::nix::{Nix, RULES};
 
 /// The version that these tests are compiled for.
 fn nix() -> Nix {
@@ -22,7 +22,7 @@ impl Hooked {
         let place = Place::new(set);
         let farm = place.up();
         std::fs::create_dir(place.path("conf")).expect("make directory");
-        let rules = "experimental-features = nix-command\nsubstituters =\nbuild-users-group =\nsandbox = false\n";
+        let rules = format!("{RULES}build-users-group =\nsandbox = false\n");
         std::fs::write(place.path("conf/nix.conf"), rules).expect("write");
         Self { farm, place }
     }

@@ -32,6 +32,10 @@ impl Nix {
     }
 }
 
+/// The lines that every `nix.conf` of a test has. Debian's Nix has a shell of its own in sandboxes, which is not installed everywhere and
+/// which no builder of a test needs.
+pub const RULES: &str = "experimental-features = nix-command\nsubstituters =\nsandbox-paths =\n";
+
 /// Returns the directory with Debian 13's Nix; it is fetched if it is not there.
 fn debian_13() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
