@@ -32,6 +32,10 @@ mod rotated;
 mod served;
 mod shared;
 mod split;
+mod ssh;
+#[path = "ssh.rs"]
+#[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
+mod ssh_debian_13;
 mod stops;
 mod submitted;
 mod uploads;
