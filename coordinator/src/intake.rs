@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 
 use crate::garbage::touch;
 use crate::parts::Parts;
-use crate::transfer::keys_of;
 use crate::tokens::Token;
+use crate::transfer::keys_of;
 use crate::upstream::judge::{Believed, Doubt, believe};
 
 /// What a coordinator needs to take paths from clients.

@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
+use crate::garbage::touch;
 use crate::intake::{self, IntakeError};
 use crate::parts::Parts;
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
