@@ -181,17 +181,29 @@ async fn upload_source(
 /// # Errors
 /// What the farm has against it.
 pub async fn import(client: &Client, info: &PathInfo, body: &BlobBytes) -> anyhow::Result<()> {
+    offer(client, &Request::Import(info.clone()), info.blob.size_bytes, body).await
+}
+
+/// Uploads a path that was built elsewhere, with what others say of it. What it refers to is there already.
+///
+/// # Errors
+/// What the farm has against it: also that it trusts none of the signatures.
+pub async fn import_signed(client: &Client, info: &PathInfo, signatures: Vec<String>, body: &BlobBytes) -> anyhow::Result<()> {
+    offer(client, &Request::ImportSigned { info: info.clone(), signatures }, info.blob.size_bytes, body).await
+}
+
+async fn offer(client: &Client, request: &Request, size_bytes: u64, body: &BlobBytes) -> anyhow::Result<()> {
     let mut tries = client.tries();
     loop {
-        match send(&tries.leader().await?, info, body).await {
+        match send(&tries.leader().await?, request, size_bytes, body).await {
             Ok(()) => return Ok(()),
             Err(error) => tries.failed(error).await?,
         }
     }
 }
 
-async fn send(leader: &Leading, info: &PathInfo, body: &BlobBytes) -> Result<(), AskError> {
-    let (mut sender, mut answers) = leader.ask(&Request::Import(info.clone())).await?;
+async fn send(leader: &Leading, request: &Request, size_bytes: u64, body: &BlobBytes) -> Result<(), AskError> {
+    let (mut sender, mut answers) = leader.ask(request).await?;
     match answers.next().await? {
         Some(Response::UploadAt(None)) => {}
         Some(Response::UploadAt(Some(offset))) => {
@@ -200,7 +212,7 @@ async fn send(leader: &Leading, info: &PathInfo, body: &BlobBytes) -> Result<(),
                 BlobBytes::Memory(bytes) => bytes.into(),
             };
             // What the farm has against the bytes is in its answer, which is read in either case.
-            if let Err(error) = sender.send_blob(source, info.blob.size_bytes, offset).await {
+            if let Err(error) = sender.send_blob(source, size_bytes, offset).await {
                 tracing::debug!(%error, "send source");
             }
         }

@@ -43,8 +43,14 @@ pub struct Held {
 ///
 /// # Errors
 /// As of [`submit`].
-pub async fn submit_held(client: &Client, name: String, roots: Vec<Root>, patience: Patience) -> anyhow::Result<(BuildId, Held)> {
-    let submission = Submission { request: draw_request(), name, roots, keep_going: false };
+pub async fn submit_held(
+    client: &Client,
+    name: String,
+    roots: Vec<Root>,
+    keep_going: bool,
+    patience: Patience,
+) -> anyhow::Result<(BuildId, Held)> {
+    let submission = Submission { request: draw_request(), name, roots, keep_going };
     let request = Request::SubmitHeld(submission, patience);
     let mut tries = client.tries();
     let (build, stream) = loop {

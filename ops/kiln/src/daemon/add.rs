@@ -1,5 +1,5 @@
-//! What clients add to the store: derivations and input sources. Each must have the path that follows from its content; what was built
-//! elsewhere is not taken, whoever signed it.
+//! What clients add to the store: derivations and input sources, which must have the path that follows from their content; and what was
+//! built elsewhere, if somebody signed it whom the farm trusts for that.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, Read, Write};
@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use super::content::Content;
 use super::store::Store;
 use super::stream::{Failure, Stream};
-use crate::import::{UPLOAD_LEVEL, import};
+use crate::import::{UPLOAD_LEVEL, import, import_signed};
 
 /// What is to be made of content that follows.
 #[derive(Clone, Debug)]
@@ -152,9 +152,10 @@ impl Adding {
             io::copy(nar, &mut io::sink())?;
             return Ok(());
         }
-        if stated.facts.content_address.is_empty() {
+        if stated.facts.content_address.is_empty() && stated.facts.signatures.is_empty() {
             bail!(
-                "add `{}`: its path does not follow from its content, and the farm takes only what it can check; build it on the farm",
+                "add `{}`: its path does not follow from its content, and nobody has signed it: build it on the farm, or sign it with a key of the \
+                 farm's `trusted_upload_keys` (`nix store sign`)",
                 self.store.store_dir().join(&stated.path)
             );
         }
@@ -191,9 +192,18 @@ impl Adding {
             bail!("add `{path}`: it refers to `{lacking}`, which the farm does not have; add that first");
         }
         if !valid.contains(path) {
-            let mut info = packed.path_info(path.clone(), None, Some(facts.content_address.clone()));
+            let deriver = facts.deriver.clone().and_then(|deriver| DrvPath::from_path(deriver).ok());
+            let address = Some(facts.content_address.clone()).filter(|address| !address.is_empty());
+            let is_built = address.is_none();
+            let mut info = packed.path_info(path.clone(), deriver.filter(|_| is_built), address);
             info.references = facts.references.clone();
-            self.runtime.block_on(import(self.store.client(), &info, &packed.spool.into_bytes()))?;
+            let (client, body) = (self.store.client(), packed.spool.into_bytes());
+            self.runtime.block_on(async {
+                match is_built {
+                    true => import_signed(client, &info, facts.signatures.clone(), &body).await,
+                    false => import(client, &info, &body).await,
+                }
+            })?;
         }
         // Brought while it is at hand, if files are kept here: its client may read it next.
         self.runtime.block_on(self.store.facts(path)).map(drop)

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kiln_nix::daemon::{ActivityKind, BuildResult, Field, Level, Note, ResultKind, Target};
-use kiln_wire::client::{BuildView, Event, EventKind, Request};
-use kiln_wire::{AttemptId, BuildId, DrvPath};
+use kiln_nix::daemon::{ActivityKind, BuildResult, Field, Level, Note, Options, ResultKind, Target};
+use kiln_wire::client::{BuildState, BuildView, Event, EventKind, Request};
+use kiln_wire::{AttemptId, BuildId, DrvPath, Patience};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -17,19 +17,33 @@ use super::stream::{Broken, Failure, Stream};
 use crate::submission::{self, Watching, default_name};
 
 /// Builds what is not there of `targets`, and returns what became of each. What was made is here then, if files are kept here.
-pub(super) async fn build(store: &Store, stream: &mut Stream, targets: &[Target], keep_going: bool) -> Result<Vec<BuildResult>, Failure> {
+pub(super) async fn build(store: &Store, stream: &mut Stream, targets: &[Target], options: Options) -> Result<Vec<BuildResult>, Failure> {
     let wanted = Wanted::look(store, targets).await?;
     let roots = wanted.roots();
     let course = match roots.is_empty() {
         true => Course::default(),
         false => {
-            let build = submission::submit(store.client(), default_name(&roots), roots, keep_going).await?;
-            run(store, stream, build).await?
+            let patience =
+                Patience { attempt_ms_max: milliseconds(options.seconds_max), silent_ms_max: milliseconds(options.silent_seconds_max) };
+            let (build, mut held) =
+                submission::submit_held(store.client(), default_name(&roots), roots, options.keep_going, patience).await?;
+            let mut course = run(store, stream, build).await?;
+            if course.view.as_ref().is_some_and(|view| view.state == BuildState::Cancelled) {
+                // Whoever cancelled it: if it was for want of patience, the farm says so.
+                course.out_of_patience = tokio::time::timeout(LOG_REST_MAX, held.over()).await.ok().and_then(Result::ok);
+            }
+            held.release().await;
+            course
         }
     };
     let results = wanted.results(store, &course).await?;
     store.bring(results.iter().flat_map(|result| result.outputs.values().cloned()).collect()).await?;
     Ok(results)
+}
+
+/// Reads a limit of Nix': none is 0.
+fn milliseconds(seconds: u64) -> Option<u64> {
+    (seconds > 0).then(|| seconds.saturating_mul(1000))
 }
 
 /// Builds again what is there of `targets`, and returns whether each came out the same.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, ensure};
 use kiln_nix::daemon::{BuildResult, Status, Target};
 use kiln_wire::client::{BuildState, BuildView, JobView, NOT_DETERMINISTIC};
-use kiln_wire::{DrvPath, FailureClass, OutputName, Root, StorePath};
+use kiln_wire::{DrvPath, FailureClass, OutOfPatience, OutputName, Root, StorePath};
 
 use super::store::Store;
 use crate::failures;
@@ -31,6 +31,8 @@ pub(super) struct Course {
     pub(super) causes: BTreeMap<DrvPath, DrvPath>,
     /// How it ended.
     pub(super) view: Option<BuildView>,
+    /// What took longer than its client waits, so that the build was cancelled.
+    pub(super) out_of_patience: Option<OutOfPatience>,
 }
 
 impl Wanted {
@@ -216,6 +218,14 @@ async fn why_not(store: &Store, derivation: &DrvPath, course: &Course, told: &mu
     if let Some(job) = course.causes.get(derivation).and_then(failure) {
         let why = explain(store, job, told).await;
         return failed(Status::DependencyFailed, format!("`{full}` was not built, because something that it needs failed:\n{why}"));
+    }
+    if let Some(out) = &course.out_of_patience {
+        let (slow, seconds) = (store.store_dir().join(out.derivation.as_path()), out.ms_max / 1000);
+        let what = if out.is_silent { "was silent for" } else { "ran for" };
+        return match out.derivation == *derivation {
+            true => failed(Status::TimedOut, format!("`{full}` {what} more than {seconds} s, which is as long as you wait: timed out")),
+            false => failed(Status::DependencyFailed, format!("`{full}` was not built, because `{slow}` {what} more than {seconds} s")),
+        };
     }
     match view.state {
         BuildState::Cancelled => failed(Status::MiscFailure, format!("`{full}` was not built: build {} was cancelled", view.build)),

@@ -287,7 +287,7 @@ impl Session {
 
     async fn build_targets(&mut self, targets: &[Target], mode: Mode) -> Result<Vec<kiln_nix::daemon::BuildResult>, Failure> {
         match mode {
-            Mode::Normal => builds::build(&self.store, &mut self.stream, targets, self.options.keep_going).await,
+            Mode::Normal => builds::build(&self.store, &mut self.stream, targets, self.options).await,
             Mode::Check => builds::check(&self.store, &mut self.stream, targets, self.options.keep_going).await,
             Mode::Repair => Err(Failure::Told(anyhow!(
                 "the farm verifies what it hands out, and builds nothing anew for being damaged: leave out --repair"

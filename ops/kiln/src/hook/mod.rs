@@ -234,11 +234,11 @@ impl Hook {
         let patience =
             Patience { attempt_ms_max: self.settings.timeout_seconds.map(ms), silent_ms_max: self.settings.silent_seconds_max.map(ms) };
         let name = || taken.ask.derivation.name().to_owned();
-        match submit_held(&self.client, name(), vec![root.clone()], patience).await {
+        match submit_held(&self.client, name(), vec![root.clone()], false, patience).await {
             Err(error) if words::exit_code_of(&error) == ExitCode::from(words::BAD_INPUT) => {
                 tracing::debug!(%error, "handing over everything");
                 inputs::hand_over_all(&self.client, &self.store_dir, &self.places, &root).await?;
-                submit_held(&self.client, name(), vec![root], patience).await
+                submit_held(&self.client, name(), vec![root], false, patience).await
             }
             submitted => submitted,
         }

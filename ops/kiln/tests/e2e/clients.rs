@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::crashes::Daemons;
 use crate::farm::{Place, Process, Ran, wait_for};
 use crate::nix::{Nix, RULES};
 
@@ -217,7 +218,7 @@ fn paths_are_copied_from_the_farm_and_to_it() {
     // Another farm did not build it: what cannot be checked by its content is not taken.
     let other = Clients::new("{ }");
     let refused = other.run("nix", &["copy", "--from", &own, "--to", &other.store(Way::Socket), "--no-check-sigs", &path]);
-    assert!(refused.code() != 0 && refused.err().contains("does not follow from its content"), "{}", refused.err());
+    assert!(refused.code() != 0 && refused.err().contains("trusted_upload_keys"), "{}", refused.err());
     other.run("nix", &["copy", "--from", &own, "--to", &other.store(Way::Socket), &added]).expect_success();
     let tree = clients.place.path("tree");
     let tree = tree.to_str().expect("text");
@@ -261,6 +262,62 @@ fn nix_log_shows_what_was_built_through_the_socket() {
     let log = |subject: &str| clients.nix(Way::Socket, &["nix", "log"], &[subject]).expect_success().out();
     assert!(log(&path).ends_with("working\n"), "{}", log(&path));
     assert_eq!(log(derivation.out().trim()), "line one\nline two\n", "of what failed, by its derivation");
+}
+
+#[test]
+fn a_client_waits_as_long_as_it_says_and_others_wait_on() {
+    let clients = Clients::new(SET);
+    let mut other = Process::start(clients.place.kiln(&["build", "-f", "set.nix", "-A", "endless", "--json"]).stderr(Stdio::null()));
+    other.wait_for_line("\"event\":\"started\"");
+    for (option, said) in [("--timeout", "ran for more than 2 s"), ("--max-silent-time", "was silent for more than 2 s")] {
+        let args = ["set.nix", "-A", "endless", option, "2", "--no-out-link"];
+        let failed = clients.nix(Way::Socket, &["nix-build"], &args);
+        assert!(failed.code() != 0 && failed.err().contains(said), "{option}: {}", failed.err());
+    }
+    let jobs = clients.place.run(&["jobs", "--json"]).expect_success().out();
+    assert!(jobs.contains("-endless.drv") && jobs.contains("\"running\""), "who waits longer has it built: {jobs}");
+    other.interrupt();
+    other.finish();
+}
+
+#[test]
+fn a_daemon_that_is_killed_takes_the_builds_of_its_clients_with_it() {
+    let clients = Clients::new(SET);
+    let mut client = clients.command("nix-build", &["set.nix", "-A", "endless", "--no-out-link", "--store", &clients.store(Way::Socket)]);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nix-bin is installed");
+    let status = || clients.place.run(&["status", "--json"]).expect_success().json();
+    wait_for("a build that runs", || (status()["jobs"]["running"] == 1).then_some(()));
+    let Clients { daemon, farm: _farm, place } = clients;
+    daemon.kill_9();
+    client.wait().expect("it ends");
+    let status = || place.run(&["status", "--json"]).expect_success().json();
+    wait_for("its end at the farm", || (status()["builds"].as_array().is_some_and(Vec::is_empty)).then_some(()));
+}
+
+#[test]
+fn what_was_built_elsewhere_is_taken_where_a_trusted_key_signed_it() {
+    let clients = Clients::new(SET);
+    let path = clients.build(Way::Socket, "pair").lines().next().expect("an output").to_owned();
+    let own = clients.own("nix-1");
+    clients.run("nix", &["copy", "--from", &clients.store(Way::Socket), "--to", &own, "--no-check-sigs", &path]).expect_success();
+    let daemons = Daemons::with("{ }");
+    let mut config = std::fs::OpenOptions::new().append(true).open(daemons.place.path("coordinator.toml")).expect("it was written");
+    writeln!(config, "trusted_upload_keys = ['{}']", clients.key()).expect("write");
+    let (_coordinator, _worker) = (daemons.start("coordinator"), daemons.start("worker"));
+    daemons.wait_until_up();
+    let (socket, root) = (daemons.place.path("socket"), daemons.place.path("root"));
+    let words = ["--socket", socket.to_str().expect("text"), "--to", root.to_str().expect("text")];
+    let mut daemon = Process::start(&mut daemons.place.kiln_aloud(&[&["daemon"], &words[..], &daemons.farm()].concat()));
+    daemon.wait_for_line("serving Nix clients");
+    let to = format!("unix://{}?root={}", socket.display(), root.display());
+    clients.run("nix", &["copy", "--no-check-sigs", "--from", &own, "--to", &to, &path]).expect_success();
+    let told = clients.run("nix", &["path-info", "--json", "--sigs", "--store", &to, &path]).expect_success().out();
+    let name = |key: &str| key.split(':').next().expect("a name").to_owned();
+    assert!(told.contains(&format!("{}:", name(&clients.key()))), "who signed it is kept: {told}");
+    let trusted = ["--sigs-needed", "2", "--trusted-public-keys"];
+    let own_key = daemons.place.run(&[&["status", "--json"][..], &daemons.farm()].concat()).expect_success().json();
+    let keys = format!("{} {}", clients.key(), own_key["publicKey"].as_str().expect("a key"));
+    clients.run("nix", &[&["store", "verify", "--store", &to][..], &trusted, &[&keys, &path]].concat()).expect_success();
 }
 
 #[test]
