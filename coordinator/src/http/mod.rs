@@ -22,6 +22,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt;
 use futures::future::BoxFuture;
 use kiln_nix::Keyring;
 use kiln_store::Store;
@@ -35,6 +36,8 @@ pub use log::FinishedLog;
 pub use metrics::Snapshot;
 #[cfg(feature = "simulation")]
 pub use simulated::Socket;
+#[cfg(feature = "simulation")]
+use simulated::send_at_once;
 #[cfg(not(feature = "simulation"))]
 pub use tokio::net::TcpListener as Socket;
 
@@ -80,7 +83,7 @@ impl Http {
     /// Serves further routes beside them.
     pub(crate) fn serve_with(listener: Socket, state: State, more: Router) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let server = axum::serve(listener, router(state).merge(more)).with_graceful_shutdown(async move {
+        let server = axum::serve(listener.tap_io(send_at_once), router(state).merge(more)).with_graceful_shutdown(async move {
             // A dropped handle stops the server as a call of `stop` does.
             let _ended = stopped.await;
         });
@@ -93,6 +96,14 @@ impl Http {
         if tokio::time::timeout(STOP_GRACE, &mut self.server).await.is_err() {
             self.server.abort();
         }
+    }
+}
+
+/// Has what is written sent without waiting for what the client confirms: an answer comes in pieces, and the last one is small.
+#[cfg(not(feature = "simulation"))]
+fn send_at_once(connection: &mut tokio::net::TcpStream) {
+    if let Err(error) = connection.set_nodelay(true) {
+        tracing::debug!(%error, "have answers sent at once");
     }
 }
 
