@@ -24,7 +24,15 @@ pub(crate) fn check(store_dir: &StoreDir, path: &DrvPath, derivation: &Derivatio
     let refuse = |rule: &str, err| NotMade { derivation: path.clone(), output: Box::new(output.clone()), rule: rule.to_owned(), err };
     match derivation.outputs.get(&output.name) {
         None => Err(refuse("it has no such output", None)),
-        Some(Output::InputAddressed(known) | Output::Fixed { path: known, .. }) if *known == output.info.path => Ok(()),
+        Some(Output::InputAddressed(known)) if *known == output.info.path => Ok(()),
+        Some(Output::Fixed { path: known, address }) if *known == output.info.path => {
+            // Without its address nobody would look at the content.
+            match content::check_path(store_dir, &output.info) {
+                Ok(stated) if stated == *address => Ok(()),
+                Ok(_) => Err(refuse("it is stated with another content address", None)),
+                Err(err) => Err(refuse("it is not stated with its content address", Some(err))),
+            }
+        }
         Some(Output::InputAddressed(_) | Output::Fixed { .. }) => Err(refuse("that has another path", None)),
         Some(Output::Deferred) => Err(refuse("the derivation is not resolved", None)),
         Some(Output::Floating { method, algorithm } | Output::Impure { method, algorithm }) => {
@@ -104,11 +112,30 @@ mod tests {
             let path = address.path(&StoreDir::default(), called, &BTreeSet::new(), false).expect("a path");
             stated("out", path, Some(address.to_string()))
         };
+        let fixed = |method| {
+            let address = address(method);
+            let path = address.path(&StoreDir::default(), "x", &BTreeSet::new(), false).expect("a path");
+            Output::Fixed { address, path }
+        };
+        let bare = |output: BuiltOutput| BuiltOutput { info: PathInfo { content_address: None, ..output.info }, ..output };
         let floating = || Output::Floating { method: Method::Nar, algorithm: Algorithm::Sha256 };
         let table = [
             (Output::InputAddressed(path("a")), stated("out", path("a"), None), None),
             (Output::InputAddressed(path("a")), stated("out", path("b"), None), Some("another path")),
             (Output::InputAddressed(path("a")), stated("dev", path("a"), None), Some("no such output")),
+            (fixed(Method::Nar), addressed(Method::Nar, "x"), None),
+            (fixed(Method::Flat), addressed(Method::Flat, "x"), None),
+            (fixed(Method::Nar), addressed(Method::Flat, "x"), Some("another path")),
+            // Its path is right, and nothing says that its content is.
+            (fixed(Method::Nar), bare(addressed(Method::Nar, "x")), Some("not stated with its content address")),
+            (
+                fixed(Method::Nar),
+                BuiltOutput {
+                    info: PathInfo { content_address: Some(address(Method::Flat).to_string()), ..addressed(Method::Nar, "x").info },
+                    name: name("out"),
+                },
+                Some("not stated with its content address"),
+            ),
             (Output::Deferred, stated("out", path("a"), None), Some("not resolved")),
             (floating(), addressed(Method::Nar, "x"), None),
             (Output::Impure { method: Method::Nar, algorithm: Algorithm::Sha256 }, addressed(Method::Nar, "x"), None),
