@@ -2,7 +2,7 @@
 
 use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, OutputName, Resources};
 
-use crate::derivation::{AttributeError, Derivation};
+use crate::derivation::{AttributeError, Derivation, Output};
 
 /// Why a derivation is no job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +70,14 @@ pub fn spec<'a>(
     let mut required_features = attributes.required_system_features().map_err(refuse)?;
     let unknown = |derivation: &Derivation, name| derivation.outputs.get(name).is_some_and(|output| output.path().is_none());
     let mut wanted = derivation.inputs.iter().flat_map(|(input, wanted)| wanted.outputs.iter().map(move |output| (input, output)));
-    let resolve = wanted.any(|(input, output)| input_of(input).is_some_and(|input| unknown(input, output)));
+    let needs_unknown = wanted.any(|(input, output)| input_of(input).is_some_and(|input| unknown(input, output)));
+    // As Nix: what follows from content does not depend on the recipes of the inputs, so that these are replaced wherever there are any.
+    let resolve = needs_unknown
+        || derivation.outputs.values().any(|output| match output {
+            Output::Deferred => true,
+            Output::Floating { .. } | Output::Impure { .. } => !derivation.inputs.is_empty(),
+            Output::InputAddressed(_) | Output::Fixed { .. } => false,
+        });
     if resolve || derivation.outputs.values().any(|output| output.path().is_none()) {
         // As Nix: a worker must know how to give such outputs their path, and that it gets the resolved recipe of one that is leased.
         required_features.insert("ca-derivations".to_owned());
@@ -106,7 +113,55 @@ fn inputs(path: &DrvPath, derivation: &Derivation) -> Result<Vec<DerivedInput>, 
         if let Some(output) = wanted.dynamic.keys().next() {
             return Err(JobError::DynamicInput { derivation: path.clone(), input: input.clone(), output: output.clone() });
         }
+        if wanted.outputs.is_empty() {
+            // Nix takes such an input, and builds nothing for it.
+            continue;
+        }
         inputs.push(DerivedInput { derivation: input.clone(), outputs: wanted.outputs.clone() });
     }
     Ok(inputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::StoreDir;
+
+    use super::*;
+
+    fn parsed(output: &str, inputs: &str) -> Derivation {
+        let text = format!(r#"Derive([("out",{output})],[{inputs}],[],"s","b",[],[("out","")])"#);
+        Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation")
+    }
+
+    #[test]
+    fn what_follows_from_content_is_resolved_as_nix_does() {
+        let drv = |letter: &str| DrvPath::parse(&format!("{}-x.drv", letter.repeat(32))).expect("a path");
+        let input = |letter: &str, outputs: &str| format!(r#"("/nix/store/{}",[{outputs}])"#, drv(letter));
+        let known = format!(r#""/nix/store/{}-x","","""#, "k".repeat(32));
+        let (floating, impure, deferred) = (r#""","r:sha256","""#, r#""","r:sha256","impure""#, r#""","","""#);
+        // `a` is known before it is built, `b` is not.
+        let (a, b) = (parsed(&known, ""), parsed(floating, ""));
+        let (of_a, of_b, none_of_b) = (input("a", r#""out""#), input("b", r#""out""#), input("b", ""));
+        for (output, inputs, resolve, needed) in [
+            (known.as_str(), "", false, 0),
+            (known.as_str(), of_a.as_str(), false, 1),
+            (known.as_str(), of_b.as_str(), true, 1),
+            (floating, "", false, 0),
+            (floating, of_a.as_str(), true, 1),
+            (impure, "", false, 0),
+            (impure, of_a.as_str(), true, 1),
+            (deferred, of_a.as_str(), true, 1),
+            (deferred, "", true, 0),
+            // Nothing is wanted of it: nothing waits for it.
+            (known.as_str(), none_of_b.as_str(), false, 0),
+        ] {
+            let job = spec(&drv("c"), &parsed(output, inputs), |input| match input {
+                input if *input == drv("a") => Some(&a),
+                input if *input == drv("b") => Some(&b),
+                _ => None,
+            });
+            let job = job.expect("a job");
+            assert_eq!((job.resolve, job.inputs.len()), (resolve, needed), "{output} upon {inputs}");
+        }
+    }
 }
