@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kiln_core::{Command, Resolution, ResolvedInput};
+use kiln_core::{Answer, Command, Refused, Resolution, ResolvedInput};
 use kiln_nix::derivation::{Derivation, Output};
 use kiln_nix::resolve::{Realised, ResolveError, Resolved, resolve as put_in};
 use kiln_store::StoreError;
+use kiln_wire::limits::FAILURE_MESSAGE_BYTES_MAX;
 use kiln_wire::{BuiltOutput, DrvPath};
 
 use crate::derivations::DerivationError;
@@ -28,33 +29,56 @@ enum Failed {
 }
 
 impl Failed {
-    fn is_passing(&self) -> bool {
+    /// Whether the recipe is at fault. A store that refuses, or that holds something damaged, says nothing of the recipe: people mend it.
+    fn is_for_good(&self) -> bool {
         match self {
-            Self::Derivation(DerivationError::Store { source, .. }) | Self::Store(source) => source.is_passing(),
-            Self::Derivation(_) | Self::Resolve(_) => false,
+            Self::Derivation(DerivationError::Parse { .. } | DerivationError::Missing(_)) | Self::Resolve(_) => true,
+            Self::Derivation(DerivationError::Store { .. }) | Self::Store(_) => false,
         }
     }
 }
 
-/// Resolves a job and proposes what it comes to; a store that is away is waited for. Ends early once the job waits for it no more: twice
+/// Resolves a job and proposes what it comes to; a store that fails is waited for. Ends early once the job waits for it no more: twice
 /// is as good as once.
 pub(crate) async fn resolve(parts: Arc<Parts>, derivation: DrvPath) {
     let mut pauses = Pauses::default();
-    let (inputs, to) = loop {
-        if !parts.farm(|farm| farm.is_to_be_resolved(&derivation)) {
-            return;
+    while parts.farm(|farm| farm.is_to_be_resolved(&derivation)) {
+        let (inputs, to) = match resolution(&parts, &derivation).await {
+            Err(error) if error.is_for_good() => (one_of_each(&parts, &derivation), impossible(&error)),
+            Err(error) => {
+                pauses.after(&error).await;
+                continue;
+            }
+            Ok(found) => found,
+        };
+        let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now: parts.clock.now() };
+        match propose_patiently(parts.clone(), command).await {
+            // What it was made from is committed no more, or something here is wrong: nobody else would try it again.
+            Ok(applied) if is_wrong(&applied.answers) => pauses.after(&Refused::WrongResolution(derivation.clone())).await,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%derivation, error = %Chain(&error), "report a resolved derivation; the next leader resolves it again");
+                return;
+            }
         }
-        match resolution(&parts, &derivation).await {
-            Err(error) if error.is_passing() => pauses.after(&error).await,
-            Err(error) => break (committed(&parts, &derivation), Resolution::Impossible { message: Chain(&error).to_string() }),
-            Ok(found) => break found,
-        }
-    };
-    let now = parts.clock.now();
-    let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now };
-    if let Err(error) = propose_patiently(parts, command).await {
-        tracing::warn!(%derivation, error = %Chain(&error), "report a resolved derivation; the next leader resolves it again");
     }
+}
+
+fn is_wrong(answers: &[Answer]) -> bool {
+    answers.iter().any(|answer| matches!(answer, Answer::Refused(Refused::WrongResolution(_))))
+}
+
+/// A message may hold a client's text of any length, and is cut before the log has it.
+fn impossible(error: &Failed) -> Resolution {
+    let message: String = Chain(error).to_string().chars().take(FAILURE_MESSAGE_BYTES_MAX).collect();
+    Resolution::Impossible { message }
+}
+
+/// Returns an output of each input that is a job: all that can be said where the recipe cannot be read or resolved.
+fn one_of_each(parts: &Parts, derivation: &DrvPath) -> Vec<ResolvedInput> {
+    let mut inputs = committed(parts, derivation);
+    inputs.dedup_by(|one, other| one.derivation == other.derivation);
+    inputs
 }
 
 /// Returns where the outputs of those inputs are that are jobs of the farm.
@@ -131,4 +155,41 @@ async fn existing(parts: &Parts, path: &DrvPath, derivation: &Derivation) -> Res
         }
     }
     Ok(Some(outputs))
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_nix::derivation::DerivationError as ParseError;
+
+    use super::*;
+
+    #[test]
+    fn only_a_recipe_makes_its_job_impossible() {
+        let path = || DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-x.drv").expect("a path");
+        let refused = || StoreError::Directory { dir: "/spool".into(), err: std::io::ErrorKind::PermissionDenied.into() };
+        let damaged = || StoreError::Oversize { key: "x.narinfo".into(), size_bytes: 2, bytes_max: 1 };
+        let parse = DerivationError::Parse { path: path(), source: ParseError::TooLong { name: "x".into(), bytes: 1 } };
+        let dynamic = ResolveError::Dynamic { derivation: path(), input: path() };
+        for (failed, is_for_good) in [
+            (Failed::Store(refused()), false),
+            (Failed::Store(damaged()), false),
+            (Failed::Derivation(DerivationError::Store { path: path(), source: refused() }), false),
+            (Failed::Derivation(DerivationError::Store { path: path(), source: damaged() }), false),
+            (Failed::Derivation(DerivationError::Missing(path())), true),
+            (Failed::Derivation(parse), true),
+            (Failed::Resolve(dynamic), true),
+        ] {
+            assert_eq!(failed.is_for_good(), is_for_good, "{failed:?}");
+        }
+    }
+
+    #[test]
+    fn the_reason_is_cut_before_the_log_has_it() {
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-x.drv").expect("a path");
+        let name = "n".repeat(1 << 20);
+        let Resolution::Impossible { message } = impossible(&Failed::Resolve(ResolveError::Environment { derivation, name })) else {
+            panic!("it is impossible")
+        };
+        assert_eq!(message.len(), FAILURE_MESSAGE_BYTES_MAX);
+    }
 }
