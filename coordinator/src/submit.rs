@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use kiln_core::{Answer, CHECKING, Command, RESOLVING, Refused};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
-use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
+use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, RESOLVED_INPUTS_PER_JOB_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, Root, StorePath};
 
 use crate::driver::{Chain, propose};
@@ -28,6 +28,7 @@ pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<
     // What upstream caches have is taken from there before the farm hears of the build.
     let jobs = substitute::jobs(&parts, &closure, &submission.roots).await?;
     check_version(&parts, &jobs)?;
+    check_resolved_inputs(&jobs, RESOLVED_INPUTS_PER_JOB_MAX)?;
     check_sources(&parts, &closure, &jobs).await?;
     hand_over(parts, submission, &jobs, None).await
 }
@@ -66,6 +67,7 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         job.inputs.retain(|input| !derivations.contains(&input.derivation));
     }
     check_version(&parts, &jobs)?;
+    check_resolved_inputs(&jobs, RESOLVED_INPUTS_PER_JOB_MAX)?;
     check_sources(&parts, &closure, &jobs).await?;
     hand_over(parts, submission, &jobs, Some(derivations.into_iter().collect())).await
 }
@@ -216,11 +218,27 @@ fn check_version(parts: &Parts, jobs: &[JobSpec]) -> Result<(), Refusal> {
     }
 }
 
+/// What a job is resolved to goes into one log entry, with a row for each output that it needs of its inputs.
+fn check_resolved_inputs(jobs: &[JobSpec], inputs_max: usize) -> Result<(), Refusal> {
+    let needed = |job: &JobSpec| job.inputs.iter().map(|input| input.outputs.len()).sum::<usize>();
+    match jobs.iter().filter(|job| job.resolve).find(|job| needed(job) > inputs_max) {
+        None => Ok(()),
+        Some(job) => Err(refuse::invalid(format!(
+            "submit: `{}` needs {} outputs of its inputs, and those whose paths only builds tell may need {inputs_max}; make it of several derivations",
+            job.derivation,
+            needed(job)
+        ))),
+    }
+}
+
 /// Realisations read at a time for one submission.
 const LOOKUPS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use kiln_core::ResolvedInput;
+    use kiln_wire::{DerivedInput, JobKind, JobLimits, OutputName, Resources};
+
     use super::*;
 
     #[test]
@@ -238,6 +256,41 @@ mod tests {
             assert_eq!(divided.iter().map(|entry| entry.len()).collect::<Vec<_>>(), lengths);
             assert_eq!(divided.concat(), sizes, "in their order");
         }
+    }
+
+    #[test]
+    fn a_job_whose_resolution_the_log_would_not_take_is_refused() {
+        let name = |text: &str| OutputName::parse(text).expect("a name");
+        let drv = |letter: &str| DrvPath::parse(&format!("{}-x.drv", letter.repeat(32))).expect("a path");
+        let input = |letter: &str, outputs: &[&str]| DerivedInput {
+            derivation: drv(letter),
+            outputs: outputs.iter().map(|output| name(output)).collect(),
+        };
+        let job = |resolve| JobSpec {
+            derivation: drv("a"),
+            system: "s".into(),
+            required_features: BTreeSet::new(),
+            outputs: [(name("out"), None)].into(),
+            inputs: vec![input("b", &["out", "dev"]), input("c", &["out"])],
+            kind: JobKind::Ordinary,
+            prefer_local: false,
+            resources: Resources { cores: 1, memory_mib: 0 },
+            limits: JobLimits::default(),
+            resolve,
+        };
+        assert!(check_resolved_inputs(&[job(true)], 3).is_ok());
+        assert!(check_resolved_inputs(&[job(false)], 2).is_ok(), "nobody resolves it");
+        let refusal = check_resolved_inputs(&[job(true)], 2).expect_err("over the limit");
+        assert!(refusal.message.contains("needs 3 outputs"), "{}", refusal.message);
+        // The longest rows that can be, written as the log writes them.
+        let longest = |suffix: &str| format!("{}-{}{suffix}", "a".repeat(32), "n".repeat(211 - suffix.len()));
+        let row = ResolvedInput {
+            derivation: DrvPath::parse(&longest(".drv")).expect("a path"),
+            output: name(&"o".repeat(211)),
+            path: StorePath::parse(&longest("")).expect("a path"),
+        };
+        let bytes = frame::to_bytes(&row).expect("written").len();
+        assert!(bytes * RESOLVED_INPUTS_PER_JOB_MAX < 12 << 20, "{bytes} bytes a row");
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub const JOBS_PER_ENTRY_MAX: usize = 512;
 /// The log takes 64 MiB at a time.
 pub const JOB_BYTES_PER_ENTRY_MAX: usize = 1 << 20;
 
+/// Outputs of inputs that one job needs which is resolved before it is built. Each is a row of 700 bytes at most in the log entry that says what
+/// it comes to, so that such an entry stays below 12 MiB of the log's 64; the largest real job needs about 2,000. Passing it: the submission is
+/// refused.
+pub const RESOLVED_INPUTS_PER_JOB_MAX: usize = 16_384;
+
 /// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
 pub const NAR_BYTES_MAX: u64 = 64 << 30;
 

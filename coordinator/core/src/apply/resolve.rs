@@ -3,7 +3,7 @@
 //! The leader's task reads the derivation and the store; here it is checked that it took the inputs' outputs for what is committed.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use kiln_wire::client::EventKind;
@@ -78,7 +78,8 @@ impl Farm {
             committed.then_some((key, output, path))
         });
         let known: Box<[Input]> = boxed(known.collect::<Option<Vec<_>>>()?);
-        job.inputs.iter().all(|input| known.iter().any(|(key, ..)| key == input)).then_some(known)
+        let named: BTreeSet<JobKey> = known.iter().map(|(key, ..)| *key).collect();
+        job.inputs.iter().all(|input| named.contains(input)).then_some(known)
     }
 }
 
