@@ -1,6 +1,7 @@
 //! Output paths, recomputed from content: what was checked once need not be checked again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_nix::derivation::Derivation;
 use kiln_nix::modulo::{Modulo, ModuloError, OutputMismatch};
@@ -17,40 +18,71 @@ pub(crate) enum CheckError {
     Mismatch(OutputMismatch),
 }
 
-/// The derivations whose output paths follow from their content.
+/// The derivations whose output paths follow from their content. Its locks are held for one derivation's hash at most.
 pub(crate) struct Checked {
+    sound: Mutex<Sound>,
+    /// By which hash Nix to 2.34 names the outputs of those whose paths only builds tell. Its own lock: who only looks waits for no hash.
+    identities: Mutex<BTreeMap<DrvPath, Sha256Hash>>,
+    /// Whose turn it is to read a closure for an identity that nobody knows yet: the second finds what the first has read.
+    turn: tokio::sync::Mutex<()>,
+}
+
+struct Sound {
     modulo: Modulo,
-    sound: BTreeSet<DrvPath>,
-    /// By which hash Nix to 2.34 names the outputs of those whose paths only builds tell.
-    identities: BTreeMap<DrvPath, Sha256Hash>,
+    paths: BTreeSet<DrvPath>,
 }
 
 impl Checked {
     pub(crate) fn new(store_dir: StoreDir) -> Self {
-        Self { modulo: Modulo::new(store_dir), sound: BTreeSet::new(), identities: BTreeMap::new() }
+        let sound = Sound { modulo: Modulo::new(store_dir), paths: BTreeSet::new() };
+        Self { sound: Mutex::new(sound), identities: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// Returns by which hash Nix to 2.34 names the outputs of a derivation that was checked and whose output paths only builds tell.
     pub(crate) fn identity(&self, path: &DrvPath) -> Option<Sha256Hash> {
-        self.identities.get(path).copied()
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied()
     }
 
-    /// Checks a derivation whose inputs were checked before.
-    pub(crate) fn check(&mut self, path: &DrvPath, derivation: &Derivation) -> Result<(), CheckError> {
-        if self.sound.contains(path) {
+    /// Waits until nobody else finds out an identity. Whoever has the turn looks again first.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Checks a derivation whose inputs were checked before. Takes a processor for as long as its hash takes.
+    pub(crate) fn check(&self, path: &DrvPath, derivation: &Derivation) -> Result<(), CheckError> {
+        let mut sound = self.sound.lock().unwrap_or_else(PoisonError::into_inner);
+        if sound.paths.contains(path) {
             return Ok(());
         }
-        match self.modulo.check_outputs(path, derivation)?.into_iter().next() {
+        match sound.modulo.check_outputs(path, derivation)?.into_iter().next() {
             Some(mismatch) => Err(CheckError::Mismatch(mismatch)),
             None => {
                 if derivation.outputs.values().any(|output| output.path().is_none())
-                    && let Some(identity) = self.modulo.add(path, derivation)?.identity
+                    && let Some(identity) = sound.modulo.add(path, derivation)?.identity
                 {
-                    self.identities.insert(path.clone(), identity);
+                    self.identities.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), identity);
                 }
-                self.sound.insert(path.clone());
+                sound.paths.insert(path.clone());
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_looked_up_while_somebody_hashes() {
+        let checked = Checked::new(StoreDir::default());
+        let path = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-x.drv").expect("a path");
+        let text =
+            r#"Derive([("out","","r:sha256","")],[],[],"s","b",[],[("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])"#;
+        let derivation = Derivation::parse_canonical(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation");
+        checked.check(&path, &derivation).expect("sound");
+        let hashing = checked.sound.lock().expect("nobody panicked");
+        assert!(checked.identity(&path).is_some());
+        drop(hashing);
     }
 }

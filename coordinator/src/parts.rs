@@ -1,6 +1,6 @@
 //! What the tasks of one coordinator share. Each part guards itself; nothing here holds a decision.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use kiln_core::Farm;
 use kiln_nix::Keyring;
@@ -38,7 +38,7 @@ pub(crate) struct Parts {
     pub(crate) about: About,
     pub(crate) cache_url: Option<String>,
     pub(crate) derivations: Derivations,
-    pub(crate) checked: Mutex<Checked>,
+    pub(crate) checked: Checked,
     pub(crate) sessions: Sessions,
     /// Uploads whose connection broke, and those that ended well.
     pub(crate) uploads: Uploads,

@@ -1,7 +1,6 @@
 //! Where outputs are whose paths only their builds tell: committed ones in the farm, published ones by their realisations.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use kiln_nix::derivation::{Derivation, Output};
 use kiln_nix::modulo::Modulo;
@@ -100,19 +99,19 @@ async fn write(parts: &Parts, derivation: &DrvPath, identity: Option<Sha256Hash>
 
 /// Returns by which hash Nix to 2.34 names the outputs of a derivation. A leader that has not checked the derivation reads all that it needs.
 async fn identity(parts: &Parts, derivation: &DrvPath) -> Option<Sha256Hash> {
-    let known = || parts.checked.lock().unwrap_or_else(PoisonError::into_inner).identity(derivation);
-    if let Some(identity) = known() {
+    if let Some(identity) = parts.checked.identity(derivation) {
+        return Some(identity);
+    }
+    let _turn = parts.checked.turn().await;
+    if let Some(identity) = parts.checked.identity(derivation) {
         return Some(identity);
     }
     let root = Root { derivation: derivation.clone(), outputs: Default::default() };
     match DrvClosure::load(parts, &[root]).await {
-        Ok(closure) => heavy(|| {
-            let mut checked = parts.checked.lock().unwrap_or_else(PoisonError::into_inner);
-            closure.ordered.iter().for_each(|path| drop(checked.check(path, &closure.parsed[path])));
-        }),
+        Ok(closure) => heavy(|| closure.ordered.iter().for_each(|path| drop(parts.checked.check(path, &closure.parsed[path])))),
         Err(refusal) => tracing::warn!(%derivation, refusal.message, "name the outputs as Nix to 2.34 does"),
     }
-    known()
+    parts.checked.identity(derivation)
 }
 
 /// As [`identity`], of a derivation that needs no other.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures::FutureExt;
 use kiln_link::{Identity, LinkError, Listener, Protocol};
@@ -256,7 +256,7 @@ async fn parts(
         keys,
         cache_url: Some(format!("http://{}", config.advertise_http.clone().unwrap_or_else(|| http_addr.to_string()))),
         derivations: Derivations::new(config.store_dir.clone()),
-        checked: Mutex::new(Checked::new(config.store_dir.clone())),
+        checked: Checked::new(config.store_dir.clone()),
         sessions: Default::default(),
         uploads: Uploads::default(),
         verified: Verified::default(),
