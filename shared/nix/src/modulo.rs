@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use kiln_wire::{DrvPath, OutputName, Sha256Hash, StoreDir, StorePath};
 use sha2::{Digest, Sha256};
 
-use crate::derivation::{Derivation, ModuloInputs, Output, print_for_input, print_for_outputs};
+use crate::derivation::{Derivation, ModuloInputs, Output, check_output_name, print_for_input, print_for_outputs};
 use crate::path::{ours, their_dir};
 
 /// How a derivation counts where it is an input.
@@ -179,10 +179,14 @@ impl Modulo {
         match one_kind(path, derivation)? {
             Output::Fixed { .. } => fixed(path, derivation, &self.store_dir),
             Output::Impure { .. } => {
+                check_names(path, derivation)?;
                 let hash = Some(sha256(b"impure"));
                 Ok(Computed { hash: ModuloHash::Deferred(hash), identity: hash, ..deferred(derivation) })
             }
-            Output::Floating { .. } => self.floating(path, derivation),
+            Output::Floating { .. } => {
+                check_names(path, derivation)?;
+                self.floating(path, derivation)
+            }
             Output::InputAddressed(_) | Output::Deferred => self.input_addressed(path, derivation),
         }
     }
@@ -301,6 +305,18 @@ fn one_kind<'a>(path: &DrvPath, derivation: &'a Derivation) -> Result<&'a Output
         }
     }
     Ok(first)
+}
+
+/// Where nobody can compute the paths before the build, their names are looked at all the same.
+fn check_names(path: &DrvPath, derivation: &Derivation) -> Result<(), ModuloError> {
+    for output in derivation.outputs.keys() {
+        check_output_name(&derivation.name, output).map_err(|rule| ModuloError::OutputPath {
+            derivation: path.clone(),
+            output: output.clone(),
+            rule: rule.to_string(),
+        })?;
+    }
+    Ok(())
 }
 
 fn fixed(path: &DrvPath, derivation: &Derivation, store_dir: &StoreDir) -> Result<Computed, ModuloError> {

@@ -69,6 +69,8 @@ fn at_its_place(
     let final_of = |path: &StorePath| moved.get(path).cloned().unwrap_or_else(|| path.clone());
     let others: BTreeSet<StorePath> = one.info.references.iter().filter(|path| **path != scratch).map(final_of).collect();
     let refers_to_itself = one.info.references.contains(&scratch);
+    check_self(name, &one.found, &one.info.references, &scratch)
+        .map_err(|text| failure(FailureClass::BuildFailure, &format!("{}: {text}", about(import))))?;
     let address = ContentAddress { method, hash };
     let store_dir = &import.assignment.store_dir;
     let path = address.path(store_dir, &output_path_name(&import.derivation.name, name), &others, refers_to_itself);
@@ -89,6 +91,17 @@ fn at_its_place(
     let mut info = packed.path_info(path, one.info.deriver.clone(), content_address);
     info.references = references;
     Ok(PackedOutput { info, body: packed.spool.into_bytes(), found: one.found, in_place: false })
+}
+
+/// Refuses an output that holds its own path and is to forget it: whoever has it could not tell its content address from its content.
+fn check_self(name: &OutputName, found: &BTreeSet<StorePath>, kept: &BTreeSet<StorePath>, scratch: &StorePath) -> Result<(), String> {
+    if found.contains(scratch) && !kept.contains(scratch) {
+        return Err(format!(
+            "output `{name}` refers to itself, and `unsafeDiscardReferences` has that forgotten; a path that follows from content must keep it: \
+             leave the output out of `unsafeDiscardReferences`, or its own path out of it"
+        ));
+    }
+    Ok(())
 }
 
 /// Returns the hash of an output with the final paths of others in it, blind for its own scratch path.
@@ -116,4 +129,22 @@ fn hash_of(import: &Import<'_>, one: &PackedOutput, rewrites: &Moved, method: Me
 fn nar_of<'a>(import: &Import<'_>, one: &'a PackedOutput) -> Result<impl Read + use<'a>, Failure> {
     let body: &'a BlobBytes = &one.body;
     NarReader::new(body.reader(), one.info.nar_size_bytes).map_err(|err| caused(FailureClass::Infrastructure, &about(import), &err))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_that_is_to_forget_that_it_refers_to_itself_is_refused() {
+        let path = |letter: &str| StorePath::parse(&format!("{}-x", letter.repeat(32))).expect("a path");
+        let name = OutputName::parse("out").expect("a name");
+        let (scratch, other) = (path("a"), path("b"));
+        let of = |paths: &[&StorePath]| paths.iter().map(|path| (*path).clone()).collect::<BTreeSet<_>>();
+        let check = |found: &[&StorePath], kept: &[&StorePath]| check_self(&name, &of(found), &of(kept), &scratch);
+        assert_eq!(check(&[&scratch, &other], &[&scratch, &other]), Ok(()));
+        assert_eq!(check(&[&other], &[]), Ok(()), "others may be forgotten");
+        let text = check(&[&scratch], &[]).expect_err("its address would be wrong");
+        assert!(text.contains("output `out` refers to itself"), "{text}");
+    }
 }

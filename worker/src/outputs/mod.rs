@@ -123,7 +123,10 @@ pub fn output_paths(assignment: &Assignment, derivation: &Derivation) -> Result<
     let at = derivation.outputs.iter().map(|(name, output)| {
         let path = match output {
             Output::InputAddressed(path) | Output::Fixed { path, .. } => path.clone(),
-            Output::Floating { .. } | Output::Impure { .. } => scratch_path(&assignment.store_dir, built, name),
+            Output::Floating { .. } | Output::Impure { .. } => {
+                let path = scratch_path(&assignment.store_dir, built, name);
+                path.map_err(|err| caused(FailureClass::BuildFailure, &importing(&assignment.lease.derivation), &err))?
+            }
             Output::Deferred => {
                 let text = format!("output `{name}` of `{}` is deferred: its path is not known before its inputs are", derivation.name);
                 return Err(failure(FailureClass::BuildFailure, &text));

@@ -19,6 +19,7 @@ pub use parse::DerivationError;
 pub(crate) use print::{ModuloInputs, print_for_input, print_for_outputs};
 pub use show::show;
 pub use shown::{Shown, ShownError, read_shown};
+pub(crate) use structured::check_output_name;
 pub use structured::{StructuredFiles, output_path_name, placeholder, scratch_path, upstream_placeholder};
 
 use crate::content::{ContentAddress, ContentError, Method, text_path};

@@ -44,13 +44,29 @@ pub fn output_path_name(derivation: &str, output: &OutputName) -> String {
 /// Returns where a builder puts an output whose path will follow from its content, until it is known. What an output keeps of this path in a form that no search finds is the same as in Nix.
 ///
 /// Source: Nix's `makeFallbackPath`.
-pub fn scratch_path(store_dir: &StoreDir, derivation: &DrvPath, output: &OutputName) -> StorePath {
+///
+/// # Errors
+/// [`DerivationError::Name`] if no store path can have the output's name, as where it is too long together with the derivation's.
+pub fn scratch_path(store_dir: &StoreDir, derivation: &DrvPath, output: &OutputName) -> Result<StorePath, DerivationError> {
     let name = output_path_name(derivation.name(), output);
     let no_hash = "0".repeat(64);
     let text = format!("rewrite:{derivation}:name:{output}:sha256:{no_hash}:{}:{name}", store_dir.as_str());
     let mut folded = [0; 20];
     Sha256::digest(text.as_bytes()).iter().enumerate().for_each(|(at, byte)| folded[at % 20] ^= byte);
-    StorePath::parse(&format!("{}-{name}", nix32(&folded))).expect("the name of an output of a derivation is one of a store path")
+    output_path(&nix32(&folded), &name)
+}
+
+/// Checks that a store path can have the name of an output of the derivation called `derivation`.
+///
+/// # Errors
+/// [`DerivationError::Name`] if none can.
+pub(crate) fn check_output_name(derivation: &str, output: &OutputName) -> Result<(), DerivationError> {
+    output_path(&"0".repeat(32), &output_path_name(derivation, output)).map(drop)
+}
+
+fn output_path(hash: &str, name: &str) -> Result<StorePath, DerivationError> {
+    let refuse = |err: kiln_wire::StorePathError| DerivationError::Name { name: name.chars().take(250).collect(), rule: err.to_string() };
+    StorePath::parse(&format!("{hash}-{name}")).map_err(refuse)
 }
 
 impl Derivation {
@@ -108,6 +124,25 @@ mod tests {
     fn a_placeholder_is_that_of_builtins_placeholder() {
         let out = OutputName::parse("out").expect("a name");
         assert_eq!(placeholder(&out), "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9");
+    }
+
+    #[test]
+    fn an_output_whose_name_no_path_can_have_is_refused() {
+        let output = |text: &str| OutputName::parse(text).expect("a name");
+        for (name, made, is_possible) in [
+            ("x".to_owned(), "out", true),
+            ("n".repeat(200), "out", true),
+            ("n".repeat(200), "documentation", false),
+            (".".to_owned(), "out", false),
+            (".".to_owned(), "dev", false),
+        ] {
+            let text = format!(r#"Derive([("{made}","","r:sha256","")],[],[],"s","b",[],[])"#);
+            let derivation = Derivation::parse(&StoreDir::default(), &name, text.as_bytes()).expect("a derivation");
+            let path = DrvPath::parse(&format!("{}-{name}.drv", "a".repeat(32))).expect("a path");
+            let added = crate::modulo::Modulo::new(StoreDir::default()).add(&path, &derivation);
+            assert_eq!(added.is_ok(), is_possible, "{name}^{made}: {added:?}");
+            assert_eq!(scratch_path(&StoreDir::default(), &path, &output(made)).is_ok(), is_possible, "{name}^{made}");
+        }
     }
 
     #[test]
