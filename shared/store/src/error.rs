@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use kiln_nix::nar::NarError;
 use kiln_nix::narinfo::NarInfoError;
-use kiln_nix::realisation::RealisationError;
 use kiln_wire::{DrvPath, PathInfo, StorePath};
 
 use crate::lie::Lie;
@@ -77,15 +76,6 @@ pub enum StoreError {
         key: String,
         /// What is wrong with it.
         reason: String,
-    },
-    /// A realisation in the store cannot be read.
-    #[error("read object `{key}`")]
-    DamagedRealisation {
-        /// The object.
-        key: String,
-        /// What is wrong with it.
-        #[source]
-        err: RealisationError,
     },
     /// A stored derivation's bytes do not belong to its path.
     #[error("read derivation `{path}`: object `{key}` is damaged: {reason}")]

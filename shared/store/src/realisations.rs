@@ -20,16 +20,29 @@ impl Store {
         self.inner.objects.put(&key::realisation(&realisation.of), Bytes::from(realisation.to_json())).await
     }
 
-    /// Returns the realisation of an output. `None`: the store has none that a key of the ring vouches for.
+    /// Returns the realisation of an output. `None`: the store has none that can be read and that a key of the ring vouches for. What is damaged
+    /// is logged; the next that is kept takes its place.
     ///
     /// # Errors
-    /// [`StoreError::DamagedRealisation`] if it cannot be read, [`StoreError::Object`] if the store fails.
+    /// [`StoreError::Object`] if the store fails.
     pub async fn realisation(&self, of: &DerivedOutput, keys: &Keyring) -> Result<Option<Realisation>, StoreError> {
         let key = key::realisation(of);
-        let Some(text) = self.inner.objects.get_small(&key, REALISATION_BYTES_MAX).await? else { return Ok(None) };
-        let read = Realisation::parse(of.clone(), &text);
-        let realisation = read.map_err(|err| StoreError::DamagedRealisation { key: key.to_string(), err })?;
-        Ok(realisation.is_vouched(keys).then_some(realisation))
+        let text = match self.inner.objects.get_small(&key, REALISATION_BYTES_MAX).await {
+            Ok(Some(text)) => text,
+            Ok(None) => return Ok(None),
+            Err(error @ StoreError::Oversize { .. }) => {
+                tracing::warn!(%key, error = crate::store::chain(&error), "a realisation is damaged, and read as none");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        match Realisation::parse(of.clone(), &text) {
+            Ok(realisation) => Ok(realisation.is_vouched(keys).then_some(realisation)),
+            Err(error) => {
+                tracing::warn!(%key, error = crate::store::chain(&error), "a realisation is damaged, and read as none");
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -64,7 +77,13 @@ mod tests {
             assert_eq!(store.realisation(&of, &keys(1)).await.expect("reads"), Some(signed));
             assert_eq!(store.realisation(&of, &keys(2)).await.expect("reads"), None, "another farm's word");
             store.inner.objects.put(&key::realisation(&of), Bytes::from_static(b"{")).await.expect("writes");
-            assert!(matches!(store.realisation(&of, &keys(1)).await, Err(StoreError::DamagedRealisation { .. })));
+            assert_eq!(store.realisation(&of, &keys(1)).await.expect("reads"), None, "it is damaged");
+            let huge = Bytes::from(vec![b' '; 1 << 17]);
+            store.inner.objects.put(&key::realisation(&of), huge).await.expect("writes");
+            assert_eq!(store.realisation(&of, &keys(1)).await.expect("reads"), None, "it is far too large");
+            let healed = Realisation::signed(of.clone(), path.clone(), &keys(1));
+            store.put_realisation(&healed).await.expect("writes");
+            assert_eq!(store.realisation(&of, &keys(1)).await.expect("reads"), Some(healed));
         }
     }
 }
