@@ -21,7 +21,12 @@ pub(crate) struct NotMade {
 /// Checks that an output has the path that the derivation gives it, or the one that follows from the content address that it is stated with,
 /// where that is what the derivation wants. Says nothing of the content: whoever receives it holds it against the address.
 pub(crate) fn check(store_dir: &StoreDir, path: &DrvPath, derivation: &Derivation, output: &BuiltOutput) -> Result<(), NotMade> {
-    let refuse = |rule: &str, err| NotMade { derivation: path.clone(), output: Box::new(output.clone()), rule: rule.to_owned(), err };
+    let refuse = |rule: &str, err: Option<ContentError>| NotMade {
+        derivation: path.clone(),
+        output: Box::new(output.clone()),
+        rule: rule.to_owned(),
+        err: err.map(Box::new),
+    };
     match derivation.outputs.get(&output.name) {
         None => Err(refuse("it has no such output", None)),
         Some(Output::InputAddressed(known)) if *known == output.info.path => Ok(()),
@@ -37,7 +42,7 @@ pub(crate) fn check(store_dir: &StoreDir, path: &DrvPath, derivation: &Derivatio
         Some(Output::Deferred) => Err(refuse("the derivation is not resolved", None)),
         Some(Output::Floating { method, algorithm } | Output::Impure { method, algorithm }) => {
             let address = content::check_path(store_dir, &output.info);
-            let address = address.map_err(|err| refuse("its path does not follow from its content", Some(Box::new(err))))?;
+            let address = address.map_err(|err| refuse("its path does not follow from its content", Some(err)))?;
             if !is_as_wanted(&address, *method, *algorithm) {
                 return Err(refuse("its content is to be addressed in another way", None));
             }
@@ -55,6 +60,14 @@ pub(crate) fn stated(derivation: &Derivation, info: &PathInfo) -> BTreeSet<Store
     let unknown = derivation.outputs.iter().filter(|(_, output)| output.path().is_none());
     let names: BTreeSet<String> = unknown.map(|(name, _)| output_path_name(&derivation.name, name)).collect();
     info.references.iter().chain([&info.path]).filter(|path| names.contains(path.name())).cloned().collect()
+}
+
+/// Returns the paths of the derivation's other outputs that an output does not say to refer to, where nobody could know these paths when it came:
+/// nobody has searched it for them.
+pub(crate) fn unstated(derivation: &Derivation, outputs: &[BuiltOutput], of: &BuiltOutput) -> BTreeSet<StorePath> {
+    let was_unknown = |output: &&BuiltOutput| derivation.outputs.get(&output.name).is_some_and(|known| known.path().is_none());
+    let paths = outputs.iter().filter(was_unknown).map(|output| &output.info.path);
+    paths.filter(|path| **path != of.info.path && !of.info.references.contains(*path)).cloned().collect()
 }
 
 fn is_as_wanted(address: &ContentAddress, method: Method, algorithm: Algorithm) -> bool {
@@ -90,6 +103,28 @@ mod tests {
             blob,
         };
         BuiltOutput { name: name(output), info }
+    }
+
+    #[test]
+    fn an_output_is_searched_for_all_others_whose_paths_nobody_knew() {
+        let derivation = |kind: Output| Derivation {
+            name: "x".into(),
+            outputs: ["out", "dev", "doc"].map(|output| (name(output), kind.clone())).into(),
+            inputs: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            system: String::new(),
+            builder: String::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+        };
+        let mut out = stated("out", path("a"), None);
+        out.info.references = BTreeSet::from([path("b")]);
+        let outputs = [out.clone(), stated("dev", path("b"), None), stated("doc", path("c"), None)];
+        let floating = derivation(Output::Floating { method: Method::Nar, algorithm: Algorithm::Sha256 });
+        assert_eq!(unstated(&floating, &outputs, &out), [path("c")].into());
+        assert_eq!(unstated(&floating, &outputs, &outputs[2]), [path("a"), path("b")].into());
+        let known = derivation(Output::InputAddressed(path("a")));
+        assert_eq!(unstated(&known, &outputs, &out), BTreeSet::new(), "it was searched for them when it came");
     }
 
     #[test]
