@@ -1,7 +1,9 @@
 //! Where outputs are whose paths only their builds tell: committed ones in the farm, published ones by their realisations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use kiln_nix::derivation::{Derivation, Output};
 use kiln_nix::modulo::Modulo;
 use kiln_nix::realisation::{DerivedOutput, Realisation};
@@ -41,29 +43,32 @@ pub(crate) async fn outputs(
     parts: &Parts,
     derivations: Vec<DrvPath>,
 ) -> Result<BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>, DerivationError> {
-    let mut found = BTreeMap::new();
-    for path in derivations {
-        let derivation = match parts.derivations.get(&parts.store, &path).await {
-            Err(DerivationError::Missing(_)) => continue,
-            read => read?,
-        };
-        // What is impure is made anew for everybody who asks.
-        let mut made = BTreeMap::new();
-        for (name, _) in derivation.outputs.iter().filter(|(_, output)| output.path().is_none() && !derivation.is_impure()) {
-            let info = output(parts, &path, name).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
-            made.extend(info.map(|info| (name.clone(), info.path)));
-        }
-        if !made.is_empty() {
-            found.insert(path, made);
-        }
+    let lookups = futures::stream::iter(derivations).map(|path| async move {
+        let made = made(parts, &path).await?;
+        Ok::<_, DerivationError>((path, made))
+    });
+    let found: Vec<_> = lookups.buffered(LOOKUPS_MAX).try_collect().await?;
+    Ok(found.into_iter().filter(|(_, made)| !made.is_empty()).collect())
+}
+
+async fn made(parts: &Parts, path: &DrvPath) -> Result<BTreeMap<OutputName, StorePath>, DerivationError> {
+    let mut made = BTreeMap::new();
+    let derivation = match parts.derivations.get(&parts.store, path).await {
+        Err(DerivationError::Missing(_)) => return Ok(made),
+        read => read?,
+    };
+    // What is impure is made anew for everybody who asks.
+    for (name, _) in derivation.outputs.iter().filter(|(_, output)| output.path().is_none() && !derivation.is_impure()) {
+        let info = output(parts, path, name).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
+        made.extend(info.map(|info| (name.clone(), info.path)));
     }
-    Ok(found)
+    Ok(made)
 }
 
 /// Writes the realisations of a job whose outputs are published: its derivation's own, and those of the one that was built in its place.
 /// Where another is there already that holds, it stays: who resolved by it goes on to be right. Impure outputs have none.
 pub(crate) async fn record(parts: &Parts, derivation: &DrvPath, outputs: &[BuiltOutput]) -> Result<(), RecordError> {
-    let parsed = parts.derivations.get(&parts.store, derivation).await?;
+    let Some(parsed) = readable(parts, derivation).await? else { return Ok(()) };
     if parsed.is_impure() {
         return Ok(());
     }
@@ -72,29 +77,56 @@ pub(crate) async fn record(parts: &Parts, derivation: &DrvPath, outputs: &[Built
         write(parts, derivation, identity, outputs).await?;
     }
     let Some(resolved) = parts.farm(|farm| farm.resolved(derivation).cloned()) else { return Ok(()) };
-    let parsed = parts.derivations.get(&parts.store, &resolved).await?;
+    let Some(parsed) = readable(parts, &resolved).await? else { return Ok(()) };
     if parsed.outputs.values().any(|output| matches!(output, Output::Floating { .. })) {
         write(parts, &resolved, identity_alone(parts, &resolved, &parsed), outputs).await?;
     }
     Ok(())
 }
 
+/// Returns a derivation. One that is gone or damaged does not hold up what it made: that has no realisations then.
+async fn readable(parts: &Parts, path: &DrvPath) -> Result<Option<Arc<Derivation>>, DerivationError> {
+    match parts.derivations.get(&parts.store, path).await {
+        Err(error @ (DerivationError::Missing(_) | DerivationError::Parse { .. })) => {
+            tracing::warn!(error = %Chain(&error), "its outputs are published without realisations");
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
+/// One set at a time: of two that are published together the second finds what the first has written.
 async fn write(parts: &Parts, derivation: &DrvPath, identity: Option<Sha256Hash>, outputs: &[BuiltOutput]) -> Result<(), StoreError> {
-    for BuiltOutput { name, info } in outputs {
+    let _turn = parts.turns.take(std::iter::once(derivation.as_path())).await;
+    let mut known = Vec::new();
+    for BuiltOutput { name, .. } in outputs {
         let by_path = DerivedOutput::ByPath { derivation: derivation.clone(), output: name.clone() };
         let by_hash = identity.map(|identity| DerivedOutput::ByHash { identity, output: name.clone() });
         for of in by_hash.into_iter().chain([by_path]) {
-            let known = parts.store.realisation(&of, &parts.keys).await?;
-            let holds = match &known {
-                Some(known) => known.path != info.path && parts.store.missing(std::slice::from_ref(&known.path)).await?.is_empty(),
-                None => false,
-            };
-            if !holds {
-                parts.store.put_realisation(&Realisation::signed(of, info.path.clone(), &parts.keys)).await?;
-            }
+            let at = parts.store.realisation(&of, &parts.keys).await?.map(|known| known.path);
+            known.push((name.clone(), of, at));
+        }
+    }
+    let paths: BTreeSet<StorePath> = known.iter().filter_map(|(.., at)| at.clone()).collect();
+    let absent: BTreeSet<StorePath> = parts.store.missing(&paths.into_iter().collect::<Vec<_>>()).await?.into_iter().collect();
+    let held = |at: &StorePath| !absent.contains(at);
+    let chosen = choose(outputs, known.iter().filter_map(|(name, _, at)| Some((name, at.as_ref().filter(|at| held(at))?))));
+    for (name, of, at) in known {
+        let Some(path) = chosen.get(&name) else { continue };
+        // The same is written again, for every key that signs by now.
+        if at.as_ref().is_none_or(|at| at == path || !held(at)) {
+            parts.store.put_realisation(&Realisation::signed(of, path.clone(), &parts.keys)).await?;
         }
     }
     Ok(())
+}
+
+/// Returns which path each output is realised at: where another set is published, of which a path is there, that set; else the new one. Sets
+/// are never mixed: outputs of two builds need not fit each other. What is gone of a set that stays is realised nowhere.
+fn choose<'a>(outputs: &[BuiltOutput], held: impl Iterator<Item = (&'a OutputName, &'a StorePath)>) -> BTreeMap<OutputName, StorePath> {
+    let new: BTreeMap<OutputName, StorePath> = outputs.iter().map(|output| (output.name.clone(), output.info.path.clone())).collect();
+    let held: BTreeMap<OutputName, StorePath> = held.map(|(name, path)| (name.clone(), path.clone())).collect();
+    if held.iter().all(|(name, path)| new.get(name) == Some(path)) { new } else { held }
 }
 
 /// Returns by which hash Nix to 2.34 names the outputs of a derivation. A leader that has not checked the derivation reads all that it needs.
@@ -132,4 +164,57 @@ pub(crate) enum RecordError {
     Derivation(#[from] DerivationError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Derivations whose outputs are looked up at a time, for one request.
+const LOOKUPS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::{Blake3Hash, Blob};
+
+    use super::*;
+
+    fn name(text: &str) -> OutputName {
+        OutputName::parse(text).expect("a name")
+    }
+
+    fn path(letter: char) -> StorePath {
+        StorePath::parse(&format!("{}-x", letter.to_string().repeat(32))).expect("a path")
+    }
+
+    /// Reads `out=a dev=b`.
+    fn set(text: &str) -> BTreeMap<OutputName, StorePath> {
+        let pair = |pair: &str| {
+            let (output, letter) = pair.split_once('=').expect("name=letter");
+            (name(output), path(letter.chars().next().expect("a letter")))
+        };
+        text.split_whitespace().map(pair).collect()
+    }
+
+    #[test]
+    fn sets_of_two_builds_are_not_mixed() {
+        for (made, held, chosen) in [
+            ("out=a dev=b", "", "out=a dev=b"),
+            ("out=a dev=b", "out=a", "out=a dev=b"),
+            ("out=a dev=b", "out=a dev=b", "out=a dev=b"),
+            ("out=a dev=b", "out=c dev=d", "out=c dev=d"),
+            // One of the two came out the same.
+            ("out=a dev=b", "out=a dev=d", "out=a dev=d"),
+            // The other's `dev` is gone: this one's does not belong to its `out`.
+            ("out=a dev=b", "out=c", "out=c"),
+        ] {
+            let info = |path: &StorePath| kiln_wire::PathInfo {
+                path: path.clone(),
+                nar_hash: Sha256Hash([1; 32]),
+                nar_size_bytes: 1,
+                references: BTreeSet::new(),
+                deriver: None,
+                content_address: None,
+                blob: Blob { size_bytes: 1, blake3: Blake3Hash([0; 32]), sha256: Sha256Hash([0; 32]) },
+            };
+            let outputs: Vec<_> = set(made).iter().map(|(name, path)| BuiltOutput { name: name.clone(), info: info(path) }).collect();
+            assert_eq!(choose(&outputs, set(held).iter()), set(chosen), "{made} upon {held}");
+        }
+    }
 }
