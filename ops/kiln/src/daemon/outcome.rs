@@ -69,13 +69,15 @@ impl Wanted {
 
     /// Asks the farm which paths are valid, and where outputs are that were built and whose paths nobody could know before.
     async fn look_again(&mut self, store: &Store) -> anyhow::Result<()> {
+        let unknown = |item: &Item| match item {
+            Item::Outputs { derivation, outputs, .. } if outputs.values().any(Option::is_none) => Some(derivation.clone()),
+            Item::Outputs { .. } | Item::Path { .. } => None,
+        };
+        let derivations = store.derivations(self.items.iter().filter_map(unknown).collect()).await?;
+        let realised = store.outputs(&derivations).await?;
         for item in &mut self.items {
-            let Item::Outputs { derivation: path, outputs, .. } = item else { continue };
-            if outputs.values().all(Option::is_some) {
-                continue;
-            }
-            let Some(derivation) = store.derivation(path).await? else { continue };
-            let realised = store.outputs(path, &derivation).await?;
+            let Item::Outputs { derivation, outputs, .. } = item else { continue };
+            let Some(realised) = realised.get(derivation) else { continue };
             for (name, at) in outputs.iter_mut().filter(|(_, at)| at.is_none()) {
                 *at = realised.get(name).cloned();
             }

@@ -54,12 +54,8 @@ async fn look(store: &Store, wave: Wave, outlook: &mut Outlook) -> anyhow::Resul
         let wanted = derivation.outputs.iter().filter(|(name, _)| is_wanted(&wave[path], name));
         outputs.extend(wanted.filter_map(|(_, output)| output.path().cloned()));
     }
-    let mut realised = BTreeMap::new();
-    for (path, derivation) in &derivations {
-        let made = store.outputs(path, derivation).await?;
-        outputs.extend(made.values().cloned());
-        realised.insert(path, made);
-    }
+    let realised = store.outputs(&derivations).await?;
+    outputs.extend(realised.values().flat_map(BTreeMap::values).cloned());
     let mut valid = store.valid(outputs.clone()).await?;
     for found in store.substitutable(outputs.into_iter().filter(|path| !valid.contains(path)).collect()).await {
         outlook.download_bytes = outlook.download_bytes.saturating_add(found.download_bytes);
@@ -70,8 +66,10 @@ async fn look(store: &Store, wave: Wave, outlook: &mut Outlook) -> anyhow::Resul
     let mut next = Wave::new();
     for (path, derivation) in &derivations {
         let mut wanted = derivation.outputs.iter().filter(|(name, _)| is_wanted(&wave[path], name));
-        let is_there =
-            wanted.all(|(name, output)| output.path().or_else(|| realised[path].get(name)).is_some_and(|output| valid.contains(output)));
+        let is_there = wanted.all(|(name, output)| {
+            let at = output.path().or_else(|| realised.get(path)?.get(name));
+            at.is_some_and(|at| valid.contains(at))
+        });
         if !is_there && outlook.will_build.insert(path.as_path().clone()) {
             for (input, needed) in &derivation.inputs {
                 next.entry(input.clone()).or_default().extend(needed.outputs.iter().cloned());

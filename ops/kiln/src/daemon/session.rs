@@ -1,6 +1,6 @@
 //! One connection: the handshake, then one request after the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,7 +167,8 @@ impl Session {
             Request::QueryDerivationOutputMap(path) => {
                 let derivation = store.derivation(&path).await?;
                 let derivation = derivation.with_context(|| format!("path `{}` is not valid", store_dir.join(path.as_path())))?;
-                let realised = store.outputs(&path, &derivation).await?;
+                let realised =
+                    store.outputs(&BTreeMap::from([(path.clone(), derivation.clone())])).await?.remove(&path).unwrap_or_default();
                 let outputs = derivation.outputs.iter();
                 let at = |name, output: &Output| output.path().cloned().or_else(|| realised.get(name).cloned());
                 answer.list(outputs, |to, (name, output)| to.text(name.as_str()).path_if_any(store_dir, at(name, output).as_ref()))

@@ -132,15 +132,19 @@ impl Store {
         Ok(found)
     }
 
-    /// Returns where the outputs of a derivation are whose paths only its build tells, as far as it was built.
-    pub(super) async fn outputs(&self, path: &DrvPath, derivation: &Derivation) -> anyhow::Result<BTreeMap<OutputName, StorePath>> {
-        if derivation.outputs.values().all(|output| output.path().is_some()) {
-            return Ok(BTreeMap::new());
+    /// Returns where the outputs of derivations are whose paths only their builds tell, as far as they were built. Asks for many at a time.
+    pub(super) async fn outputs(
+        &self,
+        derivations: &BTreeMap<DrvPath, Arc<Derivation>>,
+    ) -> anyhow::Result<BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>> {
+        let mut found = BTreeMap::new();
+        for chunk in untold(derivations).chunks(OUTPUTS_ASKED_MAX) {
+            match self.client.one(&Request::Outputs(chunk.to_vec())).await? {
+                Response::Outputs(outputs) => found.extend(outputs),
+                _ => return Err(unexpected("another kind").into_error()),
+            }
         }
-        match self.client.one(&Request::Outputs(vec![path.clone()])).await? {
-            Response::Outputs(mut outputs) => Ok(outputs.remove(path).unwrap_or_default()),
-            _ => Err(unexpected("another kind").into_error()),
-        }
+        Ok(found)
     }
 
     /// Returns the signed realisation of an output that is named as Nix to 2.34 names it; none if the farm has none.
@@ -278,6 +282,14 @@ impl Known {
     }
 }
 
+/// Returns the derivations that do not say where all of their outputs are.
+fn untold(derivations: &BTreeMap<DrvPath, Arc<Derivation>>) -> Vec<DrvPath> {
+    let is_untold = |derivation: &Derivation| derivation.outputs.values().any(|output| output.path().is_none());
+    derivations.iter().filter(|(_, derivation)| is_untold(derivation)).map(|(path, _)| path.clone()).collect()
+}
+
+/// Derivations whose outputs are asked for at a time: the answer, with some outputs of each, is one frame.
+const OUTPUTS_ASKED_MAX: usize = PATHS_PER_REQUEST_MAX / 4;
 /// How long they are kept: less than the shortest period of grace that makes sense.
 const KEPT_MAX: Duration = Duration::from_secs(600);
 /// Bytes of derivations' files that are kept, parsed, in memory; a real one has about 5 KB.
@@ -288,6 +300,19 @@ const ONE_KEPT_BYTES_MAX: usize = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_does_not_say_its_paths_is_asked_for() {
+        let parsed = |output: &str| {
+            let text = format!(r#"Derive([("out",{output})],[],[],"s","b",[],[("out","")])"#);
+            Arc::new(Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("parses"))
+        };
+        let path = |letter: &str| DrvPath::parse(&format!("{}-x.drv", letter.repeat(32))).expect("a path");
+        let known = parsed(r#""/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-x","","""#);
+        let derivations =
+            [(path("a"), known), (path("b"), parsed(r#""","r:sha256","""#)), (path("c"), parsed(r#""","","""#))].into_iter().collect();
+        assert_eq!(untold(&derivations), [path("b"), path("c")]);
+    }
 
     #[test]
     fn what_is_kept_in_memory_is_bounded_by_its_bytes() {
