@@ -10,8 +10,11 @@ use crate::store::chain;
 /// Writes the narinfo of a path, signed with every key that signs, and with what others signed it with.
 pub(crate) fn write(store_dir: &StoreDir, info: &PathInfo, keys: &Keyring, others: &[Signature]) -> Result<String, NarInfoError> {
     let mut signatures = keys.sign(narinfo::fingerprint(store_dir, info).as_bytes());
-    let foreign = others.iter().filter(|signature| keys.known().all(|key| key.name() != signature.key_name()));
-    signatures.extend(foreign.cloned());
+    for signature in others {
+        if keys.known().all(|key| key.name() != signature.key_name()) && !signatures.contains(signature) {
+            signatures.push(signature.clone());
+        }
+    }
     narinfo::write(store_dir, info, &signatures)
 }
 

@@ -91,7 +91,13 @@ impl Packer {
     pub fn pack_nar(&self, name: &str, nar: impl Read, candidates: &Candidates) -> Result<Packed, PackError> {
         let compress = |err| PackError::Compress { path: name.into(), err };
         let mut sink = Sink::new(self, candidates).map_err(compress)?;
-        nar::check(nar::Tee::new(nar, &mut sink)).map_err(|err| PackError::Nar { path: name.into(), err })?;
+        let checked = nar::check(nar::Tee::new(nar, &mut sink));
+        // To whoever checks both look like a failure to read.
+        match (checked, sink.is_broken) {
+            (Ok(_), _) => {}
+            (Err(err), true) => return Err(compress(io::Error::other(err))),
+            (Err(err), false) => return Err(PackError::Nar { path: name.into(), err }),
+        }
         sink.finish().map_err(compress)
     }
 }
@@ -123,6 +129,8 @@ struct Sink {
     chunk: Vec<u8>,
     digest: Digester,
     encoder: zstd::Encoder<'static, BlobSink>,
+    /// Something could not be written: what went wrong is no fault of the archive's.
+    is_broken: bool,
 }
 
 /// Who finds hash and references of the NAR.
@@ -150,7 +158,7 @@ impl Sink {
         let blob = BlobSink { spool: Spool::new(&packer.spool_dir), sha256: Sha256::new(), blake3: blake3::Hasher::new() };
         let encoder = zstd::Encoder::new(blob, packer.level)?;
         let digest = NarDigest { sha256: Sha256::new(), scanner: candidates.scanner(), size_bytes: 0 };
-        Ok(Self { chunk: Vec::new(), digest: Digester::Here(Box::new(digest)), encoder })
+        Ok(Self { chunk: Vec::new(), digest: Digester::Here(Box::new(digest)), encoder, is_broken: false })
     }
 
     fn flush_chunk(&mut self) -> io::Result<()> {
@@ -219,7 +227,7 @@ impl Write for Sink {
         let taken = bytes.len().min(CHUNK_BYTES - self.chunk.len());
         self.chunk.extend_from_slice(&bytes[..taken]);
         if self.chunk.len() == CHUNK_BYTES {
-            self.flush_chunk()?;
+            self.flush_chunk().inspect_err(|_| self.is_broken = true)?;
         }
         Ok(taken)
     }

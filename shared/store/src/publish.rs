@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kiln_nix::{Keyring, Signature};
+use kiln_nix::{Keyring, NarInfo, Signature};
 use kiln_wire::{PathInfo, StorePath};
 
 use crate::error::StoreError;
-use crate::store::Store;
+use crate::store::{NARINFO_BYTES_MAX, Store};
 use crate::{Lie, key, narinfo};
 
 /// A path with signatures that others made for it, which its narinfo is to have beside the farm's own.
@@ -21,7 +21,8 @@ pub struct Endorsed {
 }
 
 impl Store {
-    /// Publishes a set of paths: writes their signed narinfos, durably, each after those it refers to. Doing it twice is harmless.
+    /// Publishes a set of paths: writes their signed narinfos, durably, each after those it refers to. Doing it twice is harmless:
+    /// signatures that others made of the same facts stay.
     /// The caller has made sure that the farm committed the set, or that the paths follow from their content.
     ///
     /// # Errors
@@ -69,11 +70,21 @@ impl Store {
             let lie = Box::new(Lie::BlobSize { stated_bytes: info.blob.size_bytes, found_bytes });
             return Err(StoreError::DamagedBlob { path: info.path.clone(), key: nar.to_string(), lie });
         }
-        let text = narinfo::write(self.store_dir(), info, keys, others);
+        let others = [others, &self.signatures_of(info).await?].concat();
+        let text = narinfo::write(self.store_dir(), info, keys, &others);
         let text = text.map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
         self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
         Ok(())
+    }
+
+    /// Returns the signatures that a path was published with, if it says the same as before.
+    async fn signatures_of(&self, info: &PathInfo) -> Result<Vec<Signature>, StoreError> {
+        let stored = self.inner.objects.get_small(&key::narinfo(info.path.hash_part()), NARINFO_BYTES_MAX).await?;
+        let stored = stored.and_then(|text| NarInfo::parse(self.store_dir(), &text).ok());
+        let signed = kiln_nix::narinfo::fingerprint(self.store_dir(), info);
+        let same = stored.filter(|stored| stored.fingerprint(self.store_dir()) == signed);
+        Ok(same.map(|stored| stored.signatures).unwrap_or_default())
     }
 }
 
