@@ -110,6 +110,18 @@ impl Sender {
         }
     }
 
+    /// Waits until the peer wants nothing more of this stream, or has gone, and returns the error that a send would give. A peer that has only
+    /// finished what it sends itself is not gone. Cancel safe.
+    pub async fn gone(&self) -> LinkError {
+        match self.quinn.stopped().await {
+            Ok(Some(_)) => LinkError::Stopped,
+            // The stream has been finished, and all of it has arrived.
+            Ok(None) => LinkError::NotOpen,
+            Err(quinn::StoppedError::ConnectionLost(err)) => err.into(),
+            Err(quinn::StoppedError::ZeroRttRejected) => LinkError::NotOpen,
+        }
+    }
+
     /// Gives the stream up: what has not arrived is dropped, and the peer gets [`LinkError::Aborted`].
     pub fn abort(mut self) {
         self.give_up();

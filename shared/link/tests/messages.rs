@@ -114,6 +114,23 @@ async fn a_receiver_that_has_read_enough_does_not_fail_the_sender() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_waits_for_an_answer_is_there_and_one_that_does_not_is_gone() {
+    let pair = pair().await;
+    let ((mut asking, answers), (answering, _asked)) = stream(&pair).await;
+    asking.finish().await.expect("arrives");
+    {
+        let mut gone = std::pin::pin!(answering.gone());
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(gone.as_mut().poll(&mut context).is_pending(), "it has only asked all that it wants to know");
+        drop(answers);
+        assert!(matches!(gone.await, LinkError::Stopped));
+    }
+    let ((_asking, _answers), (answering, _asked)) = stream(&pair).await;
+    pair.dialled.close("enough");
+    assert!(matches!(answering.gone().await, LinkError::Lost(Closed::ByPeer { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_another_kind_is_refused() {
     let pair = pair().await;
     let ((mut sender, _back), (_, mut receiver)) = stream(&pair).await;
