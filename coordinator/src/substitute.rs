@@ -4,23 +4,27 @@
 //! and a leader that is deposed leaves paths that the next one finds valid. Each path becomes valid after all that it refers to. What a
 //! cache does not deliver is looked for at the next one, and is built in the end. Source: ADR 0030.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use kiln_store::{Endorsed, StoreError};
 use kiln_wire::client::{Refusal, Substitutable};
-use kiln_wire::limits::{UPSTREAM_FETCHES_MAX, UPSTREAM_PATHS_MAX, UPSTREAM_QUERIES_MAX};
+use kiln_wire::limits::{UPSTREAM_ASKING_MS_MAX, UPSTREAM_FETCHES_MAX, UPSTREAM_PATHS_MAX, UPSTREAM_QUERIES_MAX};
 use kiln_wire::{JobSpec, Root, StoreDir, StorePath};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
-use crate::intake::{self, IntakeError};
 use crate::parts::Parts;
+use crate::round::{Round, in_order, unattainable};
+use crate::transfer::keys_of;
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
-use crate::{needed, refuse, submit};
+use crate::{brought, needed, refuse, submit};
 
 /// What all submissions share: the caches, and the paths that are on their way.
 pub(crate) struct Substitution {
@@ -40,19 +44,16 @@ impl Substitution {
         Ok(Self { upstreams: Upstreams::new(configured, store_dir)?, flights: Mutex::default() })
     }
 
-    /// Returns the flights of some paths, of which somebody else may have begun some.
-    fn flights(&self, paths: &[StorePath]) -> Vec<Arc<Flight>> {
+    /// Returns the flight of a path, which somebody else may have begun.
+    fn flight(&self, path: &StorePath) -> Arc<Flight> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.strong_count() > 0);
-        let mut flight = |path: &StorePath| {
-            let known = flights.get(path).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let flight = Arc::default();
-                flights.insert(path.clone(), Arc::downgrade(&flight));
-                flight
-            })
-        };
-        paths.iter().map(&mut flight).collect()
+        let known = flights.get(path).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let flight = Arc::default();
+            flights.insert(path.clone(), Arc::downgrade(&flight));
+            flight
+        })
     }
 }
 
@@ -61,7 +62,7 @@ impl Substitution {
 ///
 /// # Errors
 /// A [`Refusal`] as of [`needed::jobs`], or because the store failed.
-pub(crate) async fn jobs(parts: &Parts, closure: &DrvClosure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
+pub(crate) async fn jobs(parts: &Arc<Parts>, closure: &DrvClosure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
     let search = Search::begin(parts).await;
     loop {
         let jobs = needed::jobs(closure, roots, |outputs| search.missing(outputs), |outputs| submit::realised(parts, outputs)).await?;
@@ -82,7 +83,7 @@ pub(crate) async fn jobs(parts: &Parts, closure: &DrvClosure, roots: &[Root]) ->
 ///
 /// # Errors
 /// A [`Refusal`] if the store failed.
-pub(crate) async fn substitutable(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<Substitutable>, Refusal> {
+pub(crate) async fn substitutable(parts: &Arc<Parts>, paths: Vec<StorePath>) -> Result<Vec<Substitutable>, Refusal> {
     let search = Search::begin(parts).await;
     search.missing(paths).await?;
     let state = search.state();
@@ -118,13 +119,12 @@ fn unbuilt(closure: &DrvClosure, roots: &[Root], jobs: &[JobSpec]) -> BTreeSet<S
 
 /// What one submission has asked the caches.
 struct Search<'a> {
-    parts: &'a Parts,
+    parts: &'a Arc<Parts>,
     /// The caches that answer.
     order: Vec<usize>,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     /// What a cache has and the store lacks.
     found: BTreeMap<StorePath, Found>,
@@ -132,11 +132,80 @@ struct State {
     nowhere: BTreeSet<StorePath>,
     /// The caches that did not give a path.
     failed: BTreeMap<StorePath, BTreeSet<usize>>,
+    /// What came and could not be valid yet.
+    kept: Vec<Arc<Flight>>,
+    /// How long answers are waited for, yet.
+    patience: Duration,
+}
+
+impl State {
+    fn new() -> Self {
+        let patience = Duration::from_millis(UPSTREAM_ASKING_MS_MAX);
+        Self { found: BTreeMap::new(), nowhere: BTreeSet::new(), failed: BTreeMap::new(), kept: Vec::new(), patience }
+    }
+}
+
+/// What a round brought.
+#[derive(Default)]
+struct Brought {
+    count: usize,
+    nar_bytes: u64,
+    /// A cache did not give something.
+    has_failed: bool,
+    /// What came and is not valid.
+    waiting: BTreeMap<StorePath, Endorsed>,
+    left: BTreeMap<StorePath, Arc<Flight>>,
+}
+
+/// The end of a task of a round.
+enum Done {
+    /// The archive of a path came; `None`: the store has the path.
+    Took { path: StorePath, from: usize, took: Result<Option<(Endorsed, Arc<Flight>)>, TakeError> },
+    /// It is valid, or something that it refers to is not.
+    Published { path: StorePath, published: Result<bool, StoreError> },
+}
+
+/// Fetches the archive of a path, with whoever else wants it, unless it is there.
+async fn take(parts: Arc<Parts>, found: Found, flight: Arc<Flight>) -> Done {
+    let (from, path) = (found.from, found.believed.narinfo.path.clone());
+    let upstreams = &parts.substitution.upstreams;
+    let took = async {
+        if parts.store.path_info(&path).await.map_err(|error| TakeError::Own(error.into()))?.is_some() {
+            return Ok(None);
+        }
+        let shared = flight.get_or_try_init(|| upstreams.take(&parts.store, &found)).await?;
+        // Others may believe another cache, which says otherwise.
+        let endorsed = match shared.info.references == found.believed.narinfo.references {
+            true => shared.clone(),
+            false => upstreams.take(&parts.store, &found).await?,
+        };
+        Ok(Some((endorsed, flight)))
+    };
+    let took = took.await;
+    Done::Took { path, from, took }
+}
+
+/// Makes a path valid.
+async fn make_valid(parts: Arc<Parts>, endorsed: Endorsed) -> Done {
+    touch(&parts, keys_of(&endorsed.info)).await;
+    let committed = || parts.farm(|farm| farm.path_info(&endorsed.info.path).cloned());
+    let published = brought::publish(&parts.store, &parts.keys, &parts.turns, committed, &endorsed).await;
+    Done::Published { path: endorsed.info.path, published }
+}
+
+/// Collects what comes within some time, and returns what is left of that.
+async fn within<T>(patience: Duration, answers: impl Stream<Item = T>) -> (Vec<T>, Duration) {
+    let deadline = Instant::now() + patience;
+    let (mut answers, mut came) = (std::pin::pin!(answers), Vec::new());
+    while let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await {
+        came.push(answer);
+    }
+    (came, deadline.saturating_duration_since(Instant::now()))
 }
 
 impl<'a> Search<'a> {
-    async fn begin(parts: &'a Parts) -> Self {
-        Self { parts, order: parts.substitution.upstreams.order().await, state: Mutex::default() }
+    async fn begin(parts: &'a Arc<Parts>) -> Self {
+        Self { parts, order: parts.substitution.upstreams.order().await, state: Mutex::new(State::new()) }
     }
 
     /// Returns those of some paths that neither the store nor a cache has.
@@ -150,16 +219,24 @@ impl<'a> Search<'a> {
             let state = self.state();
             missing.iter().filter(|path| !state.found.contains_key(*path) && !state.nowhere.contains(*path)).cloned().collect()
         };
-        let questions = stream::iter(unasked).map(|path| async move {
+        let questions = stream::iter(unasked.iter().cloned()).map(|path| async move {
             let but = self.state().failed.get(&path).cloned().unwrap_or_default();
             (self.parts.substitution.upstreams.find(&self.order, &path, &but).await, path)
         });
-        let mut answers = std::pin::pin!(questions.buffer_unordered(UPSTREAM_QUERIES_MAX));
-        while let Some((found, path)) = answers.next().await {
+        let patience = self.state().patience;
+        let (answers, left) = within(patience, questions.buffer_unordered(UPSTREAM_QUERIES_MAX)).await;
+        if left.is_zero() {
+            tracing::warn!(asked = unasked.len(), answered = answers.len(), "upstream caches answer too slowly: what is left is built");
+        }
+        {
             let mut state = self.state();
-            match found {
-                Some(found) => drop(state.found.insert(path, found)),
-                None => drop(state.nowhere.insert(path)),
+            state.patience = left;
+            state.nowhere.extend(unasked);
+            for (found, path) in answers {
+                if let Some(found) = found {
+                    state.nowhere.remove(&path);
+                    state.found.insert(path, found);
+                }
             }
         }
         let state = self.state();
@@ -179,53 +256,88 @@ impl<'a> Search<'a> {
             self.give_up(circular);
             return Ok(false);
         }
-        let flights = self.parts.substitution.flights(&ordered);
-        let takes = ordered.into_iter().zip(flights).map(|(path, flight)| async move { (self.take(&path, &flight).await, path) });
-        let mut taken = std::pin::pin!(stream::iter(takes).buffered(UPSTREAM_FETCHES_MAX));
-        let (mut is_whole, mut count, mut nar_bytes) = (true, 0_usize, 0_u64);
-        while let Some((took, path)) = taken.next().await {
-            let published = match took {
-                Ok(endorsed) => {
-                    nar_bytes += endorsed.info.nar_size_bytes;
-                    self.publish(&endorsed).await?
-                }
-                Err(TakeError::Cache { path, cache, source }) => {
-                    tracing::warn!(%path, cache, error = %Chain(source.as_ref()), "an upstream cache does not give what it has");
-                    false
-                }
-                Err(error @ TakeError::Own(_)) => return Err(refuse::unavailable("take from upstream caches", &error)),
-            };
-            match published {
-                true => {
-                    count += 1;
-                    // The store has it from here on.
-                    self.state().found.remove(&path);
-                }
-                false => {
-                    is_whole = false;
-                    self.fail(path);
-                }
-            }
+        let round = {
+            let state = self.state();
+            Round::new(&closure, ordered, |path| state.found[path].from, UPSTREAM_FETCHES_MAX)
+        };
+        let brought = self.drive(round).await?;
+        if brought.count > 0 {
+            tracing::info!(paths = brought.count, nar_bytes = brought.nar_bytes, "took paths from upstream caches");
         }
-        if count > 0 {
-            tracing::info!(paths = count, nar_bytes, "took paths from upstream caches");
+        let is_whole = brought.left.is_empty() && !brought.has_failed;
+        if !brought.has_failed {
+            // Nobody is to blame, and asking anew would end the same.
+            self.give_up(brought.left.keys().cloned());
         }
+        // The next round need not fetch these again.
+        self.state().kept = brought.left.into_values().collect();
         Ok(is_whole)
     }
 
-    async fn take(&self, path: &StorePath, flight: &Flight) -> Result<Endorsed, TakeError> {
-        let found = self.state().found.get(path).cloned().expect("the closure holds what was found");
-        flight.get_or_try_init(|| self.parts.substitution.upstreams.take(&self.parts.store, &found)).await.cloned()
+    /// Fetches what a round has, and publishes each path after those that it refers to. Dropped, it fetches nothing more.
+    async fn drive(&self, mut round: Round) -> Result<Brought, Refusal> {
+        let (mut work, mut brought) = (JoinSet::new(), Brought::default());
+        let (mut ready, mut publishing) = (VecDeque::new(), 0);
+        loop {
+            while let Some(path) = round.next_fetch() {
+                work.spawn(take(self.parts.clone(), self.found(&path), self.parts.substitution.flight(&path)));
+            }
+            while publishing < PUBLICATIONS_MAX
+                && let Some(endorsed) = ready.pop_front()
+            {
+                publishing += 1;
+                work.spawn(make_valid(self.parts.clone(), endorsed));
+            }
+            let Some(done) = work.join_next().await else { return Ok(brought) };
+            let valid = match done.map_err(|died| refuse::unavailable("take from upstream caches", &died))? {
+                Done::Took { path, from, took: Ok(Some((endorsed, flight))) } => {
+                    brought.left.insert(path.clone(), flight);
+                    if round.fetched(&path, from) {
+                        ready.push_back(endorsed.clone());
+                    }
+                    brought.waiting.insert(path, endorsed);
+                    continue;
+                }
+                Done::Took { path, from, took: Ok(None) } => {
+                    round.fetched(&path, from);
+                    path
+                }
+                Done::Took { path, from, took: Err(TakeError::Cache { path: of, cache, source }) } => {
+                    tracing::warn!(path = %of, cache, error = %Chain(source.as_ref()), "an upstream cache does not give what it has");
+                    round.fetched(&path, from);
+                    round.failed(&path);
+                    self.fail(path);
+                    brought.has_failed = true;
+                    continue;
+                }
+                Done::Took { took: Err(error @ TakeError::Own(_)), .. } => {
+                    return Err(refuse::unavailable("take from upstream caches", &error));
+                }
+                Done::Published { path, published } => {
+                    publishing -= 1;
+                    match published.map_err(|error| unavailable(&error))? {
+                        true => path,
+                        false => {
+                            round.failed(&path);
+                            continue;
+                        }
+                    }
+                }
+            };
+            // The store has it from here on.
+            self.state().found.remove(&valid);
+            brought.left.remove(&valid);
+            if let Some(endorsed) = brought.waiting.remove(&valid) {
+                brought.count += 1;
+                brought.nar_bytes += endorsed.info.nar_size_bytes;
+            }
+            let able = round.valid(&valid);
+            ready.extend(able.iter().filter_map(|path| brought.waiting.get(path).cloned()));
+        }
     }
 
-    /// Makes a path valid; returns whether all that it refers to is.
-    async fn publish(&self, endorsed: &Endorsed) -> Result<bool, Refusal> {
-        match intake::publish(self.parts, endorsed).await {
-            // One that was built meanwhile, with another content, is as good.
-            Ok(()) | Err(IntakeError::Differs { .. }) => Ok(true),
-            Err(IntakeError::Store(StoreError::MissingReference { .. })) => Ok(false),
-            Err(error) => Err(refuse::unavailable("submit", &error)),
-        }
+    fn found(&self, path: &StorePath) -> Found {
+        self.state().found.get(path).cloned().expect("the closure holds what was found")
     }
 
     /// Returns what has to be brought so that `wanted` can be valid, with the references of each. `None`: something is nowhere.
@@ -283,101 +395,24 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Returns those of a closure that cannot be valid because something is nowhere, and what that is.
-fn unattainable(closure: &BTreeMap<StorePath, BTreeSet<StorePath>>, nowhere: BTreeSet<StorePath>) -> BTreeSet<StorePath> {
-    let mut users: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
-    for (path, references) in closure {
-        references.iter().for_each(|reference| users.entry(reference).or_default().push(path));
-    }
-    let mut waiting: Vec<StorePath> = nowhere.iter().cloned().collect();
-    let mut lost = nowhere;
-    while let Some(path) = waiting.pop() {
-        for user in users.get(&path).into_iter().flatten() {
-            if lost.insert((*user).clone()) {
-                waiting.push((*user).clone());
-            }
-        }
-    }
-    lost
-}
-
-/// Returns the paths of a closure, each after those of it that it refers to, and those that refer to themselves through others.
-fn in_order(closure: &BTreeMap<StorePath, BTreeSet<StorePath>>) -> (Vec<StorePath>, BTreeSet<StorePath>) {
-    let mut users: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
-    let mut left: BTreeMap<&StorePath, usize> = BTreeMap::new();
-    for (path, references) in closure {
-        let within = references.iter().filter(|reference| closure.contains_key(*reference));
-        left.insert(path, within.clone().count());
-        within.for_each(|reference| users.entry(reference).or_default().push(path));
-    }
-    let mut ready: Vec<&StorePath> = left.iter().filter(|(_, count)| **count == 0).map(|(path, _)| *path).collect();
-    let mut ordered = Vec::with_capacity(closure.len());
-    while let Some(path) = ready.pop() {
-        left.remove(path);
-        ordered.push(path.clone());
-        for user in users.get(path).into_iter().flatten() {
-            let count = left.get_mut(*user).expect("it waits for this one");
-            *count -= 1;
-            if *count == 0 {
-                ready.push(user);
-            }
-        }
-    }
-    (ordered, left.into_keys().cloned().collect())
-}
-
 fn unavailable(error: &StoreError) -> Refusal {
     refuse::unavailable("submit", error)
 }
+
+/// Paths that are made valid at a time for one submission: each waits for the disk.
+const PUBLICATIONS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn path(name: char) -> StorePath {
-        StorePath::parse(&format!("{}-x", name.to_string().repeat(32))).expect("a path")
-    }
-
-    /// Reads `a>bc d>` as: a refers to b and c, d to nothing.
-    fn closure(text: &str) -> BTreeMap<StorePath, BTreeSet<StorePath>> {
-        let one = |(user, used): (&str, &str)| (path(user.chars().next().expect("a name")), used.chars().map(path).collect());
-        text.split(' ').filter_map(|one| one.split_once('>')).map(one).collect()
-    }
-
-    fn names<'a>(paths: impl IntoIterator<Item = &'a StorePath>) -> String {
-        paths.into_iter().filter_map(|path| path.as_str().chars().next()).collect()
-    }
-
-    #[test]
-    fn paths_come_after_what_they_refer_to_and_circles_are_named() {
-        for (text, ordered, circular) in [
-            ("", "", ""),
-            ("a>b b>c c>", "cba", ""),
-            ("a>bc b>d c>d d>", "dcba", ""),
-            ("a>z", "a", ""),
-            ("a>b b>a c>", "c", "ab"),
-            ("a>b b>a c>a d>", "d", "abc"),
-        ] {
-            let (found, left) = in_order(&closure(text));
-            assert_eq!(names(&left), circular, "{text}");
-            assert_eq!(found.len(), ordered.len(), "{text}: {}", names(&found));
-            let place = |name: char| found.iter().position(|known| *known == path(name));
-            for (user, used) in closure(text).iter().filter(|(user, _)| found.contains(user)) {
-                assert!(
-                    used.iter().all(|used| !found.contains(used)
-                        || place(names([used]).chars().next().expect("one")) < found.iter().position(|known| known == user)),
-                    "{text}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn what_refers_to_something_that_is_nowhere_is_lost_and_nothing_else() {
-        for (text, nowhere, expected) in
-            [("a>b b>c d>", "c", "abc"), ("a>b b> d>z", "z", "dz"), ("a>b b>a", "", ""), ("a>bz b>a", "z", "abz")]
-        {
-            assert_eq!(names(&unattainable(&closure(text), nowhere.chars().map(path).collect())), expected, "{text}");
-        }
+    #[tokio::test]
+    async fn caches_that_do_not_answer_are_not_waited_for_without_end() {
+        let hour = Duration::from_secs(3600);
+        let (answers, left) = within(Duration::ZERO, stream::iter([1, 2]).chain(stream::pending())).await;
+        assert_eq!((answers, left), (vec![1, 2], Duration::ZERO));
+        let (answers, left) = within(hour, stream::iter([1, 2])).await;
+        assert_eq!(answers, [1, 2]);
+        assert!(!left.is_zero() && left <= hour);
     }
 }

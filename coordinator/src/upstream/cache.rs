@@ -1,15 +1,18 @@
 //! One upstream cache over HTTP: what it says of itself, of a path, and the archive of a path.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use kiln_nix::PublicKey;
+use kiln_nix::narinfo::NarInfoError;
+use kiln_nix::{NarInfo, PublicKey};
 use kiln_wire::limits::{
-    UPSTREAM_CONNECTIONS_MAX, UPSTREAM_FAILURES_MAX, UPSTREAM_NARINFO_BYTES_MAX, UPSTREAM_QUERIES_MAX, UPSTREAM_REST_MS,
+    UPSTREAM_CONNECTIONS_MAX, UPSTREAM_FAILURES_MAX, UPSTREAM_FETCHES_MAX, UPSTREAM_NARINFO_BYTES_MAX, UPSTREAM_QUERIES_MAX,
+    UPSTREAM_REST_MS,
 };
 use kiln_wire::{StoreDir, StorePath};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url, Version};
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -27,6 +30,9 @@ pub(super) struct Cache {
     pub(super) priority: Option<u32>,
     greeting: OnceCell<Greeting>,
     health: Mutex<Health>,
+    /// Who fetches archives.
+    pub(super) fetches: Semaphore,
+    started: Instant,
 }
 
 /// What a cache says of itself, and how many may ask it at a time.
@@ -51,17 +57,27 @@ pub(super) enum CacheError {
     Long { url: Box<Url> },
     #[error("ask `{url}`: its paths live in `{found}`, those of this farm in `{wanted}`")]
     OtherStoreDir { url: Box<Url>, found: String, wanted: StoreDir },
+    #[error("ask `{url}`: the answer is no narinfo")]
+    Unreadable {
+        url: Box<Url>,
+        #[source]
+        source: NarInfoError,
+    },
+    #[error("ask `{url}`: it has failed again and again, and is left alone for a while")]
+    Resting { url: Box<Url> },
     #[error("ask `{url}`: the archive comes encoded as `{encoding}`, which was not asked for")]
     Encoded { url: Box<Url>, encoding: String },
 }
 
 impl CacheError {
     /// Whether it may be otherwise a moment later.
-    fn is_passing(&self) -> bool {
+    pub(super) fn is_passing(&self) -> bool {
         match self {
-            Self::Request { .. } => true,
+            // A page of somebody in between, which says that all is well.
+            Self::Unreadable { .. } => true,
+            Self::Request { source, .. } => !source.is_redirect(),
             Self::Status { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
-            Self::Long { .. } | Self::OtherStoreDir { .. } | Self::Encoded { .. } => false,
+            Self::Long { .. } | Self::OtherStoreDir { .. } | Self::Resting { .. } | Self::Encoded { .. } => false,
         }
     }
 }
@@ -75,6 +91,8 @@ impl Cache {
             priority: configured.priority,
             greeting: OnceCell::new(),
             health: Mutex::default(),
+            fetches: Semaphore::new(UPSTREAM_FETCHES_MAX),
+            started: Instant::now(),
         }
     }
 
@@ -82,19 +100,29 @@ impl Cache {
         self.url.as_str().trim_end_matches('/')
     }
 
-    pub(super) fn is_resting(&self, now_ms: u64) -> bool {
-        self.health().is_resting(now_ms)
+    pub(super) fn is_resting(&self) -> bool {
+        self.health().is_resting(self.now_ms())
+    }
+
+    fn awake(&self) -> Result<(), CacheError> {
+        match self.is_resting() {
+            true => Err(CacheError::Resting { url: Box::new(self.url.clone()) }),
+            false => Ok(()),
+        }
     }
 
     /// Returns what the cache says of itself; asked once, and again after a failure.
-    pub(super) async fn greeting(&self, store_dir: &StoreDir, now_ms: u64) -> Result<&Greeting, CacheError> {
-        let greeted = self.greeting.get_or_try_init(|| self.greet(store_dir)).await;
-        if let Err(error) = &greeted {
-            // What has not answered even this is asked nothing for a while, at once.
-            let _rests = self.health().failed(now_ms, 1, UPSTREAM_REST_MS);
-            tracing::warn!(cache = self.url(), error = %Chain(error), "an upstream cache is left alone for a while");
-        }
-        greeted
+    pub(super) async fn greeting(&self, store_dir: &StoreDir) -> Result<&Greeting, CacheError> {
+        let greet = async || {
+            // Whoever waited for one that failed does not try again at once.
+            self.awake()?;
+            self.greet(store_dir).await.inspect_err(|error| {
+                // What has not answered even this is asked nothing for a while, at once.
+                let _rests = self.health().failed(self.now_ms(), 1, UPSTREAM_REST_MS);
+                tracing::warn!(cache = self.url(), error = %Chain(error), "an upstream cache is left alone for a while");
+            })
+        };
+        self.greeting.get_or_try_init(greet).await
     }
 
     async fn greet(&self, store_dir: &StoreDir) -> Result<Greeting, CacheError> {
@@ -118,16 +146,22 @@ impl Cache {
     }
 
     /// Asks for the narinfo of a path. `None`: the cache does not have it.
-    pub(super) async fn narinfo(&self, path: &StorePath, store_dir: &StoreDir, now_ms: u64) -> Result<Option<Bytes>, CacheError> {
-        let greeting = self.greeting(store_dir, now_ms).await?;
+    pub(super) async fn narinfo(&self, path: &StorePath, store_dir: &StoreDir) -> Result<Option<NarInfo>, CacheError> {
+        let greeting = self.greeting(store_dir).await?;
         let _slot = greeting.slots.acquire().await.expect("never closed");
         let url = self.join(&format!("{}.narinfo", path.hash_part()));
         let mut pauses = PAUSES.into_iter();
         loop {
-            let answered = self.small_or_absent(&url).await;
+            // It may have begun to fail while this waited.
+            self.awake()?;
+            let answered = self.small_or_absent(&url).await.and_then(|text| match text.map(|text| NarInfo::parse(store_dir, &text)) {
+                None => Ok(None),
+                Some(Ok(narinfo)) => Ok(Some(narinfo)),
+                Some(Err(source)) => Err(CacheError::Unreadable { url: Box::new(url.clone()), source }),
+            });
             match pauses.next().filter(|_| answered.as_ref().is_err_and(CacheError::is_passing)) {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return self.note(answered, now_ms),
+                None => return self.note(answered),
             }
         }
     }
@@ -141,14 +175,11 @@ impl Cache {
         }
     }
 
-    /// Opens the archive of a path. `file` is what its narinfo calls it, and was checked.
-    pub(super) async fn archive(
-        &self,
-        file: &str,
-        now_ms: u64,
-    ) -> Result<impl Stream<Item = Result<Bytes, reqwest::Error>> + use<>, CacheError> {
+    /// Opens the archive of a path. `file` is what its narinfo calls it, and was checked. How it went is noted by whoever reads it.
+    pub(super) async fn archive(&self, file: &str) -> Result<impl Stream<Item = Result<Bytes, reqwest::Error>> + use<>, CacheError> {
+        self.awake()?;
         let url = self.join(file);
-        let answer = self.note(self.open(&url).await, now_ms)?;
+        let answer = self.open(&url).await?;
         if let Some(encoding) = answer.headers().get(reqwest::header::CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
             return Err(CacheError::Encoded { url: url.into(), encoding: shown(&String::from_utf8_lossy(encoding.as_bytes())) });
         }
@@ -156,16 +187,26 @@ impl Cache {
     }
 
     /// Notes how the cache answered.
-    fn note<T>(&self, answered: Result<T, CacheError>, now_ms: u64) -> Result<T, CacheError> {
+    fn note<T>(&self, answered: Result<T, CacheError>) -> Result<T, CacheError> {
         match &answered {
-            Err(error) if error.is_passing() => {
-                if self.health().failed(now_ms, UPSTREAM_FAILURES_MAX, UPSTREAM_REST_MS) {
-                    tracing::warn!(cache = self.url(), error = %Chain(error), "an upstream cache is left alone for a while");
-                }
-            }
-            Ok(_) | Err(_) => self.health().worked(),
+            Err(error) if error.is_passing() => self.note_failure(error),
+            Ok(_) | Err(_) => self.note_success(),
         }
         answered
+    }
+
+    pub(super) fn note_failure(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
+        if self.health().failed(self.now_ms(), UPSTREAM_FAILURES_MAX, UPSTREAM_REST_MS) {
+            tracing::warn!(cache = self.url(), error = %Chain(error), "an upstream cache is left alone for a while");
+        }
+    }
+
+    pub(super) fn note_success(&self) {
+        self.health().worked();
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     async fn get(&self, url: &Url) -> Result<Response, CacheError> {
@@ -227,7 +268,11 @@ fn shown(text: &str) -> String {
 pub(super) fn client() -> reqwest::Result<Client> {
     let builder = || {
         let agent = concat!("kiln/", env!("CARGO_PKG_VERSION"));
-        let client = Client::builder().redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX)).user_agent(agent);
+        let redirects = Policy::custom(|attempt| match judge::may_follow(attempt.previous(), attempt.url()) {
+            Ok(()) => attempt.follow(),
+            Err(doubt) => attempt.error(doubt),
+        });
+        let client = Client::builder().redirect(redirects).user_agent(agent);
         client.connect_timeout(CONNECT).read_timeout(STALL).http2_adaptive_window(true)
     };
     // A machine without certificates of its own still verifies, against the roots that we bring.
@@ -239,8 +284,6 @@ pub(super) fn client() -> reqwest::Result<Client> {
 
 /// Pauses between the tries of one question.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
-/// Redirects that are followed: caches on buckets use one.
-const REDIRECTS_MAX: usize = 5;
 /// Time for a connection to stand.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Longest time without a byte.

@@ -8,23 +8,24 @@ mod absent;
 mod cache;
 pub(crate) mod judge;
 mod order;
+mod pace;
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use kiln_nix::{NarInfo, PublicKey};
 use kiln_store::{Endorsed, ForeignError, Store, StoreError};
-use kiln_wire::limits::{UPSTREAM_ABSENT_MAX, UPSTREAM_ABSENT_MS_MAX, UPSTREAM_FETCHES_MAX};
+use kiln_wire::limits::{UPSTREAM_ABSENT_MAX, UPSTREAM_ABSENT_MS_MAX, UPSTREAM_ARCHIVE_MS_MAX, UPSTREAM_BYTES_PER_SECOND_MIN};
 use kiln_wire::{StoreDir, StorePath};
 use reqwest::Url;
 use serde::{Deserialize, Deserializer};
-use tokio::sync::Semaphore;
 
 use self::absent::Absent;
-use self::cache::{Cache, CacheError};
-use self::judge::Believed;
+use self::cache::Cache;
+use self::judge::{Believed, Doubt};
 use self::order::Standing;
 use crate::body::{Bounds, read_blocking};
 use crate::config::public_keys;
@@ -87,7 +88,8 @@ pub(crate) struct Upstreams {
     caches: Vec<Cache>,
     store_dir: StoreDir,
     absent: Mutex<Absent>,
-    fetches: Semaphore,
+    /// Pauses between the tries of one archive.
+    pauses: Vec<Duration>,
     started: Instant,
 }
 
@@ -130,16 +132,15 @@ impl Upstreams {
             caches,
             store_dir,
             absent: Mutex::new(Absent::new(UPSTREAM_ABSENT_MAX, UPSTREAM_ABSENT_MS_MAX)),
-            fetches: Semaphore::new(UPSTREAM_FETCHES_MAX),
+            pauses: PAUSES.to_vec(),
             started: Instant::now(),
         })
     }
 
     /// Returns the caches that answer, in the order in which they are to be asked.
     pub(crate) async fn order(&self) -> Vec<usize> {
-        let now_ms = self.now_ms();
-        let greeted = self.caches.iter().enumerate().filter(|(_, cache)| !cache.is_resting(now_ms)).map(|(at, cache)| async move {
-            let greeting = cache.greeting(&self.store_dir, now_ms).await.ok()?;
+        let greeted = self.caches.iter().enumerate().map(|(at, cache)| async move {
+            let greeting = cache.greeting(&self.store_dir).await.ok().filter(|_| !cache.is_resting())?;
             Some(Standing { cache: at, configured: cache.priority, advertised: greeting.priority })
         });
         order::order(join_all(greeted).await.into_iter().flatten().collect())
@@ -148,68 +149,95 @@ impl Upstreams {
     /// Asks caches for a path, one after the other, leaving out some.
     pub(crate) async fn find(&self, order: &[usize], path: &StorePath, but: &BTreeSet<usize>) -> Option<Found> {
         for at in order.iter().copied().filter(|at| !but.contains(at)) {
-            let (cache, now_ms) = (&self.caches[at], self.now_ms());
-            if cache.is_resting(now_ms) || self.absent().is_absent(at, path, now_ms) {
+            let cache = &self.caches[at];
+            if cache.is_resting() || self.absent().is_absent(at, path, self.now_ms()) {
                 continue;
             }
-            match cache.narinfo(path, &self.store_dir, now_ms).await {
-                Ok(Some(text)) => match self.believe(cache, path, &text) {
+            match cache.narinfo(path, &self.store_dir).await {
+                Ok(Some(narinfo)) => match self.believe(cache, path, narinfo) {
                     Ok(believed) => return Some(Found { believed, from: at }),
                     Err(doubt) => {
                         tracing::warn!(cache = cache.url(), %path, %doubt, "an upstream cache's narinfo is not believed");
-                        self.absent().note(at, path, now_ms);
+                        self.note_absent(at, path);
                     }
                 },
-                Ok(None) => self.absent().note(at, path, now_ms),
+                Ok(None) => self.note_absent(at, path),
                 Err(error) => tracing::debug!(%path, error = %Chain(&error), "an upstream cache gave no answer"),
             }
         }
         None
     }
 
-    fn believe(&self, cache: &Cache, path: &StorePath, text: &[u8]) -> Result<Believed, String> {
-        let narinfo = NarInfo::parse(&self.store_dir, text).map_err(|error| Chain(&error).to_string())?;
-        let believed = judge::believe(&self.store_dir, path, narinfo, &cache.keys).map_err(|doubt| doubt.to_string())?;
-        judge::join(cache.base(), &believed.narinfo.url).map_err(|doubt| doubt.to_string())?;
+    fn believe(&self, cache: &Cache, path: &StorePath, narinfo: NarInfo) -> Result<Believed, Doubt> {
+        let believed = judge::believe(&self.store_dir, path, narinfo, &cache.keys).and_then(judge::within_bounds)?;
+        judge::join(cache.base(), &believed.narinfo.url)?;
         Ok(believed)
     }
 
-    /// Fetches the archive of a path, checks and keeps it. The path is not valid before it is published.
+    /// Fetches the archive of a path, checks and keeps it; tries again if the network failed. The path is not valid before it is published.
     ///
     /// # Errors
     /// [`TakeError`] says who is at fault.
     pub(crate) async fn take(&self, store: &Store, found: &Found) -> Result<Endorsed, TakeError> {
-        let _turn = self.fetches.acquire().await.expect("never closed");
-        let (cache, believed) = (&self.caches[found.from], found.believed.clone());
-        let path = believed.narinfo.path.clone();
-        let theirs = |source: Box<dyn std::error::Error + Send + Sync>| {
-            let (path, cache) = (path.clone(), cache.url().to_owned());
-            TakeError::Cache { path, cache, source }
+        let cache = &self.caches[found.from];
+        let _turn = cache.fetches.acquire().await.expect("never closed");
+        let mut pauses = self.pauses.iter();
+        let source = loop {
+            match self.take_once(cache, store, &found.believed).await {
+                Ok(endorsed) => {
+                    cache.note_success();
+                    return Ok(endorsed);
+                }
+                Err(Fault::Ours(error)) => return Err(TakeError::Own(error)),
+                Err(Fault::Theirs(error)) => break error,
+                Err(Fault::Passing(error)) => match pauses.next().filter(|_| !cache.is_resting()) {
+                    Some(pause) => {
+                        tracing::debug!(cache = cache.url(), error = %Chain(&*error), "an archive is asked for again after {pause:?}");
+                        tokio::time::sleep(*pause).await;
+                    }
+                    None => {
+                        cache.note_failure(&*error);
+                        break error;
+                    }
+                },
+            }
         };
-        let body = cache.archive(&believed.narinfo.url, self.now_ms()).await.map_err(|error: CacheError| theirs(error.into()))?;
-        let signatures = believed.signatures.clone();
-        let packing = store.clone();
+        Err(TakeError::Cache { path: found.believed.narinfo.path.clone(), cache: cache.url().to_owned(), source })
+    }
+
+    async fn take_once(&self, cache: &Cache, store: &Store, believed: &Believed) -> Result<Endorsed, Fault> {
+        let body = cache.archive(&believed.narinfo.url).await.map_err(|error| match error.is_passing() {
+            true => Fault::Passing(error.into()),
+            false => Fault::Theirs(error.into()),
+        })?;
+        let (packing, claimed) = (store.clone(), believed.clone());
         let work = move |reader| {
-            let narinfo = &believed.narinfo;
-            let repacked = packing.repack(narinfo.path.as_str(), reader, believed.compression, narinfo.nar_size_bytes);
+            let narinfo = &claimed.narinfo;
+            let repacked = packing.repack(narinfo.path.as_str(), reader, claimed.compression, narinfo.nar_size_bytes);
             let repacked = repacked.map_err(|error| match error {
                 ForeignError::Archive { .. } => Fault::Theirs(error.into()),
                 ForeignError::Pack { .. } => Fault::Ours(error.into()),
             })?;
-            packing.claim_repacked(narinfo, &repacked, believed.vouched).map_err(|error: StoreError| match error.is_peers_fault() {
+            packing.claim_repacked(narinfo, &repacked, claimed.vouched).map_err(|error: StoreError| match error.is_peers_fault() {
                 true => Fault::Theirs(error.into()),
                 false => Fault::Ours(error.into()),
             })
         };
-        let bounds = bounds(found.believed.narinfo.nar_size_bytes);
-        let received = match read_blocking(body, bounds, work).await {
+        let broke = Arc::<AtomicBool>::default();
+        let received = match read_blocking(pace::paced(body, broke.clone()), bounds(believed.narinfo.nar_size_bytes), work).await {
             Ok(Ok(received)) => received,
-            Ok(Err(Fault::Theirs(error))) => return Err(theirs(error)),
-            Ok(Err(Fault::Ours(error))) => return Err(TakeError::Own(error)),
-            Err(died) => return Err(TakeError::Own(died.into())),
+            Ok(Err(Fault::Theirs(error))) if broke.load(Ordering::Relaxed) => return Err(Fault::Passing(error)),
+            Ok(Err(fault)) => return Err(fault),
+            // Whatever brought a decoder to its knees was in those bytes.
+            Err(died) => return Err(Fault::Theirs(died.into())),
         };
-        let info = store.keep(&received).await.map_err(|error| TakeError::Own(error.into()))?;
-        Ok(Endorsed { info, signatures })
+        let info = store.keep(&received).await.map_err(|error| Fault::Ours(error.into()))?;
+        Ok(Endorsed { info, signatures: believed.signatures.clone() })
+    }
+
+    fn note_absent(&self, cache: usize, path: &StorePath) {
+        let mut absent = self.absent();
+        absent.note(cache, path, self.now_ms());
     }
 
     fn absent(&self) -> std::sync::MutexGuard<'_, Absent> {
@@ -222,6 +250,8 @@ impl Upstreams {
 }
 
 enum Fault {
+    /// Theirs, or the network's: it may be otherwise a moment later.
+    Passing(Box<dyn std::error::Error + Send + Sync>),
     Theirs(Box<dyn std::error::Error + Send + Sync>),
     Ours(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -230,15 +260,16 @@ enum Fault {
 fn bounds(nar_size_bytes: u64) -> Bounds {
     Bounds {
         bytes_max: nar_size_bytes.saturating_add(nar_size_bytes / 16).saturating_add(64 << 10),
-        whole: WHOLE_MIN + Duration::from_secs(nar_size_bytes / BYTES_PER_SECOND_MIN),
+        whole: (WHOLE_MIN + Duration::from_secs(nar_size_bytes / UPSTREAM_BYTES_PER_SECOND_MIN))
+            .min(Duration::from_millis(UPSTREAM_ARCHIVE_MS_MAX)),
         stall: cache::STALL,
     }
 }
 
 /// Time that every archive has.
 const WHOLE_MIN: Duration = Duration::from_secs(120);
-/// Bytes of a NAR for which an archive has another second; a cache that is slower than this builds slower than the farm.
-const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// Pauses between the tries of one archive, within which a cache starts anew.
+const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
 
 #[cfg(test)]
 mod tests;

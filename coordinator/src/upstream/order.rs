@@ -39,7 +39,8 @@ impl Health {
         let rests = self.failures >= failures_max;
         if rests {
             self.failures = 0;
-            self.rests_until_ms = now_ms.saturating_add(rest_ms);
+            // Who asked before it rested may say so after.
+            self.rests_until_ms = self.rests_until_ms.max(now_ms.saturating_add(rest_ms));
         }
         rests
     }
@@ -97,5 +98,6 @@ mod tests {
         assert!(health.failed(14, 3, 100));
         assert_eq!([14, 113, 114].map(|now_ms| health.is_resting(now_ms)), [true, true, false]);
         assert!(!health.failed(120, 3, 100), "it has all its tries again");
+        assert!(health.failed(90, 1, 10) && health.is_resting(113), "a failure that is told late ends no rest");
     }
 }

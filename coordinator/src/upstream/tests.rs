@@ -109,7 +109,8 @@ fn serving(info: NarInfo, archive: Vec<u8>) -> impl Fn(&str) -> Response + Send 
 fn upstreams(urls: &[&str]) -> Upstreams {
     let configured: Vec<Substituter> =
         urls.iter().map(|url| Substituter::parse(&format!("{url} {}", key("up-1").public())).expect("a substituter")).collect();
-    Upstreams::new(&configured, StoreDir::default()).expect("a client")
+    let upstreams = Upstreams::new(&configured, StoreDir::default()).expect("a client");
+    Upstreams { pauses: vec![Duration::ZERO; PAUSES.len()], ..upstreams }
 }
 
 fn path() -> StorePath {
@@ -139,7 +140,7 @@ async fn take(answer: impl Fn(&str) -> Response + Send + Sync + 'static) -> Resu
     let found = find(&upstreams).await.ok_or("not found")?;
     match upstreams.take(&store, &found).await {
         Ok(endorsed) => {
-            assert_eq!(endorsed.signatures, found.believed.narinfo.signatures);
+            assert_eq!(endorsed.signatures, found.believed.signatures);
             let keys = Keyring::of(key("farm-1"));
             // What it refers to is not there, so it is not valid.
             assert!(matches!(store.publish_endorsed(&endorsed, &keys).await, Err(StoreError::MissingReference { .. })));
@@ -258,5 +259,74 @@ async fn a_cache_that_is_ill_is_left_alone_and_does_not_count_as_empty() {
     assert!(upstreams.order().await.is_empty());
     assert!(upstreams.order().await.is_empty());
     assert_eq!(down.asked(), 1, "it rests after the first");
+    assert!(!upstreams.absent().is_absent(0, &path(), upstreams.now_ms()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_cache_that_turns_ill_does_not_ask_it_as_well() {
+    let (down, url) = Server::start(|_| StatusCode::SERVICE_UNAVAILABLE.into_response()).await;
+    let upstreams = upstreams(&[&url]);
+    join_all((0..4).map(|_| upstreams.order())).await;
+    assert_eq!(down.asked(), 1, "those who waited for its greeting ask for none");
+
+    let (ill, url) = Server::start(|path| match path.ends_with("nix-cache-info") {
+        true => "StoreDir: /nix/store\n".into_response(),
+        false => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    })
+    .await;
+    let upstreams = self::upstreams(&[&url]);
+    let (order, path, nothing) = (upstreams.order().await, path(), BTreeSet::new());
+    let found = join_all((0..300).map(|_| upstreams.find(&order, &path, &nothing))).await;
+    assert!(found.iter().all(Option::is_none));
+    // Those that had been begun are tried to their end, of all others none: three tries of each would be 900.
+    assert!(ill.asked() < 250, "asked {} times", ill.asked());
+    assert!(!upstreams.absent().is_absent(0, &path, upstreams.now_ms()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_asked_for_again_when_the_network_failed_and_not_when_the_cache_lied() {
+    let plain = nar(&format!("/nix/store/{LIB}\n"));
+    let cut = |plain: &[u8]| {
+        let pieces = [Ok(Bytes::copy_from_slice(&plain[..plain.len() - 8])), Err(std::io::Error::other("torn"))];
+        Body::from_stream(futures::stream::iter(pieces)).into_response()
+    };
+    let table: [(&str, usize, Said, usize, bool); 4] = [
+        ("a failure", 2, Box::new(|_| StatusCode::BAD_GATEWAY.into_response()), 3, true),
+        (
+            "a torn body",
+            3,
+            Box::new({
+                let plain = plain.clone();
+                move |_| cut(&plain)
+            }),
+            4,
+            true,
+        ),
+        ("a failure that stays", 99, Box::new(|_| StatusCode::TOO_MANY_REQUESTS.into_response()), 4, false),
+        ("a lie", 99, Box::new(|_| "no archive".into_response()), 1, false),
+    ];
+    for (case, failing, fail, expected, comes) in table {
+        let fetched = Arc::<AtomicUsize>::default();
+        let serve = serving(describe(&plain, Some("up-1")), plain.clone());
+        let counted = fetched.clone();
+        let answer = move |path: &str| match path.ends_with(".nar") && counted.fetch_add(1, Ordering::Relaxed) < failing {
+            true => fail(path),
+            false => serve(path),
+        };
+        assert_eq!(take(answer).await.is_ok(), comes, "{case}");
+        assert_eq!(fetched.load(Ordering::Relaxed), expected, "{case}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_somebody_in_between_is_no_answer() {
+    let (page, url) = Server::start(|path| match path.ends_with("nix-cache-info") {
+        true => "StoreDir: /nix/store\n".into_response(),
+        false => "<html>Sign in</html>".into_response(),
+    })
+    .await;
+    let upstreams = upstreams(&[&url]);
+    assert!(find(&upstreams).await.is_none());
+    assert_eq!(page.asked(), 4);
     assert!(!upstreams.absent().is_absent(0, &path(), upstreams.now_ms()));
 }

@@ -99,7 +99,7 @@ pub const UPSTREAM_QUERIES_MAX: usize = 2_048;
 /// Questions that one upstream cache is asked at a time over HTTP/1, where each takes a connection; Nix takes 25. What is over waits.
 pub const UPSTREAM_CONNECTIONS_MAX: usize = 32;
 
-/// Archives that are fetched from upstream caches at a time, for all submissions: each takes a processor to decompress. What is over waits.
+/// Archives that are fetched from one upstream cache at a time, for all submissions: each takes a processor to decompress. What is over waits.
 pub const UPSTREAM_FETCHES_MAX: usize = 16;
 
 /// Bytes of a narinfo or `nix-cache-info` of others. Passing it: what it describes is not taken.
@@ -119,6 +119,25 @@ pub const UPSTREAM_FAILURES_MAX: u32 = 8;
 
 /// Milliseconds for which an upstream cache that fails is asked nothing, so that no submission waits for it again and again.
 pub const UPSTREAM_REST_MS: u64 = 30_000;
+
+/// Milliseconds that one submission waits for answers of upstream caches, of which thousands come in a second. Passing it: what has not been
+/// answered counts as nowhere, and is built.
+pub const UPSTREAM_ASKING_MS_MAX: u64 = 300_000;
+
+/// Bytes of an archive that an upstream cache must send in each second that it is waited for, after a minute. Passing it: it is not taken.
+pub const UPSTREAM_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+
+/// Milliseconds that the archive of a path may take as a whole, however large. Passing it: it is not taken.
+pub const UPSTREAM_ARCHIVE_MS_MAX: u64 = 6 * 3_600_000;
+
+/// Bytes of a NAR that nobody signed and that is believed for its content: anybody can say that it is large. Passing it: it is not taken.
+pub const UPSTREAM_UNSIGNED_NAR_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of the `URL` in a narinfo of others; real ones have about a hundred. Passing it: what it describes is not taken.
+pub const UPSTREAM_URL_BYTES_MAX: usize = 1 << 10;
+
+/// Redirects that are followed to a file of an upstream cache: those on buckets use one. Passing it: the file counts as not to be had.
+pub const UPSTREAM_REDIRECTS_MAX: usize = 5;
 
 /// Paths that one collection of garbage looks at: what the store holds, and what that names. Each takes some 200 bytes of the leader's memory.
 /// Passing it: the collection ends before it has deleted anything.

@@ -184,6 +184,7 @@ fn what_an_upstream_cache_does_not_give_is_built() {
     let (started, built) = build(&place, "above");
     assert_eq!(started, 3, "`mid`, `top`, which needs it, and `above`: {}", built.out());
     assert_eq!((files.asked(".nar.bz2"), files.asked(".nar.xz")), (1, 1));
+    assert_eq!(files.asked(".nar"), 4, "a server that fails is asked again");
 }
 
 #[test]
