@@ -22,7 +22,7 @@ pub(crate) async fn submit(
     sender: &mut Sender,
     receiver: &mut Receiver,
 ) -> Result<(), LinkError> {
-    let submitted = submission::submit(parts.clone(), wanted).await;
+    let submitted = submission::while_wanted(parts, wanted, sender).await?;
     let held = match &submitted {
         Ok(build) => Some(*build),
         Err(_) => None,

@@ -134,7 +134,10 @@ async fn route_client(
         Request::Substitutable(paths) => reply(sender, substitutable(parts, paths).await.map(Response::Substitutable)).await,
         Request::Missing(paths) => reply(sender, missing(parts, paths).await.map(Response::Paths)).await,
         Request::AddDerivations(files) => reply(sender, add_derivations(parts, files).await.map(|()| Response::Done)).await,
-        Request::Submit(submission) => reply(sender, submit::submit(parts.clone(), submission).await.map(Response::Submitted)).await,
+        Request::Submit(submission) => {
+            let submitted = submit::while_wanted(parts, submission, sender).await?;
+            reply(sender, submitted.map(Response::Submitted)).await
+        }
         Request::Check(submission) => reply(sender, submit::check(parts.clone(), submission).await.map(Response::Submitted)).await,
         Request::SubmitHeld(submission, patience) => hold::submit(parts, submission, patience, sender, receiver).await,
         Request::Hold(build, patience) => hold::build(parts, build, patience, sender, receiver).await,
@@ -188,7 +191,7 @@ async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>,
 }
 
 /// Returns those of some paths that upstream caches have and the farm lacks.
-async fn substitutable(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<Substitutable>, Refusal> {
+async fn substitutable(parts: &Arc<Parts>, paths: Vec<StorePath>) -> Result<Vec<Substitutable>, Refusal> {
     check_count(paths.len())?;
     substitute::substitutable(parts, paths).await
 }

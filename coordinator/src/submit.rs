@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use kiln_core::{Answer, CHECKING, Command, RESOLVING, Refused};
+use kiln_link::{LinkError, Sender};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, RESOLVED_INPUTS_PER_JOB_MAX};
@@ -18,25 +19,44 @@ use crate::needed::{self, Unknown};
 use crate::parts::Parts;
 use crate::{realised, refuse, substitute};
 
-/// Makes a build of a submission.
+/// Makes a build of a submission, unless whoever asks goes away before the farm has heard of it: what upstream caches have may take long to
+/// bring. A [`Refusal`] says what is missing, wrong or over a limit; nothing has changed then.
 ///
 /// # Errors
-/// A [`Refusal`] that says what is missing, wrong or over a limit; nothing has changed then.
-pub(crate) async fn submit(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
-    let closure = read(&parts, &submission).await?;
+/// [`LinkError`] says how it went away.
+pub(crate) async fn while_wanted(
+    parts: &Arc<Parts>,
+    submission: Submission,
+    sender: &Sender,
+) -> Result<Result<BuildId, Refusal>, LinkError> {
+    // Dropped, it leaves nothing but paths that are valid.
+    let prepared = tokio::select! {
+        biased;
+        prepared = prepare(parts, &submission) => prepared,
+        gone = sender.gone() => return Err(gone),
+    };
+    Ok(match prepared {
+        Ok(jobs) => hand_over(parts.clone(), submission, &jobs, None).await,
+        Err(refusal) => Err(refusal),
+    })
+}
+
+/// Returns the jobs of a submission.
+async fn prepare(parts: &Arc<Parts>, submission: &Submission) -> Result<Vec<JobSpec>, Refusal> {
+    let closure = read(parts, submission).await?;
     // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
     // What upstream caches have is taken from there before the farm hears of the build.
-    let jobs = substitute::jobs(&parts, &closure, &submission.roots).await?;
-    check_version(&parts, &jobs)?;
+    let jobs = substitute::jobs(parts, &closure, &submission.roots).await?;
+    check_version(parts, &jobs)?;
     check_resolved_inputs(&jobs, RESOLVED_INPUTS_PER_JOB_MAX)?;
-    check_sources(&parts, &closure, &jobs).await?;
-    hand_over(parts, submission, &jobs, None).await
+    check_sources(parts, &closure, &jobs).await?;
+    Ok(jobs)
 }
 
 /// Makes a build of a submission whose roots are built again, though the store has what they made.
 ///
 /// # Errors
-/// As [`submit`]; also if something that is to be built again was not built yet, or is being built.
+/// A [`Refusal`] as of [`while_wanted`]; also if something that is to be built again was not built yet, or is being built.
 pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
     if parts.consensus.version() < CHECKING {
         let message = format!("check: the farm is not at version {CHECKING} yet: upgrade all of its coordinators first");
