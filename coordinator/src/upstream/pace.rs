@@ -60,7 +60,9 @@ mod tests {
     fn a_cache_that_dribbles_is_too_slow_and_one_that_pauses_is_not() {
         let second = UPSTREAM_BYTES_PER_SECOND_MIN as usize;
         let byte_by_byte = vec![(1, 29); 3];
-        let table: [(&[(usize, u64)], Option<usize>); 6] = [
+        /// Bytes and the seconds that they took, and which of them are too slow.
+        type Row<'a> = (&'a [(usize, u64)], Option<usize>);
+        let table: [Row; 6] = [
             (&[(0, 0), (10, 60)], None),
             (&byte_by_byte, Some(2)),
             (&[(second, 60), (0, 1), (0, 1)], Some(2)),
