@@ -62,7 +62,7 @@ mod tests {
         let byte_by_byte = vec![(1, 29); 3];
         /// Bytes and the seconds that they took, and which of them are too slow.
         type Row<'a> = (&'a [(usize, u64)], Option<usize>);
-        let table: [Row; 6] = [
+        let table: [Row<'_>; 6] = [
             (&[(0, 0), (10, 60)], None),
             (&byte_by_byte, Some(2)),
             (&[(second, 60), (0, 1), (0, 1)], Some(2)),
