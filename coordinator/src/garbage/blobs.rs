@@ -8,9 +8,9 @@ use kiln_store::Deleted;
 use kiln_wire::Sha256Hash;
 use kiln_wire::limits::CONDEMNED_MAX;
 
+use super::DELETION_MAX;
 use super::collection::{CollectError, Collection};
 use super::roots::Kept;
-use super::{DELETION_MAX, notes};
 
 /// Deletes what no path has any more; where only some paths were to go, what those had.
 pub(super) async fn sweep(
@@ -29,12 +29,12 @@ pub(super) async fn sweep(
     let is_counted = collection.order.bytes_max.is_some();
     let mut sweep = BlobSweep::new(blobs);
     loop {
-        let batch = collection.parts.garbage.gate().condemn_blobs(&mut sweep, CONDEMNED_MAX);
+        let batch = collection.gate()?.condemn_blobs(&mut sweep, CONDEMNED_MAX);
         if batch.is_empty() {
             return Ok(());
         }
         let parts = collection.parts.clone();
-        notes::condemn(&parts, &batch.iter().map(|(blob, _)| Key::Blob(*blob)).collect::<Vec<_>>()).await?;
+        collection.note(&batch.iter().map(|(blob, _)| Key::Blob(*blob)).collect::<Vec<_>>()).await?;
         for few in batch.chunks(DELETIONS_MAX) {
             collection.check_leads()?;
             let delete = |(blob, _): &(Sha256Hash, u64)| {
@@ -44,7 +44,7 @@ pub(super) async fn sweep(
             let deletions = futures::stream::iter(few.iter().map(delete)).buffer_unordered(DELETIONS_MAX);
             tokio::time::timeout(DELETION_MAX, deletions.try_collect::<()>()).await.map_err(|_| CollectError::Slow)??;
         }
-        parts.garbage.release();
+        collection.release()?;
         collection.done.blobs += batch.len() as u64;
         if !is_counted {
             collection.done.bytes += batch.iter().map(|(_, bytes)| bytes).sum::<u64>();

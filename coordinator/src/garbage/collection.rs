@@ -1,11 +1,11 @@
 //! One collection: roots, mark, and the sweep of paths; that of blobs is in [`super::blobs`].
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use kiln_core::garbage::{Doomed, Key, Marks, Roots, Sweep, Unready};
+use kiln_core::garbage::{Doomed, Gate, Key, Marks, Roots, Sweep, Unready};
 use kiln_store::{Deleted, StoreError};
 use kiln_wire::limits::CONDEMNED_MAX;
 use kiln_wire::{Collect, Collected, DrvPath, Leader, StorePath, Timestamp, Version};
@@ -53,6 +53,8 @@ pub(super) type Told = mpsc::Sender<Vec<StorePath>>;
 pub(super) struct Collection {
     pub parts: Arc<Parts>,
     pub leader: Leader,
+    /// At the gate.
+    number: u64,
     pub order: Collect,
     pub done: Collected,
 }
@@ -67,7 +69,7 @@ pub(super) struct Marked {
 
 impl Drop for Collection {
     fn drop(&mut self) {
-        self.parts.garbage.end();
+        self.parts.garbage.end(self.number);
     }
 }
 
@@ -75,30 +77,29 @@ impl Drop for Collection {
 pub(super) async fn collect(parts: Arc<Parts>, order: Collect, told: Told) -> Result<Collected, CollectError> {
     let deletes = !order.dry_run && !order.live;
     let mut collection = Collection::begin(parts, order, deletes).await?;
-    let touched = collection.parts.garbage.gate().touched(collection.parts.clock.steady());
+    let touched = collection.gate()?.touched(collection.parts.clock.steady());
     let Marked { kept, inventory, marks, .. } = mark(&collection.parts, &collection.order, &touched, deletes).await?;
     let Inventory { graph, old_blobs, .. } = inventory;
     collection.done.kept = graph.marked(&marks, true).count() as u64;
     if collection.order.live {
         let paths = graph.marked(&marks, true).cloned().collect();
-        tell(&told, paths).await;
-        return Ok(collection.done.clone());
+        return Ok(collection.foretell(&told, paths).await);
     }
     let only = collection.order.only.as_ref().map(|only| only.iter().cloned().collect::<BTreeSet<_>>());
     let mut sweep = Sweep::new(graph, &marks, only.as_ref());
     if !deletes {
-        collection.parts.garbage.gate().spare_fresh(&mut sweep);
+        collection.gate()?.spare_fresh(&mut sweep);
         collection.done.builds = kept.retired.len() as u64;
         let paths: Vec<StorePath> = sweep.outlook().cloned().collect();
-        tell(&told, paths).await;
         blobs::foresee(&mut collection, sweep, old_blobs, &kept).await;
-        return Ok(collection.done.clone());
+        return Ok(collection.foretell(&told, paths).await);
     }
     let swept = collection.delete(&mut sweep, old_blobs, &kept, &told).await;
     if let Err(error) = swept {
         collection.let_late_ones_end().await;
         return Err(error);
     }
+    collection.check_leads()?;
     notes::ended(&collection.parts, collection.parts.clock.now()).await?;
     let done = collection.done.clone();
     tracing::info!(paths = done.paths, derivations = done.derivations, blobs = done.blobs, bytes = done.bytes, "garbage is collected");
@@ -126,11 +127,25 @@ impl Collection {
         if deletes && parts.consensus.version() < SINCE {
             return Err(CollectError::Version(parts.consensus.version()));
         }
-        if deletes && parts.store.is_shared() {
-            tokio::time::sleep_until(since + LATE).await;
+        if deletes {
+            let mut settled = parts.garbage.settled.subscribe();
+            let ready = async {
+                if parts.store.is_shared() {
+                    tokio::time::sleep_until(since + LATE).await;
+                }
+                let _never_closed = settled.wait_for(|settled| *settled == Some(leader)).await;
+            };
+            tokio::select! {
+                () = leading::lost(&parts, leader) => return Err(CollectError::NotLeader),
+                () = ready => {}
+            }
         }
-        parts.garbage.gate().begin(parts.clock.steady())?;
-        let collection = Self { parts, leader, order, done: Collected::default() };
+        let number = {
+            let mut gate = parts.garbage.gate();
+            gate.begin(parts.clock.steady())?;
+            gate.collection().unwrap_or_default()
+        };
+        let collection = Self { parts, leader, number, order, done: Collected::default() };
         collection.check_leads()?;
         Ok(collection)
     }
@@ -140,6 +155,43 @@ impl Collection {
         match leading::own(&self.parts) == Some(self.leader) {
             true => Ok(()),
             false => Err(CollectError::NotLeader),
+        }
+    }
+
+    /// The gate, as long as this collection goes on there: under another leadership it is not its own any more.
+    pub fn gate(&self) -> Result<MutexGuard<'_, Gate>, CollectError> {
+        self.check_leads()?;
+        self.parts.garbage.gate_of(self.number).ok_or(CollectError::NotLeader)
+    }
+
+    /// Notes what is deleted next.
+    pub async fn note(&self, keys: &[Key]) -> Result<(), CollectError> {
+        drop(self.gate()?);
+        Ok(notes::condemn(&self.parts, keys).await?)
+    }
+
+    /// The condemned batch is gone.
+    pub fn release(&self) -> Result<(), CollectError> {
+        self.gate()?.release();
+        self.parts.garbage.moved.notify_waiters();
+        Ok(())
+    }
+
+    /// Ends, and then tells: who reads slowly keeps nobody from collecting.
+    async fn foretell(self, told: &Told, paths: Vec<StorePath>) -> Collected {
+        let done = self.done.clone();
+        drop(self);
+        tell(told, paths).await;
+        done
+    }
+
+    /// Forgets what is remembered of a batch: nobody may take what is being deleted for valid, however its deletion ends.
+    fn forget(&self, batch: &[Doomed]) {
+        for doomed in batch {
+            self.parts.store.forget_path(&doomed.path);
+            if let Ok(path) = DrvPath::from_path(doomed.path.clone()) {
+                self.parts.derivations.forget(&path);
+            }
         }
     }
 
@@ -161,25 +213,30 @@ impl Collection {
         self.parts.store.sync_deleted().await?;
         if !gone.is_empty() {
             let nar_grace = self.order.grace_seconds.unwrap_or(self.parts.garbage.settings.nar_grace_seconds);
-            tokio::time::sleep(Duration::from_secs(nar_grace)).await;
+            tokio::select! {
+                () = leading::lost(&self.parts, self.leader) => return Err(CollectError::NotLeader),
+                () = tokio::time::sleep(Duration::from_secs(nar_grace)) => {}
+            }
         }
         blobs::sweep(self, sweep, old_blobs, &gone, kept).await?;
-        Ok(notes::condemn(&self.parts, &[]).await?)
+        self.note(&[]).await
     }
 
     /// Deletes narinfos and derivations, users first, until none is left that may go, or enough are gone. Returns what went.
     async fn sweep(&mut self, sweep: &mut Sweep, told: &Told) -> Result<Vec<Doomed>, CollectError> {
         let mut gone = Vec::new();
         while self.order.bytes_max.is_none_or(|most| self.done.bytes < most) {
-            let batch = self.parts.garbage.gate().condemn(sweep, self.batch_max());
+            let batch = self.gate()?.condemn(sweep, self.batch_max());
             if batch.is_empty() {
                 break;
             }
-            notes::condemn(&self.parts, &batch.iter().map(Doomed::key).collect::<Vec<_>>()).await?;
+            self.note(&batch.iter().map(Doomed::key).collect::<Vec<_>>()).await?;
+            self.forget(&batch);
             for step in batch.chunk_by(|a, b| a.step == b.step) {
                 self.delete_step(step).await?;
             }
-            self.parts.garbage.release();
+            self.forget(&batch);
+            self.release()?;
             for doomed in &batch {
                 self.done.paths += u64::from(doomed.facts.is_some());
                 self.done.derivations += u64::from(doomed.derivation_bytes.is_some());
@@ -214,10 +271,15 @@ impl Collection {
     /// A deletion that failed may still be done by the store: what it was about stays condemned until then.
     async fn let_late_ones_end(&self) {
         if self.parts.store.is_shared() && self.check_leads().is_ok() {
-            tokio::time::sleep(LATE).await;
+            tokio::select! {
+                () = leading::lost(&self.parts, self.leader) => {}
+                () = tokio::time::sleep(LATE) => {}
+            }
         }
+        // Of what was begun it is not known what went.
+        super::forget(&self.parts);
         if self.check_leads().is_ok()
-            && let Err(error) = notes::condemn(&self.parts, &[]).await
+            && let Err(error) = self.note(&[]).await
         {
             tracing::warn!(error = %Chain(&error), "clear the note of what was being deleted");
         }
@@ -235,7 +297,6 @@ async fn delete_one(parts: Arc<Parts>, doomed: Doomed) -> Result<(), CollectErro
             parts.logs.remove(&path, attempt)?;
         }
         parts.store.delete(Deleted::Derivation(&path)).await?;
-        parts.derivations.forget(&path);
     }
     Ok(())
 }

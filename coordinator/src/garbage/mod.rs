@@ -17,6 +17,7 @@ mod roots;
 mod schedule;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ pub(crate) struct Garbage {
     gate: Mutex<Gate>,
     /// Under which leadership the gate is open, and since when this coordinator leads so.
     open: watch::Sender<Option<(Leader, Instant)>>,
+    /// Under which leadership what the leader before was deleting is gone, and its note with it: a collection may write its own.
+    settled: watch::Sender<Option<Leader>>,
+    /// Which taking over or stepping down was the last.
+    turn: AtomicU64,
     /// Something that was condemned is not any more, or the gate was opened.
     moved: Notify,
     /// Held while a note is read and written again.
@@ -49,21 +54,42 @@ pub(crate) struct Garbage {
 impl Garbage {
     pub(crate) fn new(settings: Gc) -> Self {
         let gate = Gate::new(settings.grace_seconds.saturating_mul(1000), TOUCHED_MAX);
-        Self { settings, gate: Mutex::new(gate), open: watch::Sender::new(None), moved: Notify::new(), noting: Default::default() }
+        Self {
+            settings,
+            gate: Mutex::new(gate),
+            open: watch::Sender::new(None),
+            settled: watch::Sender::new(None),
+            turn: AtomicU64::new(0),
+            moved: Notify::new(),
+            noting: Default::default(),
+        }
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn release(&self) {
-        self.gate().release();
+    /// Returns the gate, unless the collection of this number is over.
+    fn gate_of(&self, collection: u64) -> Option<MutexGuard<'_, Gate>> {
+        Some(self.gate()).filter(|gate| gate.collection() == Some(collection))
+    }
+
+    /// Ends the collection of this number, if it goes on.
+    fn end(&self, collection: u64) {
+        if let Some(mut gate) = self.gate_of(collection) {
+            gate.end();
+        }
         self.moved.notify_waiters();
     }
 
-    fn end(&self) {
-        self.gate().end();
+    /// Returns the number of this turn.
+    fn reset(&self) -> u64 {
+        let turn = self.turn.fetch_add(1, Ordering::SeqCst) + 1;
+        self.open.send_replace(None);
+        self.settled.send_replace(None);
+        self.gate().reset();
         self.moved.notify_waiters();
+        turn
     }
 }
 
@@ -93,22 +119,22 @@ pub(crate) async fn touch<K: Into<Key>>(parts: &Parts, keys: impl IntoIterator<I
 
 /// Opens the gate of a coordinator that begins to lead. What the leader before it may still be deleting stays condemned for a while.
 pub(crate) fn take_over(parts: &Arc<Parts>, leader: Leader) {
-    let garbage = &parts.garbage;
-    garbage.open.send_replace(None);
-    garbage.end();
+    let turn = parts.garbage.reset();
     // Another leader may have deleted what is remembered here.
-    parts.store.forget_paths();
-    parts.derivations.forget_all();
+    forget(parts);
     let (parts, since) = (parts.clone(), Instant::now());
     tokio::spawn(async move {
         let mut pauses = Pauses::default();
         let condemned = loop {
             match notes::condemned(&parts).await {
                 Ok(condemned) => break condemned,
-                Err(error) if leading::own(&parts) == Some(leader) => pauses.after(&error).await,
+                Err(error) if is_turn(&parts, turn) => pauses.after(&error).await,
                 Err(_) => return,
             }
         };
+        if !is_turn(&parts, turn) {
+            return;
+        }
         let inherited = !condemned.is_empty() && parts.store.is_shared();
         if inherited {
             tracing::info!(objects = condemned.len(), "the leader before was deleting garbage: what may be under way is waited for");
@@ -117,23 +143,45 @@ pub(crate) fn take_over(parts: &Arc<Parts>, leader: Leader) {
         open(&parts, leader, since);
         if inherited {
             tokio::time::sleep(LATE).await;
+            // Somebody may have read what went then.
+            forget(&parts);
         }
-        if leading::own(&parts) != Some(leader) {
+        // It may be uncertain for a moment whether this one leads.
+        while is_turn(&parts, turn) && leading::own(&parts) != Some(leader) {
+            tokio::time::sleep(UNCERTAIN).await;
+        }
+        if !is_turn(&parts, turn) {
             return;
         }
-        parts.garbage.release();
+        parts.garbage.gate().settle();
+        parts.garbage.moved.notify_waiters();
         if !condemned.is_empty()
             && let Err(error) = notes::condemn(&parts, &[]).await
         {
             tracing::warn!(error = %Chain(&error), "clear the note of what is being deleted; the next collection does");
+        }
+        // Not before: the note of a collection would be taken for that one.
+        if is_turn(&parts, turn) {
+            parts.garbage.settled.send_replace(Some(leader));
         }
     });
 }
 
 /// Closes the gate of a coordinator that leads no more.
 pub(crate) fn step_down(parts: &Parts) {
-    parts.garbage.open.send_replace(None);
-    parts.garbage.end();
+    parts.garbage.reset();
+    forget(parts);
+}
+
+/// Forgets what is remembered of paths and derivations: some may be gone.
+fn forget(parts: &Parts) {
+    parts.store.forget_paths();
+    parts.derivations.forget_all();
+}
+
+/// Returns whether nothing was taken over or given up since, and this coordinator goes on.
+fn is_turn(parts: &Parts, turn: u64) -> bool {
+    parts.consensus.leadership().has_changed().is_ok() && parts.garbage.turn.load(Ordering::SeqCst) == turn
 }
 
 fn open(parts: &Parts, leader: Leader, since: Instant) {
@@ -144,6 +192,8 @@ fn open(parts: &Parts, leader: Leader, since: Instant) {
 /// Longest time that a deletion or publication takes which a leader began: one that was deposed meanwhile may end it so late. A request to
 /// the store is tried for 20 s.
 const LATE: Duration = Duration::from_secs(45);
+/// Between two looks whether this coordinator leads for certain.
+const UNCERTAIN: Duration = Duration::from_millis(100);
 /// Longest time that a leader gives a batch of deletions; it looks before each whether it leads.
 const DELETION_MAX: Duration = Duration::from_secs(30);
 

@@ -104,6 +104,8 @@ impl Store {
     }
 
     async fn delete_narinfo(&self, path: &StorePath, nar_hash: &Sha256Hash) -> Result<(), StoreError> {
+        // Before as well: who gives up waiting for the store must not leave it remembered.
+        self.inner.infos.forget(path);
         let deleted = self.inner.objects.delete(&key::narinfo(path.hash_part())).await;
         self.inner.infos.forget(path);
         deleted?;
@@ -117,6 +119,11 @@ impl Store {
     /// [`StoreError::Object`] if the store fails.
     pub async fn sync_deleted(&self) -> Result<(), StoreError> {
         self.inner.objects.sync().await
+    }
+
+    /// Forgets what is held in memory of a path that is being deleted.
+    pub fn forget_path(&self, path: &StorePath) {
+        self.inner.infos.forget(path);
     }
 
     /// Forgets what is held in memory of paths: another leader may have deleted some since.

@@ -25,6 +25,10 @@ pub struct Gate {
     /// Touches since the collection began or last looked.
     fresh: Option<BTreeSet<Key>>,
     condemned: BTreeSet<Key>,
+    /// What an earlier leader may still be deleting.
+    inherited: BTreeSet<Key>,
+    /// Of the last collection.
+    number: u64,
 }
 
 /// What somebody who touches objects is told.
@@ -63,6 +67,8 @@ impl Gate {
             blind_until: None,
             fresh: None,
             condemned: BTreeSet::new(),
+            inherited: BTreeSet::new(),
+            number: 0,
         }
     }
 
@@ -77,7 +83,7 @@ impl Gate {
             self.young.clear();
             self.blind_until = Some(Steady(now.0.saturating_add(self.grace_ms)));
         }
-        match keys.iter().any(|key| self.condemned.contains(key)) {
+        match keys.iter().any(|key| self.condemned.contains(key) || self.inherited.contains(key)) {
             true => Pass::Wait,
             false => Pass::Free,
         }
@@ -100,7 +106,13 @@ impl Gate {
             self.blind_until = None;
         }
         self.fresh = Some(BTreeSet::new());
+        self.number += 1;
         Ok(self.touched(now))
+    }
+
+    /// Returns the number of the collection that goes on. One that has another was ended, and has no business here any more.
+    pub fn collection(&self) -> Option<u64> {
+        self.fresh.as_ref().map(|_| self.number)
     }
 
     /// Returns what was touched lately.
@@ -144,7 +156,12 @@ impl Gate {
 
     /// Condemns what an earlier leader may still be deleting.
     pub fn inherit(&mut self, keys: impl IntoIterator<Item = Key>) {
-        self.condemned.extend(keys);
+        self.inherited.extend(keys);
+    }
+
+    /// What an earlier leader was deleting is gone: whoever waited may look.
+    pub fn settle(&mut self) {
+        self.inherited.clear();
     }
 
     /// The condemned batch is gone: whoever waited may look.
@@ -152,7 +169,13 @@ impl Gate {
         self.condemned.clear();
     }
 
-    /// The collection is over, however it ended.
+    /// Another leadership begins or this one is over: nothing goes on and nothing is condemned.
+    pub fn reset(&mut self) {
+        self.end();
+        self.settle();
+    }
+
+    /// The collection is over, however it ended. What was inherited stays condemned.
     pub fn end(&mut self) {
         self.condemned.clear();
         self.fresh = None;
@@ -160,7 +183,7 @@ impl Gate {
 
     /// Returns whether the path is condemned at this moment.
     pub fn is_condemned(&self, part: HashPart) -> bool {
-        self.condemned.contains(&Key::Path(part))
+        self.condemned.contains(&Key::Path(part)) || self.inherited.contains(&Key::Path(part))
     }
 
     fn turn(&mut self, now: Steady) {

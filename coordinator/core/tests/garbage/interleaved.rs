@@ -131,7 +131,7 @@ impl World {
         self.now = self.now.after_ms(1);
         if self.inherited_until.is_some_and(|until| until <= self.now) {
             self.inherited_until = None;
-            self.gate.release();
+            self.gate.settle();
         }
         match self.dice.below(12) {
             0..4 => {
@@ -355,7 +355,7 @@ impl World {
         for _ in 0..1_000 {
             self.now = self.now.after_ms(1);
             if self.inherited_until.take_if(|until| *until <= self.now).is_some() {
-                self.gate.release();
+                self.gate.settle();
             }
             self.collect();
         }
@@ -433,4 +433,23 @@ fn a_gate_that_lost_sight_lets_no_collection_begin_until_nothing_of_it_counts() 
         assert_eq!(!gate.begin(Steady(at)).expect("ready").is_empty(), counts, "at {at}");
         gate.end();
     }
+}
+
+#[test]
+fn a_collection_of_another_leadership_is_over_and_ends_nothing_that_came_after_it() {
+    let mut gate = Gate::new(100, 10);
+    let late = Key::from(&number(0));
+    gate.begin(Steady(0)).expect("ready");
+    let old = gate.collection();
+    gate.reset();
+    gate.inherit([late]);
+    assert_eq!((old.is_some(), gate.collection()), (true, None));
+    gate.begin(Steady(1)).expect("ready");
+    assert!(gate.collection() != old && gate.collection().is_some());
+    // Whatever becomes of that one, what an earlier leader may be deleting stays condemned until it is gone.
+    gate.release();
+    gate.end();
+    assert_eq!(gate.touch(&[late], Steady(2)), Pass::Wait);
+    gate.settle();
+    assert_eq!(gate.touch(&[late], Steady(2)), Pass::Free);
 }
