@@ -113,8 +113,9 @@ pub(super) async fn mark(parts: &Arc<Parts>, order: &Collect, touched: &BTreeSet
     let grace_ms = order.grace_seconds.unwrap_or(settings.grace_seconds).saturating_mul(1000);
     let young_since = Timestamp(parts.clock.now().0.saturating_sub(grace_ms));
     let inventory = inventory(parts, settings.rules(), young_since).await?;
-    // With a shorter grace than a touch counts for, those of this moment count all the same, and are noted while it lasts.
-    let touched = part_keys(touched).filter(|_| order.grace_seconds.is_none_or(|seconds| seconds >= settings.grace_seconds));
+    // A shorter grace is about the age of what is written: who was told that something is there relies on it for as long as ever. Whoever
+    // says 0 says that nobody does; what is touched while it lasts counts even then.
+    let touched = part_keys(touched).filter(|_| order.grace_seconds != Some(0));
     let roots = kept.roots(&inventory.graph, touched, inventory.young.iter().copied());
     let marks = inventory.graph.mark(&roots);
     Ok(Marked { kept, inventory, roots, marks })

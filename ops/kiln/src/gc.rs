@@ -24,7 +24,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH", conflicts_with = "dry_run")]
     why: Option<String>,
     /// Keep what was uploaded, built or asked for in the last SECONDS, and let NARs follow their narinfos after as many, in place of
-    /// what the coordinator's `[gc]` says. With 0, nobody should be uploading
+    /// what the coordinator's `[gc]` says. What was asked for stays at least as long as that says, except with 0: then nobody should be
+    /// uploading or submitting
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
     /// Print JSON
