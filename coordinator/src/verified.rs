@@ -1,10 +1,10 @@
 //! Which outputs of running attempts were verified here. Memory of the leader only: what a new leader has not seen itself it verifies
 //! again from the store before it commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
-use kiln_wire::{AttemptId, Blob, DrvPath, Lease, PathInfo};
+use kiln_wire::{AttemptId, Blob, DrvPath, Lease, PathInfo, Sha256Hash};
 
 /// Verified outputs, by attempt.
 #[derive(Debug, Default)]
@@ -33,6 +33,12 @@ impl Verified {
         let all = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
         let known = all.get(&(lease.derivation.clone(), lease.attempt))?.iter().find(|known| known.claimed == *claimed)?;
         Some(PathInfo { blob: known.stored, ..known.claimed.clone() })
+    }
+
+    /// Returns the blobs of all that is noted.
+    pub(crate) fn blobs(&self) -> BTreeSet<Sha256Hash> {
+        let all = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().flatten().map(|output| output.stored.sha256).collect()
     }
 
     /// Forgets everything: this coordinator leads no more.

@@ -201,7 +201,13 @@ async fn check_outputs(parts: &Parts, lease: &Lease, outputs: &[BuiltOutput]) ->
         }
         // When it came it was searched for the paths that it states: a worker's word alone must not leave out others.
         let unstated = made::unstated(&derivation, outputs, output);
-        let info = match parts.verified.find(lease, &output.info).filter(|_| unstated.is_empty()) {
+        let verified = parts.verified.find(lease, &output.info).filter(|_| unstated.is_empty());
+        // It was there when it came; since then a collection may have passed.
+        let is_there = match &verified {
+            Some(info) => parts.store.has_blob(&info.blob.sha256).await?,
+            None => false,
+        };
+        let info = match verified.filter(|_| is_there) {
             Some(info) => info,
             None => {
                 let searched = made::stated(&derivation, &output.info).into_iter().chain(unstated).collect();

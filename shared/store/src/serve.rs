@@ -26,6 +26,14 @@ impl Store {
         }
     }
 
+    /// Returns whether a blob is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn has_blob(&self, sha256: &Sha256Hash) -> Result<bool, StoreError> {
+        Ok(self.inner.objects.head(&key::nar(sha256)).await?.is_some())
+    }
+
     /// Opens the blob with this file name (`<hash>.nar.zst`). `None`: there is no such blob, or the text is no such name.
     ///
     /// # Errors
