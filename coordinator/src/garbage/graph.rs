@@ -6,9 +6,10 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use kiln_core::garbage::{Graph, HashPart, Rules};
 use kiln_nix::derivation::{Derivation, DerivationError};
+use kiln_nix::realisation::DerivedOutput;
 use kiln_store::{StoreError, Stored};
 use kiln_wire::limits::GARBAGE_PATHS_MAX;
-use kiln_wire::{DrvPath, PathInfo, Sha256Hash, StorePath, Timestamp};
+use kiln_wire::{DrvPath, OutputName, PathInfo, Sha256Hash, StorePath, Timestamp};
 
 use crate::parts::Parts;
 
@@ -42,7 +43,7 @@ pub(super) async fn inventory(parts: &Arc<Parts>, rules: Rules, young_since: Tim
     let mut objects = parts.store.objects();
     while let Some(object) = objects.try_next().await? {
         found.add(object, young_since);
-        if found.narinfos.len() + found.derivations.len() > GARBAGE_PATHS_MAX {
+        if found.narinfos.len() + found.derivations.len().max(found.realisations.len()) > GARBAGE_PATHS_MAX {
             return Err(GraphError::TooLarge);
         }
     }
@@ -73,11 +74,38 @@ pub(super) async fn inventory(parts: &Arc<Parts>, rules: Rules, young_since: Tim
         }
         tokio::task::consume_budget().await;
     }
+    realisations(parts, &mut graph, found.realisations).await?;
     Ok(Inventory { graph, young: found.young, old_blobs: found.old_blobs })
+}
+
+/// Adds what outputs became: another derivation may have made the same, and the path names only that one.
+async fn realisations(parts: &Arc<Parts>, graph: &mut Graph, listed: Vec<(DrvPath, OutputName)>) -> Result<(), GraphError> {
+    let mut reads = futures::stream::iter(listed)
+        .map(|(derivation, output)| {
+            let parts = parts.clone();
+            async move {
+                let of = DerivedOutput::ByPath { derivation: derivation.clone(), output };
+                (parts.store.realisation(&of, &parts.keys).await, derivation)
+            }
+        })
+        .buffer_unordered(READS_MAX);
+    while let Some((read, derivation)) = reads.next().await {
+        match read {
+            Ok(Some(realisation)) => graph.add_realisation(derivation.as_path(), &realisation.path),
+            // Nobody can follow it.
+            Ok(None) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if graph.len() > GARBAGE_PATHS_MAX {
+            return Err(GraphError::TooLarge);
+        }
+    }
+    Ok(())
 }
 
 #[derive(Default)]
 struct Listed {
+    realisations: Vec<(DrvPath, OutputName)>,
     narinfos: Vec<HashPart>,
     derivations: Vec<(DrvPath, u64)>,
     young: Vec<HashPart>,
@@ -96,6 +124,7 @@ impl Listed {
                 self.young.extend((at > young_since).then(|| HashPart::from(path.as_path())));
                 self.derivations.push((path, size_bytes));
             }
+            Stored::Realisation { derivation, output } => self.realisations.push((derivation, output)),
             Stored::Blob { sha256, size_bytes, at } => {
                 if at <= young_since {
                     self.old_blobs.insert(sha256, size_bytes);

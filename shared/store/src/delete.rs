@@ -5,7 +5,7 @@
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use kiln_wire::{BuildId, DrvPath, PathInfo, Sha256Hash, StorePath, Timestamp};
+use kiln_wire::{BuildId, DrvPath, OutputName, PathInfo, Sha256Hash, StorePath, Timestamp};
 
 use crate::error::StoreError;
 use crate::store::{NARINFO_BYTES_MAX, Store, damaged_narinfo};
@@ -38,6 +38,13 @@ pub enum Stored {
         size_bytes: u64,
         /// When it was written.
         at: Timestamp,
+    },
+    /// What an output of a derivation became.
+    Realisation {
+        /// The derivation.
+        derivation: DrvPath,
+        /// Which output.
+        output: OutputName,
     },
     /// Anything else: what goes with something of these, or none of the collector's business.
     Other,
@@ -140,9 +147,16 @@ fn classify(key: &str, size_bytes: u64, at: Timestamp) -> Stored {
         }
         Some(("drv", name)) => DrvPath::parse(name).ok().map(|path| Stored::Derivation { path, size_bytes, at }),
         Some(("nar", name)) => key::nar_hash_of(name).map(|sha256| Stored::Blob { sha256, size_bytes, at }),
+        Some(("build-trace-v2", rest)) => realisation(rest),
         Some(_) => None,
     };
     stored.unwrap_or(Stored::Other)
+}
+
+/// Reads `<derivation>/<output>.doi`.
+fn realisation(rest: &str) -> Option<Stored> {
+    let (derivation, output) = rest.strip_suffix(".doi")?.split_once('/')?;
+    Some(Stored::Realisation { derivation: DrvPath::parse(derivation).ok()?, output: OutputName::parse(output).ok()? })
 }
 
 #[cfg(test)]
@@ -159,6 +173,12 @@ mod tests {
             (format!("{part}.narinfo"), Stored::Narinfo { hash_part: part.to_owned(), at }),
             (format!("drv/{path}"), Stored::Derivation { path, size_bytes: 3, at }),
             (key::nar(&sha256).to_string(), Stored::Blob { sha256, size_bytes: 3, at }),
+            (
+                format!("build-trace-v2/{path}/out.doi"),
+                Stored::Realisation { derivation: path.clone(), output: OutputName::parse("out").expect("a name") },
+            ),
+            (format!("build-trace-v2/{path}/out"), Stored::Other),
+            (format!("build-trace-v2/{part}-x/out.doi"), Stored::Other),
             ("builds/12.build".to_owned(), Stored::Other),
             ("nix-cache-info".to_owned(), Stored::Other),
             ("farm".to_owned(), Stored::Other),

@@ -102,6 +102,15 @@ impl Graph {
         node.outputs.extend(outputs);
     }
 
+    /// Adds what an output of a derivation became, by whichever derivation that path was made.
+    pub fn add_realisation(&mut self, derivation: &StorePath, path: &StorePath) {
+        let (maker, made) = (self.intern(derivation), self.intern(path));
+        let outputs = &mut self.node(maker).outputs;
+        if !outputs.contains(&made) {
+            outputs.push(made);
+        }
+    }
+
     /// Returns what derivations make, and with `inputs` also what those that they build on make, as far as it is stored: what a build of
     /// them needs, whatever the rules say.
     pub fn outputs_of<'a>(&'a self, derivations: impl IntoIterator<Item = &'a StorePath>, inputs: bool) -> BTreeSet<HashPart> {

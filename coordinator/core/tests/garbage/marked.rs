@@ -48,6 +48,21 @@ fn what_no_root_reaches_goes_and_nothing_else_does() {
 }
 
 #[test]
+fn a_derivation_makes_what_its_realisation_leads_to_whoever_made_that() {
+    let text = "lib:first.drv first.drv second.drv";
+    for (realised, kept) in [(false, false), (true, true)] {
+        let mut graph = graph(&store(text), ALL);
+        if realised {
+            graph.add_realisation(&path("second.drv"), &path("lib"));
+        }
+        let second = path("second.drv");
+        assert_eq!(graph.outputs_of([&second], false).contains(&(&path("lib")).into()), kept);
+        let marks = graph.mark(&roots("second.drv"));
+        assert_eq!(graph.marked(&marks, true).any(|path| path.name() == "lib"), kept);
+    }
+}
+
+#[test]
 fn it_is_said_why_a_path_is_kept() {
     let graph = graph(&store("app:app.drv>lib lib>libc libc app.drv=app"), ALL);
     let roots = roots("app.drv");
