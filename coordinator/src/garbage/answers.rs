@@ -70,17 +70,22 @@ async fn answer_collect(parts: &Arc<Parts>, peer: &Role, order: Collect, sender:
 
 /// Lists the store, or what refers to a path in it.
 async fn paths(parts: &Arc<Parts>, request: &GarbageRequest) -> Result<Vec<StorePath>, Refusal> {
+    let _turn = parts.garbage.graphs.acquire().await;
     let listed = graph::inventory(parts, parts.garbage.settings.rules(), Timestamp(0)).await;
     let graph = listed.map_err(|error| refuse::unavailable("list the store", &error))?.graph;
-    let found: Vec<StorePath> = match request {
-        GarbageRequest::Referrers(path) => graph.referrers(path).into_iter().collect(),
-        _ => graph.paths().cloned().collect(),
-    };
-    touch(parts, &found).await;
-    Ok(found)
+    match request {
+        GarbageRequest::Referrers(path) => {
+            let found: Vec<StorePath> = graph.referrers(path).into_iter().collect();
+            touch(parts, &found).await;
+            Ok(found)
+        }
+        // Whoever lists everything relies on nothing of it: all of it touched, there would be no garbage.
+        _ => Ok(graph.paths().cloned().collect()),
+    }
 }
 
 async fn why(parts: &Arc<Parts>, path: &StorePath) -> Result<Option<(String, Vec<StorePath>)>, Refusal> {
+    let _turn = parts.garbage.graphs.acquire().await;
     // As if it were collected without grace: who asks wants to know what keeps it for longer.
     let order = Collect { dry_run: true, grace_seconds: Some(0), ..Collect::default() };
     let marked = mark(parts, &order, &BTreeSet::new(), false).await;

@@ -225,7 +225,7 @@ impl Collection {
 
     /// Deletes narinfos and derivations, users first, until none is left that may go, or enough are gone. Returns what went.
     async fn sweep(&mut self, sweep: &mut Sweep, told: &Told) -> Result<Vec<Doomed>, CollectError> {
-        let mut gone = Vec::new();
+        let (mut gone, mut is_heard) = (Vec::new(), true);
         while self.order.bytes_max.is_none_or(|most| self.done.bytes < most) {
             let batch = self.gate()?.condemn(sweep, self.batch_max());
             if batch.is_empty() {
@@ -247,7 +247,9 @@ impl Collection {
                     self.done.bytes += doomed.facts.map_or(0, |facts| facts.blob_bytes);
                 }
             }
-            tell(told, batch.iter().map(|doomed| doomed.path.clone()).collect()).await;
+            // Whoever does not read misses some; the counts are right.
+            let paths = batch.iter().map(|doomed| doomed.path.clone()).collect();
+            is_heard = is_heard && tokio::time::timeout(TOLD_WITHIN, tell(told, paths)).await.is_ok();
             gone.extend(batch);
         }
         Ok(gone)
@@ -313,5 +315,7 @@ async fn tell(told: &Told, paths: Vec<StorePath>) {
 const SINCE: Version = Version(3);
 /// Objects that are deleted at a time.
 const DELETIONS_MAX: usize = 32;
+/// For a listener to take a message, while it keeps the collection from going on.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// Paths in one message.
 const TOLD_MAX: usize = 4096;

@@ -49,6 +49,8 @@ pub(crate) struct Garbage {
     moved: Notify,
     /// Held while a note is read and written again.
     noting: tokio::sync::Mutex<()>,
+    /// Held while somebody looks at the whole store, beside a collection: that takes memory.
+    graphs: tokio::sync::Semaphore,
 }
 
 impl Garbage {
@@ -62,6 +64,7 @@ impl Garbage {
             turn: AtomicU64::new(0),
             moved: Notify::new(),
             noting: Default::default(),
+            graphs: tokio::sync::Semaphore::new(1),
         }
     }
 
