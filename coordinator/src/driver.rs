@@ -134,7 +134,7 @@ impl Driver {
                 kept_logs::end(parts, worker, derivation, attempt);
             }
             Effect::Publish { derivation, outputs } => {
-                tokio::spawn(publish::publish(parts.clone(), derivation, outputs));
+                tokio::spawn(publish::publish(parts.clone(), leader, derivation, outputs));
             }
             Effect::Resolve { derivation } => {
                 tokio::spawn(resolve::resolve(parts.clone(), derivation));

@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use kiln_nix::{NarInfo, PublicKey};
 use kiln_store::{Compression, Endorsed, Repacked, StoreError, Vouched};
-use kiln_wire::StorePath;
 use kiln_wire::limits::{UPLOADS_MAX, UPLOADS_STAGED_BYTES_MAX, UPLOADS_STAGED_MAX};
+use kiln_wire::{Leader, StorePath};
 use tokio::sync::Semaphore;
 
 use crate::garbage::touch;
+use crate::leading;
 use crate::parts::Parts;
 use crate::tokens::Token;
 use crate::transfer::keys_of;
@@ -52,6 +53,9 @@ pub(crate) enum IntakeError {
     /// It is not what is said of it, or what it refers to is not here, or the store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What was touched here counts no more: another leader may be deleting it.
+    #[error("take a path: this coordinator does not lead any more; try again")]
+    NotLeader,
     /// The work on it died.
     #[error("take a path")]
     Died(#[source] tokio::task::JoinError),
@@ -116,6 +120,10 @@ pub(crate) fn vouch(parts: &Parts, narinfo: NarInfo, is_trusted: bool) -> Result
 /// # Errors
 /// [`IntakeError`] says what is wrong, and what to do.
 pub(crate) async fn take(parts: &Arc<Parts>, narinfo: NarInfo, is_trusted: bool) -> Result<(), IntakeError> {
+    let leader = leading::own(parts);
+    // Whoever is told that it is there relies on it.
+    touch(parts, narinfo.references.iter().chain([&narinfo.path])).await;
+    check_leads(parts, leader)?;
     if let Some(known) = parts.path_info(&narinfo.path).await? {
         return match known.nar_hash == narinfo.nar_hash {
             true => Ok(()),
@@ -134,22 +142,31 @@ pub(crate) async fn take(parts: &Arc<Parts>, narinfo: NarInfo, is_trusted: bool)
     // Nix remembers the narinfo that it made, and asks for the archive by the name in that one.
     let uploaded = Compression::of_file(&file).map_or("", |(hash, _)| hash);
     parts.store.note_uploaded(uploaded, &info.blob.sha256).await?;
-    publish(parts, &Endorsed { info, signatures }).await?;
+    publish(parts, leader, &Endorsed { info, signatures }).await?;
     parts.intake.forget(&file);
     Ok(())
 }
 
 /// Publishes a path that was vouched for, with the signatures by which it was. A path that the farm has committed or published stays as
-/// it is; a build that makes the path meanwhile waits for its turn, and finds it.
+/// it is; a build that makes the path meanwhile waits for its turn, and finds it. `leader` is under which this began.
 ///
 /// # Errors
-/// [`IntakeError::Differs`] of a path that the farm has with another content, and as of [`kiln_store::Store::publish`].
-pub(crate) async fn publish(parts: &Parts, endorsed: &Endorsed) -> Result<(), IntakeError> {
+/// [`IntakeError::NotLeader`], [`IntakeError::Differs`] of a path that the farm has with another content, and as of [`kiln_store::Store::publish`].
+pub(crate) async fn publish(parts: &Parts, leader: Option<Leader>, endorsed: &Endorsed) -> Result<(), IntakeError> {
     touch(parts, keys_of(&endorsed.info)).await;
     let _turn = parts.turns.take(std::iter::once(&endorsed.info.path)).await;
+    check_leads(parts, leader)?;
     match parts.path_info(&endorsed.info.path).await? {
         Some(known) if known.nar_hash == endorsed.info.nar_hash => Ok(()),
         Some(known) => Err(IntakeError::Differs { path: known.path }),
         None => Ok(parts.store.publish_endorsed(endorsed, &parts.keys).await?),
+    }
+}
+
+/// Only under the leadership that something was touched under does that count.
+fn check_leads(parts: &Parts, leader: Option<Leader>) -> Result<(), IntakeError> {
+    match leader.is_some() && leading::own(parts) == leader {
+        true => Ok(()),
+        false => Err(IntakeError::NotLeader),
     }
 }

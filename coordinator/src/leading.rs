@@ -38,6 +38,12 @@ pub(crate) async fn lost(parts: &Parts, leader: Leader) {
     let _ = leadership.wait_for(|known| !known.is_self || known.leader != leader).await;
 }
 
+/// Returns whether another leadership than `leader` is known of, or consensus has stopped. One that is uncertain for a moment has not ended.
+pub(crate) fn has_ended(parts: &Parts, leader: Leader) -> bool {
+    let leadership = parts.consensus.leadership();
+    leadership.has_changed().is_err() || leadership.borrow().leader != leader
+}
+
 /// Returns what whoever asks this coordinator is told while it does not lead.
 pub(crate) fn elsewhere(parts: &Parts) -> NotLeader {
     let other = parts.consensus.leader().filter(|(leader, _)| leader.node != parts.consensus.node());

@@ -4,18 +4,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_core::Command;
-use kiln_wire::{BuiltOutput, DrvPath, PathInfo};
+use kiln_wire::{BuiltOutput, DrvPath, Leader, PathInfo};
 
 use crate::driver::{Chain, propose_patiently};
+use crate::garbage::touch;
 use crate::parts::Parts;
-use crate::realised;
+use crate::transfer::keys_of;
+use crate::{leading, realised};
 
-/// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed.
-pub(crate) async fn publish(parts: Arc<Parts>, derivation: DrvPath, outputs: Vec<PathInfo>) {
+/// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed, or until this coordinator does
+/// not lead under `leader` any more: the next one publishes them.
+pub(crate) async fn publish(parts: Arc<Parts>, leader: Leader, derivation: DrvPath, outputs: Vec<PathInfo>) {
     let built = parts.farm(|farm| farm.outputs_of(&derivation).map(<[BuiltOutput]>::to_vec)).unwrap_or_default();
     let mut pause = RETRY_FIRST;
-    while let Err(error) = publish_once(&parts, &derivation, &outputs, &built).await {
-        tracing::warn!(%derivation, error = %Chain(&*error), "publish outputs; tried again in {pause:?}");
+    loop {
+        touch(&parts, outputs.iter().flat_map(keys_of)).await;
+        let error = match leading::own(&parts) == Some(leader) {
+            true => match publish_once(&parts, &derivation, &outputs, &built).await {
+                Ok(()) => break,
+                Err(error) => Chain(&*error).to_string(),
+            },
+            false if leading::has_ended(&parts, leader) => return,
+            false => "it is not certain that this coordinator leads".to_owned(),
+        };
+        tracing::warn!(%derivation, error, "publish outputs; tried again in {pause:?}");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_LAST);
     }

@@ -80,6 +80,7 @@ pub(crate) async fn import_signed(
     sender: &mut Sender,
     receiver: &mut Receiver,
 ) -> Result<(), LinkError> {
+    let leader = leading::own(parts);
     let described = NarInfo::describe(&info, signatures.iter().filter_map(|text| Signature::parse(text).ok()).collect());
     let believed = match intake::vouch(parts, described, false) {
         Ok(believed) => believed,
@@ -88,8 +89,9 @@ pub(crate) async fn import_signed(
     let provenance = kiln_store::provenance(&info, believed.vouched);
     let Some(stored) = receive(parts, info, provenance, sender, receiver).await? else { return Ok(()) };
     let endorsed = Endorsed { info: stored, signatures: believed.signatures };
-    match intake::publish(parts, &endorsed).await {
+    match intake::publish(parts, leader, &endorsed).await {
         Ok(()) => sender.send(&Response::Stored).await,
+        Err(IntakeError::NotLeader) => sender.send(&Response::NotLeader(leading::elsewhere(parts))).await,
         Err(error @ (IntakeError::Differs { .. } | IntakeError::Store(StoreError::MissingReference { .. }))) => {
             sender.send(&Response::Refused(refuse::invalid(Chain(&error).to_string()))).await
         }

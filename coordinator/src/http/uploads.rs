@@ -170,7 +170,7 @@ fn status_of(error: &IntakeError) -> StatusCode {
         }
         IntakeError::Doubted { .. } => StatusCode::FORBIDDEN,
         IntakeError::Store(error) if error.is_peers_fault() => StatusCode::BAD_REQUEST,
-        IntakeError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        IntakeError::Store(_) | IntakeError::NotLeader => StatusCode::SERVICE_UNAVAILABLE,
         IntakeError::Died(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
