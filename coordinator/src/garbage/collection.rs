@@ -111,7 +111,7 @@ pub(super) async fn mark(parts: &Arc<Parts>, order: &Collect, touched: &BTreeSet
     let kept = roots::find(parts, tidy).await?;
     let settings = &parts.garbage.settings;
     let grace_ms = order.grace_seconds.unwrap_or(settings.grace_seconds).saturating_mul(1000);
-    let young_since = Timestamp(parts.clock.now().0.saturating_sub(grace_ms));
+    let young_since = Timestamp(notes::now(parts).await?.0.saturating_sub(grace_ms));
     let inventory = inventory(parts, settings.rules(), young_since).await?;
     // A shorter grace is about the age of what is written: who was told that something is there relies on it for as long as ever. Whoever
     // says 0 says that nobody does; what is touched while it lasts counts even then.

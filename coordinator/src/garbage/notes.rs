@@ -54,6 +54,7 @@ const HOLDS: &str = "holds";
 const SWEEP: &str = "sweep";
 const CONDEMNED: &str = "condemned";
 const ENDED: &str = "ended";
+const CLOCK: &str = "clock";
 
 /// Returns the pins.
 pub(super) async fn pins(parts: &Parts) -> Result<Vec<Pin>, NoteError> {
@@ -134,6 +135,14 @@ pub(super) async fn condemned(parts: &Parts) -> Result<Vec<Key>, NoteError> {
 /// Notes when a collection ended.
 pub(super) async fn ended(parts: &Parts, at: Timestamp) -> Result<(), NoteError> {
     Ok(parts.store.put_note(SWEEP, ENDED, write(SWEEP, &at)?).await?)
+}
+
+/// Returns what time it is for the store, whose word the age of every object is, if its clock is behind ours: ours never goes back.
+pub(super) async fn now(parts: &Parts) -> Result<Timestamp, NoteError> {
+    let ours = parts.clock.now();
+    parts.store.put_note(CLOCK, CLOCK, write(CLOCK, &ours)?).await?;
+    let theirs = parts.store.notes(CLOCK).await?.into_iter().map(|note| note.at).min();
+    Ok(theirs.map_or(ours, |theirs| theirs.min(ours)))
 }
 
 /// Returns when the last collection ended, if there was one.

@@ -42,7 +42,7 @@ pub(super) async fn find(parts: &Parts, tidy: bool) -> Result<Kept, RootsError> 
     let work = parts.farm(|farm| farm.work());
     let now = parts.clock.now();
     let pins = notes::pins(parts).await?;
-    let held = notes::held(parts, now, tidy).await?.into_values().flatten().collect();
+    let held = notes::held(parts, notes::now(parts).await?, tidy).await?.into_values().flatten().collect();
     let mut builds = Vec::new();
     for build in parts.archive.list().await? {
         if let Some(record) = parts.archive.get(build).await? {
