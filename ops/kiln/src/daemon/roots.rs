@@ -3,6 +3,7 @@
 //! A link is a pin of the farm under the name of this machine and the link; what a link does not lead to any more is unpinned before
 //! roots are told and before anything is deleted, by the daemon of the machine that has the link.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -169,8 +170,7 @@ async fn tidy(store: &Store) -> anyhow::Result<()> {
     let prefix = prefix();
     for (name, paths) in pins(store).await? {
         let Some(link) = name.strip_prefix(&prefix) else { continue };
-        let leads_to = target(store.store_dir(), link);
-        let stale: Vec<StorePath> = paths.into_iter().filter(|path| leads_to.as_ref() != Some(path)).collect();
+        let stale: Vec<StorePath> = paths.into_iter().filter(|path| is_stale(store.store_dir(), link, path)).collect();
         unpin_of(store, name, stale).await?;
     }
     Ok(())
@@ -195,6 +195,15 @@ async fn unpin_of(store: &Store, name: String, paths: Vec<StorePath>) -> anyhow:
     store.client().one(&Request::Garbage(GarbageRequest::Unpin { name, paths })).await.map(drop)
 }
 
+/// Returns whether a link is known not to lead to a path any more. What cannot be looked at may be there still.
+fn is_stale(store_dir: &StoreDir, link: &str, path: &StorePath) -> bool {
+    match std::fs::read_link(Path::new(link)) {
+        Ok(_) => target(store_dir, link).as_ref() != Some(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Path::new(link).parent().is_some_and(|dir| dir.read_dir().is_ok()),
+        Err(_) => false,
+    }
+}
+
 /// Returns the store path that a link leads to.
 fn target(store_dir: &StoreDir, link: &str) -> Option<StorePath> {
     let leads_to = std::fs::read_link(Path::new(link)).ok()?;
@@ -202,10 +211,12 @@ fn target(store_dir: &StoreDir, link: &str) -> Option<StorePath> {
     StorePath::parse(below.split('/').next()?).ok()
 }
 
-/// What the pins for links of this machine begin with.
+/// What the pins for links of this machine begin with, as far as this daemon's user sees them. Machines may have one name.
 fn prefix() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("link {}:", host.trim())
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let user = std::fs::metadata("/proc/self").map(|own| own.uid()).unwrap_or_default();
+    format!("link {} {} {user}:", host.trim(), machine.trim())
 }
 
 fn draw() -> u64 {
@@ -243,5 +254,18 @@ mod tests {
             std::fs::remove_file(&link).expect("removes");
         }
         assert_eq!(target(&StoreDir::default(), "/does/not/exist"), None);
+    }
+
+    #[test]
+    fn a_link_is_stale_only_if_that_can_be_seen() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| StorePath::parse(&format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-{name}")).expect("a path");
+        let at = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        std::os::unix::fs::symlink(format!("/nix/store/{}", path("bar")), at("link")).expect("a link");
+        std::fs::write(at("file"), "").expect("a file");
+        for (link, expected) in [("link", false), ("gone", true), ("away/link", false), ("file/link", false), ("file", false)] {
+            assert_eq!(is_stale(&StoreDir::default(), &at(link), &path("bar")), expected, "{link}");
+        }
+        assert!(is_stale(&StoreDir::default(), &at("link"), &path("other")));
     }
 }
