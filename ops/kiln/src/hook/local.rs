@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, anyhow};
 use kiln_nix::daemon::ValidPath;
-use kiln_nix::daemon::caller::{self, FrameWriter};
+use kiln_nix::daemon::caller::{self, CallError, FrameWriter};
 use kiln_wire::{StoreDir, StorePath};
 
 /// A daemon of the local Nix. Ends when this does.
@@ -55,15 +55,22 @@ impl LocalNix {
         paths: &[ValidPath],
         mut archive: impl FnMut(&StorePath, &mut dyn Write) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let Self { to, from, store_dir, .. } = self;
+        let Self { child, to, from, store_dir } = self;
         // Heard while it is told: what a daemon says meanwhile must not fill the pipe.
         std::thread::scope(|scope| {
             let hearing = scope.spawn(|| caller::read_done(from));
             let told = tell(to, store_dir, paths, &mut archive);
+            if told.is_err() {
+                // It waits for the rest of what was begun, and whoever hears it for its answer. It may be gone already.
+                let _gone = child.kill();
+            }
             let heard = hearing.join().map_err(|_| anyhow!("hear the local Nix"))?;
-            // Why it takes nothing says more than that it does not.
-            heard?;
-            told
+            match (told, heard) {
+                // Why it takes nothing says more than that it does not.
+                (Err(_), Err(refused @ CallError::Refused(_))) => Err(refused.into()),
+                (Err(error), _) => Err(error),
+                (Ok(()), heard) => Ok(heard?),
+            }
         })
     }
 
@@ -96,3 +103,36 @@ fn tell(
 
 /// Bytes written at a time.
 const WRITE_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use kiln_nix::daemon::Facts;
+    use kiln_wire::Sha256Hash;
+
+    use super::*;
+
+    #[test]
+    fn an_archive_that_cannot_be_had_ends_the_daemon_that_waits_for_it() {
+        // Takes whatever comes and says nothing before it has come to its end.
+        let mut command = Command::new("sh");
+        command.args(["-c", "cat >/dev/null; exit"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("start a shell");
+        let (to, from) = child.stdin.take().zip(child.stdout.take()).expect("pipes");
+        let store_dir = StoreDir::default();
+        let mut local = LocalNix { child, to: BufWriter::new(to), from: BufReader::new(from), store_dir };
+        let facts = Facts {
+            deriver: None,
+            nar_hash: Sha256Hash([0; 32]),
+            references: BTreeSet::new(),
+            registered_at_seconds: 0,
+            nar_size_bytes: 1,
+            ultimate: false,
+            signatures: Vec::new(),
+            content_address: String::new(),
+        };
+        let path = StorePath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar").expect("a path");
+        let added = local.add(&[ValidPath { path, facts }], |_, _| Err(anyhow!("the farm is away")));
+        assert_eq!(added.expect_err("nothing was added").to_string(), "the farm is away");
+        local.end();
+    }
+}
