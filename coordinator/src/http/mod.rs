@@ -27,7 +27,7 @@ use futures::future::BoxFuture;
 use kiln_nix::Keyring;
 use kiln_store::Store;
 use kiln_wire::DrvPath;
-use kiln_wire::limits::TRANSCODED_MAX;
+use kiln_wire::limits::{TRANSCODED_MAX, TRANSCODED_WAITING_MAX};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
@@ -50,6 +50,8 @@ pub struct State {
     log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
     /// Archives that are compressed anew at a time.
     transcoding: Arc<Semaphore>,
+    /// Requests that wait for that.
+    transcoding_waits: Arc<Semaphore>,
 }
 
 /// The newest complete log of a derivation; none if there is none.
@@ -64,7 +66,14 @@ impl State {
         snapshot: impl Fn() -> Snapshot + Send + Sync + 'static,
         log: impl Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync + 'static,
     ) -> Self {
-        Self { store, keys, snapshot: Arc::new(snapshot), log: Arc::new(log), transcoding: Arc::new(Semaphore::new(TRANSCODED_MAX)) }
+        Self {
+            store,
+            keys,
+            snapshot: Arc::new(snapshot),
+            log: Arc::new(log),
+            transcoding: Arc::new(Semaphore::new(TRANSCODED_MAX)),
+            transcoding_waits: Arc::new(Semaphore::new(TRANSCODED_WAITING_MAX)),
+        }
     }
 }
 

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, State as Shared};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::stream;
+use futures::stream::{self, Stream};
 use kiln_store::{Compression, StoreError, recompress};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::Instant;
 
 use super::State;
 use super::cache::{self, failed};
@@ -33,24 +34,46 @@ pub(super) async fn archive(state: &State, method: &Method, file: &str) -> Resul
     if *method == Method::HEAD {
         return Ok((head, Body::empty()).into_response());
     }
-    let turn = state.transcoding.clone().acquire_owned().await.expect("never closed");
+    let Ok(waits) = state.transcoding_waits.clone().try_acquire_owned() else { return Ok(busy()) };
+    let Ok(turn) = tokio::time::timeout(TURN_MAX, state.transcoding.clone().acquire_owned()).await else { return Ok(busy()) };
+    drop(waits);
+    let turn = turn.expect("never closed");
     let Some(blob) = state.store.open_nar_file(&kept).await? else { return Ok(absent()) };
-    let (sender, pieces) = channel::<io::Result<Bytes>>(PIECES_AHEAD);
+    let (sender, pieces) = channel(PIECES_AHEAD);
+    let out = Pieces { sender, runtime: Handle::current(), until: Instant::now() + whole_max(blob.size_bytes()) };
     let counting = state.store.clone();
     tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        let out = io::BufWriter::with_capacity(PIECE_BYTES, Pieces { sender: sender.clone(), runtime: Handle::current() });
-        match recompress(blob.reader(), compression, out) {
+        let sent = recompress(blob.reader(), compression, io::BufWriter::with_capacity(PIECE_BYTES, &out));
+        match sent.and_then(|()| out.send(Piece::End)) {
             Ok(()) => counting.count_served(blob.size_bytes()),
-            // Whoever reads sees that the body is cut; if nobody reads any more, nobody is told.
-            Err(error) => {
-                tracing::debug!(object = blob.object_key(), %error, "an archive was not sent whole");
-                let _nobody_listens = sender.try_send(Err(error));
-            }
+            // Whoever reads sees that the body is cut, for it lacks its end.
+            Err(error) => tracing::debug!(object = blob.object_key(), %error, "an archive was not sent whole"),
         }
     });
-    let body = stream::unfold(pieces, |mut pieces| async move { pieces.recv().await.map(|piece| (piece, pieces)) });
-    Ok((head, Body::from_stream(body)).into_response())
+    Ok((head, Body::from_stream(body(pieces))).into_response())
+}
+
+/// Returns the bytes that come up to the end mark. Without one, an error ends them.
+fn body(pieces: Receiver<Piece>) -> impl Stream<Item = io::Result<Bytes>> {
+    stream::try_unfold(pieces, |mut pieces| async move {
+        match pieces.recv().await {
+            Some(Piece::Bytes(bytes)) => Ok(Some((bytes, pieces))),
+            Some(Piece::End) => Ok(None),
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive could not be sent whole")),
+        }
+    })
+}
+
+/// Tells a client to come again: others have their archives compressed.
+fn busy() -> Response {
+    let head = [(RETRY_AFTER, HeaderValue::from(TURN_MAX.as_secs())), (CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    (StatusCode::SERVICE_UNAVAILABLE, head, "too many archives are compressed at this moment; try again, or ask for zstd\n").into_response()
+}
+
+/// Returns how long a client may take for an archive whose blob has this size.
+fn whole_max(blob_bytes: u64) -> Duration {
+    STALL + Duration::from_secs(blob_bytes / PACE_BYTES_PER_SECOND_MIN)
 }
 
 /// A file of `/xz/`: narinfos name archives in xz.
@@ -82,18 +105,33 @@ fn in_xz(narinfo: &str) -> String {
 
 /// Takes compressed bytes and hands them to whoever sends them, at the client's pace.
 struct Pieces {
-    sender: Sender<io::Result<Bytes>>,
+    sender: Sender<Piece>,
     runtime: Handle,
+    /// When the whole must be sent.
+    until: Instant,
 }
 
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sending = tokio::time::timeout(STALL, self.sender.send(Ok(Bytes::copy_from_slice(bytes))));
+/// A part of a body.
+enum Piece {
+    Bytes(Bytes),
+    /// Nothing follows, and nothing is lacking.
+    End,
+}
+
+impl Pieces {
+    fn send(&self, piece: Piece) -> io::Result<()> {
+        let sending = async { tokio::time::timeout_at(self.until.min(Instant::now() + STALL), self.sender.send(piece)).await };
         match self.runtime.block_on(sending) {
-            Ok(Ok(())) => Ok(bytes.len()),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
+    }
+}
+
+impl Write for &Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(Piece::Bytes(Bytes::copy_from_slice(bytes))).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -107,10 +145,37 @@ const PIECE_BYTES: usize = 64 << 10;
 const PIECES_AHEAD: usize = 4;
 /// How long a client may take nothing: it holds up others.
 const STALL: Duration = Duration::from_secs(60);
+/// How fast a client must be, counted in bytes of what is kept.
+const PACE_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// How long a request waits until others are done.
+const TURN_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use futures::TryStreamExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_without_its_end_is_no_whole_one() {
+        for (is_whole, last) in [(true, Some(Piece::End)), (false, None)] {
+            let (sender, pieces) = channel(PIECES_AHEAD);
+            for piece in [Some(Piece::Bytes(Bytes::from_static(b"x"))), last].into_iter().flatten() {
+                sender.send(piece).await.expect("there is room");
+            }
+            drop(sender);
+            let read: io::Result<Vec<Bytes>> = body(pieces).try_collect().await;
+            assert_eq!(read.ok(), is_whole.then(|| vec![Bytes::from_static(b"x")]));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_takes_longer_than_the_whole_may_take_gets_no_further_piece() {
+        let (sender, _unread) = channel(PIECES_AHEAD);
+        let late = Pieces { sender, runtime: Handle::current(), until: Instant::now() };
+        let sent = tokio::task::spawn_blocking(move || (0..=PIECES_AHEAD).map(|_| late.send(Piece::End)).find_map(Result::err));
+        assert_eq!(sent.await.expect("runs").expect("refused").kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn a_narinfo_of_the_xz_cache_says_nothing_of_the_file_but_its_name() {

@@ -169,5 +169,11 @@ pub const UPLOADS_STAGED_MAX: usize = 256;
 /// Bytes that such archives take on disk. Passing it: the oldest is forgotten.
 pub const UPLOADS_STAGED_BYTES_MAX: u64 = 128 << 30;
 
+/// Seconds that such an archive waits for its narinfo. Passing it: it is forgotten.
+pub const UPLOAD_STAGED_SECONDS_MAX: u64 = 3600;
+
 /// Archives that are compressed anew at a time for clients that read no zstd: each takes a processor. What is over waits.
 pub const TRANSCODED_MAX: usize = 2;
+
+/// Requests that wait for such a turn. Passing it: they are told to come again.
+pub const TRANSCODED_WAITING_MAX: usize = 64;
