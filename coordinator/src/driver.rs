@@ -85,6 +85,7 @@ impl Driver {
                 self.parts.watchers.forget_all();
                 self.parts.logs.close_all();
                 garbage::step_down(&self.parts);
+                self.parts.intake.step_down();
             }
         }
     }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use kiln_nix::{NarInfo, PublicKey};
 use kiln_store::{Compression, Endorsed, Repacked, StoreError, Vouched};
-use kiln_wire::limits::{UPLOADS_MAX, UPLOADS_STAGED_BYTES_MAX, UPLOADS_STAGED_MAX};
-use kiln_wire::{Leader, StorePath};
+use kiln_wire::limits::{UPLOAD_STAGED_SECONDS_MAX, UPLOADS_MAX, UPLOADS_STAGED_BYTES_MAX, UPLOADS_STAGED_MAX};
+use kiln_wire::{Leader, PathInfo, StorePath};
 use tokio::sync::Semaphore;
 
 use crate::garbage::touch;
@@ -33,7 +33,15 @@ pub(crate) struct Intake {
 /// Archives that have come and whose narinfo has not, by their file names.
 #[derive(Default)]
 struct Staged {
-    archives: BTreeMap<String, (Instant, Arc<Repacked>)>,
+    archives: BTreeMap<String, Waiting>,
+}
+
+/// An archive that waits for its narinfo.
+struct Waiting {
+    since: Instant,
+    /// The name of the token under which it came.
+    token: String,
+    archive: Arc<Repacked>,
 }
 
 /// A path that is not taken.
@@ -67,15 +75,24 @@ impl Intake {
     }
 
     /// Keeps an archive until its narinfo comes.
-    pub(crate) fn stage(&self, file: String, archive: Repacked) {
+    pub(crate) fn stage(&self, file: String, token: String, archive: Repacked) {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
-        staged.archives.insert(file, (Instant::now(), Arc::new(archive)));
-        staged.forget_over(UPLOADS_STAGED_MAX, UPLOADS_STAGED_BYTES_MAX);
+        let now = Instant::now();
+        staged.forget_old(now);
+        staged.archives.insert(file, Waiting { since: now, token: token.clone(), archive: Arc::new(archive) });
+        staged.forget_over(&token, UPLOADS_STAGED_MAX, UPLOADS_STAGED_BYTES_MAX);
     }
 
     fn staged(&self, file: &str) -> Option<Arc<Repacked>> {
-        let staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
-        staged.archives.get(file).map(|(_, archive)| archive.clone())
+        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        staged.forget_old(Instant::now());
+        staged.archives.get(file).map(|waiting| waiting.archive.clone())
+    }
+
+    /// Forgets all archives that wait: another coordinator gets their narinfos.
+    pub(crate) fn step_down(&self) {
+        let forgotten = std::mem::take(&mut *self.staged.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(forgotten);
     }
 
     fn forget(&self, file: &str) {
@@ -84,11 +101,19 @@ impl Intake {
 }
 
 impl Staged {
-    /// Forgets the oldest archives until neither their number nor their bytes are over the limits.
-    fn forget_over(&mut self, count_max: usize, bytes_max: u64) {
-        let bytes = |archives: &BTreeMap<String, (Instant, Arc<Repacked>)>| archives.values().map(|(_, one)| one.blob_bytes()).sum::<u64>();
+    /// Forgets archives whose narinfo has not come for too long: their client is gone.
+    fn forget_old(&mut self, now: Instant) {
+        self.archives.retain(|_, waiting| now.saturating_duration_since(waiting.since).as_secs() < UPLOAD_STAGED_SECONDS_MAX);
+    }
+
+    /// Forgets the oldest archives until neither their number nor their bytes are over the limits: first those of the token that brought
+    /// the newest one.
+    fn forget_over(&mut self, token: &str, count_max: usize, bytes_max: u64) {
+        let bytes = |archives: &BTreeMap<String, Waiting>| archives.values().map(|waiting| waiting.archive.blob_bytes()).sum::<u64>();
         while self.archives.len() > count_max || bytes(&self.archives) > bytes_max {
-            let oldest = self.archives.iter().min_by_key(|(_, (since, _))| *since).map(|(file, _)| file.clone());
+            let newest = self.archives.values().map(|waiting| waiting.since).max();
+            let is_others = |waiting: &Waiting| waiting.token != token || Some(waiting.since) == newest;
+            let oldest = self.archives.iter().min_by_key(|(_, waiting)| (is_others(waiting), waiting.since)).map(|(file, _)| file.clone());
             match oldest {
                 Some(file) => drop(self.archives.remove(&file)),
                 None => return,
@@ -132,19 +157,29 @@ pub(crate) async fn take(parts: &Arc<Parts>, narinfo: NarInfo, is_trusted: bool)
     }
     let believed = vouch(parts, narinfo, is_trusted)?;
     let file = believed.narinfo.url.strip_prefix("nar/").unwrap_or(&believed.narinfo.url).to_owned();
-    let Some(archive) = parts.intake.staged(&file) else {
-        return Err(IntakeError::NoArchive { path: believed.narinfo.path, file });
+    let signatures = believed.signatures.clone();
+    let info = claim(parts, believed, &file).await?;
+    publish(parts, leader, &Endorsed { info, signatures }).await?;
+    parts.intake.forget(&file);
+    Ok(())
+}
+
+/// Finds the archive of a path, holds it against what is said of the path, and stores it. Returns the facts.
+async fn claim(parts: &Arc<Parts>, believed: Believed, file: &str) -> Result<PathInfo, IntakeError> {
+    let uploaded = Compression::of_file(file).map_or("", |(hash, _)| hash);
+    let Some(archive) = parts.intake.staged(file) else {
+        // Nix does not send an archive that is here already, by whichever path.
+        let _turn = parts.intake.turns.acquire().await.expect("never closed");
+        let stored = parts.store.claim_stored(&believed.narinfo, uploaded, believed.vouched).await?;
+        return stored.ok_or_else(|| IntakeError::NoArchive { path: believed.narinfo.path, file: file.to_owned() });
     };
-    let (store, signatures) = (parts.store.clone(), believed.signatures.clone());
+    let store = parts.store.clone();
     let work = move || store.claim_repacked(&believed.narinfo, &archive, believed.vouched);
     let received = tokio::task::spawn_blocking(work).await.map_err(IntakeError::Died)??;
     let info = parts.store.keep(&received).await?;
     // Nix remembers the narinfo that it made, and asks for the archive by the name in that one.
-    let uploaded = Compression::of_file(&file).map_or("", |(hash, _)| hash);
     parts.store.note_uploaded(uploaded, &info.blob.sha256).await?;
-    publish(parts, leader, &Endorsed { info, signatures }).await?;
-    parts.intake.forget(&file);
-    Ok(())
+    Ok(info)
 }
 
 /// Publishes a path that was vouched for, with the signatures by which it was. A path that the farm has committed or published stays as

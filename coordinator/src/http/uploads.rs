@@ -90,7 +90,7 @@ async fn archive(State(uploads): State<Uploads>, Path(file): Path<String>, reque
     match read_blocking(request.into_body().into_data_stream(), ARCHIVE, work).await {
         Ok(Ok(archive)) => {
             tracing::info!(file, token, nar_hash = %archive.nar_hash(), "an archive was uploaded");
-            uploads.parts.intake.stage(file, archive);
+            uploads.parts.intake.stage(file, token, archive);
             StatusCode::CREATED.into_response()
         }
         Ok(Err(error @ ForeignError::Archive { .. })) => said(StatusCode::BAD_REQUEST, Chain(&error).to_string()),

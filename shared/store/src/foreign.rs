@@ -12,12 +12,14 @@ use kiln_nix::NarInfo;
 use kiln_nix::nar::NarError;
 use kiln_nix::scan::Candidates;
 use kiln_wire::limits::NAR_BYTES_MAX;
-use kiln_wire::{Blob, PathInfo, Sha256Hash, StorePath};
+use kiln_wire::{Blake3Hash, Blob, PathInfo, Sha256Hash, StorePath};
 
 use crate::debug::BuildIdOf;
 use crate::decompress::Compression;
 use crate::error::StoreError;
 use crate::grammar::Grammar;
+use crate::keep::off_thread;
+use crate::key;
 use crate::lie::Lie;
 use crate::pack::{PackError, Packer};
 use crate::receive::{Provenance, Received, check_content, check_statement};
@@ -95,15 +97,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Refused`] names what differs.
     pub fn claim_repacked(&self, narinfo: &NarInfo, repacked: &Repacked, vouched: Vouched) -> Result<Received, StoreError> {
-        let stated = PathInfo {
-            path: narinfo.path.clone(),
-            nar_hash: narinfo.nar_hash,
-            nar_size_bytes: narinfo.nar_size_bytes,
-            references: narinfo.references.clone(),
-            deriver: narinfo.deriver.clone(),
-            content_address: narinfo.content_address.clone(),
-            blob: repacked.blob,
-        };
+        let stated = stated(narinfo, repacked.blob);
         let provenance = provenance(&stated, vouched);
         let refuse = |lie: Lie| StoreError::refused(&stated, lie);
         check_statement(self.store_dir(), &stated, &provenance).map_err(refuse)?;
@@ -118,7 +112,54 @@ impl Store {
         check_content(self.store_dir(), &stated, || SpoolReader::new(&repacked.spool)).map_err(refuse)?;
         Ok(Received { info: stated, provenance, spool: Arc::clone(&repacked.spool), build_ids: repacked.build_ids.clone() })
     }
+
+    /// Holds the stored blob that a client knows by the hash of a file against what a narinfo says of it, as if its bytes had just
+    /// arrived, and returns the facts that hold. `None`: there is no such blob, or it is damaged, or holds no archive of the stated size.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] names what differs, [`StoreError::Object`] says that the store fails.
+    pub async fn claim_stored(&self, narinfo: &NarInfo, file_hash: &str, vouched: Vouched) -> Result<Option<PathInfo>, StoreError> {
+        let Some(key) = self.blob_file(file_hash).await?.and_then(|file| key::nar_file(&file)) else { return Ok(None) };
+        let Some(blob) = self.open_object(&key).await? else { return Ok(None) };
+        let blob = Arc::new(blob);
+        // Its hashes are not known before it is read.
+        let unread = Blob { size_bytes: blob.size_bytes(), blake3: Blake3Hash([0; 32]), sha256: Sha256Hash([0; 32]) };
+        let mut stated = stated(narinfo, unread);
+        let provenance = provenance(&stated, vouched);
+        check_statement(self.store_dir(), &stated, &provenance).map_err(|lie| StoreError::refused(&stated, lie))?;
+        let facts = match self.inspect(Arc::clone(&blob), stated.nar_size_bytes, &provenance).await? {
+            Ok(facts) if key::nar(&facts.blob.sha256) == key => facts,
+            Ok(facts) => {
+                tracing::warn!(%key, found = %facts.blob.sha256, "a stored NAR is damaged: its bytes have another hash");
+                return Ok(None);
+            }
+            Err(lie) => {
+                tracing::warn!(%key, error = crate::store::chain(&lie), "a stored NAR is damaged, or its stated size is wrong");
+                return Ok(None);
+            }
+        };
+        stated.blob = facts.blob;
+        facts.check_nar(&stated).map_err(|lie| StoreError::refused(&stated, lie))?;
+        let (store, described) = (self.clone(), stated.clone());
+        let check = move || check_content(store.store_dir(), &described, || blob.reader());
+        let checked = off_thread(stated.nar_size_bytes, "check content", check).await?;
+        checked.map_err(|lie| StoreError::refused(&stated, lie))?;
+        Ok(Some(stated))
+    }
 }
+
+fn stated(narinfo: &NarInfo, blob: Blob) -> PathInfo {
+    PathInfo {
+        path: narinfo.path.clone(),
+        nar_hash: narinfo.nar_hash,
+        nar_size_bytes: narinfo.nar_size_bytes,
+        references: narinfo.references.clone(),
+        deriver: narinfo.deriver.clone(),
+        content_address: narinfo.content_address.clone(),
+        blob,
+    }
+}
+
 /// Returns what a path of others has to fulfil.
 pub fn provenance(stated: &PathInfo, vouched: Vouched) -> Provenance {
     match vouched {

@@ -57,8 +57,10 @@ impl Store {
             return Ok(Some(own));
         }
         let Some(text) = self.inner.objects.get_small(&uploaded, 64).await? else { return Ok(None) };
-        let hash = std::str::from_utf8(&text).ok().filter(|hash| key::is_sha256(hash));
-        Ok(hash.map(|hash| format!("{hash}.nar.zst")))
+        let Some(hash) = std::str::from_utf8(&text).ok().filter(|hash| key::is_sha256(hash)) else { return Ok(None) };
+        // The note may outlive the blob, and whoever is told that it is here does not send it.
+        let noted = format!("{hash}.nar.zst");
+        Ok(self.nar_file_size(&noted).await?.map(|_| noted))
     }
 
     /// Notes which blob a file became that a client uploaded: the client may ask for it by that name. What is no hash is not noted.

@@ -170,6 +170,22 @@ fn what_nobody_vouches_for_needs_a_token_that_is_trusted() {
     assert!(uploads.has(&added));
 }
 
+#[test]
+fn two_paths_of_equal_content_are_both_taken() {
+    let uploads = Uploads::new();
+    let place = &uploads.origin.place;
+    let own = format!("local?root={}", at(place, "own"));
+    std::fs::write(place.path("source"), "a source\n").expect("write");
+    // The archive of the second is there already, and Nix does not send it.
+    for name in ["one", "two"] {
+        let add = ["store", "add-file", "--name", name, "--store", &own, &at(place, "source")];
+        let added = nix(place, "nix", &add).expect_success().out().trim().to_owned();
+        uploads.nix("upload", &["copy", "--from", &own, "--to", &uploads.cache, &added]).expect_success();
+        assert!(uploads.has(&added), "{name}");
+        uploads.nix("nobody", &["store", "cat", "--store", &uploads.cache, &added]).expect_success();
+    }
+}
+
 /// What is uploaded: with which token, under which name, and which status and words are the answer.
 type Case<'a> = (&'a str, &'a str, &'a str, &'a [u8], u16, &'a str);
 
