@@ -4,15 +4,17 @@
 //! memory: a client asks the next leader to hold its build again, and if it died together with the leader the build goes on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kiln_core::Command;
 use kiln_link::{Closed, LinkError, Receiver, Sender};
 use kiln_wire::client::{Request, Response, Submission};
 use kiln_wire::{AttemptId, BuildId, DrvPath, OutOfPatience, Patience, Timestamp};
 
+use crate::driver::{Chain, propose_patiently};
 use crate::parts::Parts;
-use crate::{submit as submission, views};
+use crate::submit as submission;
 
 /// Makes a build of a submission and holds it.
 pub(crate) async fn submit(
@@ -32,7 +34,7 @@ pub(crate) async fn submit(
         (Some(held), Ok(())) => build(parts, held, patience, sender, receiver).await,
         // Who is gone before the answer does not want it either.
         (Some(held), Err(error)) => {
-            let_go(parts, held, &error).await;
+            let_go(parts, held, &error);
             Err(error)
         }
         (None, told) => told,
@@ -47,10 +49,11 @@ pub(crate) async fn build(
     sender: &mut Sender,
     receiver: &mut Receiver,
 ) -> Result<(), LinkError> {
+    let holding = Holding::begin(parts, build);
     let heard = tokio::select! {
         heard = receiver.recv::<Request>() => heard,
         out = out_of_patience(parts, build, patience) => {
-            cancel(parts, build).await;
+            cancel(parts.clone(), build).await;
             sender.send(&Response::OutOfPatience(out)).await?;
             receiver.recv::<Request>().await
         }
@@ -59,24 +62,79 @@ pub(crate) async fn build(
         // It has finished; whatever else it says is no part of this.
         Ok(_) => Ok(()),
         Err(error) => {
-            let_go(parts, build, &error).await;
+            drop(holding);
+            let_go(parts, build, &error);
             Err(error)
         }
     }
 }
 
-async fn let_go(parts: &Arc<Parts>, build: BuildId, error: &LinkError) {
+/// Cancels a build whose client's stream broke, unless somebody holds it before long: a client whose connection was lost comes again.
+fn let_go(parts: &Arc<Parts>, build: BuildId, error: &LinkError) {
     // Where this coordinator stops, its clients are still there.
-    if !matches!(error, LinkError::Lost(Closed::Here)) {
-        tracing::info!(%build, %error, "the client of a held build is gone");
-        cancel(parts, build).await;
+    if matches!(error, LinkError::Lost(Closed::Here)) {
+        return;
+    }
+    tracing::debug!(%build, %error, "the stream of a held build broke");
+    // A coordinator that has stopped by then has nothing to cancel.
+    let parts = Arc::downgrade(parts);
+    tokio::spawn(async move {
+        tokio::time::sleep(COMES_AGAIN_WITHIN).await;
+        if let Some(parts) = parts.upgrade().filter(|parts| !parts.holders.hold(build)) {
+            tracing::info!(%build, "the client of a held build is gone");
+            cancel(parts, build).await;
+        }
+    });
+}
+
+async fn cancel(parts: Arc<Parts>, build: BuildId) {
+    let now = parts.clock.now();
+    // Refused where it has ended meanwhile, which is as good.
+    if let Err(error) = propose_patiently(parts, Command::Cancel { build, now }).await {
+        tracing::debug!(%build, error = %Chain(&error), "cancel a held build");
     }
 }
 
-async fn cancel(parts: &Arc<Parts>, build: BuildId) {
-    // Refused where it has ended meanwhile, which is as good.
-    if let Err(refusal) = views::cancel(parts, build).await {
-        tracing::debug!(%build, refusal = refusal.message, "cancel a held build");
+/// How many streams hold each build.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(Mutex<BTreeMap<BuildId, usize>>);
+
+impl Holders {
+    fn hold(&self, build: BuildId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&build)
+    }
+
+    fn begin(&self, build: BuildId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(build).or_default() += 1;
+    }
+
+    fn end(&self, build: BuildId) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&build) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&build);
+            }
+        }
+    }
+}
+
+/// A stream that holds a build, as long as this lives.
+struct Holding {
+    parts: Arc<Parts>,
+    build: BuildId,
+}
+
+impl Holding {
+    fn begin(parts: &Arc<Parts>, build: BuildId) -> Self {
+        parts.holders.begin(build);
+        Self { parts: parts.clone(), build }
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.parts.holders.end(self.build);
     }
 }
 
@@ -157,6 +215,8 @@ impl Watch {
     }
 }
 
+/// How soon a client is back whose connection was lost: the farm is there, and it tries about once a second.
+const COMES_AGAIN_WITHIN: Duration = Duration::from_secs(20);
 /// Between looks at how long attempts take: clients count in seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -188,6 +248,21 @@ mod tests {
             });
             assert_eq!(found.map(|out| (out.is_silent, out.ms_max)), wanted, "{patience:?} {looks:?}");
         }
+    }
+
+    #[test]
+    fn a_build_is_held_as_long_as_any_stream_does() {
+        let (holders, build) = (Holders::default(), BuildId(7));
+        let mut seen = Vec::new();
+        for begins in [true, true, false, false] {
+            if begins {
+                holders.begin(build)
+            } else {
+                holders.end(build)
+            }
+            seen.push(holders.hold(build));
+        }
+        assert_eq!(seen, [true, true, true, false]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::config::PeersError;
 use crate::derivations::Derivations;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
+use crate::hold::Holders;
 use crate::intake::Intake;
 use crate::logs::Logs;
 use crate::meter::Meter;
@@ -47,6 +48,8 @@ pub(crate) struct Parts {
     pub(crate) intake: Intake,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
+    /// Builds that last as long as their clients.
+    pub(crate) holders: Holders,
     /// What is deleted, and what must not be.
     pub(crate) garbage: Garbage,
     pub(crate) watchers: Watchers,

@@ -264,6 +264,7 @@ async fn parts(
         intake: Intake::new(config.tokens.clone(), config.trusted_upload_keys.clone()),
         granted: Granted::default(),
         turns: Turns::default(),
+        holders: Default::default(),
         garbage: Garbage::new(config.gc.clone()),
         watchers: Watchers::new(),
         logs: Arc::new(logs),
