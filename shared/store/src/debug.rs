@@ -40,14 +40,26 @@ impl BuildIdOf {
     }
 }
 
+/// Returns the file name of the blob that an entry leads to.
+fn blob_file_of(entry: &[u8]) -> Option<&str> {
+    let (_, rest) = std::str::from_utf8(entry).ok()?.split_once("\"../nar/")?;
+    rest.split_once('"').map(|(file, _)| file)
+}
+
 fn is_build_id(id: &[u8]) -> bool {
     id.len() == 40 && id.iter().all(|byte| b"0123456789abcdef".contains(byte))
 }
 
 impl Store {
-    /// Notes where debugging information lies.
+    /// Notes where debugging information lies. What leads to a blob that is there stays: who came first is believed.
     pub(crate) async fn index_debug(&self, blob: &Sha256Hash, build_ids: &[BuildIdOf]) -> Result<(), StoreError> {
         for found in build_ids {
+            if let Some(entry) = self.debuginfo(&found.id).await?
+                && let Some(file) = blob_file_of(&entry)
+                && self.nar_file_size(file).await?.is_some()
+            {
+                continue;
+            }
             // All parts are plain text.
             let json = format!("{{\"archive\":\"../{}\",\"member\":\"{}\"}}", blob_key(blob), found.member());
             self.inner.objects.put(&key::debuginfo(&found.id), json.into()).await?;

@@ -21,8 +21,8 @@ pub struct GrammarError {
     pub rule: &'static str,
 }
 
-/// Files with debugging information that are looked for in one NAR; the largest packages have some thousand.
-const BUILD_IDS_MAX: usize = 65_536;
+/// Files with debugging information that are looked for in one NAR; more are not found.
+const BUILD_IDS_MAX: usize = 4096;
 
 /// The token that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,7 +29,10 @@ impl Store {
         let info = &received.info;
         // Also where there is such an object already: its bytes may be damaged, these are not.
         self.inner.objects.put_spool(&key::nar(&info.blob.sha256), Arc::clone(&received.spool)).await?;
-        self.index_debug(&info.blob.sha256, &received.build_ids).await?;
+        // What only its content vouches for could say of any program that its debugging information is there.
+        if let Provenance::Built { .. } = received.provenance {
+            self.index_debug(&info.blob.sha256, &received.build_ids).await?;
+        }
         self.inner.received_bytes.fetch_add(info.blob.size_bytes, Ordering::Relaxed);
         Ok(info.clone())
     }
