@@ -66,8 +66,14 @@ pub(crate) async fn import(parts: &Parts, info: PathInfo, sender: &mut Sender, r
     if leader.is_none() || leading::own(parts) != leader {
         return sender.send(&Response::NotLeader(leading::elsewhere(parts))).await;
     }
-    match parts.store.publish(std::slice::from_ref(&stored), &parts.keys).await {
+    publish(parts, Endorsed { info: stored, signatures: Vec::new() }, sender).await
+}
+
+/// Publishes what a client brought. A path that is valid keeps its narinfo, with whoever signed it.
+async fn publish(parts: &Parts, endorsed: Endorsed, sender: &mut Sender) -> Result<(), LinkError> {
+    match intake::publish(parts, &endorsed).await {
         Ok(()) => sender.send(&Response::Stored).await,
+        Err(error @ IntakeError::Differs { .. }) => sender.send(&Response::Refused(refuse::invalid(Chain(&error).to_string()))).await,
         Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
     }
 }
