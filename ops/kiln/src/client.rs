@@ -30,6 +30,18 @@ pub enum Patience {
     WhileAnyAnswers,
     /// [`LEADERLESS_MAX`], whoever answers: coordinators are elected and restarted.
     Long,
+    /// Long enough for an election: somebody waits who can do without the farm.
+    Short,
+}
+
+impl Patience {
+    /// Returns the longest time without a leader, or without an answer that can be used.
+    fn leaderless_max(self) -> Duration {
+        match self {
+            Self::WhileAnyAnswers | Self::Long => LEADERLESS_MAX,
+            Self::Short => Duration::from_secs(10),
+        }
+    }
 }
 
 /// Longest time without a leader, or without an answer that can be used, after which a client gives up. Elections take less than a second,
@@ -89,6 +101,11 @@ impl Client {
             Ok(_) => Ok(Self { scouts, patience }),
             Err(lost) => Err(unreachable_farm(format!("connect to the farm: {}", lost.troubles))),
         }
+    }
+
+    /// Returns the same client, with another patience.
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// Starts the tries of something that may be asked more than once.

@@ -1,12 +1,14 @@
 //! Submitting a build, and following it from one leader to the next.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use kiln_link::Sender;
 use kiln_wire::client::{BuildView, Event, Request, Response, Submission};
 use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::client::{Answers, AskError, Client, Leading, Tries, unexpected};
 
@@ -35,7 +37,7 @@ async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId>
 
 /// A build that the farm cancels if this is dropped, or if this process or its machine dies.
 pub struct Held {
-    release: Option<oneshot::Sender<()>>,
+    release: watch::Sender<bool>,
     holding: JoinHandle<anyhow::Result<Option<OutOfPatience>>>,
 }
 
@@ -60,9 +62,24 @@ pub async fn submit_held(
         }
     };
     tries.progress();
-    let (release, released) = oneshot::channel();
-    let holding = tokio::spawn(hold(tries, build, patience, stream, released));
-    Ok((build, Held { release: Some(release), holding }))
+    let (release, released) = watch::channel(false);
+    let (client, mut wanted) = (client.clone(), released.clone());
+    let holding = tokio::spawn(async move {
+        tokio::select! {
+            held = hold(tries, build, patience, stream, released) => held,
+            () = async { while wanted.changed().await.is_ok() {} } => {
+                cancel(&client, build).await;
+                Ok(None)
+            }
+        }
+    });
+    Ok((build, Held { release, holding }))
+}
+
+/// Tells a farm, if it answers soon, that a build is not wanted. It finds out by itself too once it misses whoever held the build.
+pub async fn cancel(client: &Client, build: BuildId) {
+    let cancelled = tokio::time::timeout(CANCEL_MAX, client.one(&Request::Cancel(build))).await;
+    tracing::debug!(%build, ?cancelled, "not wanted any more");
 }
 
 async fn first_hold(leader: &Leading, request: &Request) -> Result<(BuildId, (Sender, Answers)), AskError> {
@@ -79,13 +96,14 @@ async fn hold(
     build: BuildId,
     patience: Patience,
     (mut sender, mut answers): (Sender, Answers),
-    mut released: oneshot::Receiver<()>,
+    mut released: watch::Receiver<bool>,
 ) -> anyhow::Result<Option<OutOfPatience>> {
+    let mut since = Instant::now();
     loop {
         let answer = tokio::select! {
             answer = answers.next() => answer,
-            // An error says that nobody can release it any more, and then this task is about to end too.
-            _ = &mut released => {
+            // An error says that nobody can release it any more, and then it is given up elsewhere.
+            () = is_released(&mut released) => {
                 // A farm that is gone has nothing to let go of.
                 let _gone = sender.finish().await;
                 return Ok(None);
@@ -97,6 +115,10 @@ async fn hold(
             Ok(None) => AskError::Passing(anyhow::anyhow!("the farm holds build {build} no longer")),
             Err(error) => error,
         };
+        if since.elapsed() >= STANDS_AFTER {
+            // However many leaders a long build sees, each that held it is a farm that answers.
+            tries.progress();
+        }
         (sender, answers) = loop {
             tries.failed(lost).await?;
             match tries.leader().await?.ask(&Request::Hold(build, patience)).await {
@@ -104,6 +126,13 @@ async fn hold(
                 Err(error) => lost = error,
             }
         };
+        since = Instant::now();
+    }
+}
+
+async fn is_released(released: &mut watch::Receiver<bool>) {
+    if released.wait_for(|is_released| *is_released).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -121,16 +150,9 @@ impl Held {
     /// Leaves the build alone: it has ended.
     pub async fn release(mut self) {
         // Fails if the farm has given it up.
-        if self.release.take().is_some_and(|release| release.send(()).is_ok()) {
+        if self.release.send(true).is_ok() {
             let _over = (&mut self.holding).await;
         }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // The stream goes with the task, and breaks.
-        self.holding.abort();
     }
 }
 
@@ -200,6 +222,11 @@ fn hash(event: &Event) -> u64 {
     event.hash(&mut hasher);
     hasher.finish()
 }
+
+/// Longest wait for a farm to hear that a build is not wanted.
+const CANCEL_MAX: Duration = Duration::from_secs(2);
+/// How long a leader must have held a build to count as one that does: the first answer of one that does not comes sooner.
+const STANDS_AFTER: Duration = Duration::from_secs(5);
 
 /// Draws a number that no other submission has: time and process are enough to tell clients of one farm apart.
 fn draw_request() -> RequestId {

@@ -9,7 +9,7 @@ use kiln_route::{Found, Pause, Scouts};
 use kiln_wire::client::{BuildView, Event, Refusal, RefusalKind, Request, Response};
 use tokio::time::Instant;
 
-use super::{LEADERLESS_MAX, Patience};
+use super::Patience;
 use crate::words::{bad_input, unreachable_farm};
 
 /// The first pause before another try: a leader that was deposed a moment ago is succeeded in the next.
@@ -71,10 +71,10 @@ impl Tries {
     /// Exit code 3 if there has been none for too long.
     pub async fn leader(&mut self) -> anyhow::Result<Leading> {
         let begin = Instant::now();
-        let left = self.spent.left();
+        let left = self.spent.left(self.patience.leaderless_max());
         let found = match self.patience {
             Patience::WhileAnyAnswers => self.scouts.leader_if_any(left).await.map_err(|lost| lost.troubles),
-            Patience::Long => match tokio::time::timeout(left, self.scouts.leader()).await {
+            Patience::Long | Patience::Short => match tokio::time::timeout(left, self.scouts.leader()).await {
                 Ok(found) => Ok(found),
                 Err(_) => Err(self.scouts.troubles()),
             },
@@ -95,7 +95,7 @@ impl Tries {
             AskError::Final(error) => return Err(error),
         };
         self.spent.failed(self.asked_at.take().map_or(Duration::ZERO, |asked| asked.elapsed()));
-        if self.spent.left().is_zero() {
+        if self.spent.left(self.patience.leaderless_max()).is_zero() {
             return Err(error);
         }
         tracing::debug!(%error, "the farm is asked again");
@@ -124,8 +124,8 @@ impl Spent {
     }
 
     /// Returns how much longer anything may take to go well.
-    fn left(&self) -> Duration {
-        LEADERLESS_MAX.saturating_sub(self.failing.unwrap_or_default())
+    fn left(&self, leaderless_max: Duration) -> Duration {
+        leaderless_max.saturating_sub(self.failing.unwrap_or_default())
     }
 }
 
@@ -252,6 +252,7 @@ pub fn unexpected(what: &str) -> AskError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LEADERLESS_MAX;
     use super::*;
 
     #[test]
@@ -260,13 +261,13 @@ mod tests {
         let mut spent = Spent::default();
         spent.waited(seconds(50));
         spent.failed(seconds(600));
-        assert_eq!(spent.left(), LEADERLESS_MAX, "before the first failure nothing counts");
+        assert_eq!(spent.left(LEADERLESS_MAX), LEADERLESS_MAX, "before the first failure nothing counts");
         spent.waited(seconds(1));
         spent.failed(seconds(600));
-        assert_eq!(spent.left(), LEADERLESS_MAX - seconds(11));
+        assert_eq!(spent.left(LEADERLESS_MAX), LEADERLESS_MAX - seconds(11));
         spent.failed(seconds(2));
-        assert_eq!(spent.left(), LEADERLESS_MAX - seconds(13));
+        assert_eq!(spent.left(LEADERLESS_MAX), LEADERLESS_MAX - seconds(13));
         spent.waited(seconds(47));
-        assert!(spent.left().is_zero());
+        assert!(spent.left(LEADERLESS_MAX).is_zero());
     }
 }

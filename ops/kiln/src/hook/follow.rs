@@ -1,11 +1,13 @@
 //! A build of the farm, followed for Nix: its log to the descriptor that Nix reads logs from, and how it ended.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 
 use kiln_nix::hook::line;
-use kiln_wire::client::{BuildState, BuildView, EventKind, JobView};
+use kiln_wire::client::{BuildState, BuildView, Event, EventKind, JobView};
 use kiln_wire::{AttemptId, BuildId, DrvPath, FailureClass, OutOfPatience, StoreDir};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
 use super::say;
@@ -35,12 +37,16 @@ pub(super) async fn follow(
     held: &mut Held,
 ) -> anyhow::Result<Ended> {
     let (tell, mut told) = mpsc::channel(LINES_AHEAD);
-    let mut log = Log { client, derivation, file: File::options().write(true).open(LOG).ok(), tell, over: None, open: 0, others: 0 };
+    let mut log = Log { client, derivation, to: To::open(), tell, over: None, open: 0, others: 0 };
     let mut watching = Watching::new(client, build);
     let (happened, mut events) = mpsc::unbounded_channel();
     let mut last = None;
     loop {
         tokio::select! {
+            // An attempt is known by the event that says so, and a short one is over by the time that its build is: events come first.
+            biased;
+            Some(event) = events.recv() => log.happened(event),
+            out = held.over() => return Ok(Ended::TimedOut(took_too_long(store_dir, &out?))),
             // Its receiver lives as long as this.
             next = watching.next(|event| drop(happened.send(event))) => match next? {
                 Some(view) => {
@@ -49,20 +55,17 @@ pub(super) async fn follow(
                 }
                 None => break,
             },
-            Some(event) = events.recv() => match event.kind {
-                EventKind::Started { attempt, worker } => log.begin(&event.derivation, attempt, worker.as_str()),
-                kind if event.derivation == *derivation && kind.is_final() => log.over(),
-                _ => {}
-            },
-            Some(told) = told.recv() => log.tell(told)?,
-            out = held.over() => return Ok(Ended::TimedOut(took_too_long(store_dir, &out?))),
+            Some(told) = told.recv() => log.tell(told).await?,
         }
+    }
+    while let Ok(event) = events.try_recv() {
+        log.happened(event);
     }
     log.over();
     while log.open > 0
         && let Some(told) = told.recv().await
     {
-        log.tell(told)?;
+        log.tell(told).await?;
     }
     match last {
         Some(view) => how(client, store_dir, derivation, &view).await,
@@ -74,8 +77,7 @@ pub(super) async fn follow(
 struct Log<'a> {
     client: &'a Client,
     derivation: &'a DrvPath,
-    /// Where Nix reads it; none if Nix does not run this.
-    file: Option<File>,
+    to: To,
     tell: mpsc::Sender<Told>,
     /// The attempt that is followed, with what tells its follower that it has ended.
     over: Option<(AttemptId, watch::Sender<bool>)>,
@@ -85,7 +87,42 @@ struct Log<'a> {
     others: u64,
 }
 
+/// Where a log goes.
+enum To {
+    /// Where Nix reads it. Written without blocking: what is heard meanwhile of the farm's end and of Nix' counts.
+    Nix(pipe::Sender),
+    /// Somebody runs this as Nix would.
+    File(File),
+    /// Nix does not run this.
+    Person,
+}
+
+impl To {
+    fn open() -> Self {
+        match pipe::OpenOptions::new().open_sender(LOG) {
+            Ok(pipe) => Self::Nix(pipe),
+            Err(_) => File::options().write(true).open(LOG).map_or(Self::Person, Self::File),
+        }
+    }
+
+    async fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Nix(pipe) => pipe.write_all(text).await,
+            Self::File(file) => file.write_all(text),
+            Self::Person => io::stderr().write_all(text),
+        }
+    }
+}
+
 impl Log<'_> {
+    fn happened(&mut self, event: Event) {
+        match event.kind {
+            EventKind::Started { attempt, worker } => self.begin(&event.derivation, attempt, worker.as_str()),
+            kind if event.derivation == *self.derivation && kind.is_final() => self.over(),
+            _ => {}
+        }
+    }
+
     fn begin_running(&mut self, view: &BuildView) {
         for job in view.running.iter().filter(|job| job.derivation == *self.derivation) {
             if let Some(attempt) = job.attempts.last().filter(|attempt| attempt.ended_at.is_none()) {
@@ -119,14 +156,11 @@ impl Log<'_> {
         }
     }
 
-    fn tell(&mut self, told: Told) -> std::io::Result<()> {
+    async fn tell(&mut self, told: Told) -> io::Result<()> {
         match told {
             Told::Line(_, mut text) => {
                 text.push(b'\n');
-                match &mut self.file {
-                    Some(file) => file.write_all(&text),
-                    None => std::io::stderr().write_all(&text),
-                }
+                self.to.write(&text).await
             }
             Told::End(_) => {
                 self.open -= 1;

@@ -11,15 +11,15 @@ mod local;
 mod locks;
 mod outputs;
 
+use std::cell::OnceCell;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use kiln_nix::hook::{Ask, Inputs, Reply, Settings, line};
 use kiln_wire::client::{Request, Response};
-use kiln_wire::{OutputName, Patience, Root, StoreDir, StorePath};
+use kiln_wire::{BuildId, OutputName, Patience, Root, StoreDir, StorePath};
 
 use self::asked::Asked;
 use self::decide::{Decision, decide};
@@ -28,10 +28,10 @@ use self::inputs::Lacking;
 use self::local::LocalNix;
 use self::locks::Locks;
 use crate::args::FarmArgs;
-use crate::client::{Client, unexpected};
+use crate::client::{self, Client, unexpected};
 use crate::daemons::told_to_stop;
 use crate::import::Places;
-use crate::submission::{Held, submit_held};
+use crate::submission::{self, Held, submit_held};
 use crate::words;
 
 /// Arguments of `kiln build-hook`. Nix gives the last one.
@@ -77,6 +77,7 @@ struct Taken {
 
 /// Answers Nix until a build is taken, and builds it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let_go_of_the_log();
     // What a process exits with after a panic is what tells Nix of a time-out.
     std::panic::set_hook(Box::new(|panic| {
         say(&line::error(&format!("kiln: {panic}")));
@@ -93,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             match runtime.block_on(Hook::open(&args, settings.clone())) {
                 Ok(opened) => hook = Some(opened),
                 Err(error) => {
-                    say(&format!("kiln: Nix builds by itself: {error:#}\n"));
+                    say(&note(&format!("kiln: Nix builds by itself: {error:#}")));
                     say(&Reply::DeclineForGood.to_text());
                     break words::SUCCESS;
                 }
@@ -105,10 +106,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok((Decision::Accept, lacking)) => (Reply::Accept(&hook.name), None, lacking),
             Ok((Decision::Decline(why), _)) => (Reply::Decline, Some(why), None),
             Ok((Decision::Postpone, _)) => (Reply::Postpone, None, None),
+            Err(error) if words::exit_code_of(&error) == ExitCode::from(words::UNREACHABLE) => {
+                // Each further question would wait as long for a farm that is gone.
+                say(&note(&format!("kiln: Nix builds by itself from here on: {error:#}")));
+                say(&Reply::DeclineForGood.to_text());
+                break words::SUCCESS;
+            }
             Err(error) => (Reply::Decline, Some(format!("{error:#}")), None),
         };
         if let Some(why) = why {
-            say(&format!("kiln: not built on the farm: {}: {why}\n", ask.derivation));
+            say(&note(&format!("kiln: not built on the farm: {}: {why}", ask.derivation)));
         }
         say(&reply.to_text());
         if let Some(lacking) = lacking {
@@ -136,7 +143,9 @@ impl Hook {
 
     /// Decides about a question; with what the farm lacks, if it is to build.
     async fn consider(&self, ask: &Ask) -> anyhow::Result<(Decision, Option<Lacking>)> {
-        let workers = match self.client.one(&Request::Workers).await? {
+        // Nix waits for the answer, and asks nothing else meanwhile.
+        let client = self.client.clone().with_patience(client::Patience::Short);
+        let workers = match client.one(&Request::Workers).await? {
             Response::Workers(workers) => workers,
             _ => return Err(unexpected("another kind").into_error()),
         };
@@ -149,7 +158,7 @@ impl Hook {
             let why = "as many builds as may be are on the farm";
             return Ok((if could_begin { Decision::Decline(why.to_owned()) } else { Decision::Postpone }, None));
         }
-        let lacking = inputs::look(&self.client, &self.store_dir, &self.places, &ask.derivation).await?;
+        let lacking = inputs::look(&client, &self.store_dir, &self.places, &ask.derivation).await?;
         if lacking.root.outputs.values().any(|output| output.path().is_none()) {
             let why = "its outputs have no paths before they are built, and this hook does not bring such; build it with --store";
             return Ok((Decision::Decline(why.to_owned()), None));
@@ -164,13 +173,20 @@ impl Hook {
 
     /// Builds, and returns with what to exit.
     async fn build(&self, taken: Taken) -> u8 {
+        let submitted = OnceCell::new();
         let built = tokio::select! {
-            built = self.carry_out(&taken) => built,
-            () = nix_is_gone() => return FAILED_OTHERWISE,
+            built = self.carry_out(&taken, &submitted) => Some(built),
+            () = nix_is_gone() => None,
             told = told_to_stop() => {
                 tracing::debug!(?told, "stopping");
-                return FAILED_OTHERWISE;
+                None
             }
+        };
+        let Some(built) = built else {
+            if let Some(build) = submitted.get() {
+                submission::cancel(&self.client, *build).await;
+            }
+            return FAILED_OTHERWISE;
         };
         match built {
             Ok(Ended::Built) => words::SUCCESS,
@@ -193,14 +209,15 @@ impl Hook {
         }
     }
 
-    async fn carry_out(&self, taken: &Taken) -> anyhow::Result<Ended> {
+    async fn carry_out(&self, taken: &Taken, submitted: &OnceCell<BuildId>) -> anyhow::Result<Ended> {
         let wanted = self.wanted(taken)?;
         let mut local = LocalNix::start(&self.nix_daemon, &self.settings.store, &self.store_dir, &wanted)?;
         self.hand_over(taken).await?;
         let (build, mut held) = self.submit(taken).await?;
+        let build = *submitted.get_or_init(|| build);
         let ended = follow(&self.client, &self.store_dir, build, &taken.ask.derivation, &mut held).await;
         if let Err(error) = ended {
-            self.cancel(build).await;
+            submission::cancel(&self.client, build).await;
             return Err(error);
         }
         held.release().await;
@@ -228,7 +245,7 @@ impl Hook {
     }
 
     /// Submits; if the farm lacks something that it seemed to have, once more with all that the build can need.
-    async fn submit(&self, taken: &Taken) -> anyhow::Result<(kiln_wire::BuildId, Held)> {
+    async fn submit(&self, taken: &Taken) -> anyhow::Result<(BuildId, Held)> {
         let root = Root { derivation: taken.ask.derivation.clone(), outputs: taken.inputs.outputs.clone() };
         let ms = |seconds: u64| seconds.saturating_mul(1000);
         let patience =
@@ -243,18 +260,27 @@ impl Hook {
             submitted => submitted,
         }
     }
-
-    async fn cancel(&self, build: kiln_wire::BuildId) {
-        // The farm cancels it too once it misses this process.
-        let cancelled = tokio::time::timeout(CANCEL_MAX, self.client.one(&Request::Cancel(build))).await;
-        tracing::debug!(%build, ?cancelled, "not wanted any more");
-    }
 }
 
 /// Says something to Nix. If Nix is gone, so is this process soon.
 fn say(text: &str) {
     let mut to = std::io::stderr().lock();
     let _gone = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
+/// Returns a line for people. What a farm or a derivation says in it cannot be taken for an answer to Nix, nor move a terminal's cursor.
+fn note(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).chain(['\n']).collect()
+}
+
+/// Closes the end of the log's pipe that Nix reads from and gives to hooks too: as long as one has it, none hears that Nix is gone.
+fn let_go_of_the_log() {
+    let leads_to = |descriptor: &str| std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok();
+    let log = leads_to("4").filter(|log| log.to_string_lossy().starts_with("pipe:"));
+    if log.is_some() && log == leads_to("5") {
+        let closed = nix::unistd::close(5);
+        tracing::debug!(?closed, "the log is Nix' to read");
+    }
 }
 
 /// Waits until nobody reads what this process says: a Nix that was killed kills no hook.
@@ -280,5 +306,3 @@ const FAILED_FOR_GOOD: u8 = 100;
 const TIMED_OUT: u8 = 101;
 /// Something else went wrong.
 const FAILED_OTHERWISE: u8 = 1;
-/// Longest wait for a farm to hear that a build is not wanted.
-const CANCEL_MAX: Duration = Duration::from_secs(2);
