@@ -7,7 +7,7 @@ use kiln_link::{BlobSource, LinkError, Receiver, Sender};
 use kiln_nix::{NarInfo, Signature};
 use kiln_store::{Begun, BlobBytes, Endorsed, Provenance, Received, StoreError};
 use kiln_wire::client::{Refusal, Response};
-use kiln_wire::{BuiltOutput, Lease, PathInfo, StorePath, WorkerId};
+use kiln_wire::{BuiltOutput, Leader, Lease, PathInfo, StorePath, WorkerId};
 
 use crate::dispatch::{built_as, is_live, reference_candidates};
 use crate::driver::Chain;
@@ -61,19 +61,18 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
 pub(crate) async fn import(parts: &Parts, info: PathInfo, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
     let leader = leading::own(parts);
     let Some(stored) = receive(parts, info, Provenance::Imported, sender, receiver).await? else { return Ok(()) };
-    // It may have taken long. Who does not lead any more does not know what is deleted meanwhile.
-    touch(parts, keys_of(&stored)).await;
-    if leader.is_none() || leading::own(parts) != leader {
-        return sender.send(&Response::NotLeader(leading::elsewhere(parts))).await;
-    }
-    publish(parts, Endorsed { info: stored, signatures: Vec::new() }, sender).await
+    publish(parts, leader, Endorsed { info: stored, signatures: Vec::new() }, sender).await
 }
 
-/// Publishes what a client brought. A path that is valid keeps its narinfo, with whoever signed it.
-async fn publish(parts: &Parts, endorsed: Endorsed, sender: &mut Sender) -> Result<(), LinkError> {
-    match intake::publish(parts, &endorsed).await {
+/// Publishes what a client brought, if the leadership that this began under lasts: it may have taken long, and who does not lead any more
+/// does not know what is deleted meanwhile. A path that is valid keeps its narinfo, with whoever signed it.
+async fn publish(parts: &Parts, leader: Option<Leader>, endorsed: Endorsed, sender: &mut Sender) -> Result<(), LinkError> {
+    match intake::publish(parts, leader, &endorsed).await {
         Ok(()) => sender.send(&Response::Stored).await,
-        Err(error @ IntakeError::Differs { .. }) => sender.send(&Response::Refused(refuse::invalid(Chain(&error).to_string()))).await,
+        Err(IntakeError::NotLeader) => sender.send(&Response::NotLeader(leading::elsewhere(parts))).await,
+        Err(error @ (IntakeError::Differs { .. } | IntakeError::Store(StoreError::MissingReference { .. }))) => {
+            sender.send(&Response::Refused(refuse::invalid(Chain(&error).to_string()))).await
+        }
         Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
     }
 }
@@ -94,15 +93,7 @@ pub(crate) async fn import_signed(
     };
     let provenance = kiln_store::provenance(&info, believed.vouched);
     let Some(stored) = receive(parts, info, provenance, sender, receiver).await? else { return Ok(()) };
-    let endorsed = Endorsed { info: stored, signatures: believed.signatures };
-    match intake::publish(parts, leader, &endorsed).await {
-        Ok(()) => sender.send(&Response::Stored).await,
-        Err(IntakeError::NotLeader) => sender.send(&Response::NotLeader(leading::elsewhere(parts))).await,
-        Err(error @ (IntakeError::Differs { .. } | IntakeError::Store(StoreError::MissingReference { .. }))) => {
-            sender.send(&Response::Refused(refuse::invalid(Chain(&error).to_string()))).await
-        }
-        Err(error) => sender.send(&Response::Refused(refuse::unavailable("publish an imported path", &error))).await,
-    }
+    publish(parts, leader, Endorsed { info: stored, signatures: believed.signatures }, sender).await
 }
 
 /// Receives a blob; none if it was refused, in which case the peer has been told.

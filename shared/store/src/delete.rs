@@ -171,7 +171,7 @@ mod tests {
         let sha256 = Sha256Hash([7; 32]);
         let table = [
             (format!("{part}.narinfo"), Stored::Narinfo { hash_part: part.to_owned(), at }),
-            (format!("drv/{path}"), Stored::Derivation { path, size_bytes: 3, at }),
+            (format!("drv/{path}"), Stored::Derivation { path: path.clone(), size_bytes: 3, at }),
             (key::nar(&sha256).to_string(), Stored::Blob { sha256, size_bytes: 3, at }),
             (
                 format!("build-trace-v2/{path}/out.doi"),
