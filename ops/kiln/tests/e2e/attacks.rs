@@ -83,7 +83,7 @@ fn a26_a_worker_hands_in_outputs_of_its_live_leases_and_nothing_else() {
     let tried = refused("worker/w1", &(0..EPOCHS).map(|epoch| lease("w1", epoch)).collect::<Vec<_>>());
     let live: Vec<u64> = (0..).zip(&tried).filter(|(_, (kind, _))| *kind == RefusalKind::Invalid).map(|(epoch, _)| epoch).collect();
     let [epoch] = live[..] else { panic!("one epoch is the worker's: {tried:?}") };
-    assert!(tried[usize::try_from(epoch).expect("small")].1.contains("it is not output `out` of"), "{tried:?}");
+    assert!(tried[usize::try_from(epoch).expect("small")].1.contains("is not output `out` of"), "{tried:?}");
     assert_eq!(tried.iter().filter(|(kind, _)| *kind == RefusalKind::StaleLease).count(), tried.len() - 1, "{tried:?}");
 
     let own = lease("w1", epoch);
