@@ -86,7 +86,7 @@ fn unnamed(collection: &Collection, mut blobs: BTreeMap<Sha256Hash, u64>, sweep:
     named.extend(kept.work.outputs.iter().chain(&work.outputs).flat_map(|info| [info.blob.sha256, info.nar_hash]));
     // Outputs of attempts that go on were asked for when they came, which may be long ago.
     named.extend(parts.verified.blobs());
-    if collection.order.grace_seconds != Some(0) {
+    if parts.garbage.grace_seconds(&collection.order) > 0 {
         let touched = parts.garbage.gate().touched(parts.clock.steady());
         named.extend(touched.into_iter().filter_map(|key| if let Key::Blob(blob) = key { Some(blob) } else { None }));
     }

@@ -110,12 +110,12 @@ pub(super) async fn collect(parts: Arc<Parts>, order: Collect, told: Told) -> Re
 pub(super) async fn mark(parts: &Arc<Parts>, order: &Collect, touched: &BTreeSet<Key>, tidy: bool) -> Result<Marked, CollectError> {
     let kept = roots::find(parts, tidy).await?;
     let settings = &parts.garbage.settings;
-    let grace_ms = order.grace_seconds.unwrap_or(settings.grace_seconds).saturating_mul(1000);
+    let grace_ms = parts.garbage.grace_seconds(order).saturating_mul(1000);
     let young_since = Timestamp(notes::now(parts).await?.0.saturating_sub(grace_ms));
     let inventory = inventory(parts, settings.rules(), young_since).await?;
     // A shorter grace is about the age of what is written: who was told that something is there relies on it for as long as ever. Whoever
     // says 0 says that nobody does; what is touched while it lasts counts even then.
-    let touched = part_keys(touched).filter(|_| order.grace_seconds != Some(0));
+    let touched = part_keys(touched).filter(|_| grace_ms > 0);
     let roots = kept.roots(&inventory.graph, touched, inventory.young.iter().copied());
     let marks = inventory.graph.mark(&roots);
     Ok(Marked { kept, inventory, roots, marks })

@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_core::garbage::{Gate, Key, Pass};
-use kiln_wire::Leader;
 use kiln_wire::limits::TOUCHED_MAX;
+use kiln_wire::{Collect, Leader};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -66,6 +66,11 @@ impl Garbage {
             noting: Default::default(),
             graphs: tokio::sync::Semaphore::new(1),
         }
+    }
+
+    /// Returns how long what was written or asked for lately is kept in such a collection; with 0 nobody relies on anything of that.
+    fn grace_seconds(&self, order: &Collect) -> u64 {
+        order.grace_seconds.unwrap_or(self.settings.grace_seconds)
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
