@@ -199,8 +199,9 @@ async fn unpin_of(store: &Store, name: String, paths: Vec<StorePath>) -> anyhow:
 fn is_stale(store_dir: &StoreDir, link: &str, path: &StorePath) -> bool {
     match std::fs::read_link(Path::new(link)) {
         Ok(_) => target(store_dir, link).as_ref() != Some(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Path::new(link).parent().is_some_and(|dir| dir.read_dir().is_ok()),
-        Err(_) => false,
+        // As for Nix a link that is gone is no root, whatever of its directories is gone with it: `nix-build` makes one in a directory that it
+        // removes.
+        Err(error) => matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory),
     }
 }
 
@@ -263,7 +264,7 @@ mod tests {
         let at = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
         std::os::unix::fs::symlink(format!("/nix/store/{}", path("bar")), at("link")).expect("a link");
         std::fs::write(at("file"), "").expect("a file");
-        for (link, expected) in [("link", false), ("gone", true), ("away/link", false), ("file/link", false), ("file", false)] {
+        for (link, expected) in [("link", false), ("gone", true), ("away/link", true), ("file/link", true), ("file", false)] {
             assert_eq!(is_stale(&StoreDir::default(), &at(link), &path("bar")), expected, "{link}");
         }
         assert!(is_stale(&StoreDir::default(), &at("link"), &path("other")));
