@@ -165,6 +165,12 @@ class Process:
         if self.child.poll() is not None:
             raise Failed(f"{self.name} ended by itself with {self.child.returncode}\n{tail(self.log)}")
 
+    def listens(self, port):
+        """Whether it, which must live, takes connections on loopback."""
+        self.must_live()
+        with socket.socket() as asked:
+            return asked.connect_ex(("127.0.0.1", port)) == 0
+
     def kill(self):
         """Kills it where it stands, as a power cut would."""
         self.child.send_signal(signal.SIGKILL)

@@ -126,13 +126,8 @@ class Nginx:
             f"  server {{ listen 127.0.0.1:{port}; root {self.directory}; }} }}\n"
         )
         self.process = kiln.Process("nginx", ["/usr/sbin/nginx", "-c", str(self.place / "conf")], self.place / "log")
-        kiln.wait_until("nginx listens", 20, lambda: self._listens(port))
+        kiln.wait_until("nginx listens", 20, lambda: self.process.listens(port))
         return self
-
-    def _listens(self, port):
-        self.process.must_live()
-        with socket.socket() as asked:
-            return asked.connect_ex(("127.0.0.1", port)) == 0
 
     def __exit__(self, *_):
         if self.process:

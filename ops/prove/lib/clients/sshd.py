@@ -34,13 +34,8 @@ class Sshd:
         self.environment = {
             "NIX_SSHOPTS": f"-F none -p {port} -i {self.dir}/user -o UserKnownHostsFile={self.dir}/known -o IdentitiesOnly=yes -o BatchMode=yes"
         }
-        kiln.wait_until("sshd listens", 20, lambda: self._listens(port))
+        kiln.wait_until("sshd listens", 20, lambda: self.process.listens(port))
         return self
-
-    def _listens(self, port):
-        self.process.must_live()
-        with socket.socket() as asked:
-            return asked.connect_ex(("127.0.0.1", port)) == 0
 
     def __exit__(self, *_):
         if self.process:
