@@ -25,13 +25,11 @@ use super::record::{Members, MembersAt, Position, VoteRecord};
 use super::snapshot::{Snapshot, SnapshotDir, SnapshotError};
 use super::wal::WalError;
 
-/// The newest version that this program writes and reads: of a farm at version 3 or later, which a program that lacks it would read as if
-/// what it does not know were not there.
-pub const VERSION: u32 = 2;
+/// The newest version that this program writes and reads: of a farm at version 4 or later, which a program that lacks it would read as if
+/// what it does not know were not there. Version 2 was of farms at version 3.
+pub const VERSION: u32 = 3;
 /// The version of a backup of an earlier farm.
 const VERSION_FIRST: u32 = 1;
-/// The version of a farm from which on a backup is of the newest version.
-const FARM_OF_NEWEST: Version = Version(3);
 
 const MAGIC: [u8; 8] = *b"KILNBACK";
 const HASH_BYTES: usize = 32;
@@ -150,7 +148,11 @@ impl Consensus {
 
 /// Returns the oldest version of a backup that holds what a farm at some version may have.
 fn version_for(farm: Version) -> u32 {
-    if farm < FARM_OF_NEWEST { VERSION_FIRST } else { VERSION }
+    match farm {
+        Version(..=2) => VERSION_FIRST,
+        Version(3) => 2,
+        Version(_) => VERSION,
+    }
 }
 
 fn encode(version: u32, header: &[u8], farm: &[u8]) -> Vec<u8> {
@@ -288,7 +290,7 @@ mod tests {
     #[test]
     fn a_backup_is_of_the_oldest_version_that_holds_its_farm() {
         let last = Position { leader: Leader { term: 7, node: NodeId(5) }, index: LogIndex(1234) };
-        for (farm, version) in [(1, 1), (2, 1), (3, 2)] {
+        for (farm, version) in [(1, 1), (2, 1), (3, 2), (4, 3)] {
             let bytes = backup(Version(farm));
             assert_eq!(bytes[MAGIC.len()..][..4], u32::to_le_bytes(version), "a farm at version {farm}");
             let restored = Backup::decode(&bytes).expect("reads").snapshot(NodeId(5), Member::default(), last);
