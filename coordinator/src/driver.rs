@@ -23,6 +23,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
     loop {
         driver.follow(*leadership.borrow_and_update());
         driver.plan();
+        let parts = driver.parts.clone();
         let wake = driver.wake_after();
         tokio::select! {
             () = stop.notified() => return,
@@ -34,6 +35,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
                 }
                 None => return,
             },
+            () = parts.sessions.relieved() => driver.lead.changed(),
             Some(fate) = fates.recv() => driver.settle(fate),
             () = tokio::time::sleep(wake) => driver.enforce_deadlines(),
         }
@@ -163,7 +165,7 @@ impl Driver {
         let started = Instant::now();
         let (lead, sessions) = (&mut self.lead, &self.parts.sessions);
         let planned = self.parts.farm(|farm| {
-            lead.away(farm.registrations().map(|(worker, _)| worker).filter(|worker| !sessions.is_registered(worker)).cloned().collect());
+            lead.away(farm.registrations().map(|(worker, _)| worker).filter(|worker| !sessions.takes_jobs(worker)).cloned().collect());
             lead.plan(farm, now, steady)
         });
         if let Some((commands, report)) = planned {

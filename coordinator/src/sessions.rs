@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kiln_core::{Contacts, Steady};
-use kiln_wire::worker::{Assignment, ToWorker};
+use kiln_wire::worker::{Assignment, Strain, ToWorker};
 use kiln_wire::{Epoch, WorkerId};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Sends messages to one worker, in order.
 pub(crate) type Outbox = mpsc::UnboundedSender<ToWorker>;
@@ -17,6 +17,7 @@ pub(crate) type Outbox = mpsc::UnboundedSender<ToWorker>;
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     inner: Mutex<Inner>,
+    relieved: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -60,9 +61,26 @@ impl Sessions {
         self.lock().contacts.registered(worker, epoch, now);
     }
 
-    /// Whether the worker has a session whose registration the farm has given.
-    pub(crate) fn is_registered(&self, worker: &WorkerId) -> bool {
-        self.lock().contacts.is_present(worker)
+    /// Notes whether a worker takes new jobs, and why not.
+    pub(crate) fn strained(&self, worker: &WorkerId, session: u64, strain: Option<Strain>) {
+        if self.lock().contacts.strained(worker, session, strain) {
+            self.relieved.notify_one();
+        }
+    }
+
+    /// Returns why a worker takes nothing new.
+    pub(crate) fn strain(&self, worker: &WorkerId) -> Option<Strain> {
+        self.lock().contacts.strain(worker).cloned()
+    }
+
+    /// Waits until a worker takes jobs again. Cancel safe; for one waiter.
+    pub(crate) async fn relieved(&self) {
+        self.relieved.notified().await;
+    }
+
+    /// Whether the worker has a session whose registration the farm has given, and takes new jobs.
+    pub(crate) fn takes_jobs(&self, worker: &WorkerId) -> bool {
+        self.lock().contacts.takes_jobs(worker)
     }
 
     /// Sends a job, unless the session's registration is still under way: its hello could not name the job, so that the registration ends

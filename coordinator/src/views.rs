@@ -38,6 +38,7 @@ pub(crate) fn workers(parts: &Parts) -> Vec<WorkerView> {
     let mut workers = parts.farm(|farm| farm.workers());
     for worker in &mut workers {
         worker.connected = connected.contains(&worker.worker);
+        worker.strain = parts.sessions.strain(&worker.worker);
     }
     workers
 }

@@ -81,6 +81,13 @@ async fn read(
                 }
             },
             FromWorker::Heartbeat => {}
+            FromWorker::Admission(strain) => {
+                match &strain {
+                    Some(strain) => tracing::warn!(%worker, why = strain.message, "worker takes nothing new"),
+                    None => tracing::info!(%worker, "worker takes jobs again"),
+                }
+                parts.sessions.strained(worker, session, strain);
+            }
             FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
             FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),
             FromWorker::Finished { lease, outcome } if lease.worker == *worker => {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use kiln_wire::{JobLimits, WorkerId, limits};
 use serde::{Deserialize, Serialize};
 
+use crate::admission;
 use crate::cgroup::Policy;
 use crate::launcher::Owner;
 use crate::sandbox::{HostId, LINK_LOCAL, UID_RANGE, disk};
@@ -75,6 +76,9 @@ pub struct Config {
     /// of the disk is ended and tried elsewhere.
     #[serde(default = "default_disk_free_bytes_min")]
     pub disk_free_bytes_min: u64,
+    /// What else keeps the worker from taking more.
+    #[serde(default)]
+    pub admission: admission::Config,
     /// Paths fetched at a time, 1 to 256. Default 8: enough to hide a round trip, few enough to leave memory bounded.
     #[serde(default = "default_fetches_max")]
     pub fetches_max: u32,
@@ -246,6 +250,7 @@ impl Config {
             slot_first: 0,
             disk: disk::Choice::default(),
             disk_free_bytes_min: default_disk_free_bytes_min(),
+            admission: admission::Config::default(),
             fetches_max: default_fetches_max(),
             fixed_output_network: FixedOutputNetwork::default(),
             limits: DefaultLimits::default(),
@@ -339,6 +344,11 @@ impl Config {
     /// Returns the memory in MiB that jobs may use together.
     pub fn memory_mib(&self) -> u64 {
         self.memory_mib.unwrap_or_else(|| (machine_memory_mib() * 7 / 8).max(64))
+    }
+
+    /// Returns from where on the worker takes nothing new.
+    pub fn bounds(&self) -> kiln_agent::Bounds {
+        self.admission.bounds(self.disk_free_bytes_min, machine_memory_mib())
     }
 
     /// Returns what the control groups of builds are limited by.

@@ -6,6 +6,7 @@
 //! The way of an attempt: [`session`] → [`shell`] → [`attempt`] → [`inputs`] (into the [`cache`]) → [`launcher`] (what to run is
 //! said by [`builder`]) → [`sandbox`], in the launcher's process → [`outputs`] → [`upload`] → the shell's [`journal`] → session.
 
+mod admission;
 mod attempt;
 mod attempt_log;
 pub mod builder;
@@ -32,6 +33,7 @@ mod upload;
 mod worker;
 mod workshop;
 
+pub use admission::Config as AdmissionConfig;
 pub use config::{Config, ConfigError, DefaultLimits, FixedOutputNetwork, NetworkMode, WorkerUser};
 pub use confine::{SettleError, settle};
 pub use outputs::unpack_canonical;

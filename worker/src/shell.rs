@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_agent::{Action, Agent, StaleLeader};
-use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, ToWorker};
+use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, Strain, ToWorker};
 use kiln_wire::{FailureClass, Lease, Outcome, Usage, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
@@ -125,6 +125,15 @@ impl Shell {
                 self.agent.ended(&lease, outcome)
             }
         };
+        self.act(actions)
+    }
+
+    /// Notes whether the machine can take more, and why not; returns what is to be sent.
+    ///
+    /// # Errors
+    /// As [`Shell::receive`].
+    pub fn strained(&mut self, strain: Option<Strain>) -> Result<Vec<FromWorker>, StaleLeader> {
+        let actions = self.agent.strained(strain);
         self.act(actions)
     }
 

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_agent::{Admission, StaleLeader};
 use kiln_link::{Connection, Dialer, Identity, LinkError, Role};
 use kiln_route::{Found, Pause, Scouts};
 use kiln_wire::WorkerId;
 use kiln_wire::worker::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use crate::admission::{Gauges, LOOK_EVERY};
 use crate::config::{Config, ConfigError};
 use crate::failure::chain;
 use crate::journal::{Journal, JournalError};
@@ -111,8 +113,9 @@ impl Worker {
         let (orders, told) = watch::channel(Order::Work);
         let scouts = Scouts::start(dialer.clone(), config.coordinators.iter().cloned());
         let pause = Pause::new(PAUSE_MIN, PAUSE_MAX);
-        let farewell = None;
-        let task = Life { shell, workshop, launcher_end, events, dialer, scouts, pause, connection, told, launcher_gone: false, farewell };
+        let health = Health::new(config);
+        let (launcher_gone, farewell) = (false, None);
+        let task = Life { shell, workshop, launcher_end, events, dialer, scouts, pause, connection, told, health, launcher_gone, farewell };
         Ok(Self { orders, task: tokio::spawn(task.run()) })
     }
 
@@ -171,6 +174,21 @@ async fn until(time: Option<Instant>) {
     }
 }
 
+/// What the machine is short of, look after look.
+struct Health {
+    gauges: Gauges,
+    admission: Admission,
+    look: Interval,
+}
+
+impl Health {
+    fn new(config: &Config) -> Self {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { gauges: Gauges::new(&config.dir, config.cores()), admission: Admission::new(config.bounds()), look }
+    }
+}
+
 /// The one task that owns a worker.
 struct Life {
     shell: Shell,
@@ -184,6 +202,7 @@ struct Life {
     pause: Pause,
     connection: watch::Sender<Option<Connection>>,
     told: watch::Receiver<Order>,
+    health: Health,
     launcher_gone: bool,
     /// Until when a worker that was told to finish waits for acknowledgements; set once nothing runs.
     farewell: Option<Instant>,
@@ -233,6 +252,9 @@ impl Life {
                     // Without a session nothing is sent; the agent says everything again after the next welcome.
                     let _ = self.shell.take(event);
                 }
+                _ = self.health.look.tick() => {
+                    let _ = self.look();
+                }
                 changed = self.told.changed() => if changed.is_err() { return None },
                 _ = self.launcher_end.changed(), if !self.launcher_gone => self.launcher_gone = true,
                 () = until(self.farewell), if self.farewell.is_some() => {}
@@ -270,6 +292,13 @@ impl Life {
                 return None;
             }
             let happening = tokio::select! {
+                _ = self.health.look.tick() => match self.look() {
+                    Ok(messages) => {
+                        messages.into_iter().for_each(|message| session.send(message));
+                        continue;
+                    }
+                    Err(stale) => return Some(stale.into()),
+                },
                 happening = session.next(&mut self.shell, &mut self.events) => happening,
                 () = self.scouts.superseded(found.leader) => return Some(SessionEnd::Superseded),
                 changed = self.told.changed() => match changed {
@@ -288,6 +317,24 @@ impl Life {
         }
     }
 
+    /// Looks at the machine; returns what the leader is to be told.
+    fn look(&mut self) -> Result<Vec<FromWorker>, StaleLeader> {
+        let strain = self.health.admission.look(&self.health.gauges.read(), self.shell.is_busy());
+        let messages = self.shell.strained(strain)?;
+        for message in &messages {
+            match message {
+                FromWorker::Admission(Some(strain)) => tracing::warn!(why = strain.message, "the worker takes nothing new"),
+                FromWorker::Admission(None) => tracing::info!("the worker takes jobs again"),
+                FromWorker::Hello(_)
+                | FromWorker::Heartbeat
+                | FromWorker::Started(_)
+                | FromWorker::Log { .. }
+                | FromWorker::Finished { .. } => {}
+            }
+        }
+        Ok(messages)
+    }
+
     fn happened(&mut self, happening: Happening, connection: &Connection, session: &mut Session) -> Result<(), SessionEnd> {
         let messages = match happening {
             Happening::Message(ToWorker::NotLeader(answer)) => return Err(SessionEnd::NotLeader(answer)),
@@ -302,7 +349,12 @@ impl Life {
                 }
                 messages
             }
-            Happening::Event(event) => self.shell.take(event)?,
+            Happening::Event(event) => {
+                let mut messages = self.shell.take(event)?;
+                // What an end gives back is seen at once.
+                messages.extend(self.look()?);
+                messages
+            }
         };
         messages.into_iter().for_each(|message| session.send(message));
         Ok(())

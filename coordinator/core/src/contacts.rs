@@ -6,10 +6,12 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use kiln_wire::limits::WORKER_SILENCE_MS_MAX;
+use kiln_wire::limits::{STRAIN_MESSAGE_BYTES_MAX, WORKER_SILENCE_MS_MAX};
+use kiln_wire::worker::Strain;
 use kiln_wire::{Epoch, WorkerId};
 
 use crate::clock::Steady;
+use crate::farm::cut;
 
 /// What a leader knows of its workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,7 +19,7 @@ pub struct Contacts {
     workers: BTreeMap<WorkerId, Contact>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Contact {
     /// The number of the live session, if there is one.
     session: Option<u64>,
@@ -26,23 +28,25 @@ struct Contact {
     /// The farm has registered the live session: what is sent reaches the worker.
     is_welcome: bool,
     heard_at: Steady,
+    /// Why it takes nothing new, as it said in the live session.
+    strain: Option<Strain>,
 }
 
 impl Contacts {
     /// Notes a worker that the farm knows and this leader has not heard of: it has the usual time to come back.
     pub fn expect(&mut self, worker: WorkerId, epoch: Epoch, now: Steady) {
-        self.workers.entry(worker).or_insert(Contact { session: None, epoch: Some(epoch), is_welcome: false, heard_at: now });
+        self.workers.entry(worker).or_insert(Contact { session: None, epoch: Some(epoch), is_welcome: false, heard_at: now, strain: None });
     }
 
     /// Opens a session; it takes the place of an earlier one of the same worker. Returns false if a later one is there already: what
     /// an old stream says late must not count.
     pub fn open(&mut self, worker: &WorkerId, session: u64, now: Steady) -> bool {
-        let new = Contact { session: None, epoch: None, is_welcome: false, heard_at: now };
+        let new = Contact { session: None, epoch: None, is_welcome: false, heard_at: now, strain: None };
         let contact = self.workers.entry(worker.clone()).or_insert(new);
         if contact.session.is_some_and(|live| live > session) {
             return false;
         }
-        (contact.session, contact.is_welcome, contact.heard_at) = (Some(session), false, now);
+        (contact.session, contact.is_welcome, contact.heard_at, contact.strain) = (Some(session), false, now, None);
         true
     }
 
@@ -67,6 +71,26 @@ impl Contacts {
             contact.epoch = contact.epoch.max(Some(epoch));
             contact.is_welcome = contact.session.is_some();
         }
+    }
+
+    /// Notes whether the worker of the live session takes new jobs, and why not. Returns whether planning is worth while because of it: an old
+    /// session says nothing.
+    pub fn strained(&mut self, worker: &WorkerId, session: u64, strain: Option<Strain>) -> bool {
+        let Some(contact) = self.workers.get_mut(worker).filter(|contact| contact.session == Some(session)) else { return false };
+        let strain = strain.map(|strain| Strain { message: cut(&strain.message, STRAIN_MESSAGE_BYTES_MAX), ..strain });
+        let relieved = contact.strain.is_some() && strain.is_none();
+        contact.strain = strain;
+        relieved
+    }
+
+    /// Returns why the worker takes nothing new.
+    pub fn strain(&self, worker: &WorkerId) -> Option<&Strain> {
+        self.workers.get(worker)?.strain.as_ref()
+    }
+
+    /// Returns whether the worker gets new jobs: it hears what it is told, and did not ask for nothing.
+    pub fn takes_jobs(&self, worker: &WorkerId) -> bool {
+        self.is_present(worker) && self.strain(worker).is_none()
     }
 
     /// Returns the number of a worker's live session.
@@ -106,6 +130,10 @@ impl Contacts {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::String;
+
+    use kiln_wire::worker::Lacking;
+
     use super::*;
 
     fn worker() -> WorkerId {
@@ -130,6 +158,26 @@ mod tests {
         assert_eq!(contacts.take_silent(Steady(WORKER_SILENCE_MS_MAX)), [(worker(), None)]);
         contacts.registered(&worker(), Epoch(9), Steady(20_000));
         assert_eq!(contacts.take_silent(Steady(20_000 + WORKER_SILENCE_MS_MAX)), [(worker(), Some(Epoch(9)))]);
+    }
+
+    #[test]
+    fn a_strain_is_the_live_sessions_and_planning_follows_its_end_only() {
+        let strain = |words: &str| Some(Strain { lacks: Lacking::Disk, message: String::from(words) });
+        let mut contacts = Contacts::default();
+        assert!(!contacts.strained(&worker(), 1, strain("nobody knows it")));
+        contacts.open(&worker(), 1, Steady(0));
+        contacts.registered(&worker(), Epoch(7), Steady(0));
+        assert!(contacts.takes_jobs(&worker()));
+        assert!(!contacts.strained(&worker(), 1, strain("full")), "nothing new can be placed");
+        assert!(!contacts.takes_jobs(&worker()) && contacts.is_present(&worker()));
+        assert!(!contacts.strained(&worker(), 0, None), "an old session");
+        assert_eq!(contacts.strain(&worker()).map(|strain| strain.message.as_str()), Some("full"));
+        assert!(contacts.strained(&worker(), 1, None));
+        assert!(!contacts.strained(&worker(), 1, None), "it took jobs already");
+        contacts.strained(&worker(), 1, strain(&"x".repeat(9_999)));
+        assert_eq!(contacts.strain(&worker()).map(|strain| strain.message.len()), Some(STRAIN_MESSAGE_BYTES_MAX));
+        contacts.open(&worker(), 2, Steady(0));
+        assert_eq!(contacts.strain(&worker()), None, "the next session says it anew");
     }
 
     #[test]

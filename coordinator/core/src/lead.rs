@@ -29,7 +29,8 @@ pub struct Lead {
     looked_at: Timestamp,
     /// A proposal failed: not before this moment again.
     again_at: Option<Steady>,
-    /// Registered workers that have no session with this leader, or one that is not registered yet: nothing is placed on them.
+    /// Registered workers that have no session with this leader, or one that is not registered yet, or that take nothing new: nothing is
+    /// placed on them.
     away: BTreeSet<WorkerId>,
 }
 

@@ -67,7 +67,7 @@ impl Farm {
         let view = |(id, worker): (&WorkerId, &crate::fleet::Worker)| {
             let load = self.index.loads.get(id).cloned().unwrap_or_default();
             let running = load.jobs.iter().map(|key| (*self.job(*key).derivation).clone()).collect();
-            WorkerView { worker: id.clone(), connected: true, offer: worker.offer.clone(), used: load.used, running }
+            WorkerView { worker: id.clone(), connected: true, offer: worker.offer.clone(), used: load.used, running, strain: None }
         };
         self.facts.workers.iter().map(view).collect()
     }

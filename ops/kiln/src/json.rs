@@ -106,6 +106,7 @@ pub fn worker(view: &WorkerView) -> Value {
         "memoryUsedMiB": view.used.memory_mib,
         "guarantees": offer.guarantees,
         "running": view.running,
+        "strain": view.strain.as_ref().map(|strain| &strain.message),
     })
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kiln_wire::client::{BuildState, BuildView, FarmView, JobView, Request, Response, WorkerView};
+use kiln_wire::worker::Lacking;
 use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir, StorePath};
 
 use crate::args::FarmArgs;
@@ -12,7 +13,7 @@ use crate::client::{AskError, Client, Leading, unexpected};
 use crate::daemons::runtime;
 use crate::json;
 use crate::tables;
-use crate::tame::Tame;
+use crate::tame::{self, Tame};
 use crate::words::{self, bad_input};
 
 /// Arguments of a command that only looks.
@@ -150,6 +151,9 @@ pub fn workers(args: &Args) -> anyhow::Result<ExitCode> {
         &["WORKER", "STATE", "CORES", "MEMORY", "SLOTS", "SYSTEMS", "FEATURES", "RUNS"],
         &workers.iter().map(worker_row).collect::<Vec<_>>(),
     );
+    for (worker, strain) in workers.iter().filter_map(|worker| Some((&worker.worker, worker.strain.as_ref()?))) {
+        println!("{worker} takes nothing new: {}", tame::line(&strain.message));
+    }
     Ok(ExitCode::from(words::SUCCESS))
 }
 
@@ -157,7 +161,11 @@ fn worker_row(worker: &WorkerView) -> Vec<String> {
     let offer = &worker.offer;
     vec![
         worker.worker.to_string(),
-        if worker.connected { "connected" } else { "away" }.to_owned(),
+        match (worker.connected, &worker.strain) {
+            (false, _) => "away".to_owned(),
+            (true, Some(strain)) => format!("short of {}", lacking(strain.lacks)),
+            (true, None) => "connected".to_owned(),
+        },
         format!("{}/{}", worker.used.cores, offer.capacity.cores),
         format!("{}/{} MiB", worker.used.memory_mib, offer.capacity.memory_mib),
         format!("{}/{}", worker.running.len(), offer.slots),
@@ -165,6 +173,15 @@ fn worker_row(worker: &WorkerView) -> Vec<String> {
         offer.features.iter().cloned().collect::<Vec<_>>().join(","),
         worker.running.iter().map(|job| job.name().to_owned()).collect::<Vec<_>>().join(","),
     ]
+}
+
+fn lacking(what: Lacking) -> &'static str {
+    match what {
+        Lacking::Disk => "disk",
+        Lacking::Memory => "memory",
+        Lacking::Cpu => "processors",
+        Lacking::Io => "disk time",
+    }
 }
 
 /// Prints the log of a job: to a terminal what is safe there, elsewhere its bytes.

@@ -332,6 +332,9 @@ pub struct WorkerView {
     pub used: Resources,
     /// What it runs.
     pub running: Vec<DrvPath>,
+    /// Why it takes nothing new at present, as it says; none if it does, or has no session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strain: Option<crate::worker::Strain>,
 }
 
 /// The farm at a glance.

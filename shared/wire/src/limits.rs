@@ -62,6 +62,9 @@ pub const WORKER_SILENCE_MS_MAX: u64 = 15_000;
 /// Milliseconds between two heartbeats of a worker: several fit in [`WORKER_SILENCE_MS_MAX`].
 pub const HEARTBEAT_MS: u64 = 3_000;
 
+/// Bytes of what a worker says of why it takes nothing new. A few short sentences; a leader cuts what is longer.
+pub const STRAIN_MESSAGE_BYTES_MAX: usize = 512;
+
 /// Different workers on which a job may fail for infrastructure reasons before it is quarantined as poisoned.
 pub const INFRASTRUCTURE_WORKERS_MAX: usize = 3;
 

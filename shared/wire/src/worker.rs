@@ -71,6 +71,30 @@ pub enum FromWorker {
         /// How.
         outcome: Outcome,
     },
+    /// Whether it takes new attempts from here on: why not, or none if it does. Said when that changes, and after a welcome if it does not.
+    Admission(Option<Strain>),
+}
+
+/// Why a worker that lives takes no new attempts at present. What it runs goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Strain {
+    /// What is short there.
+    pub lacks: Lacking,
+    /// How short, in words for people. At most `STRAIN_MESSAGE_BYTES_MAX`.
+    pub message: String,
+}
+
+/// What a worker's machine can be short of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Lacking {
+    /// Free space on the disk of its directory.
+    Disk,
+    /// Memory: little is free, or processes wait for it.
+    Memory,
+    /// Processor time: processes wait for it.
+    Cpu,
+    /// Disk throughput: processes wait for it.
+    Io,
 }
 
 /// From the leader to a worker.

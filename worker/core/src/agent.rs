@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, ToWorker};
+use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, Strain, ToWorker};
 use kiln_wire::{AttemptId, DrvPath, Epoch, Leader, Lease, Outcome, OutputName, Resources, WorkerId};
 
 use crate::action::{Action, StaleLeader};
@@ -30,6 +30,8 @@ pub struct Agent {
     queue: VecDeque<Lease>,
     ended: BTreeSet<Lease>,
     ended_order: VecDeque<Lease>,
+    /// Why it takes nothing new.
+    strain: Option<Strain>,
 }
 
 impl Agent {
@@ -46,6 +48,7 @@ impl Agent {
             queue: VecDeque::new(),
             ended: BTreeSet::new(),
             ended_order: VecDeque::new(),
+            strain: None,
         }
     }
 
@@ -95,6 +98,17 @@ impl Agent {
         };
         actions.extend(self.start_queued());
         actions
+    }
+
+    /// Notes whether the machine can take more, and why not; the leader hears of it when what is short changes. A job that comes all the same is
+    /// taken: it was sent before.
+    pub fn strained(&mut self, strain: Option<Strain>) -> Vec<Action> {
+        let lacks = |strain: &Option<Strain>| strain.as_ref().map(|strain| strain.lacks);
+        if lacks(&strain) == lacks(&self.strain) {
+            return Vec::new();
+        }
+        self.strain.clone_from(&strain);
+        self.send(FromWorker::Admission(strain))
     }
 
     /// The farm confirmed that it has this many bytes of an output. Never goes back.
@@ -188,6 +202,7 @@ impl Agent {
         // Those that were given up too: the farm acknowledges any report, so that it can be forgotten.
         let reports = self.unacknowledged().map(|(lease, outcome)| FromWorker::Finished { lease: lease.clone(), outcome: outcome.clone() });
         actions.extend(reports.map(Action::Send));
+        actions.extend(self.strain.clone().map(|strain| Action::Send(FromWorker::Admission(Some(strain)))));
         actions.extend(self.start_queued());
         actions
     }

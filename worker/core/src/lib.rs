@@ -10,8 +10,10 @@
 extern crate alloc;
 
 mod action;
+mod admission;
 mod agent;
 mod attempt;
 
 pub use action::{Action, StaleLeader};
+pub use admission::{Admission, Bounds, Pressure, Vitals};
 pub use agent::{Agent, ENDED_REMEMBERED_MAX};

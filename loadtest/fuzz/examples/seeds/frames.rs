@@ -7,7 +7,7 @@ use kiln_wire::client::{
     Response, Submission, WorkerView,
 };
 use kiln_wire::frame::to_frame;
-use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, ToWorker};
+use kiln_wire::worker::{Assignment, FromWorker, Hello, Lacking, Offer, Strain, ToWorker};
 use kiln_wire::{
     AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Epoch, Failure, FailureClass, JobLimits,
     Leader, LeaderAt, Lease, MemberView, NodeId, NotLeader, Outcome, OutputName, PathInfo, RequestId, Resources, Root, Sha256Hash,
@@ -172,7 +172,14 @@ fn responses() -> Vec<Response> {
         counts: JobCounts::default(),
         workers_connected: 1,
     };
-    let workers = vec![WorkerView { worker: worker(), connected: true, offer: offer(), used: Resources::default(), running: vec![drv()] }];
+    let workers = vec![WorkerView {
+        worker: worker(),
+        connected: true,
+        offer: offer(),
+        used: Resources::default(),
+        running: vec![drv()],
+        strain: None,
+    }];
     let refusal = Refusal { kind: RefusalKind::Missing, message: "upload it first".to_owned(), paths: vec![path()] };
     vec![
         Response::Done,
@@ -204,6 +211,8 @@ fn from_worker() -> Vec<FromWorker> {
     vec![
         FromWorker::Hello(Hello { worker: worker(), offer: offer(), leader_seen: leader(), attempts: vec![lease()], since: None }),
         FromWorker::Heartbeat,
+        FromWorker::Admission(Some(Strain { lacks: Lacking::Disk, message: "its disk is full".to_owned() })),
+        FromWorker::Admission(None),
         FromWorker::Started(lease()),
         FromWorker::Log { lease: lease(), offset_bytes: 0, bytes: b"unpacking".to_vec() },
         FromWorker::Finished { lease: lease(), outcome: built },

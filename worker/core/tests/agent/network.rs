@@ -211,7 +211,7 @@ impl World {
                 });
             }
             FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, now }),
-            FromWorker::Heartbeat | FromWorker::Started(_) | FromWorker::Log { .. } => {}
+            FromWorker::Heartbeat | FromWorker::Admission(_) | FromWorker::Started(_) | FromWorker::Log { .. } => {}
         }
     }
 

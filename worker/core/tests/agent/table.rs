@@ -1,7 +1,7 @@
 //! One line is one message or event, and what the agent does about it. Leases are written `job#attempt/epoch`.
 
 use kiln_agent::{Action, Agent};
-use kiln_wire::worker::{FromWorker, ToWorker};
+use kiln_wire::worker::{FromWorker, Lacking, Strain, ToWorker};
 use kiln_wire::{Epoch, Leader, Lease, Resources};
 
 use crate::facts::{assignment, built, drv, leader, lease, offer, out, worker};
@@ -21,7 +21,7 @@ fn check_on(agent: &mut Agent, steps: &[(&str, &str)]) {
 }
 
 /// `welcome TERM EPOCH [LEASE…]` · `dispatch TERM LEASE [cores=N] [mem=N]` · `revoke TERM LEASE` · `acknowledge LEASE` ·
-/// `started LEASE` · `ended LEASE` · `disconnected` · `hello`
+/// `started LEASE` · `ended LEASE` · `strained WHY` · `relieved` · `disconnected` · `hello`
 fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
     let words: Vec<&str> = step.split_whitespace().collect();
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
@@ -47,6 +47,8 @@ fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
             agent.disconnected();
             Vec::new()
         }
+        "strained" => agent.strained(Some(Strain { lacks: Lacking::Disk, message: words[1].to_owned() })),
+        "relieved" => agent.strained(None),
         "hello" => vec![Action::Send(FromWorker::Hello(agent.hello()))],
         other => panic!("no such step: {other}"),
     }
@@ -71,6 +73,7 @@ fn text(action: &Action) -> String {
         Action::Send(FromWorker::Hello(hello)) => {
             format!("send hello term={} [{}]", hello.leader_seen.term, hello.attempts.iter().map(name).collect::<Vec<_>>().join(" "))
         }
+        Action::Send(FromWorker::Admission(strain)) => format!("send lacks {:?}", strain.as_ref().map(|strain| strain.lacks)),
         Action::Send(FromWorker::Heartbeat | FromWorker::Log { .. }) => "send something else".to_owned(),
         Action::Keep { lease, .. } => format!("keep {}", name(lease)),
         Action::Forget(lease) => format!("forget {}", name(lease)),
@@ -92,6 +95,23 @@ fn an_attempt_runs_is_reported_and_is_forgotten() {
         ("acknowledge a#7/5", "forget a#7/5"),
         ("acknowledge a#7/5", ""),
         ("hello", "send hello term=1 []"),
+    ]);
+}
+
+#[test]
+fn a_leader_hears_of_a_strain_when_it_begins_and_ends_and_each_leader_anew() {
+    check(&[
+        ("strained 1-MiB-free", ""),
+        ("welcome 1 5", "remember term 1, send lacks Some(Disk)"),
+        ("strained 0-MiB-free", ""),
+        // It was sent before the leader knew.
+        ("dispatch 1 a#7/5", "start a#7/5"),
+        ("disconnected", ""),
+        ("welcome 2 6", "remember term 2, kill a#7/5, send lacks Some(Disk)"),
+        ("relieved", "send lacks None"),
+        ("relieved", ""),
+        ("welcome 2 7", ""),
+        ("strained 1-MiB-free", "send lacks Some(Disk)"),
     ]);
 }
 
