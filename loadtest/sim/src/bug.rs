@@ -58,6 +58,8 @@ pub enum Bug {
     CapacityIsMiscounted,
     /// What was committed leads to no plan.
     WakeUpIsLost,
+    /// A worker that takes jobs again leads to no plan.
+    ReliefIsUnheard,
     /// The end of an old session takes away its successor.
     OldEndClosesNew,
     /// A lease is dispatched as soon as it is proposed.
@@ -120,6 +122,7 @@ impl Bug {
         (Self::SoftFeatureIsHard, Some(20), ENDS),
         (Self::CapacityIsMiscounted, Some(21), "what runs on a worker fits its slots, cores and memory"),
         (Self::WakeUpIsLost, Some(22), "a leader at rest has nothing left to place"),
+        (Self::ReliefIsUnheard, Some(22), "a leader at rest has nothing left to place"),
         (Self::OldEndClosesNew, Some(23), "an old session's end leaves its successor alone"),
         (Self::DispatchesUncommitted, Some(24), "a worker is told only of leases that are committed"),
         (Self::JournalForgetsLeader, Some(24), "a worker obeys no leader below the highest that it has obeyed"),

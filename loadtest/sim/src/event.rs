@@ -150,6 +150,7 @@ pub(crate) enum Mend {
     Link(usize, usize),
     HostLink(usize, usize),
     Disk(usize),
+    Strain(usize),
     Store,
 }
 

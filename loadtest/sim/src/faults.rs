@@ -1,6 +1,7 @@
 //! Faults: drawn one after the other from what the run's options allow, each mended after a while, all of them at the end.
 
 use kiln_wire::NodeId;
+use kiln_wire::worker::{Lacking, Strain};
 
 use crate::event::{Event, Mend};
 use crate::world::World;
@@ -18,13 +19,14 @@ impl World {
         self.after(pause, Event::Fault);
         let options = &self.options;
         let mut kinds: Vec<Fault> = Vec::new();
-        let table: [(bool, &[Fault]); 8] = [
+        let table: [(bool, &[Fault]); 9] = [
             (options.coordinators_fail, &[Self::crash_some_node, Self::crash_some_node, Self::hand_over_some]),
             (options.coordinators_part, &[Self::part_nodes, Self::part_one_way, Self::isolate_leader, Self::isolate_next_leader]),
             (options.clocks, &[Self::jump_clock]),
             (options.disks, &[Self::fill_disk]),
             (options.members, &[Self::add_member, Self::remove_member]),
             (options.workers_fail, &[Self::crash_some_host, Self::pause_host]),
+            (options.workers_strain, &[Self::strain_host]),
             (options.workers_part, &[Self::part_host, Self::part_host_at_result]),
             (options.store_fails, &[Self::fail_store]),
         ];
@@ -166,6 +168,13 @@ impl World {
         self.hosts[host].paused_until_us = until;
     }
 
+    fn strain_host(&mut self) {
+        let host = self.dice.place(self.hosts.len());
+        self.say(|| format!("worker {host} is short of disk"));
+        self.strained(host, Some(Strain { lacks: Lacking::Disk, message: "its disk is full".to_owned() }));
+        self.mend_after(20_000, Mend::Strain(host));
+    }
+
     fn part_host(&mut self) {
         let host = self.dice.place(self.hosts.len());
         let all = self.dice.chance(500);
@@ -210,6 +219,7 @@ impl World {
             Mend::Link(from, to) => self.net.mend(from, to),
             Mend::HostLink(host, node) => self.net.mend_host(host, node),
             Mend::Disk(node) => self.disk_mended(node),
+            Mend::Strain(host) => self.strained(host, None),
             Mend::Store => self.store.fails = false,
         }
     }
@@ -230,6 +240,7 @@ impl World {
         for host in 0..self.hosts.len() {
             self.hosts[host].paused_until_us = 0;
             self.restart_host(host);
+            self.strained(host, None);
         }
     }
 }

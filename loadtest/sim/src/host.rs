@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln_agent::{Action, Agent};
-use kiln_wire::worker::{Assignment, FromWorker, Offer, ToWorker};
+use kiln_wire::worker::{Assignment, FromWorker, Offer, Strain, ToWorker};
 use kiln_wire::{AttemptId, BuiltOutput, Failure, FailureClass, Leader, Lease, NodeId, Outcome, Usage, WorkerId};
 
 use crate::bug::Bug;
@@ -135,6 +135,14 @@ impl World {
         let seen = self.hosts[host].agent.leader_seen();
         self.fact(&Fact::Obeys { worker: &self.hosts[host].id, seen });
         self.do_actions(host, actions);
+    }
+
+    /// A worker's machine is short of something, or not any more.
+    pub(crate) fn strained(&mut self, host: usize, strain: Option<Strain>) {
+        if self.hosts[host].up {
+            let actions = self.hosts[host].agent.strained(strain);
+            self.do_actions(host, actions);
+        }
     }
 
     fn do_actions(&mut self, host: usize, actions: Vec<Action>) {

@@ -116,10 +116,10 @@ pub(crate) enum Fate {
 }
 
 impl Memory {
-    /// Returns the registered workers that hear nothing of this leader.
+    /// Returns the registered workers that hear nothing of this leader, or want nothing new.
     pub fn away(&self) -> BTreeSet<WorkerId> {
         let registered = self.farm.registrations().map(|(worker, _)| worker);
-        registered.filter(|worker| !self.contacts.is_present(worker)).cloned().collect()
+        registered.filter(|worker| !self.contacts.takes_jobs(worker)).cloned().collect()
     }
 }
 

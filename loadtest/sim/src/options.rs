@@ -33,6 +33,8 @@ pub struct Options {
     pub members: bool,
     /// Workers crash, with and without their journal, stand still, and are told to finish.
     pub workers_fail: bool,
+    /// Workers' machines are short of something for a while.
+    pub workers_strain: bool,
     /// Workers are cut off from coordinators.
     pub workers_part: bool,
     /// The store fails for a while.
@@ -69,6 +71,8 @@ impl Options {
             jobs_fail: dice.chance(400),
             cancels: dice.chance(400),
             busy: [0, 0, 30][dice.place(3)],
+            // Drawn aside: runs without it stay what they were.
+            workers_strain: dice.clone().chance(300),
         }
     }
 

@@ -165,6 +165,14 @@ impl World {
                 self.turn(node);
             }
             FromWorker::Heartbeat | FromWorker::Started(_) | FromWorker::Log { .. } => {}
+            FromWorker::Admission(strain) => {
+                let number = u64::try_from(conn).expect("a session's number");
+                let relieved = self.nodes[node].memory.contacts.strained(&worker, number, strain);
+                if relieved && !self.has(Bug::ReliefIsUnheard) {
+                    self.nodes[node].memory.lead.changed();
+                }
+                self.turn(node);
+            }
             FromWorker::Finished { lease, outcome } => {
                 let delay = self.dice.below(5_000);
                 self.task(node, delay, Task::Report { lease, outcome });
