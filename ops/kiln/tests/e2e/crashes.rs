@@ -1,7 +1,7 @@
 //! kill -9 of everything in mid-build, and bytes that flip on disk: nothing committed is lost or built again, nothing wrong is read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use kiln_store::{Location, Store, StoreConfig, VerifyReport};
@@ -103,16 +103,16 @@ fn a_published_nar_that_changed_in_place_is_not_whole() {
     let place = Place::new(r#"{ one = drv "one" "echo one > $out" [ ]; }"#);
     let path = place.run(&["build", "-f", "set.nix", "-A", "one"]).expect_success().out().trim().to_owned();
     every_published_nar_is_whole(&place);
-    flip(nar_of(&place, &path), 0.5);
+    flip(nar_of(&place.path("farm/store"), &path), 0.5);
     let damages: Vec<String> = verify_store(&place).damages.iter().map(|damage| format!("{damage:?}")).collect();
     assert!(matches!(&damages[..], [damage] if damage.contains(&path.trim_start_matches("/nix/store/")[..32])), "{damages:?}");
 }
 
 /// Returns the file in the farm's store that a path's narinfo names.
-pub fn nar_of(place: &Place, path: &str) -> PathBuf {
+pub fn nar_of(store: &Path, path: &str) -> PathBuf {
     let hash = &path.trim_start_matches("/nix/store/")[..32];
-    let narinfo = std::fs::read_to_string(place.path(&format!("farm/store/{hash}.narinfo"))).expect("it is published");
-    place.path("farm/store").join(narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("it names its NAR"))
+    let narinfo = std::fs::read_to_string(store.join(format!("{hash}.narinfo"))).expect("it is published");
+    store.join(narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("it names its NAR"))
 }
 
 /// Three daemons' worth of configuration, with certificates of a real authority.
@@ -234,7 +234,7 @@ fn a_byte_that_flips_on_disk_is_found_and_named() {
     let farm = place.up();
     let path = place.run(&["build", "-f", "set.nix", "-A", "one"]).expect_success().out().trim().to_owned();
     let hash = path.trim_start_matches("/nix/store/")[..32].to_owned();
-    flip(nar_of(&place, &path), 0.5);
+    flip(nar_of(&place.path("farm/store"), &path), 0.5);
     let fetched = place.run(&["build", "-f", "set.nix", "-A", "one", "--to", "root"]);
     assert_ne!(fetched.code(), 0);
     assert!(fetched.err().contains(&hash), "the path is named: {}", fetched.err());

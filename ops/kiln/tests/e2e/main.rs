@@ -14,6 +14,7 @@ mod cluster;
 mod crashes;
 mod documented;
 mod elsewhere;
+mod failures;
 mod farm;
 mod first_use;
 mod garbage;

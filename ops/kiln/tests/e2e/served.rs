@@ -88,7 +88,7 @@ fn a_worker_names_the_input_whose_bytes_changed_on_the_farms_disk() {
     // The worker that built it has it; a fresh one must fetch it.
     std::fs::remove_dir_all(place.path("farm/workers")).expect("a worker was here");
     let hash = path.trim_start_matches("/nix/store/")[..32].to_owned();
-    flip(nar_of(&place, &path), 0.5);
+    flip(nar_of(&place.path("farm/store"), &path), 0.5);
     let _farm = place.up();
     let mut build = Process::start(&mut place.kiln(&["build", "-f", "set.nix", "-A", "two", "--json"]));
     let told = build.wait_for_line("\"class\":");
