@@ -9,6 +9,7 @@ use kiln_link::BlobSource;
 use kiln_nix::closure::{Closure, ClosureError};
 use kiln_nix::content::{ContentAddress, Method};
 use kiln_nix::hash::{Algorithm, Hash, Hasher};
+use kiln_nix::nar;
 use kiln_nix::scan::Candidates;
 use kiln_store::{BlobBytes, Packed, Packer};
 use kiln_wire::client::{DerivationFile, Request, Response};
@@ -224,18 +225,21 @@ async fn send(leader: &Leading, request: &Request, size_bytes: u64, body: &BlobB
     }
 }
 
-/// Finds the content address that the path follows from: Nix imports a tree by its NAR, a file flat, or a text with its references.
+/// Finds the content address that the path follows from: Nix imports a tree by its NAR or as Git has
+/// it, a file flat, or a text with its references.
 fn describe(store_dir: &StoreDir, path: &StorePath, file: &Path, packed: &Packed) -> anyhow::Result<PathInfo> {
-    let mut tried: BTreeMap<Method, BTreeSet<StorePath>> = BTreeMap::from([(Method::Nar, BTreeSet::new())]);
     let meta = file.symlink_metadata().with_context(|| format!("read `{}`", file.display()))?;
+    let mut tried = vec![(Method::Nar, BTreeSet::new())];
     if meta.is_file() {
-        tried.insert(Method::Flat, BTreeSet::new());
-        tried.insert(Method::Text, packed.references.iter().filter(|reference| *reference != path).cloned().collect());
+        tried.push((Method::Flat, BTreeSet::new()));
+        tried.push((Method::Text, packed.references.iter().filter(|reference| *reference != path).cloned().collect()));
     }
+    tried.push((Method::Git, BTreeSet::new()));
     for (method, references) in tried {
         let hash: Hash = match method {
             Method::Nar => packed.nar_hash.into(),
-            Method::Flat | Method::Text | Method::Git => flat_hash(file)?,
+            Method::Flat | Method::Text => flat_hash(file)?,
+            Method::Git => nar::git_hash_path(file, Algorithm::Sha1)?,
         };
         let address = ContentAddress { method, hash };
         if address.path(store_dir, path.name(), &references, false)? == *path {

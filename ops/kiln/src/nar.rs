@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use kiln_nix::hash::{Hash, base16, sha256_nix32};
+use kiln_nix::hash::{Algorithm, Hash, base16, sha256_nix32};
 use kiln_nix::nar::{self, HashWriter, Listing, NarDigest, NarError, Node, Tee};
 
 use crate::words;
@@ -60,6 +60,12 @@ pub struct HashArgs {
     /// Print hash and size as JSON
     #[arg(long)]
     json: bool,
+    /// Print the hash of the Git object that it is instead, as `nix hash path --mode git` does; empty directories count
+    #[arg(long)]
+    git: bool,
+    /// By which algorithm Git hashes: sha1 or sha256
+    #[arg(long, requires = "git", default_value = "sha1", value_parser = ["sha1", "sha256"])]
+    algo: String,
 }
 
 /// Runs the command.
@@ -115,6 +121,20 @@ fn ls(file: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
 fn hash(args: &HashArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let path = &args.path;
     let archive = !args.tree && (path.as_os_str() == "-" || starts_as_archive(path));
+    if args.git {
+        let algorithm = Algorithm::parse(&args.algo)?;
+        let hash = match archive {
+            true => nar::git_hash(open(path)?, algorithm).map_err(|err| refuse_of("hash", path, &err))?,
+            false => nar::git_hash_path(path, algorithm).map_err(refuse)?,
+        };
+        let text = match (args.json, args.base16, args.sri) {
+            (true, _, _) => serde_json::json!({ "gitHash": hash.to_nix32() }).to_string(),
+            (_, true, _) => hash.to_base16(),
+            (_, _, true) => hash.to_sri(),
+            (false, false, false) => hash.to_nix32(),
+        };
+        return writeln!(out, "{text}").context("print the hash");
+    }
     let digest = if archive { hash_archive(path)? } else { nar::hash_path(path).map_err(refuse)? };
     let text = if args.json {
         serde_json::json!({ "narHash": sha256_nix32(&digest.hash), "narSize": digest.size_bytes }).to_string()
@@ -130,7 +150,7 @@ fn hash(args: &HashArgs, out: &mut impl Write) -> anyhow::Result<()> {
 
 fn hash_archive(file: &Path) -> anyhow::Result<NarDigest> {
     let mut tee = Tee::new(open(file)?, HashWriter::new(io::sink()));
-    nar::check(&mut tee).map_err(|err| words::bad_input(format!("hash `{}`: {}", file.display(), chain(&err))))?;
+    nar::check(&mut tee).map_err(|err| refuse_of("hash", file, &err))?;
     Ok(tee.into_parts().1.finish().0)
 }
 
@@ -164,6 +184,10 @@ fn open(file: &Path) -> anyhow::Result<Box<dyn Read>> {
     }
     let opened = File::open(file).map_err(|err| words::bad_input(format!("open archive `{}`: {err}", file.display())))?;
     Ok(Box::new(opened))
+}
+
+fn refuse_of(what: &str, file: &Path, err: &NarError) -> anyhow::Error {
+    words::bad_input(format!("{what} `{}`: {}", file.display(), chain(err)))
 }
 
 fn refuse(err: NarError) -> anyhow::Error {
@@ -205,10 +229,24 @@ mod tests {
         assert_eq!(text(|out| ls(&file, false, out)), want);
         assert!(text(|out| ls(&file, true, out)).starts_with("{\"version\":1,\"root\":{\"type\":\"directory\",\"entries\":{\"a\":"));
         assert!(text(|out| check(&file, out)).starts_with("ok: 1 files, 1 directories, 1 symlinks; "));
-        let args = |path: &Path, tree| HashArgs { path: path.to_owned(), tree, base16: false, sri: false, json: false };
+        let args = |path: &Path, tree| HashArgs {
+            path: path.to_owned(),
+            tree,
+            base16: true,
+            sri: false,
+            json: false,
+            git: false,
+            algo: "sha1".into(),
+        };
         let of_tree = text(|out| hash(&args(&directory.path().join("tree"), false), out));
         assert_eq!(text(|out| hash(&args(&file, false), out)), of_tree);
         assert_ne!(text(|out| hash(&args(&file, true), out)), of_tree);
+        let git = |path: &Path, algo: &str| HashArgs { git: true, algo: algo.into(), ..args(path, false) };
+        let tree = directory.path().join("tree");
+        // `git add -A; git write-tree` there.
+        assert_eq!(text(|out| hash(&git(&tree, "sha1"), out)), "c173e5932d679c7e010d2b35523bf9a2938493b6\n");
+        assert_eq!(text(|out| hash(&git(&file, "sha1"), out)), "c173e5932d679c7e010d2b35523bf9a2938493b6\n");
+        assert_ne!(text(|out| hash(&git(&file, "sha256"), out)), "c173e5932d679c7e010d2b35523bf9a2938493b6\n");
         unpack(&file, &directory.path().join("again")).expect("unpacks");
         assert_eq!(text(|out| hash(&args(&directory.path().join("again"), false), out)), of_tree);
     }

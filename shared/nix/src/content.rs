@@ -22,7 +22,7 @@ pub enum Method {
     Nar,
     /// As flat, with references in the path; derivations and `builtins.toFile`.
     Text,
-    /// Git's object of a file tree.
+    /// Git's object of a file tree: of directories with the empty ones, and of one file without its mode.
     Git,
 }
 
@@ -109,14 +109,6 @@ pub enum ContentError {
         stated: String,
         /// The hash of its content.
         computed: String,
-    },
-    /// The content cannot be hashed in the stated way.
-    #[error("check the content of `{path}`: hashing it as `{address}` is not supported; import it as `fixed:r:sha256`")]
-    Unsupported {
-        /// The object.
-        path: StorePath,
-        /// Its content address.
-        address: String,
     },
     /// The NAR is broken, or not a single file where one is needed.
     #[error("read the content of a NAR")]
@@ -205,7 +197,7 @@ pub fn check_path(store_dir: &StoreDir, info: &PathInfo) -> Result<ContentAddres
 /// use [`check_nar_hash`] and spare the reading.
 ///
 /// # Errors
-/// [`ContentError::WrongContent`], [`ContentError::Unsupported`] for Git, or [`ContentError::Nar`].
+/// [`ContentError::WrongContent`] or [`ContentError::Nar`].
 pub fn check_content(info: &PathInfo, address: &ContentAddress, nar: impl Read) -> Result<(), ContentError> {
     let algorithm = address.hash.algorithm();
     let mut hasher = Hasher::new(algorithm);
@@ -217,7 +209,7 @@ pub fn check_content(info: &PathInfo, address: &ContentAddress, nar: impl Read) 
             return wrong_unless(info, address, &hasher.finish());
         }
         Method::Nar => nar::check(nar::Tee::new(nar, &mut hasher)).map(|_| ())?,
-        Method::Git => return Err(ContentError::Unsupported { path: info.path.clone(), address: address.to_string() }),
+        Method::Git => return wrong_unless(info, address, &nar::git_hash(nar, algorithm)?),
     }
     wrong_unless(info, address, &hasher.finish())
 }

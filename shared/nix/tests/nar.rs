@@ -100,6 +100,7 @@ fn variant(err: &NarError) -> &'static str {
         NarError::Changed { .. } => "changed",
         NarError::TreeDepth { .. } => "tree depth",
         NarError::Dump { .. } => "dump",
+        NarError::LongTrees => "long-trees",
     }
 }
 

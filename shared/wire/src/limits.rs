@@ -180,3 +180,7 @@ pub const TRANSCODED_MAX: usize = 2;
 
 /// Requests that wait for such a turn. Passing it: they are told to come again.
 pub const TRANSCODED_WAITING_MAX: usize = 64;
+
+/// Bytes of memory that the entries of open directories take while a tree is hashed as Git does, for a tree's size is hashed before its
+/// entries: some 200,000 entries. Passing it: what is to be addressed so is refused.
+pub const GIT_TREES_BYTES_MAX: usize = 64 << 20;

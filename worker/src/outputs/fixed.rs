@@ -80,7 +80,6 @@ pub fn check<R: Read>(
         | ContentError::Path { .. }
         | ContentError::WrongPath { .. }
         | ContentError::Missing { .. }
-        | ContentError::Unsupported { .. }
         | ContentError::Nar(_)) => FixedError::Hash { derivation: derivation(), err },
     })
 }

@@ -13,7 +13,7 @@ use kiln_nix::hash::{Algorithm, Hasher};
 use kiln_nix::nar;
 use kiln_nix::scan::Candidates;
 use kiln_nix::{Derivation, drv_path_of};
-use kiln_store::{Packed, Packer, Spool};
+use kiln_store::{BlobBytes, Packed, Packer, Spool};
 use kiln_wire::limits::{DERIVATION_BATCH_BYTES, DERIVATION_BYTES_MAX, NAR_BYTES_MAX};
 use kiln_wire::{DrvPath, StorePath};
 use tokio::runtime::Handle;
@@ -100,19 +100,20 @@ impl Adding {
             "add `{}`: a source whose name ends as those of derivations do; give it another",
             wanted.name
         );
-        ensure!(wanted.method != Method::Git, "add `{}`: content that is hashed as Git does is not taken", wanted.name);
         let mut hasher = Hasher::new(wanted.algorithm);
-        let packed = match wanted.method {
-            Method::Nar => pack(&wanted.name, nar::Tee::new(&mut content, &mut hasher))?,
-            Method::Flat | Method::Text | Method::Git => {
-                let mut spool = Spool::new(&std::env::temp_dir());
-                let mut contents = nar::Tee::new((&mut content).take(NAR_BYTES_MAX), &mut hasher);
-                io::copy(&mut contents, &mut spool).with_context(|| format!("receive `{}`", wanted.name))?;
-                let size_bytes = spool.size_bytes();
-                pack(&wanted.name, nar::of_file(spool.into_bytes().reader(), size_bytes))?
+        let (packed, hash) = match wanted.method {
+            Method::Nar => (pack(&wanted.name, nar::Tee::new(&mut content, &mut hasher))?, hasher.finish()),
+            Method::Flat | Method::Text => {
+                let (body, size_bytes) = spooled(&wanted.name, nar::Tee::new(content, &mut hasher))?;
+                (pack(&wanted.name, nar::of_file(body.reader(), size_bytes))?, hasher.finish())
+            }
+            // Clients send an archive, as for NARs.
+            Method::Git => {
+                let (body, _) = spooled(&wanted.name, content)?;
+                (pack(&wanted.name, body.reader())?, nar::git_hash(body.reader(), wanted.algorithm)?)
             }
         };
-        let address = ContentAddress { method: wanted.method, hash: hasher.finish() };
+        let address = ContentAddress { method: wanted.method, hash };
         let path = address.path(self.store.store_dir(), &wanted.name, &wanted.references, false)?;
         let facts = Facts {
             deriver: None,
@@ -214,6 +215,14 @@ impl Adding {
         self.derivation_bytes = 0;
         self.runtime.block_on(self.store.add_derivations(std::mem::take(&mut self.derivations)))
     }
+}
+
+/// Receives what is read more than once, and its size.
+fn spooled(name: &str, content: impl Read) -> anyhow::Result<(BlobBytes, u64)> {
+    let mut spool = Spool::new(&std::env::temp_dir());
+    io::copy(&mut content.take(NAR_BYTES_MAX), &mut spool).with_context(|| format!("receive `{name}`"))?;
+    let size_bytes = spool.size_bytes();
+    Ok((spool.into_bytes(), size_bytes))
 }
 
 fn pack(name: &str, nar: impl Read) -> anyhow::Result<Packed> {

@@ -8,11 +8,13 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::farm::{Place, Process, Ran};
+use crate::nix::Nix;
 
 /// A farm with the store directory of a Nix whose every directory is the test's own and that builds without a sandbox.
-struct Addressed {
-    farm: Process,
-    place: Place,
+pub struct Addressed {
+    pub farm: Process,
+    pub place: Place,
+    nix: Nix,
 }
 
 const FEATURES: &str = "nix-command ca-derivations impure-derivations";
@@ -58,37 +60,43 @@ rec {
 
 impl Addressed {
     fn new() -> Self {
-        let place = Place::new(SET);
-        std::fs::write(place.path("salt"), "first").expect("write");
-        std::fs::create_dir(place.path("conf")).expect("make directory");
-        let rules = format!("sandbox = false\nbuild-users-group =\nsubstituters =\nexperimental-features = {FEATURES}\n");
-        std::fs::write(place.path("conf/nix.conf"), rules).expect("write");
-        let farm = place.up_with(&["--store-dir", place.path("nix/store").to_str().expect("text")]);
-        Self { farm, place }
+        Self::with(SET, Nix::Installed)
     }
 
-    fn command(&self, program: &str, args: &[&str], root: &str) -> Command {
+    pub fn with(set: &str, nix: Nix) -> Self {
+        let place = Place::new(set);
+        std::fs::write(place.path("salt"), "first").expect("write");
+        std::fs::create_dir(place.path("conf")).expect("make directory");
+        let more = if nix == Nix::Debian13 { "git-hashing" } else { "" };
+        let rules = format!("sandbox = false\nbuild-users-group =\nsubstituters =\nexperimental-features = {FEATURES} {more}\n");
+        std::fs::write(place.path("conf/nix.conf"), rules).expect("write");
+        let farm = place.up_with(&["--store-dir", place.path("nix/store").to_str().expect("text")]);
+        Self { farm, place, nix }
+    }
+
+    pub fn command(&self, program: &str, args: &[&str], root: &str) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--signal=KILL", "120", program]).args(args).current_dir(self.place.path("")).stdin(Stdio::null());
         command.env("NIX_STORE_DIR", self.place.path("nix/store")).env("NIX_STATE_DIR", self.place.path(root).join("state"));
         command.env("NIX_LOG_DIR", self.place.path(root).join("log")).env("NIX_CONF_DIR", self.place.path("conf"));
         command.env("HOME", self.place.path("home")).env("KILN_DIR", self.place.path("farm")).env("NIX_REMOTE", "local");
+        self.nix.be_found(&mut command);
         command.env_remove("NIX_PATH").env_remove("KILN_FARM").env_remove("KILN_IDENTITY");
         command
     }
 
     /// Runs a Nix that has only itself.
-    fn nix(&self, program: &str, args: &[&str]) -> Ran {
+    pub fn nix(&self, program: &str, args: &[&str]) -> Ran {
         Ran(self.command(program, args, "nix").output().expect("nix-bin is installed"))
     }
 
-    fn instantiate(&self, attribute: &str) -> String {
+    pub fn instantiate(&self, attribute: &str) -> String {
         let shown = self.nix("nix-instantiate", &["set.nix", "-A", attribute]).expect_success();
         shown.out().lines().next().expect("a derivation").split('!').next().expect("a path").to_owned()
     }
 
     /// Has the farm build a derivation; returns its output paths, and how many builders ran.
-    fn farm(&self, derivation: &str) -> (Vec<String>, usize) {
+    pub fn farm(&self, derivation: &str) -> (Vec<String>, usize) {
         let built = self.place.run(&["build", derivation, "--json"]).expect_success();
         let last: Value = serde_json::from_str(built.out().lines().last().expect("a build")).expect("JSON");
         let paths = last["paths"].as_array().expect("a list").iter().map(|path| path.as_str().expect("a path").to_owned());

@@ -18,6 +18,7 @@ mod failures;
 mod farm;
 mod first_use;
 mod garbage;
+mod git_hashed;
 mod hook;
 #[path = "hook.rs"]
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]

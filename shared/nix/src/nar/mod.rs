@@ -4,6 +4,7 @@
 //! format is enforced while reading, and the bounds of file systems on names and targets too. Does not compress.
 //! The grammar is read and written by the crate `nix-archive`.
 
+mod git;
 mod listing;
 mod read;
 mod restore;
@@ -12,6 +13,9 @@ mod sink;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use kiln_wire::limits::GIT_TREES_BYTES_MAX;
+
+pub use git::{git_hash, git_hash_path};
 pub use listing::{Listing, Node};
 pub use read::{Counts, check, read_single_file};
 pub use restore::restore;
@@ -79,6 +83,9 @@ pub enum NarError {
         /// What it may take.
         bytes_max: u64,
     },
+    /// Its directories hold more than is kept in memory while they are hashed.
+    #[error("hash NAR as Git does: its open directories take more than {GIT_TREES_BYTES_MAX} bytes of memory; address it by its NAR")]
+    LongTrees,
     /// The stream of the archive failed.
     #[error("read NAR")]
     Read(#[source] io::Error),
