@@ -5,6 +5,7 @@
 //! named by its seed; the same seed gives the same run to the byte. Non-goals: openraft, quinn, disks and clocks as they are: the log
 //! (`log`, `election`, `replication`), network, store and disks are models. Does not copy decisions of the product: it calls them.
 
+pub mod bench;
 mod bug;
 mod client;
 mod dice;

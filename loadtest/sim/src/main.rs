@@ -8,11 +8,15 @@ kiln-sim: the farm's pure cores on one event heap, from a seed
   kiln-sim --seed N [--trace]      one run; with --trace every event in words
   kiln-sim [--from N] --seeds N    many runs, from seed N (default 1) on; stops at the first that breaks an invariant
   kiln-sim --bugs [--seeds N]      every planted bug, on up to N seeds each (default 3000), until its invariant catches it
+  kiln-sim plan --help             the planner's bench: real graphs on a simulated fleet
 
 Exit 0: every invariant held (or caught its bug). 1: not. 2: usage.";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|first| first == "plan").is_some() {
+        return kiln_sim::bench::main(arguments);
+    }
     let (mut seed, mut from, mut seeds, mut trace, mut bugs) = (None, 1, None, false, false);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|number| number.parse::<u64>().ok());

@@ -1,0 +1,132 @@
+//! List scheduling by an order that is fixed or counted: the rivals, and the reference.
+//!
+//! Does not reserve: a job that fits nowhere waits, and those of its queue behind it with it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use kiln_wire::Resources;
+
+use super::draws::expected_ms;
+use super::engine::{Placed, Policy, Span, View};
+use super::fleet::{Free, WorkerNo, share};
+use super::rank::upward;
+use super::workload::{JobNo, Workload};
+
+/// Which ready job goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Order {
+    /// The one that was ready first.
+    Fifo,
+    /// The longest one, durations known exactly: Buildbarn's order.
+    Longest,
+    /// Of the submission that has used least of its share, the one on which most others depend: Hydra's default (lowest share used,
+    /// then the number of direct dependents, then the older build).
+    Hydra,
+    /// The highest upward rank where every job counts 1.
+    UnitRank,
+    /// The highest upward rank with durations known exactly: the reference.
+    Rank,
+    /// The highest upward rank over estimates, with a guess by kind where there is none.
+    EstimatedRank,
+}
+
+/// Class and, where that matters, submission of a queue's jobs.
+type Of = (usize, usize);
+/// Ready jobs by key, ties by number.
+type Queue = BinaryHeap<(u64, Reverse<JobNo>)>;
+
+/// A list scheduler.
+pub(crate) struct List {
+    order: Order,
+    /// Which worker: the one that lacks least of the inputs, rather than the one with most room.
+    locality: bool,
+    /// By job; the highest first.
+    keys: Vec<u64>,
+    queues: BTreeMap<Of, Queue>,
+    /// Milliseconds of work that ended, by submission.
+    used_ms: Vec<u64>,
+    readied: u64,
+}
+
+impl List {
+    /// Returns a scheduler for a workload.
+    pub fn new(load: &Workload, order: Order, locality: bool) -> Self {
+        let keys = match order {
+            Order::Fifo => Vec::new(),
+            Order::Longest => load.tasks.iter().map(|task| task.duration_ms).collect(),
+            Order::Hydra => load.tasks.iter().map(|task| task.dependents.len() as u64).collect(),
+            Order::UnitRank => upward(load, |_| 1),
+            Order::Rank => upward(load, |job| load.task(job).duration_ms),
+            Order::EstimatedRank => upward(load, |job| expected_ms(load, job)),
+        };
+        let used_ms = vec![0; load.submissions.len()];
+        Self { order, locality, keys, queues: BTreeMap::new(), used_ms, readied: 0 }
+    }
+
+    /// Returns the queue whose first job goes next, of those that are not closed.
+    fn next_queue(&self, load: &Workload, closed: &[Of]) -> Option<Of> {
+        let first = |(queue, jobs): (&Of, &Queue)| {
+            let (key, job) = jobs.peek().filter(|_| !closed.contains(queue))?;
+            Some((Reverse(self.share_used(load, queue.1)), *key, *job, *queue))
+        };
+        self.queues.iter().filter_map(first).max().map(|(.., queue)| queue)
+    }
+
+    fn share_used(&self, load: &Workload, submission: usize) -> u64 {
+        match self.order {
+            Order::Hydra => self.used_ms[submission] / u64::from(load.submissions[submission].weight.max(1)),
+            Order::Fifo | Order::Longest | Order::UnitRank | Order::Rank | Order::EstimatedRank => 0,
+        }
+    }
+
+    fn spot(&self, view: &View<'_>, free: &[Free], job: JobNo) -> Option<(WorkerNo, Resources, Free)> {
+        let task = view.load.task(job);
+        let fits = |worker: WorkerNo| {
+            let share = share(&view.fleet.workers[worker.at()].offer, task);
+            let rest = free[worker.at()].take(share).filter(|_| view.fleet.is_able(worker, task.class))?;
+            let lacking = if self.locality { view.caches.lacking_bytes(view.load, job, worker) } else { 0 };
+            Some(((Reverse(lacking), free[worker.at()], Reverse(worker)), (worker, share, rest)))
+        };
+        view.fleet.numbers().filter_map(fits).max_by_key(|(order, _)| *order).map(|(_, spot)| spot)
+    }
+}
+
+impl Policy for List {
+    fn arrive(&mut self, _: &Workload, _: usize, _: u64) {}
+
+    fn ready(&mut self, load: &Workload, job: JobNo, _: u64) {
+        self.readied += 1;
+        let task = load.task(job);
+        let submission = if self.order == Order::Hydra { task.submission } else { 0 };
+        let key = self.keys.get(job.at()).copied().unwrap_or(u64::MAX - self.readied);
+        self.queues.entry((task.class, submission)).or_default().push((key, Reverse(job)));
+    }
+
+    fn ended(&mut self, load: &Workload, span: &Span, now_ms: u64) {
+        self.used_ms[load.task(span.job).submission] += now_ms - span.start_ms;
+    }
+
+    fn place(&mut self, view: &View<'_>) -> Placed {
+        let mut free = view.free.to_vec();
+        let mut closed = Vec::new();
+        let mut placements = Vec::new();
+        while free.iter().any(|free| free.slots > 0)
+            && let Some(queue) = self.next_queue(view.load, &closed)
+        {
+            let jobs = self.queues.get_mut(&queue).expect("it has a first job");
+            let (key, Reverse(job)) = jobs.pop().expect("it has a first job");
+            match self.spot(view, &free, job) {
+                Some((worker, share, rest)) => {
+                    free[worker.at()] = rest;
+                    placements.push((job, worker, share));
+                }
+                None => {
+                    self.queues.entry(queue).or_default().push((key, Reverse(job)));
+                    closed.push(queue);
+                }
+            }
+        }
+        Placed { placements, wake_ms: None }
+    }
+}

@@ -1,0 +1,119 @@
+//! The policy under test: a real farm. Its planner decides; it learns by the commands that a real coordinator would write.
+//!
+//! The only module of the bench that drives `kiln_core`. Does not decide anything: registers the fleet, submits, asks for a plan at each
+//! event, and reports what ended.
+
+use std::collections::{BTreeMap, HashMap};
+
+use kiln_core::{Command, Effect, Farm, Limits, plan};
+use kiln_wire::limits::JOBS_PER_ENTRY_MAX;
+use kiln_wire::{
+    Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Outcome, PathInfo, RequestId, Resources, Root, Sha256Hash, Timestamp, Usage,
+    WorkerId,
+};
+
+use super::engine::{Placed, Policy, Span, View};
+use super::fleet::{Fleet, WorkerNo};
+use super::workload::{JobNo, Task, Workload};
+
+/// A farm with its workers.
+pub(crate) struct Planner {
+    farm: Farm,
+    index: u64,
+    jobs: HashMap<DrvPath, JobNo>,
+    workers: BTreeMap<WorkerId, WorkerNo>,
+    leases: HashMap<JobNo, Lease>,
+}
+
+impl Planner {
+    /// Returns a farm in which the fleet is registered.
+    pub fn new(load: &Workload, fleet: &Fleet) -> Self {
+        let jobs = load.numbers().map(|job| (load.task(job).spec.derivation.clone(), job)).collect();
+        let workers = fleet.workers.iter().zip(fleet.numbers()).map(|(worker, number)| (worker.id.clone(), number)).collect();
+        let mut planner = Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new() };
+        for worker in &fleet.workers {
+            let (worker, offer) = (worker.id.clone(), worker.offer.clone());
+            planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: Timestamp(0) });
+        }
+        planner
+    }
+
+    /// Applies one entry of the log. The farm must not refuse what the bench proposes.
+    fn apply(&mut self, command: Command) -> Vec<Effect> {
+        self.index += 1;
+        let effects = self.farm.apply(LogIndex(self.index), command);
+        let refused = effects.iter().find(|effect| matches!(effect, Effect::Answer(kiln_core::Answer::Refused(_))));
+        assert!(refused.is_none(), "the farm refuses what its planner or the replay says: {refused:?}");
+        effects
+    }
+
+    /// Gives the leases of one plan. An attempt's id is the index of its entry, so each has one of its own, as with a real leader.
+    fn assign(&mut self, plan: kiln_core::Plan, now: Timestamp, given: &mut Vec<(JobNo, WorkerNo, Resources)>) {
+        for placement in plan.placements {
+            for effect in self.apply(Command::Assign { placements: vec![placement], now }) {
+                if let Effect::Dispatch { lease, resources, .. } = effect {
+                    let (job, worker) = (self.jobs[&lease.derivation], self.workers[&lease.worker]);
+                    self.leases.insert(job, lease);
+                    given.push((job, worker, resources));
+                }
+            }
+        }
+    }
+}
+
+impl Policy for Planner {
+    fn arrive(&mut self, load: &Workload, submission: usize, now_ms: u64) {
+        let (request, now) = (RequestId(submission as u64 + 1), Timestamp(now_ms));
+        let asked = &load.submissions[submission];
+        let tasks = &load.tasks[asked.jobs.start as usize..asked.jobs.end as usize];
+        for tasks in tasks.chunks(JOBS_PER_ENTRY_MAX) {
+            let jobs = tasks.iter().map(|task| task.spec.clone()).collect();
+            self.apply(Command::Stage { request, jobs, now });
+        }
+        let root = |task: &Task| Root { derivation: task.spec.derivation.clone(), outputs: Default::default() };
+        let roots = tasks.iter().filter(|task| task.dependents.is_empty()).map(root).collect();
+        self.apply(Command::Submit { request, name: asked.name.clone(), roots, keep_going: true, now });
+    }
+
+    fn ready(&mut self, _: &Workload, _: JobNo, _: u64) {}
+
+    fn ended(&mut self, load: &Workload, span: &Span, now_ms: u64) {
+        let (lease, now) = (self.leases.remove(&span.job).expect("what ends was leased"), Timestamp(now_ms));
+        let task = load.task(span.job);
+        let derivation = lease.derivation.clone();
+        self.apply(Command::Finish { lease, outcome: outcome(task, span), now });
+        self.apply(Command::Publish { derivation, now });
+    }
+
+    fn place(&mut self, view: &View<'_>) -> Placed {
+        let now = Timestamp(view.now_ms);
+        let mut placements = Vec::new();
+        loop {
+            let (proposed, report) = plan(&self.farm, now, &Limits::STANDARD);
+            let full = proposed.placements.len() == Limits::STANDARD.placements_max;
+            self.assign(proposed, now, &mut placements);
+            if !full {
+                return Placed { placements, wake_ms: report.wake.map(|(at, _)| at.0) };
+            }
+        }
+    }
+}
+
+/// What the worker says once a builder has ended. To what outputs refer, the graphs do not say: to nothing.
+fn outcome(task: &Task, span: &Span) -> Outcome {
+    let count = task.spec.outputs.len().max(1) as u64;
+    let info = |path| PathInfo {
+        path,
+        nar_hash: Sha256Hash([7; 32]),
+        nar_size_bytes: task.output_bytes / count,
+        references: Default::default(),
+        deriver: Some(task.spec.derivation.clone()),
+        content_address: None,
+        blob: Blob { size_bytes: task.output_bytes / count, blake3: Blake3Hash([7; 32]), sha256: Sha256Hash([7; 32]) },
+    };
+    let outputs = task.spec.outputs.iter().filter_map(|(name, path)| Some(BuiltOutput { name: name.clone(), info: info(path.clone()?) }));
+    let cpu_ms = task.duration_ms.saturating_mul(u64::from(span.given.cores.max(1)));
+    let memory_peak_bytes = task.spec.resources.memory_mib << 20;
+    let usage = Usage { wall_ms: task.duration_ms, cpu_ms, memory_peak_bytes, ..Usage::default() };
+    Outcome::Built { outputs: outputs.collect(), usage }
+}
