@@ -54,6 +54,14 @@ fn worker(daemons: &Daemons, number: u32, more: &str) -> String {
     file
 }
 
+fn wait_for_workers(daemons: &Daemons, names: &[&str]) {
+    wait_for("the workers", || {
+        let workers = daemons.place.run(&[&["workers", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
+        let connected = workers.as_array()?.iter().filter(|worker| worker["connected"] == true).cloned().collect::<Vec<_>>();
+        names.iter().all(|name| connected.iter().any(|worker| worker["worker"] == *name)).then_some(())
+    });
+}
+
 fn build(daemons: &Daemons, attribute: &str) -> Ran {
     daemons.place.run(&[&["build", "-f", "set.nix", "-A", attribute, "--json"], &daemons.farm()[..]].concat())
 }
@@ -94,10 +102,7 @@ fn what_runs_out_of_memory_gets_twice_as_much_up_to_the_largest_worker() {
     let large = worker(&daemons, 2, "cores = 2\nmemory_mib = 400\n");
     let _processes = [daemons.start("coordinator"), daemons.start_as("worker", &small), daemons.start_as("worker", &large)];
     daemons.wait_until_up();
-    wait_for("both workers", || {
-        let workers = daemons.place.run(&[&["workers", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
-        (workers.as_array()?.len() == 2).then_some(())
-    });
+    wait_for_workers(&daemons, &["w1", "w2"]);
     let fed = build(&daemons, "hungry");
     assert_eq!(fed.code(), 0, "{}", fed.out());
     let retried = events(&fed, "retried");
@@ -113,17 +118,23 @@ fn what_runs_out_of_memory_gets_twice_as_much_up_to_the_largest_worker() {
 #[test]
 fn each_limit_ends_a_build_for_good_and_names_its_value() {
     let daemons = Daemons::with(SET);
-    let limits = "\n[limits]\nwall_ms_max = 6000\nsilence_ms_max = 2000\nlog_bytes_max = 100000\noutput_bytes_max = 1000000\n";
-    let config = worker(&daemons, 1, limits);
-    let _processes = [daemons.start("coordinator"), daemons.start_as("worker", &config)];
+    let _coordinator = daemons.start("coordinator");
     daemons.wait_until_up();
-    let table = [("silent", "2 s", "silence"), ("talking", "6 s", "wall"), ("chatty", "100000", "log"), ("fat", "1000000", "output")];
-    for (attribute, value, limit) in table {
+    let table = [
+        ("silent", "silence_ms_max = 2000", "timed out: it wrote no log for 2 s, its silence limit"),
+        ("talking", "wall_ms_max = 4000", "timed out: it ran longer than its limit of 4 s"),
+        ("chatty", "log_bytes_max = 100000", "wrote more than 100000 bytes of log, its limit"),
+        ("fat", "output_bytes_max = 1000000", "outputs hold more than 1000000 bytes, the job's output size limit"),
+    ];
+    for (number, (attribute, limit, words)) in (1..).zip(table) {
+        // A worker that ends in order leaves the farm to the next one.
+        let worker = daemons.start_as("worker", &worker(&daemons, number, &format!("\n[limits]\n{limit}\n")));
         let ran = build(&daemons, attribute);
         let (class, message) = failure(&ran);
         assert_eq!(class, "limit exceeded", "{limit}: {message}");
-        assert!(message.contains(value), "{limit}: {message}");
+        assert!(message.contains(words), "{limit}: {message}");
         assert_eq!(ran.events("started"), 1, "{limit} is not tried again: {}", ran.out());
+        drop(worker);
     }
 }
 
@@ -142,6 +153,7 @@ fn what_three_workers_cannot_begin_is_set_aside_with_their_names() {
     let _coordinator = daemons.start("coordinator");
     let _workers: Vec<Process> = configs.iter().map(|config| daemons.start_as("worker", config)).collect();
     daemons.wait_until_up();
+    wait_for_workers(&daemons, &["w2", "w3", "w4"]);
     let ran = build(&daemons, "two");
     let (class, message) = failure(&ran);
     assert_eq!(class, "infrastructure failure");
