@@ -35,7 +35,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
                 }
                 None => return,
             },
-            () = parts.sessions.relieved() => driver.lead.changed(),
+            () = parts.sessions.strains_changed() => driver.lead.changed(),
             Some(fate) = fates.recv() => driver.settle(fate),
             () = tokio::time::sleep(wake) => driver.enforce_deadlines(),
         }
@@ -121,7 +121,7 @@ impl Driver {
                 parts.granted.keep_only(&worker, &keep);
                 parts.sessions.registered(&worker, epoch, parts.clock.steady());
                 let log_bytes = parts.logs.open_bytes(&keep);
-                self.send(&worker, ToWorker::Welcome { leader, epoch, keep, log_bytes });
+                self.send(&worker, ToWorker::Welcome { leader, epoch, keep, log_bytes, hears_strain: true });
             }
             Effect::Dispatch { lease, resources, limits } => {
                 tokio::spawn(dispatch::dispatch(parts.clone(), leader, lease, resources, limits));

@@ -17,7 +17,7 @@ pub(crate) type Outbox = mpsc::UnboundedSender<ToWorker>;
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     inner: Mutex<Inner>,
-    relieved: Notify,
+    strains: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -63,9 +63,15 @@ impl Sessions {
 
     /// Notes whether a worker takes new jobs, and why not.
     pub(crate) fn strained(&self, worker: &WorkerId, session: u64, strain: Option<Strain>) {
-        if self.lock().contacts.strained(worker, session, strain) {
-            self.relieved.notify_one();
+        let mut inner = self.lock();
+        if !inner.contacts.strained(worker, session, strain) {
+            return;
         }
+        match inner.contacts.strain(worker) {
+            Some(strain) => tracing::warn!(%worker, why = strain.message, "worker takes nothing new"),
+            None => tracing::info!(%worker, "worker takes jobs again"),
+        }
+        self.strains.notify_one();
     }
 
     /// Returns why a worker takes nothing new.
@@ -73,9 +79,9 @@ impl Sessions {
         self.lock().contacts.strain(worker).cloned()
     }
 
-    /// Waits until a worker takes jobs again. Cancel safe; for one waiter.
-    pub(crate) async fn relieved(&self) {
-        self.relieved.notified().await;
+    /// Waits until a worker takes jobs again, or other ones than before. Cancel safe; for one waiter.
+    pub(crate) async fn strains_changed(&self) {
+        self.strains.notified().await;
     }
 
     /// Whether the worker has a session whose registration the farm has given, and takes new jobs.

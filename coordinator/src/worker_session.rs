@@ -70,6 +70,8 @@ async fn read(
             FromWorker::Hello(hello) => match outbox.take() {
                 Some(outbox) if hello.worker == *worker => {
                     let opened = parts.sessions.open(worker, session, outbox, parts.clock.steady());
+                    // Before it is registered, and so before anything is placed on it.
+                    parts.sessions.strained(worker, session, hello.strain.clone());
                     if !opened || !register(parts, hello).await {
                         // Its outbox goes with this, and its writer says where to dial.
                         parts.sessions.close(worker, session);
@@ -81,13 +83,7 @@ async fn read(
                 }
             },
             FromWorker::Heartbeat => {}
-            FromWorker::Admission(strain) => {
-                match &strain {
-                    Some(strain) => tracing::warn!(%worker, why = strain.message, "worker takes nothing new"),
-                    None => tracing::info!(%worker, "worker takes jobs again"),
-                }
-                parts.sessions.strained(worker, session, strain);
-            }
+            FromWorker::Admission(strain) => parts.sessions.strained(worker, session, strain),
             FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
             FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),
             FromWorker::Finished { lease, outcome } if lease.worker == *worker => {

@@ -63,9 +63,10 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Looks at the disk of `dir`, and at load as `cores` bear it.
-    pub fn new(dir: &Path, cores: u32) -> Self {
-        Self { dir: dir.to_owned(), cores: cores.max(1) }
+    /// Looks at the disk of `dir`, and at load as all of the machine's processors bear it.
+    pub fn new(dir: &Path) -> Self {
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
+        Self { dir: dir.to_owned(), cores: online.and_then(|text| processors(&text)).unwrap_or(1) }
     }
 
     /// Looks once. What cannot be read is none.
@@ -95,6 +96,15 @@ fn stalled(text: &str, kind: &str, average: &str) -> Option<u32> {
 /// Reads the load of the last minute, in thousandths for each core.
 fn load(text: &str, cores: u32) -> Option<u32> {
     thousandths(text.split(' ').next()?, 1000).map(|load| load / cores)
+}
+
+/// Counts the processors of a list of ranges, `0-3,8`.
+fn processors(text: &str) -> Option<u32> {
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
+    };
+    text.trim().split(',').map(range).try_fold(0u32, |sum, count| sum.checked_add(count?)).filter(|sum| *sum > 0)
 }
 
 fn memory_available_mib(text: &str) -> Option<u64> {
@@ -127,6 +137,22 @@ mod tests {
     }
 
     #[test]
+    fn processors_are_counted() {
+        let table = [
+            ("0\n", Some(1)),
+            ("0-3\n", Some(4)),
+            ("0-1,4,6-7\n", Some(5)),
+            ("", None),
+            ("3-1", None),
+            ("0-4294967295", None),
+            ("0,x", None),
+        ];
+        for (text, expect) in table {
+            assert_eq!(processors(text), expect, "{text}");
+        }
+    }
+
+    #[test]
     fn other_words_are_none() {
         for text in ["", "some", "some avg60", "some avg60=", "some avg60=x.yz", "some avg60=4294967295.99", "full avg10=1.00"] {
             assert_eq!(stalled(text, "some", "avg60="), None, "{text}");
@@ -141,7 +167,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_read() {
-        let vitals = Gauges::new(Path::new("/"), 2).read();
+        let vitals = Gauges::new(Path::new("/")).read();
         assert!(vitals.disk_free_bytes.is_some() && vitals.memory_free_mib.is_some_and(|mib| mib > 0), "{vitals:?}");
         assert!(vitals.load_permille.is_some(), "{vitals:?}");
     }

@@ -185,7 +185,7 @@ impl Health {
     fn new(config: &Config) -> Self {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { gauges: Gauges::new(&config.dir, config.cores()), admission: Admission::new(config.bounds()), look }
+        Self { gauges: Gauges::new(&config.dir), admission: Admission::new(config.bounds()), look }
     }
 }
 
@@ -319,7 +319,14 @@ impl Life {
 
     /// Looks at the machine; returns what the leader is to be told.
     fn look(&mut self) -> Result<Vec<FromWorker>, StaleLeader> {
-        let strain = self.health.admission.look(&self.health.gauges.read(), self.shell.is_busy());
+        let vitals = self.health.gauges.read();
+        let strain = self.health.admission.look(&vitals, self.shell.is_busy());
+        let wanted = self.health.admission.room_wanted(&vitals);
+        if wanted > 0 {
+            let workshop = self.workshop.clone();
+            // Nobody waits for it: the next look sees what became of it.
+            drop(tokio::task::spawn_blocking(move || workshop.cache.make_room(wanted)));
+        }
         let messages = self.shell.strained(strain)?;
         for message in &messages {
             match message {

@@ -53,7 +53,7 @@ impl Contacts {
     /// Closes a session, unless a later one has taken its place. Returns whether it was the live one.
     pub fn close(&mut self, worker: &WorkerId, session: u64) -> bool {
         let contact = self.workers.get_mut(worker).filter(|contact| contact.session == Some(session));
-        contact.map(|contact| contact.session = None).is_some()
+        contact.map(|contact| (contact.session, contact.strain) = (None, None)).is_some()
     }
 
     /// Notes that a worker lives.
@@ -73,14 +73,14 @@ impl Contacts {
         }
     }
 
-    /// Notes whether the worker of the live session takes new jobs, and why not. Returns whether planning is worth while because of it: an old
-    /// session says nothing.
+    /// Notes whether the worker of the live session takes new jobs, and why not. Returns whether that is news: an old session has none.
     pub fn strained(&mut self, worker: &WorkerId, session: u64, strain: Option<Strain>) -> bool {
         let Some(contact) = self.workers.get_mut(worker).filter(|contact| contact.session == Some(session)) else { return false };
         let strain = strain.map(|strain| Strain { message: cut(&strain.message, STRAIN_MESSAGE_BYTES_MAX), ..strain });
-        let relieved = contact.strain.is_some() && strain.is_none();
+        let lacks = |strain: &Option<Strain>| strain.as_ref().map(|strain| strain.lacks);
+        let is_news = lacks(&strain) != lacks(&contact.strain);
         contact.strain = strain;
-        relieved
+        is_news
     }
 
     /// Returns why the worker takes nothing new.
@@ -161,23 +161,27 @@ mod tests {
     }
 
     #[test]
-    fn a_strain_is_the_live_sessions_and_planning_follows_its_end_only() {
+    fn a_strain_is_the_live_sessions_and_news_once() {
         let strain = |words: &str| Some(Strain { lacks: Lacking::Disk, message: String::from(words) });
         let mut contacts = Contacts::default();
         assert!(!contacts.strained(&worker(), 1, strain("nobody knows it")));
         contacts.open(&worker(), 1, Steady(0));
         contacts.registered(&worker(), Epoch(7), Steady(0));
         assert!(contacts.takes_jobs(&worker()));
-        assert!(!contacts.strained(&worker(), 1, strain("full")), "nothing new can be placed");
+        assert!(contacts.strained(&worker(), 1, strain("full")));
+        assert!(!contacts.strained(&worker(), 1, strain("still full")), "the same");
         assert!(!contacts.takes_jobs(&worker()) && contacts.is_present(&worker()));
         assert!(!contacts.strained(&worker(), 0, None), "an old session");
-        assert_eq!(contacts.strain(&worker()).map(|strain| strain.message.as_str()), Some("full"));
+        assert_eq!(contacts.strain(&worker()).map(|strain| strain.message.as_str()), Some("still full"));
         assert!(contacts.strained(&worker(), 1, None));
         assert!(!contacts.strained(&worker(), 1, None), "it took jobs already");
         contacts.strained(&worker(), 1, strain(&"x".repeat(9_999)));
         assert_eq!(contacts.strain(&worker()).map(|strain| strain.message.len()), Some(STRAIN_MESSAGE_BYTES_MAX));
         contacts.open(&worker(), 2, Steady(0));
         assert_eq!(contacts.strain(&worker()), None, "the next session says it anew");
+        contacts.strained(&worker(), 2, strain("full"));
+        contacts.close(&worker(), 2);
+        assert_eq!(contacts.strain(&worker()), None, "of one that is away nothing is known");
     }
 
     #[test]

@@ -200,7 +200,11 @@ impl World {
             Effect::Welcome { worker, epoch, keep } => {
                 let steady = this.steady(now);
                 this.memory.contacts.registered(&worker, epoch, steady);
-                self.send_to_worker(node, &worker, ToWorker::Welcome { leader, epoch, keep, log_bytes: Default::default() });
+                self.send_to_worker(
+                    node,
+                    &worker,
+                    ToWorker::Welcome { leader, epoch, keep, log_bytes: Default::default(), hears_strain: true },
+                );
             }
             Effect::Dispatch { lease, resources, limits } => {
                 self.task(node, delay, Task::Dispatch { leader, lease, resources, limits });

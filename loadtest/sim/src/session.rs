@@ -167,8 +167,8 @@ impl World {
             FromWorker::Heartbeat | FromWorker::Started(_) | FromWorker::Log { .. } => {}
             FromWorker::Admission(strain) => {
                 let number = u64::try_from(conn).expect("a session's number");
-                let relieved = self.nodes[node].memory.contacts.strained(&worker, number, strain);
-                if relieved && !self.has(Bug::ReliefIsUnheard) {
+                let is_news = self.nodes[node].memory.contacts.strained(&worker, number, strain);
+                if is_news && !self.has(Bug::ReliefIsUnheard) {
                     self.nodes[node].memory.lead.changed();
                 }
                 self.turn(node);
@@ -189,6 +189,7 @@ impl World {
         if !self.nodes[node].memory.contacts.open(&hello.worker, number, steady) {
             return self.end_at_node(conn);
         }
+        self.nodes[node].memory.contacts.strained(&hello.worker, number, hello.strain);
         let Hello { worker, offer, attempts, since, .. } = hello;
         let now = self.stamp(node);
         self.propose(node, vec![Command::Register { worker, offer, attempts, since, now }], Then::Nobody);

@@ -28,6 +28,9 @@ pub struct Hello {
     /// over; one that was leased before and is not named was lost with an earlier process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Epoch>,
+    /// Why it takes no new attempts at present; none if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strain: Option<Strain>,
 }
 
 /// What a worker can run.
@@ -71,7 +74,8 @@ pub enum FromWorker {
         /// How.
         outcome: Outcome,
     },
-    /// Whether it takes new attempts from here on: why not, or none if it does. Said when that changes, and after a welcome if it does not.
+    /// Whether it takes new attempts from here on: why not, or none if it does. Said when that has changed since the hello, to a leader
+    /// that hears it (`Welcome::hears_strain`).
     Admission(Option<Strain>),
 }
 
@@ -111,6 +115,9 @@ pub enum ToWorker {
         /// Bytes of log that this leader has of attempts that go on; of others none. The worker sends the rest.
         #[serde(default)]
         log_bytes: BTreeMap<AttemptId, u64>,
+        /// The leader knows `Admission`. One that does not would end the session.
+        #[serde(default)]
+        hears_strain: bool,
     },
     /// The coordinator does not lead; the stream ends. Attempts go on: only the leader may end them.
     NotLeader(NotLeader),

@@ -71,6 +71,13 @@ impl Admission {
         found
     }
 
+    /// Returns how many bytes the disk lacks until its strain ends; 0 if there is none.
+    pub fn room_wanted(&self, vitals: &Vitals) -> u64 {
+        let wanted = self.at_least(Lacking::Disk, self.bounds.disk_free_bytes_min);
+        let free = vitals.disk_free_bytes.filter(|_| self.strained == Some(Lacking::Disk));
+        free.map_or(0, |free| wanted.saturating_sub(free))
+    }
+
     fn disk(&self, vitals: &Vitals) -> Option<Strain> {
         let min = self.bounds.disk_free_bytes_min;
         let free = vitals.disk_free_bytes.filter(|free| *free < self.at_least(Lacking::Disk, min))?;
@@ -171,6 +178,11 @@ mod tests {
         let full = with(|vitals| vitals.disk_free_bytes = Some(0));
         let strain = Admission::new(BOUNDS).look(&full, false).expect("strained");
         assert_eq!(strain.lacks, Lacking::Disk);
+        let (full, roomy) = (with(|vitals| vitals.disk_free_bytes = Some(100)), with(|_| {}));
+        let mut admission = Admission::new(BOUNDS);
+        assert_eq!(admission.room_wanted(&full), 0, "it was not looked at");
+        admission.look(&full, false);
+        assert_eq!((admission.room_wanted(&full), admission.room_wanted(&roomy)), ((5 << 28) - 100, 0));
         assert_eq!(strain.message, "its disk has 0 MiB free and 1024 must be (`disk_free_bytes_min`): make room there");
     }
 

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-use kiln_wire::worker::{Assignment, FromWorker, Hello, Offer, Strain, ToWorker};
+use kiln_wire::worker::{Assignment, FromWorker, Hello, Lacking, Offer, Strain, ToWorker};
 use kiln_wire::{AttemptId, DrvPath, Epoch, Leader, Lease, Outcome, OutputName, Resources, WorkerId};
 
 use crate::action::{Action, StaleLeader};
@@ -32,6 +32,10 @@ pub struct Agent {
     ended_order: VecDeque<Lease>,
     /// Why it takes nothing new.
     strain: Option<Strain>,
+    /// What of it the leader of the open session was told.
+    told: Option<Lacking>,
+    /// Whether that leader would understand.
+    is_heard: bool,
 }
 
 impl Agent {
@@ -49,11 +53,14 @@ impl Agent {
             ended: BTreeSet::new(),
             ended_order: VecDeque::new(),
             strain: None,
+            told: None,
+            is_heard: false,
         }
     }
 
     /// Returns what opens a session. Names every attempt that runs, waits, or has an unacknowledged result.
-    pub fn hello(&self) -> Hello {
+    pub fn hello(&mut self) -> Hello {
+        self.told = self.strain.as_ref().map(|strain| strain.lacks);
         let alive = self.attempts.iter().filter(|(_, attempt)| attempt.is_alive());
         Hello {
             worker: self.worker.clone(),
@@ -61,13 +68,16 @@ impl Agent {
             leader_seen: self.leader_seen,
             attempts: alive.map(|(lease, _)| lease.clone()).collect(),
             since: self.epoch_first,
+            strain: self.strain.clone(),
         }
     }
 
     /// Takes a message of a leader. The same message twice does nothing the second time.
     pub fn receive(&mut self, message: ToWorker) -> Vec<Action> {
         match message {
-            ToWorker::Welcome { leader, epoch, keep, log_bytes: _ } => self.obey(leader, |agent| agent.welcome(epoch, &keep)),
+            ToWorker::Welcome { leader, epoch, keep, log_bytes: _, hears_strain } => {
+                self.obey(leader, |agent| agent.welcome(epoch, &keep, hears_strain))
+            }
             // Of concern to whoever looks for the leader; attempts go on.
             ToWorker::NotLeader(_) => Vec::new(),
             ToWorker::Dispatch(assignment) => self.obey(assignment.leader, |agent| agent.dispatch(Box::new(assignment))),
@@ -103,12 +113,18 @@ impl Agent {
     /// Notes whether the machine can take more, and why not; the leader hears of it when what is short changes. A job that comes all the same is
     /// taken: it was sent before.
     pub fn strained(&mut self, strain: Option<Strain>) -> Vec<Action> {
-        let lacks = |strain: &Option<Strain>| strain.as_ref().map(|strain| strain.lacks);
-        if lacks(&strain) == lacks(&self.strain) {
-            return Vec::new();
+        self.strain = strain;
+        self.tell_strain().into_iter().collect()
+    }
+
+    /// Tells the leader of the open session what it does not know of the machine.
+    fn tell_strain(&mut self) -> Option<Action> {
+        let lacks = self.strain.as_ref().map(|strain| strain.lacks);
+        if self.session.is_none() || !self.is_heard || lacks == self.told {
+            return None;
         }
-        self.strain.clone_from(&strain);
-        self.send(FromWorker::Admission(strain))
+        self.told = lacks;
+        Some(Action::Send(FromWorker::Admission(self.strain.clone())))
     }
 
     /// The farm confirmed that it has this many bytes of an output. Never goes back.
@@ -186,13 +202,13 @@ impl Agent {
     }
 
     /// Stops what the farm gave up, and says again what it may have missed. A welcome that is not newer than the last one is old news.
-    fn welcome(&mut self, epoch: Epoch, keep: &[Lease]) -> Vec<Action> {
+    fn welcome(&mut self, epoch: Epoch, keep: &[Lease], hears_strain: bool) -> Vec<Action> {
         if epoch <= self.epoch_seen {
             return Vec::new();
         }
         self.epoch_seen = epoch;
         self.epoch_first.get_or_insert(epoch);
-        self.session = Some(epoch);
+        (self.session, self.is_heard) = (Some(epoch), hears_strain);
         let given_up = |(lease, attempt): (&Lease, &Attempt)| {
             let old = lease.epoch < epoch && !keep.contains(lease);
             (old && !matches!(attempt, Attempt::Finished(_))).then(|| lease.clone())
@@ -202,7 +218,7 @@ impl Agent {
         // Those that were given up too: the farm acknowledges any report, so that it can be forgotten.
         let reports = self.unacknowledged().map(|(lease, outcome)| FromWorker::Finished { lease: lease.clone(), outcome: outcome.clone() });
         actions.extend(reports.map(Action::Send));
-        actions.extend(self.strain.clone().map(|strain| Action::Send(FromWorker::Admission(Some(strain)))));
+        actions.extend(self.tell_strain());
         actions.extend(self.start_queued());
         actions
     }

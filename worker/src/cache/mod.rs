@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_wire::{PathInfo, Sha256Hash, StorePath};
@@ -42,6 +42,8 @@ struct Shared {
     shares: bool,
     bytes_max: u64,
     index: Mutex<Index>,
+    /// What [`Cache::make_room`] removed is on its way out.
+    making_room: AtomicBool,
 }
 
 /// What a cache may take, and how it takes it.
@@ -147,7 +149,9 @@ impl Cache {
         let incoming_next = AtomicU64::new(0);
         let index = Mutex::new(index);
         let Budget { bytes_max, share_files: shares } = budget;
-        let shared = Shared { dir: store_dir, fd, incoming_dir, incoming, incoming_next, trash, links, shares, bytes_max, index };
+        let making_room = AtomicBool::new(false);
+        let shared =
+            Shared { dir: store_dir, fd, incoming_dir, incoming, incoming_next, trash, links, shares, bytes_max, index, making_room };
         let cache = Self { shared: Arc::new(shared) };
         // What the trash still has was counted above.
         cache.sweep_links(0);
@@ -224,12 +228,42 @@ impl Cache {
         self.shared.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes the least recently used unpinned paths until the budget holds.
-    fn collect(&self, index: &mut Index) {
-        while index.bytes() > self.shared.bytes_max {
+    /// Gives `bytes` back to a disk that others have filled, by removing the least recently used unpinned paths. Does nothing while what it
+    /// removed the last time is still on its way out. Blocks: each path is renamed.
+    pub fn make_room(&self, bytes: u64) {
+        if self.shared.making_room.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut index = self.index();
+        let before = index.bytes();
+        self.shrink(&mut index, before.saturating_sub(bytes));
+        let removed_bytes = before - index.bytes();
+        if index.wants_sweep(0) {
+            self.sweep_links(index.leaving_bytes());
+        }
+        drop(index);
+        if removed_bytes > 0 {
+            tracing::info!(removed_bytes, wanted_bytes = bytes, "the disk is short: what the store cache used longest ago goes");
+        }
+        let shared = Arc::downgrade(&self.shared);
+        self.shared.trash.then(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.making_room.store(false, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Removes the least recently used unpinned paths until the others take no more than `bytes_max`.
+    fn shrink(&self, index: &mut Index, bytes_max: u64) {
+        while index.bytes() > bytes_max {
             let Some(path) = index.idle.first_key_value().map(|(_, path)| path.clone()) else { break };
             self.remove(index, &path);
         }
+    }
+
+    /// Holds the budget, as far as what is pinned lets it.
+    fn collect(&self, index: &mut Index) {
+        self.shrink(index, self.shared.bytes_max);
         if index.wants_sweep(self.shared.bytes_max / UNSWEPT_SHARE) {
             self.sweep_links(index.leaving_bytes());
         }

@@ -58,6 +58,28 @@ fn a_full_cache_of_pinned_paths_takes_more_and_shrinks_later() {
 }
 
 #[test]
+fn a_disk_that_is_short_gets_back_what_was_used_longest_ago_and_nothing_that_is_in_use() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let cache = open(dir.path(), 1000);
+    let pinned = keep(&cache, &info('a', 1, 10)).expect("kept");
+    for name in ['b', 'c', 'd'] {
+        drop(keep(&cache, &info(name, 1, 10)).expect("kept"));
+    }
+    let emptied = || {
+        let (done, gone) = std::sync::mpsc::channel();
+        cache.shared.trash.then(move || done.send(()).expect("somebody waits"));
+        gone.recv().expect("the trash is emptied");
+    };
+    cache.make_room(11);
+    assert_eq!(present(&cache), "ad", "b and c were used longest ago");
+    emptied();
+    assert!(!cache.host_path(&info('b', 1, 10).path).exists());
+    cache.make_room(u64::MAX);
+    assert_eq!(present(&cache), "a", "a build uses it");
+    drop(pinned);
+}
+
+#[test]
 fn other_content_of_a_path_is_missing_and_replaces_only_what_nobody_uses() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let cache = open(dir.path(), 100);

@@ -403,7 +403,7 @@ async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) 
     let (outbox, mut inbox) = mpsc::unbounded_channel();
     let mut log_bytes = lock(&state.log_bytes).clone();
     log_bytes.retain(|attempt, _| hello.attempts.iter().any(|lease| lease.attempt == *attempt));
-    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone(), log_bytes };
+    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone(), log_bytes, hears_strain: true };
     sender.send(&welcome).await.ok()?;
     *lock(&state.outbox) = Some(outbox);
     state.sender.send(FromWorker::Hello(hello)).ok()?;

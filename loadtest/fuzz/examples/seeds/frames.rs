@@ -209,7 +209,14 @@ fn from_worker() -> Vec<FromWorker> {
     let built = Outcome::Built { outputs: vec![BuiltOutput { name: out(), info: info() }], usage: Usage::default() };
     let failure = Failure { class: FailureClass::LimitExceeded, message: "its log is over 64 MiB".to_owned() };
     vec![
-        FromWorker::Hello(Hello { worker: worker(), offer: offer(), leader_seen: leader(), attempts: vec![lease()], since: None }),
+        FromWorker::Hello(Hello {
+            worker: worker(),
+            offer: offer(),
+            leader_seen: leader(),
+            attempts: vec![lease()],
+            since: None,
+            strain: None,
+        }),
         FromWorker::Heartbeat,
         FromWorker::Admission(Some(Strain { lacks: Lacking::Disk, message: "its disk is full".to_owned() })),
         FromWorker::Admission(None),
@@ -233,7 +240,13 @@ fn to_worker() -> Vec<ToWorker> {
         resolved: None,
     };
     vec![
-        ToWorker::Welcome { leader: leader(), epoch: Epoch(3), keep: vec![lease()], log_bytes: [(AttemptId(7), 100)].into() },
+        ToWorker::Welcome {
+            leader: leader(),
+            epoch: Epoch(3),
+            keep: vec![lease()],
+            log_bytes: [(AttemptId(7), 100)].into(),
+            hears_strain: true,
+        },
         ToWorker::NotLeader(NotLeader { leader: Some(leader_at()) }),
         ToWorker::Dispatch(assignment),
         ToWorker::Revoke { leader: leader(), lease: lease() },

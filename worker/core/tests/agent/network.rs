@@ -135,9 +135,10 @@ impl World {
     fn act(&mut self, effect: Effect) {
         let leader = leader(self.term);
         match effect {
-            Effect::Welcome { worker, epoch, keep } => {
-                self.post(&worker, Letter::to_worker(ToWorker::Welcome { leader, epoch, keep, log_bytes: BTreeMap::new() }))
-            }
+            Effect::Welcome { worker, epoch, keep } => self.post(
+                &worker,
+                Letter::to_worker(ToWorker::Welcome { leader, epoch, keep, log_bytes: BTreeMap::new(), hears_strain: true }),
+            ),
             Effect::Dispatch { lease, resources, .. } => {
                 let to = lease.worker.clone();
                 self.post(&to, Letter::to_worker(ToWorker::Dispatch(assignment(lease, self.term, resources))));
@@ -273,7 +274,8 @@ impl World {
         if self.hosts[worker].session.is_none() && self.dice.once_in(4) {
             self.sessions += 1;
             let session = self.sessions;
-            let hello = FromWorker::Hello(self.hosts[worker].agent.hello());
+            let agent = &mut self.hosts.get_mut(worker).expect("a host").agent;
+            let hello = FromWorker::Hello(agent.hello());
             self.host(worker).session = Some((session, u64::MAX));
             self.post(worker, Letter::ToFarm(hello));
         }

@@ -20,16 +20,17 @@ fn check_on(agent: &mut Agent, steps: &[(&str, &str)]) {
     }
 }
 
-/// `welcome TERM EPOCH [LEASE…]` · `dispatch TERM LEASE [cores=N] [mem=N]` · `revoke TERM LEASE` · `acknowledge LEASE` ·
+/// `welcome TERM EPOCH [LEASE…]`, of an earlier release `old-welcome …` · `dispatch TERM LEASE [cores=N] [mem=N]` · `revoke TERM LEASE` · `acknowledge LEASE` ·
 /// `started LEASE` · `ended LEASE` · `strained WHY` · `relieved` · `disconnected` · `hello`
 fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
     let words: Vec<&str> = step.split_whitespace().collect();
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
     let option = |key: &str| words.iter().find_map(|word| word.strip_prefix(key)).map(|value| value.parse().expect("a number"));
     match words[0] {
-        "welcome" => {
+        "welcome" | "old-welcome" => {
             let keep = words[3..].iter().map(|word| read(word)).collect();
-            agent.receive(ToWorker::Welcome { leader: leader(number(1)), epoch: Epoch(number(2)), keep, log_bytes: Default::default() })
+            let (leader, epoch, log_bytes) = (leader(number(1)), Epoch(number(2)), Default::default());
+            agent.receive(ToWorker::Welcome { leader, epoch, keep, log_bytes, hears_strain: words[0] == "welcome" })
         }
         "dispatch" => {
             let cores = u32::try_from(option("cores=").unwrap_or(1)).expect("small");
@@ -71,7 +72,12 @@ fn text(action: &Action) -> String {
         Action::Send(FromWorker::Started(lease)) => format!("send started {}", name(lease)),
         Action::Send(FromWorker::Finished { lease, .. }) => format!("send finished {}", name(lease)),
         Action::Send(FromWorker::Hello(hello)) => {
-            format!("send hello term={} [{}]", hello.leader_seen.term, hello.attempts.iter().map(name).collect::<Vec<_>>().join(" "))
+            let strain = hello.strain.as_ref().map(|strain| format!(" {:?}", strain.lacks)).unwrap_or_default();
+            format!(
+                "send hello term={}{strain} [{}]",
+                hello.leader_seen.term,
+                hello.attempts.iter().map(name).collect::<Vec<_>>().join(" ")
+            )
         }
         Action::Send(FromWorker::Admission(strain)) => format!("send lacks {:?}", strain.as_ref().map(|strain| strain.lacks)),
         Action::Send(FromWorker::Heartbeat | FromWorker::Log { .. }) => "send something else".to_owned(),
@@ -102,17 +108,22 @@ fn an_attempt_runs_is_reported_and_is_forgotten() {
 fn a_leader_hears_of_a_strain_when_it_begins_and_ends_and_each_leader_anew() {
     check(&[
         ("strained 1-MiB-free", ""),
-        ("welcome 1 5", "remember term 1, send lacks Some(Disk)"),
+        ("hello", "send hello term=0 Disk []"),
+        // It knows from the hello.
+        ("welcome 1 5", "remember term 1"),
         ("strained 0-MiB-free", ""),
         // It was sent before the leader knew.
         ("dispatch 1 a#7/5", "start a#7/5"),
-        ("disconnected", ""),
-        ("welcome 2 6", "remember term 2, kill a#7/5, send lacks Some(Disk)"),
         ("relieved", "send lacks None"),
         ("relieved", ""),
-        ("welcome 2 7", ""),
-        ("strained 1-MiB-free", "send lacks Some(Disk)"),
+        ("strained 0-MiB-free", "send lacks Some(Disk)"),
+        ("disconnected", ""),
+        ("hello", "send hello term=1 Disk [a#7/5]"),
+        ("relieved", ""),
+        ("welcome 2 6 a#7/5", "remember term 2, send lacks None"),
+        ("welcome 2 7 a#7/5", ""),
     ]);
+    check(&[("hello", "send hello term=0 []"), ("old-welcome 1 5", "remember term 1"), ("strained 1-MiB-free", ""), ("relieved", "")]);
 }
 
 #[test]
