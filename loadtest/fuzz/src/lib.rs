@@ -8,12 +8,21 @@
 mod aterm;
 mod blob;
 mod daemon;
+mod evaluated;
+mod foreign;
 mod frames;
+mod hook;
 mod launcher;
 mod meter;
 mod nar;
 mod narinfo;
+mod realisation;
 mod restore;
+mod shown;
+// Pure, and a part of a crate that brings Raft and HTTP with it.
+#[path = "../../../coordinator/src/tokens.rs"]
+mod tokens;
+mod words;
 
 use std::path::Path;
 
@@ -47,8 +56,22 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] =
-    [daemon::TARGET, nar::TARGET, aterm::TARGET, narinfo::TARGET, frames::TARGET, launcher::TARGET, restore::TARGET, blob::TARGET];
+pub const TARGETS: [Target; 14] = [
+    daemon::TARGET,
+    hook::TARGET,
+    nar::TARGET,
+    aterm::TARGET,
+    shown::TARGET,
+    evaluated::TARGET,
+    narinfo::TARGET,
+    realisation::TARGET,
+    words::TARGET,
+    frames::TARGET,
+    launcher::TARGET,
+    restore::TARGET,
+    blob::TARGET,
+    foreign::TARGET,
+];
 
 impl Target {
     /// Returns the target of that name.

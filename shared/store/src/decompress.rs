@@ -57,7 +57,10 @@ impl Compression {
     }
 
     /// Decompresses `file` to its end: several streams one after another are one, as the tools have it.
-    pub(crate) fn reader<'a>(self, file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    ///
+    /// # Errors
+    /// What preparing the decoder gives.
+    pub fn reader<'a>(self, file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(file),
             Self::Zstd => {

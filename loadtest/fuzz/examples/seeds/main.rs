@@ -5,10 +5,14 @@
 mod aterm;
 mod blob;
 mod daemon;
+mod foreign;
 mod frames;
+mod hook;
+mod json;
 mod launcher;
 mod nar;
 mod narinfo;
+mod words;
 
 use std::fs;
 use std::path::Path;
@@ -19,11 +23,17 @@ fn main() -> std::io::Result<()> {
         ("aterm", aterm::seeds()),
         ("blob", blob::seeds(&nar::seeds())),
         ("daemon", daemon::seeds()),
+        ("evaluated", json::evaluated()),
+        ("foreign", foreign::seeds(&nar::seeds())),
         ("frames", frames::seeds()),
+        ("hook", hook::seeds()),
         ("launcher", launcher::seeds()),
         ("nar", nar::seeds()),
         ("narinfo", narinfo::seeds()),
+        ("realisation", json::realisation()),
         ("restore", nar::seeds()),
+        ("shown", json::shown()),
+        ("words", words::seeds()),
     ];
     for (target, seeds) in table {
         let corpus = corpora.join(target);
