@@ -473,6 +473,7 @@ fn what_nix_2_8_said_is_read() {
         (recorded!("query-2"), "SetOptions QueryPathInfo"),
         (recorded!("query-3"), "SetOptions EnsurePath IsValidPath"),
         (recorded!("query-4"), "SetOptions QueryReferrers"),
+        (recorded!("substitutable"), "SetOptions QueryValidPaths QuerySubstitutablePaths"),
         (recorded!("ssh-cat"), "IsValidPath NarFromPath IsValidPath"),
     ];
     for ((name, bytes), expected) in table {
