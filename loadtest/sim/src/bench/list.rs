@@ -36,10 +36,17 @@ type Of = (usize, usize);
 /// Ready jobs by key, ties by number.
 type Queue = BinaryHeap<(u64, Reverse<JobNo>)>;
 
+/// Where a job goes, what it gets there, and what is left.
+type Spot = (WorkerNo, Resources, Free);
+
+/// Ready jobs that are looked at for one that lacks least, and how urgent they must be of the first one's rank.
+const NEAR: usize = 64;
+const NEARLY: (u64, u64) = (9, 10);
+
 /// A list scheduler.
 pub(crate) struct List {
     order: Order,
-    /// Which worker: the one that lacks least of the inputs, rather than the one with most room.
+    /// Looks at what workers have.
     locality: bool,
     /// By job; the highest first.
     keys: Vec<u64>,
@@ -50,7 +57,8 @@ pub(crate) struct List {
 }
 
 impl List {
-    /// Returns a scheduler for a workload.
+    /// Returns a scheduler for a workload. Of the orders, those by ranked durations can heed `locality`: of the few most urgent jobs the one
+    /// goes first that lacks least, to the worker that lacks least. The others are as their systems have them.
     pub fn new(load: &Workload, order: Order, locality: bool) -> Self {
         let keys = match order {
             Order::Fifo => Vec::new(),
@@ -61,6 +69,7 @@ impl List {
             Order::EstimatedRank => upward(load, |job| expected_ms(load, job)),
         };
         let used_ms = vec![0; load.submissions.len()];
+        let locality = locality && matches!(order, Order::Rank | Order::EstimatedRank);
         Self { order, locality, keys, queues: BTreeMap::new(), used_ms, readied: 0 }
     }
 
@@ -80,7 +89,32 @@ impl List {
         }
     }
 
-    fn spot(&self, view: &View<'_>, free: &[Free], job: JobNo) -> Option<(WorkerNo, Resources, Free)> {
+    /// Takes the next job of a queue for which there is room. With locality, of the first few that are nearly as urgent as the first one it
+    /// is the one that lacks least.
+    fn choose(&mut self, view: &View<'_>, free: &[Free], queue: Of) -> Option<(JobNo, Spot)> {
+        let looked_at = if self.locality { NEAR } else { 1 };
+        let mut jobs = self.queues.remove(&queue)?;
+        let first_key = jobs.peek()?.0;
+        let mut near = Vec::new();
+        while near.len() < looked_at
+            && let Some(entry) = jobs.peek().copied().filter(|(key, _)| key.saturating_mul(NEARLY.1) >= first_key.saturating_mul(NEARLY.0))
+        {
+            jobs.pop();
+            near.push(entry);
+        }
+        let spot = |(at, (_, Reverse(job))): (usize, &(u64, Reverse<JobNo>))| {
+            let spot = self.spot(view, free, *job)?;
+            let lacking = if self.locality { view.caches.lacking_bytes(view.load, *job, spot.0) } else { 0 };
+            Some((lacking, at, (*job, spot)))
+        };
+        let chosen = near.iter().enumerate().filter_map(spot).min_by_key(|(lacking, at, _)| (*lacking, *at));
+        near.retain(|(_, Reverse(job))| chosen.is_none_or(|(.., (other, _))| other != *job));
+        jobs.extend(near);
+        self.queues.insert(queue, jobs);
+        chosen.map(|(.., chosen)| chosen)
+    }
+
+    fn spot(&self, view: &View<'_>, free: &[Free], job: JobNo) -> Option<Spot> {
         let task = view.load.task(job);
         let fits = |worker: WorkerNo| {
             let share = share(&view.fleet.workers[worker.at()].offer, task);
@@ -114,17 +148,12 @@ impl Policy for List {
         while free.iter().any(|free| free.slots > 0)
             && let Some(queue) = self.next_queue(view.load, &closed)
         {
-            let jobs = self.queues.get_mut(&queue).expect("it has a first job");
-            let (key, Reverse(job)) = jobs.pop().expect("it has a first job");
-            match self.spot(view, &free, job) {
-                Some((worker, share, rest)) => {
+            match self.choose(view, &free, queue) {
+                Some((job, (worker, share, rest))) => {
                     free[worker.at()] = rest;
                     placements.push((job, worker, share));
                 }
-                None => {
-                    self.queues.entry(queue).or_default().push((key, Reverse(job)));
-                    closed.push(queue);
-                }
+                None => closed.push(queue),
             }
         }
         Placed { placements, wake_ms: None }

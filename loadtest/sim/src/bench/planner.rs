@@ -23,14 +23,16 @@ pub(crate) struct Planner {
     jobs: HashMap<DrvPath, JobNo>,
     workers: BTreeMap<WorkerId, WorkerNo>,
     leases: HashMap<JobNo, Lease>,
+    /// Outputs are said to be empty: the farm sees nothing to be gained by placing jobs near their inputs.
+    blind: bool,
 }
 
 impl Planner {
-    /// Returns a farm in which the fleet is registered.
-    pub fn new(load: &Workload, fleet: &Fleet) -> Self {
+    /// Returns a farm in which the fleet is registered. Without `locality` it does not hear how large outputs are.
+    pub fn new(load: &Workload, fleet: &Fleet, locality: bool) -> Self {
         let jobs = load.numbers().map(|job| (load.task(job).spec.derivation.clone(), job)).collect();
         let workers = fleet.workers.iter().zip(fleet.numbers()).map(|(worker, number)| (worker.id.clone(), number)).collect();
-        let mut planner = Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new() };
+        let mut planner = Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new(), blind: !locality };
         for worker in &fleet.workers {
             let (worker, offer) = (worker.id.clone(), worker.offer.clone());
             planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: Timestamp(0) });
@@ -81,7 +83,7 @@ impl Policy for Planner {
         let (lease, now) = (self.leases.remove(&span.job).expect("what ends was leased"), Timestamp(now_ms));
         let task = load.task(span.job);
         let derivation = lease.derivation.clone();
-        self.apply(Command::Finish { lease, outcome: outcome(task, span), now });
+        self.apply(Command::Finish { lease, outcome: outcome(task, span, if self.blind { 0 } else { task.output_bytes }), now });
         self.apply(Command::Publish { derivation, now });
     }
 
@@ -100,16 +102,16 @@ impl Policy for Planner {
 }
 
 /// What the worker says once a builder has ended. To what outputs refer, the graphs do not say: to nothing.
-fn outcome(task: &Task, span: &Span) -> Outcome {
+fn outcome(task: &Task, span: &Span, output_bytes: u64) -> Outcome {
     let count = task.spec.outputs.len().max(1) as u64;
     let info = |path| PathInfo {
         path,
         nar_hash: Sha256Hash([7; 32]),
-        nar_size_bytes: task.output_bytes / count,
+        nar_size_bytes: output_bytes / count,
         references: Default::default(),
         deriver: Some(task.spec.derivation.clone()),
         content_address: None,
-        blob: Blob { size_bytes: task.output_bytes / count, blake3: Blake3Hash([7; 32]), sha256: Sha256Hash([7; 32]) },
+        blob: Blob { size_bytes: output_bytes / count, blake3: Blake3Hash([7; 32]), sha256: Sha256Hash([7; 32]) },
     };
     let outputs = task.spec.outputs.iter().filter_map(|(name, path)| Some(BuiltOutput { name: name.clone(), info: info(path.clone()?) }));
     let cpu_ms = task.duration_ms.saturating_mul(u64::from(span.given.cores.max(1)));

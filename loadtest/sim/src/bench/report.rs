@@ -28,7 +28,7 @@ pub(crate) struct Measured {
 pub(crate) fn measure(load: &Workload, fleet: &Fleet, chosen: Chosen, locality: bool, costs: Costs) -> Measured {
     let before = processor_time();
     let mut policy: Box<dyn Policy> = match chosen {
-        Chosen::Kiln => Box::new(Planner::new(load, fleet)),
+        Chosen::Kiln => Box::new(Planner::new(load, fleet, locality)),
         Chosen::List(order) => Box::new(List::new(load, order, locality)),
     };
     let run = replay(load, fleet, &mut *policy, costs);
