@@ -47,6 +47,8 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
         store_served_bytes: traffic.served_bytes,
         plans: meter.plans.load(Ordering::Relaxed),
         plan_us: meter.plan_us.load(Ordering::Relaxed),
+        commits: raft.commit,
+        syncs: raft.sync,
     }
 }
 

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use kiln_wire::FailureClass;
 use kiln_wire::client::JobCounts;
 
+use crate::raft::{BOUNDS_US, Latencies};
+
 /// The farm in numbers, at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
@@ -51,6 +53,10 @@ pub struct Snapshot {
     pub plans: u64,
     /// Time spent planning, since this process started, in microseconds.
     pub plan_us: u64,
+    /// From proposals to their answers: committed, and applied here.
+    pub commits: Latencies,
+    /// Writes of the log with their sync; each may hold many entries.
+    pub syncs: Latencies,
 }
 
 impl Snapshot {
@@ -94,8 +100,10 @@ impl Snapshot {
         page.counter("kiln_store_served_bytes_total", "Bytes of blobs that were sent.", self.store_served_bytes);
         // A summary without quantiles: its sum and count give the mean over any window.
         page.family("kiln_plan_duration_seconds", "summary", "Time that plans took.");
-        page.line(format_args!("kiln_plan_duration_seconds_sum {}.{:06}", self.plan_us / 1_000_000, self.plan_us % 1_000_000));
+        page.line(format_args!("kiln_plan_duration_seconds_sum {}", seconds(self.plan_us)));
         page.line(format_args!("kiln_plan_duration_seconds_count {}", self.plans));
+        page.histogram("kiln_raft_commit_seconds", "Time from a proposal to its answer, committed and applied.", &self.commits);
+        page.histogram("kiln_raft_sync_seconds", "Time of one write and sync of the log.", &self.syncs);
         page.text
     }
 }
@@ -125,9 +133,26 @@ impl Page {
         self.line(format_args!("{name}{{{label}=\"{of}\"}} {value}"));
     }
 
+    fn histogram(&mut self, name: &str, help: &str, seen: &Latencies) {
+        self.family(name, "histogram", help);
+        let mut below = 0;
+        for (bound_us, count) in BOUNDS_US.iter().zip(&seen.buckets) {
+            below += count;
+            self.line(format_args!("{name}_bucket{{le=\"{}\"}} {below}", seconds(*bound_us)));
+        }
+        self.line(format_args!("{name}_bucket{{le=\"+Inf\"}} {}", seen.count));
+        self.line(format_args!("{name}_sum {}", seconds(seen.sum_us)));
+        self.line(format_args!("{name}_count {}", seen.count));
+    }
+
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
         writeln!(self.text, "{line}").expect("a String takes any text");
     }
+}
+
+/// Writes microseconds as seconds.
+fn seconds(us: u64) -> String {
+    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
 }
 
 /// Every class, so that each has a series from the start.
@@ -161,6 +186,7 @@ mod tests {
             member_lags: BTreeMap::from([(2, 17)]),
             plan_us: 1_250_001,
             plans: 9,
+            commits: Latencies { count: 3, sum_us: 2_500_300, buckets: [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] },
             ..Snapshot::default()
         };
         let text = snapshot.render();
@@ -175,7 +201,7 @@ mod tests {
             }
             let (sample, value) = line.split_once(' ').expect("a name and a value");
             let name = sample.split('{').next().expect("a name");
-            let family = name.trim_end_matches("_sum").trim_end_matches("_count");
+            let family = name.trim_end_matches("_sum").trim_end_matches("_count").trim_end_matches("_bucket");
             assert_eq!(typed.last(), Some(&family), "{line}");
             assert!(value.parse::<f64>().is_ok(), "{line}");
         }
@@ -186,6 +212,10 @@ mod tests {
             "kiln_raft_lag_entries{node=\"2\"} 17",
             "kiln_plan_duration_seconds_sum 1.250001",
             "kiln_plan_duration_seconds_count 9",
+            "kiln_raft_commit_seconds_bucket{le=\"0.000050\"} 2",
+            "kiln_raft_commit_seconds_bucket{le=\"2.000000\"} 2",
+            "kiln_raft_commit_seconds_bucket{le=\"+Inf\"} 3",
+            "kiln_raft_commit_seconds_sum 2.500300",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
