@@ -1,0 +1,173 @@
+//! Figures: what was measured, per job, and how it is printed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use kiln_faults::report::Claims;
+
+use crate::client::{Client, Ended};
+use crate::farm::Farm;
+use crate::host::{Metrics, Usage};
+use crate::run::Submitted;
+use crate::tally::Quantiles;
+
+/// What a stretch of time cost the coordinators.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    begin: Instant,
+    /// How long it was; zero until it ends.
+    pub wall: Duration,
+    leader: usize,
+    usages: Vec<Usage>,
+    ends: Vec<Usage>,
+    metrics: Metrics,
+    /// The leader's metrics at its end.
+    ends_metrics: Metrics,
+}
+
+impl Cost {
+    /// Begins to measure.
+    ///
+    /// # Errors
+    /// If a coordinator is gone.
+    pub async fn begin(farm: &Farm, client: &Client) -> anyhow::Result<Self> {
+        let (usages, leader) = farm.usage(client).await?;
+        let metrics = farm.metrics(leader).await?;
+        let (begin, ends, ends_metrics) = (Instant::now(), usages.clone(), metrics.clone());
+        Ok(Self { begin, wall: Duration::ZERO, leader, usages, ends, metrics, ends_metrics })
+    }
+
+    /// Ends measuring.
+    ///
+    /// # Errors
+    /// If a coordinator is gone, or another leads.
+    pub async fn end(mut self, farm: &Farm, client: &Client) -> anyhow::Result<Self> {
+        self.wall = self.begin.elapsed();
+        let (ends, leader) = farm.usage(client).await?;
+        anyhow::ensure!(leader == self.leader, "another coordinator leads: the figures would be of two");
+        self.ends = ends;
+        self.ends_metrics = farm.metrics(leader).await?;
+        Ok(self)
+    }
+
+    fn cpu(&self, place: usize) -> Duration {
+        self.ends[place].cpu.saturating_sub(self.usages[place].cpu)
+    }
+
+    /// Returns the leader's processor time.
+    pub fn leader_cpu(&self) -> Duration {
+        self.cpu(self.leader)
+    }
+
+    /// Returns the processor time of the one follower that took most; none if the leader is alone.
+    pub fn follower_cpu(&self) -> Option<Duration> {
+        (0..self.usages.len()).filter(|place| *place != self.leader).map(|place| self.cpu(place)).max()
+    }
+
+    /// Returns by how many bytes the leader's resident memory grew.
+    pub fn leader_grew_bytes(&self) -> u64 {
+        self.grew(self.leader)
+    }
+
+    /// Returns by how many bytes the resident memory of the follower grew whose memory grew most; none if the leader is alone.
+    pub fn follower_grew_bytes(&self) -> Option<u64> {
+        (0..self.usages.len()).filter(|place| *place != self.leader).map(|place| self.grew(place)).max()
+    }
+
+    fn grew(&self, place: usize) -> u64 {
+        self.ends[place].resident_bytes.saturating_sub(self.usages[place].resident_bytes)
+    }
+
+    /// Tells plans, commits and syncs of the leader's log.
+    pub fn tell_leader(&self, claims: &Claims) {
+        let (plan_ms, plans) = self.ends_metrics.mean_ms_since(&self.metrics, "kiln_plan_duration_seconds");
+        claims.tell("planning", format!("{plans:.0} plans, {plan_ms:.3} ms each"));
+        for (what, family) in [("commit latency", "kiln_raft_commit_seconds"), ("write and sync of the log", "kiln_raft_sync_seconds")] {
+            let (mean, count) = self.ends_metrics.mean_ms_since(&self.metrics, family);
+            let bound = |share| self.ends_metrics.bound_ms_since(&self.metrics, family, share).map_or(f64::NAN, |bound| bound);
+            claims.tell(what, format!("mean {mean:.2} ms, p50 ≤ {} ms, p99 ≤ {} ms, {count:.0} of them", bound(0.5), bound(0.99)));
+        }
+    }
+
+    /// Returns the mean commit latency in milliseconds.
+    pub fn commit_ms(&self) -> f64 {
+        self.ends_metrics.mean_ms_since(&self.metrics, "kiln_raft_commit_seconds").0
+    }
+}
+
+/// What a run gave.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// Derivations.
+    pub jobs: usize,
+    /// What handing them over cost.
+    pub submitted: Submitted,
+    /// What it cost from the submission's answer to the end of the build.
+    pub doing: Cost,
+    /// What all of it cost.
+    pub all: Cost,
+    /// From the submission's answer to the end of the build.
+    pub wall: Duration,
+    /// Jobs that workers received, and the time between the first and the last.
+    pub received: (usize, Duration),
+    /// How often each job was received.
+    pub receipts: Vec<u32>,
+    /// From the report of a job's last input to its receipt.
+    pub hops: Option<Quantiles>,
+    /// How the build ended.
+    pub ended: Ended,
+    /// What went wrong at workers, with how often.
+    pub troubles: BTreeMap<String, usize>,
+}
+
+impl Figures {
+    /// Tells what every run has.
+    pub fn tell(&self, claims: &Claims) {
+        let per_job = |time: Duration| micros(time) / self.jobs as f64;
+        let adding = &self.submitted.adding;
+        claims.tell(
+            "handing over the files",
+            format!("{:.2} s, {:.1} µs of the leader a job", secs(adding.wall), per_job(adding.leader_cpu())),
+        );
+        let submitting = &self.submitted.submitting;
+        claims
+            .tell("submission", format!("{:.2} s, {:.1} µs of the leader a job", secs(submitting.wall), per_job(submitting.leader_cpu())));
+        claims.tell("jobs a second, submitted to ended", format!("{:.0}", self.jobs as f64 / secs(self.wall)));
+        claims.tell("assignments a second", format!("{:.0}", self.assignments_per_second()));
+        let follower = self.doing.follower_cpu().map_or(String::new(), |cpu| format!(", of the busiest follower {:.1}", per_job(cpu)));
+        claims.tell("processor time a job, from ready to ended", format!("{:.1} µs of the leader{follower}", self.leader_us_per_job()));
+        if let Some(hops) = self.hops {
+            let ms = |time: Duration| micros(time) / 1000.0;
+            claims.tell(
+                "from the report of the last input to the worker that has the job",
+                format!("p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms, {} of them", ms(hops.p50), ms(hops.p99), ms(hops.max), hops.count),
+            );
+        }
+        let memory = |grew: u64| format!("{:.0} B", grew as f64 / self.jobs as f64);
+        let follower = self.all.follower_grew_bytes().map_or(String::new(), |grew| format!(", of a follower {}", memory(grew)));
+        claims.tell("resident memory a job, all told", format!("{} of the leader{follower}", memory(self.all.leader_grew_bytes())));
+        self.doing.tell_leader(claims);
+        for (trouble, count) in &self.troubles {
+            claims.tell("a worker's trouble", format!("{count} times: {trouble}"));
+        }
+    }
+
+    /// Returns assignments a second, between the first and the last receipt.
+    pub fn assignments_per_second(&self) -> f64 {
+        self.received.0 as f64 / secs(self.received.1).max(1e-6)
+    }
+
+    /// Returns the leader's processor time a job in microseconds, from ready to ended.
+    pub fn leader_us_per_job(&self) -> f64 {
+        micros(self.doing.leader_cpu()) / self.jobs as f64
+    }
+}
+
+/// Returns a time in seconds.
+pub fn secs(time: Duration) -> f64 {
+    time.as_secs_f64()
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
