@@ -29,9 +29,13 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
             () = stop.notified() => return,
             followed = leadership.changed() => if followed.is_err() { return },
             owed = effects.recv() => match owed {
-                Some(owed) => {
-                    driver.follow(*leadership.borrow_and_update());
-                    driver.act_as(owed.leader, owed.effects);
+                Some(first) => {
+                    // What was applied together is planned for together.
+                    let more = std::iter::from_fn(|| effects.try_recv().ok()).take(OWED_MAX);
+                    for owed in std::iter::once(first).chain(more) {
+                        driver.follow(*leadership.borrow_and_update());
+                        driver.act_as(owed.leader, owed.effects);
+                    }
                 }
                 None => return,
             },
@@ -162,10 +166,13 @@ impl Driver {
 
     fn plan(&mut self) {
         let (now, steady) = (self.parts.clock.now(), self.parts.clock.steady());
+        if !self.lead.is_due(steady) {
+            return;
+        }
         let started = Instant::now();
         let (lead, sessions) = (&mut self.lead, &self.parts.sessions);
         let planned = self.parts.farm(|farm| {
-            lead.away(farm.registrations().map(|(worker, _)| worker).filter(|worker| !sessions.takes_jobs(worker)).cloned().collect());
+            lead.away(sessions.away(farm.registrations().map(|(worker, _)| worker)));
             lead.plan(farm, now, steady)
         });
         if let Some((commands, report)) = planned {
@@ -215,7 +222,7 @@ impl Driver {
 
     fn wake_after(&self) -> Duration {
         let (now, steady) = (self.parts.clock.now(), self.parts.clock.steady());
-        let silence = self.parts.sessions.next_silence();
+        let silence = self.parts.sessions.next_silence(steady);
         let wake = self.parts.farm(|farm| self.lead.wake_after_ms(farm, silence, now, steady));
         wake.map_or(IDLE, Duration::from_millis)
     }
@@ -251,6 +258,8 @@ impl std::fmt::Display for Chain<'_> {
     }
 }
 
+/// Entries whose effects are done before the loop looks elsewhere again: leadership, deadlines and proposals must not wait for long.
+const OWED_MAX: usize = 1024;
 /// How long a proposal waits that found the queue full.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long to sleep when nothing has a deadline; any effect ends it at once.

@@ -2,7 +2,7 @@
 //!
 //! Decides nothing: `kiln_core::Contacts` knows which session counts and who is silent; the streams are kept here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kiln_core::{Contacts, Steady};
@@ -25,6 +25,8 @@ struct Inner {
     contacts: Contacts,
     /// The live session's stream of each worker that has one.
     outboxes: BTreeMap<WorkerId, Outbox>,
+    /// Nobody will have been silent for too long before this: a worker that is heard of makes it later, and nothing makes it earlier.
+    quiet_until: Option<Steady>,
 }
 
 impl Sessions {
@@ -84,9 +86,10 @@ impl Sessions {
         self.strains.notified().await;
     }
 
-    /// Whether the worker has a session whose registration the farm has given, and takes new jobs.
-    pub(crate) fn takes_jobs(&self, worker: &WorkerId) -> bool {
-        self.lock().contacts.takes_jobs(worker)
+    /// Returns those of some workers that have no session whose registration the farm has given, or take no new jobs.
+    pub(crate) fn away<'a>(&self, workers: impl Iterator<Item = &'a WorkerId>) -> BTreeSet<WorkerId> {
+        let inner = self.lock();
+        workers.filter(|worker| !inner.contacts.takes_jobs(worker)).cloned().collect()
     }
 
     /// Sends a job, unless the session's registration is still under way: its hello could not name the job, so that the registration ends
@@ -117,9 +120,14 @@ impl Sessions {
         silent
     }
 
-    /// Returns when the next worker will have been silent for too long.
-    pub(crate) fn next_silence(&self) -> Option<Steady> {
-        self.lock().contacts.next_silence()
+    /// Returns when to look for silent workers next: when the first will have been silent for too long if none is heard of from here on,
+    /// or earlier. Looks at all workers only when an earlier answer has passed: the leader asks after all that happens.
+    pub(crate) fn next_silence(&self, now: Steady) -> Option<Steady> {
+        let mut inner = self.lock();
+        if inner.quiet_until.is_none_or(|at| at <= now) {
+            inner.quiet_until = inner.contacts.next_silence();
+        }
+        inner.quiet_until
     }
 
     /// Forgets every worker: this coordinator leads no more, and their streams end.
@@ -134,6 +142,7 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use kiln_wire::limits::WORKER_SILENCE_MS_MAX;
     use kiln_wire::{AttemptId, DrvPath, JobLimits, Leader, Lease, Resources, StoreDir};
 
     use super::*;
@@ -151,6 +160,23 @@ mod tests {
             limits: JobLimits::default(),
             resolved: None,
         }
+    }
+
+    #[test]
+    fn silence_is_looked_for_in_time_whoever_is_heard_of_or_comes() {
+        let (sessions, [one, two]) = (Sessions::default(), ["w1", "w2"].map(|name| WorkerId::parse(name).expect("a name")));
+        assert_eq!(sessions.next_silence(Steady(0)), None);
+        sessions.expect(one.clone(), Epoch(1), Steady(1000));
+        let first = Steady(1000 + WORKER_SILENCE_MS_MAX);
+        assert_eq!(sessions.next_silence(Steady(1000)), Some(first));
+        sessions.expect(two.clone(), Epoch(2), Steady(2000));
+        sessions.heard(&one, Steady(3000));
+        assert_eq!(sessions.next_silence(Steady(3000)), Some(first), "no later than it may be");
+        assert_eq!(sessions.take_silent(first), []);
+        let second = Steady(2000 + WORKER_SILENCE_MS_MAX);
+        assert_eq!(sessions.next_silence(first), Some(second));
+        assert_eq!(sessions.take_silent(second), [(two, Some(Epoch(2)))]);
+        assert_eq!(sessions.next_silence(second), Some(Steady(3000 + WORKER_SILENCE_MS_MAX)));
     }
 
     #[test]

@@ -71,10 +71,15 @@ impl Lead {
         self.away = away;
     }
 
+    /// Returns whether [`Lead::plan`] would plan.
+    pub fn is_due(&self, steady: Steady) -> bool {
+        self.leader.is_some() && self.changed && !self.assigning && self.again_at.is_none_or(|at| at <= steady)
+    }
+
     /// Plans if that can tell something new. Returns the report with the leases to propose, if there are any: then
     /// [`Lead::assigned`] is owed.
     pub fn plan(&mut self, farm: &Farm, now: Timestamp, steady: Steady) -> Option<(Vec<Command>, PlanReport)> {
-        if self.leader.is_none() || !self.changed || self.assigning || self.again_at.is_some_and(|at| at > steady) {
+        if !self.is_due(steady) {
             return None;
         }
         self.changed = false;
