@@ -58,6 +58,9 @@ async fn next_change(
 ) -> Result<bool, LinkError> {
     let mut fresh_view = None;
     loop {
+        if notices.is_empty() {
+            sender.flush().await?;
+        }
         let notice = match fresh_view {
             None => notices.recv().await,
             Some(at) => match tokio::time::timeout_at(at, notices.recv()).await {
@@ -67,7 +70,10 @@ async fn next_change(
         };
         match notice {
             Ok(Notice::Event(told)) if told.0.contains(&build) => {
-                sender.send(&Response::Event(told.1.clone())).await?;
+                // What is told at one time is handed to the transport together.
+                if sender.feed(&Response::Event(told.1.clone()))? >= TOGETHER_BYTES_MAX {
+                    sender.flush().await?;
+                }
                 fresh_view.get_or_insert_with(|| tokio::time::Instant::now() + VIEW_AFTER);
             }
             Ok(Notice::Event(_)) => {}
@@ -130,5 +136,7 @@ pub(crate) async fn log(
     }
 }
 
+/// Bytes of events that are handed to the transport at once.
+const TOGETHER_BYTES_MAX: usize = 64 << 10;
 /// How long after an event a watcher gets a fresh view of the whole build.
 const VIEW_AFTER: Duration = Duration::from_millis(400);

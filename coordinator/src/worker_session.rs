@@ -40,7 +40,7 @@ pub(crate) async fn serve(parts: Arc<Parts>, worker: WorkerId, sender: Sender, m
 
 async fn write(parts: Arc<Parts>, mut sender: Sender, mut inbox: mpsc::UnboundedReceiver<ToWorker>) {
     while let Some(message) = inbox.recv().await {
-        if let Err(error) = sender.send(&message).await {
+        if let Err(error) = send_all(&mut sender, message, &mut inbox).await {
             // The reading half sees the same end and closes the session.
             tracing::debug!(error = %Chain(&error), "send to worker");
             return;
@@ -54,6 +54,17 @@ async fn write(parts: Arc<Parts>, mut sender: Sender, mut inbox: mpsc::Unbounded
     if let Err(error) = sender.finish().await {
         tracing::debug!(error = %Chain(&error), "end worker session");
     }
+}
+
+/// Sends a message with those that wait behind it: what is due at one time is handed to the transport together.
+async fn send_all(sender: &mut Sender, first: ToWorker, inbox: &mut mpsc::UnboundedReceiver<ToWorker>) -> Result<(), LinkError> {
+    let mut pending_bytes = sender.feed(&first)?;
+    while pending_bytes < TOGETHER_BYTES_MAX
+        && let Ok(message) = inbox.try_recv()
+    {
+        pending_bytes = sender.feed(&message)?;
+    }
+    sender.flush().await
 }
 
 async fn read(
@@ -243,5 +254,8 @@ async fn keep_published(parts: &Parts, lease: &Lease, outputs: &mut [BuiltOutput
     }
     Ok(())
 }
+
+/// Bytes of messages that are handed to the transport at once, unless a single one has more.
+const TOGETHER_BYTES_MAX: usize = 64 << 10;
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
