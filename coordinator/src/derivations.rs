@@ -81,14 +81,26 @@ impl Derivations {
         kept.insert(path, Kept { bytes, parsed });
     }
 
+    /// Puts a derivation that a client brought into the store, and keeps it: it is about to be submitted.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) async fn add(&self, store: &Store, path: DrvPath, bytes: Bytes) -> Result<(), StoreError> {
+        let parsed = store.put_derivation(&path, bytes.clone()).await?;
+        // One that Nix would have written differently is refused when it is read for use.
+        if parsed.check_canonical(&self.store_dir, &bytes).is_ok() {
+            self.keep(path, bytes, Arc::new(parsed));
+        }
+        Ok(())
+    }
+
     async fn load(&self, store: &Store, path: &DrvPath) -> Result<Kept, DerivationError> {
         if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
             return Ok(kept.clone());
         }
         let read = store.derivation(path).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
-        let bytes = read.ok_or_else(|| DerivationError::Missing(path.clone()))?;
-        let parsed = Derivation::parse_canonical(&self.store_dir, path.name(), &bytes)
-            .map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
+        let (bytes, parsed) = read.ok_or_else(|| DerivationError::Missing(path.clone()))?;
+        parsed.check_canonical(&self.store_dir, &bytes).map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
         let parsed = Arc::new(parsed);
         self.keep(path.clone(), bytes.clone(), parsed.clone());
         Ok(Kept { bytes, parsed })

@@ -201,7 +201,7 @@ async fn add_derivations(parts: &Parts, files: Vec<DerivationFile>) -> Result<()
     check_count(files.len())?;
     touch(parts, files.iter().map(|file| file.path.as_path())).await;
     let puts = futures::stream::iter(files).map(|DerivationFile { path, bytes }| async move {
-        parts.store.put_derivation(&path, bytes.into()).await.map_err(|error| match error.is_peers_fault() {
+        parts.derivations.add(&parts.store, path.clone(), bytes.into()).await.map_err(|error| match error.is_peers_fault() {
             true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
             false => refuse::unavailable("add derivation", &error),
         })

@@ -11,7 +11,7 @@ use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, RESOLVED_INPUTS_PER_JOB_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, Root, StorePath};
 
-use crate::driver::{Chain, propose};
+use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
 use crate::heavy::heavy;
@@ -131,10 +131,14 @@ async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: &[JobSpec], 
     }
     let Submission { request, name, roots, keep_going } = submission;
     commands.push(Command::Submit { request, name, roots, keep_going, now });
-    // Each staged chunk is an entry of its own, so that a large graph does not hold up the log.
+    // Each staged chunk is an entry of its own, so that a large graph does not hold up the log; several are under way, in their order.
     let mut answers = Vec::new();
-    for command in commands {
-        let applied = propose(parts.clone(), vec![command]).await;
+    let proposals = futures::stream::iter(commands).map(|command| {
+        let pending = parts.consensus.propose_nowait(vec![command]);
+        async { pending?.applied().await }
+    });
+    let mut proposals = std::pin::pin!(proposals.buffered(ENTRIES_UNDER_WAY_MAX));
+    while let Some(applied) = proposals.next().await {
         answers.extend(applied.map_err(|error| refuse::unavailable("submit", &error))?.answers);
     }
     answers.into_iter().find_map(build_of).unwrap_or_else(|| Err(refuse::invalid("submit: the farm gave no answer; submit again")))
@@ -250,6 +254,8 @@ fn check_resolved_inputs(jobs: &[JobSpec], inputs_max: usize) -> Result<(), Refu
     }
 }
 
+/// Entries of one submission that are proposed before the first of them is applied, about 2 MiB: what others propose is not held up.
+const ENTRIES_UNDER_WAY_MAX: usize = 8;
 /// Realisations read at a time for one submission.
 const LOOKUPS_MAX: usize = 64;
 

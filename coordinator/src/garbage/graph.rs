@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use kiln_core::garbage::{Graph, HashPart, Rules};
-use kiln_nix::derivation::{Derivation, DerivationError};
+use kiln_nix::derivation::Derivation;
 use kiln_nix::realisation::DerivedOutput;
 use kiln_store::{StoreError, Stored};
 use kiln_wire::limits::GARBAGE_PATHS_MAX;
@@ -27,12 +27,6 @@ pub(super) struct Inventory {
 pub(super) enum GraphError {
     #[error("read the store")]
     Store(#[from] StoreError),
-    #[error("read derivation `{path}`: what it needs is not known, so nothing is deleted; delete its object, or repair it")]
-    Derivation {
-        path: DrvPath,
-        #[source]
-        source: DerivationError,
-    },
     #[error("read the store: it has more than {GARBAGE_PATHS_MAX} paths")]
     TooLarge,
 }
@@ -136,11 +130,9 @@ impl Listed {
 }
 
 async fn derivation(parts: &Parts, path: &DrvPath) -> Result<Option<Derivation>, GraphError> {
-    // Not by way of those that are kept in memory, whose place belongs to builds.
-    let Some(bytes) = parts.store.derivation(path).await? else { return Ok(None) };
-    // One that Nix would write otherwise is built by nobody, and yet says what it needs.
-    let parsed = Derivation::parse(&parts.store_dir, path.name(), &bytes);
-    parsed.map(Some).map_err(|source| GraphError::Derivation { path: path.clone(), source })
+    // Not by way of those that are kept in memory, whose place belongs to builds. One that Nix would write otherwise is built by nobody, and
+    // yet says what it needs.
+    Ok(parts.store.derivation(path).await?.map(|(_, parsed)| parsed))
 }
 
 /// Narinfos and derivations that are read at a time.

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use kiln_nix::Keyring;
+use kiln_nix::derivation::{Derivation, path_of_parsed};
 use kiln_nix::sign::PublicKey;
-use kiln_nix::{Keyring, drv_path_of};
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
 use object_store::ObjectStore;
@@ -204,28 +205,28 @@ impl Store {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Keeps a derivation. Its path must be the one that follows from its bytes.
+    /// Keeps a derivation, and returns its parse. Its path must be the one that follows from its bytes.
     ///
     /// # Errors
     /// [`StoreError::WrongDerivation`] names the rule that is broken; nothing is stored then.
-    pub async fn put_derivation(&self, path: &DrvPath, bytes: Bytes) -> Result<(), StoreError> {
-        if let Err(reason) = check_derivation(&self.inner.store_dir, path, &bytes) {
-            return Err(StoreError::WrongDerivation { path: path.clone(), reason });
-        }
-        self.inner.objects.put(&key::derivation(path), bytes).await
+    pub async fn put_derivation(&self, path: &DrvPath, bytes: Bytes) -> Result<Derivation, StoreError> {
+        let parsed = check_derivation(&self.inner.store_dir, path, &bytes);
+        let parsed = parsed.map_err(|reason| StoreError::WrongDerivation { path: path.clone(), reason })?;
+        self.inner.objects.put(&key::derivation(path), bytes).await?;
+        Ok(parsed)
     }
 
-    /// Returns the bytes of a derivation, checked against its path. `None`: the store does not have it.
+    /// Returns the bytes of a derivation, checked against its path, and their parse. `None`: the store does not have it.
     ///
     /// # Errors
     /// [`StoreError::DamagedDerivation`] if the stored bytes are not those of the path.
-    pub async fn derivation(&self, path: &DrvPath) -> Result<Option<Bytes>, StoreError> {
+    pub async fn derivation(&self, path: &DrvPath) -> Result<Option<(Bytes, Derivation)>, StoreError> {
         let key = key::derivation(path);
         let Some(bytes) = self.inner.objects.get_small(&key, DERIVATION_BYTES_MAX as u64).await? else {
             return Ok(None);
         };
         match check_derivation(&self.inner.store_dir, path, &bytes) {
-            Ok(()) => Ok(Some(bytes)),
+            Ok(parsed) => Ok(Some((bytes, parsed))),
             Err(reason) => Err(StoreError::DamagedDerivation { path: path.clone(), key: key.to_string(), reason }),
         }
     }
@@ -346,12 +347,13 @@ pub(crate) fn damaged_narinfo(key: &Path, reason: String) -> StoreError {
     StoreError::DamagedNarinfo { key: key.to_string(), reason }
 }
 
-fn check_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<(), String> {
+fn check_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<Derivation, String> {
     if bytes.len() > DERIVATION_BYTES_MAX {
         return Err(format!("it has {} bytes, at most {DERIVATION_BYTES_MAX} are allowed", bytes.len()));
     }
-    match drv_path_of(store_dir, path.name(), bytes) {
-        Ok(computed) if computed == *path => Ok(()),
+    let parsed = Derivation::parse(store_dir, path.name(), bytes).map_err(|err| chain(&err))?;
+    match path_of_parsed(store_dir, &parsed, bytes) {
+        Ok(computed) if computed == *path => Ok(parsed),
         Ok(computed) => Err(format!("its content belongs to `{computed}`")),
         Err(err) => Err(chain(&err)),
     }

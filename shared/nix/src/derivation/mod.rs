@@ -121,12 +121,21 @@ impl Derivation {
     /// As [`Derivation::parse`], and [`DerivationError::NotCanonical`] names the first offset where Nix writes other bytes.
     pub fn parse_canonical(store_dir: &StoreDir, name: &str, bytes: &[u8]) -> Result<Self, DerivationError> {
         let derivation = Self::parse(store_dir, name, bytes)?;
-        let printed = derivation.print(store_dir);
+        derivation.check_canonical(store_dir, bytes)?;
+        Ok(derivation)
+    }
+
+    /// Checks that the bytes which it was parsed from are exactly as Nix writes them.
+    ///
+    /// # Errors
+    /// [`DerivationError::NotCanonical`] names the first offset where Nix writes other bytes.
+    pub fn check_canonical(&self, store_dir: &StoreDir, bytes: &[u8]) -> Result<(), DerivationError> {
+        let printed = self.print(store_dir);
         if printed == bytes {
-            return Ok(derivation);
+            return Ok(());
         }
         let offset = printed.iter().zip(bytes).take_while(|(ours, theirs)| ours == theirs).count();
-        Err(DerivationError::NotCanonical { name: derivation.name, offset })
+        Err(DerivationError::NotCanonical { name: self.name.clone(), offset })
     }
 
     /// Returns the bytes of the `.drv` file, as Nix writes them.
