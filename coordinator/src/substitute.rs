@@ -211,7 +211,8 @@ impl<'a> Search<'a> {
     /// Returns those of some paths that neither the store nor a cache has.
     async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
         touch(self.parts, &paths).await;
-        let missing = self.parts.store.missing(&paths).await.map_err(|error| unavailable(&error))?;
+        // What is taken for absent and is not is built again, and stays as it is.
+        let missing = self.parts.store.unpublished(&paths).await.map_err(|error| unavailable(&error))?;
         if self.order.is_empty() {
             return Ok(missing);
         }

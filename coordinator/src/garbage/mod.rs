@@ -128,8 +128,9 @@ pub(crate) async fn touch<K: Into<Key>>(parts: &Parts, keys: impl IntoIterator<I
 /// Opens the gate of a coordinator that begins to lead. What the leader before it may still be deleting stays condemned for a while.
 pub(crate) fn take_over(parts: &Arc<Parts>, leader: Leader) {
     let turn = parts.garbage.reset();
-    // Another leader may have deleted what is remembered here.
+    // Another leader may have deleted what is remembered here, and published others.
     forget(parts);
+    parts.store.forget_published();
     let (parts, since) = (parts.clone(), Instant::now());
     tokio::spawn(async move {
         let mut pauses = Pauses::default();
@@ -154,6 +155,7 @@ pub(crate) fn take_over(parts: &Arc<Parts>, leader: Leader) {
             // Somebody may have read what went then.
             forget(&parts);
         }
+        learn(&parts, turn);
         // It may be uncertain for a moment whether this one leads.
         while is_turn(&parts, turn) && leading::own(&parts) != Some(leader) {
             tokio::time::sleep(UNCERTAIN).await;
@@ -175,10 +177,26 @@ pub(crate) fn take_over(parts: &Arc<Parts>, leader: Leader) {
     });
 }
 
+/// Has the leader know which paths are published, beside what it does: until then the store is asked for each.
+fn learn(parts: &Arc<Parts>, turn: u64) {
+    let parts = parts.clone();
+    tokio::spawn(async move {
+        let mut pauses = Pauses::default();
+        while is_turn(&parts, turn) {
+            match parts.store.learn_published().await {
+                Ok(Some(paths)) => return tracing::debug!(paths, "the published paths are known"),
+                Ok(None) => return,
+                Err(error) => pauses.after(&error).await,
+            }
+        }
+    });
+}
+
 /// Closes the gate of a coordinator that leads no more.
 pub(crate) fn step_down(parts: &Parts) {
     parts.garbage.reset();
     forget(parts);
+    parts.store.forget_published();
 }
 
 /// Forgets what is remembered of paths and derivations: some may be gone.

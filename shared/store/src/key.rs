@@ -37,6 +37,11 @@ pub(crate) fn narinfo(hash_part: &str) -> Path {
     Path::from(format!("{hash_part}{NARINFO_SUFFIX}"))
 }
 
+/// Returns the hash part of the path that a key is the narinfo of.
+pub(crate) fn hash_part_of(key: &Path) -> Option<&str> {
+    key.as_ref().strip_suffix(NARINFO_SUFFIX).filter(|part| is_hash_part(part))
+}
+
 /// Returns the key of the blob with this SHA-256.
 pub(crate) fn nar(blob_sha256: &Sha256Hash) -> Path {
     Path::from(blob_key(blob_sha256))

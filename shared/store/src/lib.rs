@@ -26,6 +26,7 @@ mod inspect;
 mod keep;
 mod key;
 pub mod keys;
+mod known;
 mod lie;
 mod listing;
 mod narinfo;

@@ -75,6 +75,7 @@ impl Store {
         let text = text.map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
         self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
+        self.inner.known.published(&info.path);
         Ok(())
     }
 

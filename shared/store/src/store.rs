@@ -22,6 +22,7 @@ use crate::blob::BlobReader;
 use crate::cache::PathInfoCache;
 use crate::error::StoreError;
 use crate::key;
+use crate::known::Known;
 use crate::narinfo;
 use crate::objects::Objects;
 use crate::receive::{BlobReceiver, Provenance};
@@ -78,6 +79,7 @@ pub(crate) struct Inner {
     pub(crate) store_dir: StoreDir,
     pub(crate) spool_dir: PathBuf,
     pub(crate) infos: PathInfoCache,
+    pub(crate) known: Known,
     /// Held while a NAR is listed.
     pub(crate) listing: Arc<tokio::sync::Mutex<()>>,
     pub(crate) received_bytes: AtomicU64,
@@ -120,6 +122,7 @@ impl Store {
             store_dir: config.store_dir,
             spool_dir: config.spool_dir,
             infos: PathInfoCache::new(config.cached_paths_max),
+            known: Known::default(),
             listing: Arc::default(),
             received_bytes: AtomicU64::new(0),
             served_bytes: AtomicU64::new(0),

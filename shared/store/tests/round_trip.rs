@@ -140,7 +140,9 @@ async fn a_set_is_published_in_the_order_of_its_references() {
         let alone = place.store.publish(&infos[..1], &place.keys).await.expect_err("its reference is not valid");
         assert!(matches!(&alone, StoreError::MissingReference { reference, .. } if *reference == lib), "{alone}");
         place.store.publish(&infos, &place.keys).await.expect("publishes");
+        assert_eq!(place.store.learn_published().await.expect("lists"), Some(2));
         let asked = [absent.clone(), out.clone(), lib.clone()];
+        assert_eq!(place.store.unpublished(&asked).await.expect("looks"), std::slice::from_ref(&absent));
         assert_eq!(place.store.missing(&asked).await.expect("looks"), std::slice::from_ref(&absent));
         let other_name = path(HASHES[0], "other");
         assert_eq!(place.store.path_info(&other_name).await.expect("looks"), None, "another name with the same hash");

@@ -146,6 +146,10 @@ pub const UPSTREAM_REDIRECTS_MAX: usize = 5;
 /// Passing it: the collection ends before it has deleted anything.
 pub const GARBAGE_PATHS_MAX: usize = 4_000_000;
 
+/// Published paths that a leader knows by heart, so that it asks the store for none of those that it lacks: about 50 bytes of its memory each.
+/// Passing it: it asks for each.
+pub const PATHS_KNOWN_MAX: usize = 2_000_000;
+
 /// Different paths and blobs that a leader remembers somebody asked for within one period of grace, about 60 bytes each. Passing it: no
 /// collection begins until a period has passed without that.
 pub const TOUCHED_MAX: usize = 2_000_000;
