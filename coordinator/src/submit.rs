@@ -17,6 +17,7 @@ use crate::garbage::touch;
 use crate::heavy::heavy;
 use crate::needed::{self, Unknown};
 use crate::parts::Parts;
+use crate::raft::ConsensusError;
 use crate::{realised, refuse, substitute};
 
 /// Makes a build of a submission, unless whoever asks goes away before the farm has heard of it: what upstream caches have may take long to
@@ -130,17 +131,28 @@ async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: &[JobSpec], 
         commands.push(Command::Check { request: submission.request, derivations, now });
     }
     let Submission { request, name, roots, keep_going } = submission;
-    commands.push(Command::Submit { request, name, roots, keep_going, now });
-    // Each staged chunk is an entry of its own, so that a large graph does not hold up the log; several are under way, in their order.
-    let mut answers = Vec::new();
-    let proposals = futures::stream::iter(commands).map(|command| {
+    let submit = Command::Submit { request, name, roots, keep_going, now };
+    staged_first(commands, submit, |command| {
         let pending = parts.consensus.propose_nowait(vec![command]);
-        async { pending?.applied().await }
-    });
-    let mut proposals = std::pin::pin!(proposals.buffered(ENTRIES_UNDER_WAY_MAX));
-    while let Some(applied) = proposals.next().await {
-        answers.extend(applied.map_err(|error| refuse::unavailable("submit", &error))?.answers);
+        async { Ok(pending?.applied().await?.answers) }
+    })
+    .await
+}
+
+/// Proposes what is staged, and `submit` once all of that is applied: a chunk that the log did not take would be missing from the build.
+/// Each chunk is an entry of its own, so that a large graph does not hold up the log; several are under way, in their order.
+async fn staged_first<F>(staged: Vec<Command>, submit: Command, propose: impl Fn(Command) -> F) -> Result<BuildId, Refusal>
+where
+    F: Future<Output = Result<Vec<Answer>, ConsensusError>>,
+{
+    let unavailable = |error| refuse::unavailable("submit", &error);
+    let mut proposals = std::pin::pin!(futures::stream::iter(staged).map(&propose).buffered(ENTRIES_UNDER_WAY_MAX));
+    while let Some(answers) = proposals.next().await {
+        if let Some(Err(refusal)) = answers.map_err(unavailable)?.into_iter().find_map(build_of) {
+            return Err(refusal);
+        }
     }
+    let answers = propose(submit).await.map_err(unavailable)?;
     answers.into_iter().find_map(build_of).unwrap_or_else(|| Err(refuse::invalid("submit: the farm gave no answer; submit again")))
 }
 
@@ -254,7 +266,7 @@ fn check_resolved_inputs(jobs: &[JobSpec], inputs_max: usize) -> Result<(), Refu
     }
 }
 
-/// Entries of one submission that are proposed before the first of them is applied, about 2 MiB: what others propose is not held up.
+/// Entries of one submission that are proposed before the first of them is applied, mostly about 2 MiB and at most 8: what others propose is not held up.
 const ENTRIES_UNDER_WAY_MAX: usize = 8;
 /// Realisations read at a time for one submission.
 const LOOKUPS_MAX: usize = 64;
@@ -262,9 +274,44 @@ const LOOKUPS_MAX: usize = 64;
 #[cfg(test)]
 mod tests {
     use kiln_core::ResolvedInput;
-    use kiln_wire::{DerivedInput, JobKind, JobLimits, OutputName, Resources};
+    use kiln_wire::{DerivedInput, JobKind, JobLimits, OutputName, RequestId, Resources, Timestamp};
 
     use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_submitted_unless_all_of_it_was_staged() {
+        use std::sync::Mutex;
+        let stage = |request| Command::Stage { request: RequestId(request), jobs: Vec::new(), now: Timestamp(0) };
+        let submit =
+            || Command::Submit { request: RequestId(9), name: String::new(), roots: Vec::new(), keep_going: false, now: Timestamp(0) };
+        let refused = || Answer::Refused(Refused::StageDropped(RequestId(9)));
+        // Which of three chunks fails, how, and whether the submission follows.
+        let table: [(Option<u64>, fn() -> Result<Vec<Answer>, ConsensusError>); 3] =
+            [(None, || Ok(Vec::new())), (Some(0), || Err(ConsensusError::Busy)), (Some(2), || Err(ConsensusError::Busy))];
+        for (failing, how) in table {
+            let seen = Mutex::new(Vec::new());
+            let propose = |command: Command| {
+                let (is_submit, failed) = match &command {
+                    Command::Stage { request, .. } => (false, Some(request.0) == failing),
+                    _ => (true, false),
+                };
+                seen.lock().expect("no panic").push(is_submit);
+                async move {
+                    match (failed, is_submit) {
+                        (true, _) => how(),
+                        (false, true) => Ok(vec![Answer::Submitted { request: RequestId(9), build: BuildId(1) }]),
+                        (false, false) => Ok(Vec::new()),
+                    }
+                }
+            };
+            let submitted = staged_first((0..3).map(stage).collect(), submit(), propose).await;
+            let proposed = seen.into_inner().expect("no panic");
+            assert_eq!(submitted.is_ok(), failing.is_none(), "{failing:?}");
+            assert_eq!(proposed.contains(&true), failing.is_none(), "{failing:?}: {proposed:?}");
+        }
+        let propose = |_| async { Ok(vec![refused()]) };
+        assert!(staged_first(vec![stage(0)], submit(), propose).await.is_err(), "refused by the farm");
+    }
 
     #[test]
     fn jobs_are_divided_by_number_and_by_size() {
