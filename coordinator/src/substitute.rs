@@ -65,7 +65,7 @@ impl Substitution {
 pub(crate) async fn jobs(parts: &Arc<Parts>, closure: &DrvClosure, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
     let search = Search::begin(parts).await;
     loop {
-        let jobs = needed::jobs(closure, roots, |outputs| search.missing(outputs), |outputs| submit::realised(parts, outputs)).await?;
+        let jobs = needed::jobs(closure, roots, |outputs| search.unbuilt(outputs), |outputs| submit::realised(parts, outputs)).await?;
         if search.state().found.is_empty() && search.order.is_empty() {
             return Ok(jobs);
         }
@@ -208,11 +208,23 @@ impl<'a> Search<'a> {
         Self { parts, order: parts.substitution.upstreams.order().await, state: Mutex::new(State::new()) }
     }
 
-    /// Returns those of some paths that neither the store nor a cache has.
-    async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
+    /// Returns those of some outputs that neither the store nor a cache has.
+    async fn unbuilt(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
         touch(self.parts, &paths).await;
         // What is taken for absent and is not is built again, and stays as it is.
         let missing = self.parts.store.unpublished(&paths).await.map_err(|error| unavailable(&error))?;
+        self.nowhere(missing).await
+    }
+
+    /// Returns those of some paths that neither the store nor a cache has.
+    async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
+        touch(self.parts, &paths).await;
+        let missing = self.parts.store.missing(&paths).await.map_err(|error| unavailable(&error))?;
+        self.nowhere(missing).await
+    }
+
+    /// Returns those of some paths that the store lacks which no cache has either.
+    async fn nowhere(&self, missing: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
         if self.order.is_empty() {
             return Ok(missing);
         }

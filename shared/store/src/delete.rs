@@ -116,6 +116,7 @@ impl Store {
         let deleted = self.inner.objects.delete(&key::narinfo(path.hash_part())).await;
         self.inner.infos.forget(path);
         deleted?;
+        self.inner.known.deleted(path);
         // Another path may have the same NAR: then it is listed again when somebody asks.
         self.inner.objects.delete(&key::listing(nar_hash)).await
     }

@@ -56,9 +56,24 @@ impl Known {
         if let Stage::Learning(parts) | Stage::Whole(parts) = &mut state.stage {
             parts.insert(part);
             if parts.len() > PATHS_KNOWN_MAX {
+                tracing::warn!(
+                    paths_max = PATHS_KNOWN_MAX,
+                    "too many paths are published to know all: each is asked for until another leads"
+                );
                 state.stage = Stage::Unknown;
             }
         }
+    }
+
+    /// Notes that a path was deleted.
+    pub(crate) fn deleted(&self, path: &StorePath) {
+        if let (Stage::Whole(parts), Some(part)) = (&mut self.lock().stage, part(path.hash_part())) {
+            parts.remove(&part);
+        }
+    }
+
+    fn turn(&self) -> u64 {
+        self.lock().turn
     }
 
     /// Returns whether a path is known not to be published.
@@ -76,7 +91,7 @@ impl Known {
         state.turn
     }
 
-    /// Ends learning, unless it began anew or was given up since. Returns how many paths are known then.
+    /// Ends learning, unless it began anew or was given up since. Returns how many paths are known then; none if they are too many.
     fn end(&self, turn: u64, listed: HashSet<Part>) -> Option<usize> {
         let mut state = self.lock();
         if state.turn != turn {
@@ -86,9 +101,11 @@ impl Known {
         let mut all = listed;
         all.extend(published);
         let count = all.len();
-        if count <= PATHS_KNOWN_MAX {
-            state.stage = Stage::Whole(all);
+        if count > PATHS_KNOWN_MAX {
+            tracing::warn!(paths_max = PATHS_KNOWN_MAX, "too many paths are published to know all: each is asked for");
+            return None;
         }
+        state.stage = Stage::Whole(all);
         Some(count)
     }
 
@@ -100,7 +117,7 @@ impl Known {
 impl Store {
     /// Reads the list of everything that the store holds, to know from then on which paths are not published. Only who alone publishes may
     /// do this, and calls [`Store::forget_published`] when it does so no more. Returns how many paths are published; `None` if that was called
-    /// meanwhile. If there are more than [`PATHS_KNOWN_MAX`], each is asked for as before.
+    /// meanwhile, or there are more than [`PATHS_KNOWN_MAX`]: then each is asked for as before.
     ///
     /// # Errors
     /// [`StoreError::Object`] if the store fails; nothing is known then.
@@ -109,10 +126,10 @@ impl Store {
         let mut objects = self.inner.objects.walk(None);
         let mut listed = HashSet::new();
         while let Some(object) = objects.try_next().await? {
-            if let Some(part) = key::hash_part_of(&object.location).and_then(part)
-                && listed.len() <= PATHS_KNOWN_MAX
-            {
-                listed.insert(part);
+            listed.extend(key::hash_part_of(&object.location).and_then(part));
+            // Too many to know, or nobody wants to know any more.
+            if listed.len() > PATHS_KNOWN_MAX || self.inner.known.turn() != turn {
+                break;
             }
         }
         Ok(self.inner.known.end(turn, listed))
@@ -164,6 +181,8 @@ mod tests {
         assert_eq!(lacking, [true, false, false], "what was published while the list was read counts");
         known.published(&path("a"));
         assert!(!known.lacks(&path("a")));
+        known.deleted(&path("a"));
+        assert!(known.lacks(&path("a")));
         known.forget_all();
         assert!(!known.lacks(&path("d")));
     }

@@ -73,9 +73,10 @@ impl Store {
         let others = [others, &self.signatures_of(info).await?].concat();
         let text = narinfo::write(self.store_dir(), info, keys, &others);
         let text = text.map_err(|err| StoreError::Unwritable { path: info.path.clone(), err })?;
+        // Before the answer comes, for it may get lost: a path that is known and not there costs a look, the other way round a build.
+        self.inner.known.published(&info.path);
         self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
-        self.inner.known.published(&info.path);
         Ok(())
     }
 

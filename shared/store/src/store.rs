@@ -191,6 +191,7 @@ impl Store {
             return Ok(None);
         };
         let info = narinfo::read(&self.inner.store_dir, &bytes).map_err(|reason| damaged_narinfo(&key, reason))?;
+        self.inner.known.published(&info.path);
         // Another path with the same hash part cannot be had by accident; this one is then not in the store.
         Ok((info.path == *path).then_some(info))
     }
