@@ -19,12 +19,19 @@ use crate::{archiving, dispatch, garbage, kept_logs, publish, resolve};
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
     let mut leadership = parts.consensus.leadership();
     let (settled, mut fates) = mpsc::unbounded_channel();
-    let mut driver = Driver { parts, settled, lead: Lead::default() };
+    let mut driver = Driver { parts, settled, lead: Lead::default(), due: None };
     loop {
         driver.follow(*leadership.borrow_and_update());
         driver.plan();
         let parts = driver.parts.clone();
-        let wake = driver.wake_after();
+        // A moment that has come is not put off by what else happens: under load something always does.
+        let now = Instant::now();
+        let soonest = now + driver.wake_after();
+        let due = driver.due.map_or(soonest, |due| due.min(soonest));
+        driver.due = Some(due);
+        if due <= now {
+            driver.enforce_deadlines();
+        }
         tokio::select! {
             () = stop.notified() => return,
             followed = leadership.changed() => if followed.is_err() { return },
@@ -41,7 +48,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
             },
             () = parts.sessions.strains_changed() => driver.lead.changed(),
             Some(fate) = fates.recv() => driver.settle(fate),
-            () = tokio::time::sleep(wake) => driver.enforce_deadlines(),
+            () = tokio::time::sleep_until(due.into()) => driver.enforce_deadlines(),
         }
     }
 }
@@ -52,6 +59,8 @@ struct Driver {
     settled: mpsc::UnboundedSender<Fate>,
     /// Decides when to plan and what deadlines ask for.
     lead: Lead,
+    /// When deadlines are looked at, whatever else happens.
+    due: Option<Instant>,
 }
 
 /// What became of a proposal of the loop's own.
@@ -182,6 +191,7 @@ impl Driver {
     }
 
     fn enforce_deadlines(&mut self) {
+        self.due = None;
         let silent = self.parts.sessions.take_silent(self.parts.clock.steady());
         for (worker, _) in &silent {
             tracing::warn!(%worker, "worker is silent: its leases are lost");
