@@ -1,7 +1,7 @@
 //! Derivations in memory: bytes and parse of those that were used lately, and what has been checked of each.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kiln_nix::derivation::{Derivation, DerivationError as ParseError};
@@ -37,7 +37,14 @@ pub(crate) enum DerivationError {
 /// The derivations that were used lately.
 pub(crate) struct Derivations {
     store_dir: StoreDir,
-    kept: Mutex<BTreeMap<DrvPath, Kept>>,
+    kept: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    by_path: BTreeMap<DrvPath, Kept>,
+    /// What they take, by [`Kept::bytes_taken`].
+    bytes: usize,
 }
 
 #[derive(Clone)]
@@ -58,12 +65,15 @@ impl Derivations {
 
     /// Forgets a derivation that is deleted.
     pub(crate) fn forget(&self, path: &DrvPath) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        let mut held = self.held();
+        if let Some(kept) = held.by_path.remove(path) {
+            held.bytes -= kept.bytes_taken();
+        }
     }
 
     /// Forgets all: another leader may have deleted some.
     pub(crate) fn forget_all(&self) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.held() = Held::default();
     }
 
     /// Returns the bytes of a derivation.
@@ -73,12 +83,21 @@ impl Derivations {
 
     /// Keeps a derivation whose path was checked against its bytes.
     pub(crate) fn keep(&self, path: DrvPath, bytes: Bytes, parsed: Arc<Derivation>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT_MAX {
+        let kept = Kept { bytes, parsed };
+        let taken = kept.bytes_taken();
+        let mut held = self.held();
+        if held.bytes + taken > KEPT_BYTES_MAX {
             // Everything is in the store: starting over costs reads, and no bookkeeping on the way.
-            kept.clear();
+            *held = Held::default();
         }
-        kept.insert(path, Kept { bytes, parsed });
+        held.bytes += taken;
+        if let Some(before) = held.by_path.insert(path, kept) {
+            held.bytes -= before.bytes_taken();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a derivation that a client brought into the store, and keeps it: it is about to be submitted.
@@ -88,14 +107,14 @@ impl Derivations {
     pub(crate) async fn add(&self, store: &Store, path: DrvPath, bytes: Bytes) -> Result<(), StoreError> {
         let parsed = store.put_derivation(&path, bytes.clone()).await?;
         // One that Nix would have written differently is refused when it is read for use.
-        if parsed.check_canonical(&self.store_dir, &bytes).is_ok() {
+        if bytes.len() <= KEPT_ADDED_BYTES_MAX && parsed.check_canonical(&self.store_dir, &bytes).is_ok() {
             self.keep(path, bytes, Arc::new(parsed));
         }
         Ok(())
     }
 
     async fn load(&self, store: &Store, path: &DrvPath) -> Result<Kept, DerivationError> {
-        if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
+        if let Some(kept) = self.held().by_path.get(path) {
             return Ok(kept.clone());
         }
         let read = store.derivation(path).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
@@ -112,5 +131,40 @@ pub(crate) fn output_paths(derivation: &Derivation) -> BTreeMap<OutputName, Stor
     derivation.outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.path()?.clone()))).collect()
 }
 
-/// Derivations kept in memory; a real one takes about 5 KB, so all of a large package set stays below 1 GiB.
-const KEPT_MAX: usize = 131_072;
+impl Kept {
+    /// What it takes of memory, about: the file, its parse, which holds the same text once more with what holds it together, and a node of the map.
+    fn bytes_taken(&self) -> usize {
+        3 * self.bytes.len() + 512
+    }
+}
+
+/// Bytes of derivations kept in memory, parses among them: all of a package set of 60,000.
+const KEPT_BYTES_MAX: usize = 768 << 20;
+/// A derivation that a client brings and that is larger waits in the store until somebody submits it: those of real packages have a few KiB.
+const KEPT_ADDED_BYTES_MAX: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_in_memory_stays_within_its_bound() {
+        let derivations = Derivations::new(StoreDir::default());
+        let text =
+            br#"Derive([("out","","r:sha256","")],[],[],"s","b",[],[("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])"#;
+        let parsed = Derivation::parse(&StoreDir::default(), "a", text).expect("a derivation");
+        let parsed = Arc::new(parsed);
+        let path = |number: usize| DrvPath::parse(&format!("{number:032}-a.drv")).expect("a path");
+        let bytes = Bytes::from(vec![0; 4 << 20]);
+        for number in 0..200 {
+            derivations.keep(path(number), bytes.clone(), parsed.clone());
+            derivations.keep(path(number), bytes.clone(), parsed.clone());
+            let held = derivations.held();
+            assert!(held.bytes <= KEPT_BYTES_MAX);
+            assert_eq!(held.bytes, held.by_path.values().map(Kept::bytes_taken).sum::<usize>());
+        }
+        assert!(derivations.held().by_path.len() > 1, "some are kept");
+        (0..200).for_each(|number| derivations.forget(&path(number)));
+        assert_eq!(derivations.held().bytes, 0);
+    }
+}
