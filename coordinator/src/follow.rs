@@ -57,7 +57,7 @@ async fn next_change(
     sender: &mut Sender,
 ) -> Result<bool, LinkError> {
     let mut fresh_view = None;
-    loop {
+    let view_due = loop {
         if notices.is_empty() {
             sender.flush().await?;
         }
@@ -65,7 +65,7 @@ async fn next_change(
             None => notices.recv().await,
             Some(at) => match tokio::time::timeout_at(at, notices.recv()).await {
                 Ok(notice) => notice,
-                Err(_) => return Ok(true),
+                Err(_) => break true,
             },
         };
         match notice {
@@ -77,13 +77,16 @@ async fn next_change(
                 fresh_view.get_or_insert_with(|| tokio::time::Instant::now() + VIEW_AFTER);
             }
             Ok(Notice::Event(_)) => {}
-            Ok(Notice::Ended(ended)) if ended == build => return Ok(true),
+            Ok(Notice::Ended(ended)) if ended == build => break true,
             Ok(Notice::Ended(_)) => {}
-            Err(RecvError::Lagged(_)) => return Ok(true),
+            Err(RecvError::Lagged(_)) => break true,
             // The coordinator stops; the connection is about to end too.
-            Err(RecvError::Closed) => return Ok(false),
+            Err(RecvError::Closed) => break false,
         }
-    }
+    };
+    // The view may have to wait for the archive; what has happened does not.
+    sender.flush().await?;
+    Ok(view_due)
 }
 
 /// Sends the events that came while the last view was made: the view of an ended build is the last thing that is sent.

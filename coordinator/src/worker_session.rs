@@ -58,13 +58,15 @@ async fn write(parts: Arc<Parts>, mut sender: Sender, mut inbox: mpsc::Unbounded
 
 /// Sends a message with those that wait behind it: what is due at one time is handed to the transport together.
 async fn send_all(sender: &mut Sender, first: ToWorker, inbox: &mut mpsc::UnboundedReceiver<ToWorker>) -> Result<(), LinkError> {
-    let mut pending_bytes = sender.feed(&first)?;
-    while pending_bytes < TOGETHER_BYTES_MAX
+    let mut fed = sender.feed(&first);
+    while matches!(fed, Ok(pending_bytes) if pending_bytes < TOGETHER_BYTES_MAX)
         && let Ok(message) = inbox.try_recv()
     {
-        pending_bytes = sender.feed(&message)?;
+        fed = sender.feed(&message);
     }
-    sender.flush().await
+    // What came before one that cannot be sent goes out all the same.
+    sender.flush().await?;
+    fed.map(drop)
 }
 
 async fn read(
