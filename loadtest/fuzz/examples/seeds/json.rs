@@ -77,6 +77,8 @@ pub(crate) fn realisation() -> Seeds {
         add("of-another", &text.replace("abab", "acac"));
         add("nothing", "");
     }
+    let dots = format!("{}-a..drv^dev\n{{\"outPath\":\"{path}\"}}", "d".repeat(32));
+    seeds.push(("dots-before-the-ending".to_owned(), dots.into_bytes()));
     seeds.push(("no-name".to_owned(), b"sha256:00!out\n{}".to_vec()));
     seeds
 }
