@@ -37,7 +37,8 @@ impl Heard {
         heard
     }
 
-    /// Listens in the order in which a hook does. It takes the first build that Nix could not begin itself.
+    /// Listens in the order in which a hook does. It takes the first build that Nix could not begin
+    /// itself, or that wants a feature.
     fn hear(&mut self, said: &mut Said<'_>) -> Result<(), String> {
         while said.gather(hook::MORE)?.ok_or("settings end early")? != [0; 8] {
             let bytes = said.gather(hook::SETTING)?.ok_or("a setting ends early")?;
@@ -51,7 +52,7 @@ impl Heard {
             }
             let bytes = said.gather(Ask::ITEMS)?.ok_or("a question ends early")?;
             let question = Ask::decode(&store_dir, &bytes).map_err(|err| err.to_string())?;
-            let is_taken = !question.could_begin;
+            let is_taken = !question.could_begin || !question.features.is_empty();
             self.questions.push(question);
             if is_taken {
                 let bytes = said.gather(Inputs::ITEMS)?.ok_or("inputs end early")?;

@@ -16,7 +16,8 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
         to.number(0);
     };
     let asks = |to: &mut Encoder, could_begin: bool, path: &str| {
-        to.text("try").truth(could_begin).text("x86_64-linux").text(path).list(["kvm"], |to, feature| to.text(feature));
+        let features: &[&str] = if could_begin { &[] } else { &["kvm"] };
+        to.text("try").truth(could_begin).text("x86_64-linux").text(path).list(features, |to, feature| to.text(feature));
     };
     let inputs = |to: &mut Encoder| {
         to.list([A], |to, path| to.text(path)).list(["out", "dev"], |to, name| to.text(name));
