@@ -13,7 +13,7 @@ use kiln_wire::limits::{
 };
 use kiln_wire::{StoreDir, StorePath};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode, Url, Version};
+use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, Version};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::order::Health;
@@ -266,20 +266,22 @@ fn shown(text: &str) -> String {
 /// # Errors
 /// [`reqwest`]'s, if it cannot prepare for TLS.
 pub(super) fn client() -> reqwest::Result<Client> {
-    let builder = || {
-        let agent = concat!("kiln/", env!("CARGO_PKG_VERSION"));
-        let redirects = Policy::custom(|attempt| match judge::may_follow(attempt.previous(), attempt.url()) {
-            Ok(()) => attempt.follow(),
-            Err(doubt) => attempt.error(doubt),
-        });
-        let client = Client::builder().redirect(redirects).user_agent(agent);
-        client.connect_timeout(CONNECT).read_timeout(STALL).http2_adaptive_window(true)
-    };
     // A machine without certificates of its own still verifies, against the roots that we bring.
     builder().build().or_else(|_| {
         let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
         builder().tls_certs_only(roots).build()
     })
+}
+
+/// Says how caches are spoken with, whoever vouches for them.
+pub(super) fn builder() -> ClientBuilder {
+    let agent = concat!("kiln/", env!("CARGO_PKG_VERSION"));
+    let redirects = Policy::custom(|attempt| match judge::may_follow(attempt.previous(), attempt.url()) {
+        Ok(()) => attempt.follow(),
+        Err(doubt) => attempt.error(doubt),
+    });
+    let client = Client::builder().redirect(redirects).user_agent(agent);
+    client.connect_timeout(CONNECT).read_timeout(STALL).http2_adaptive_window(true)
 }
 
 /// Pauses between the tries of one question.
