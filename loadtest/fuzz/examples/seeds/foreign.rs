@@ -17,6 +17,11 @@ pub(crate) fn seeds(nars: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
             seeds.push((format!("{name}-{}", compression.name()), file));
         }
     }
+    for (chosen, compression) in [(1, Compression::Zstd), (2, Compression::Xz), (3, Compression::Bzip2)] {
+        let mut file = vec![chosen];
+        recompress(Cursor::new(&bomb()), compression, &mut file).expect("it is in memory");
+        seeds.push((format!("bomb-{}", compression.name()), file));
+    }
     for compression in ["zstd", "xz", "bzip2"] {
         let name = format!("file-{compression}");
         let (_, file) = seeds.iter().find(|(found, _)| *found == name).cloned().expect("it was made");
@@ -29,4 +34,11 @@ pub(crate) fn seeds(nars: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
         seeds.push((format!("flipped-{compression}"), flipped));
     }
     seeds
+}
+
+/// The blob of an archive that is larger than what the target lets come out: a file of two million zeros.
+fn bomb() -> Vec<u8> {
+    let zeros = vec![0; 2 << 20];
+    let nar = kiln_nix::nar::of_file(zeros.as_slice(), zeros.len() as u64);
+    zstd::encode_all(nar, 1).expect("it is in memory")
 }
