@@ -3,6 +3,10 @@
 //! Needs root, Debian's `nix-bin` and `busybox-static`, which `ops/test` installs, and the Nix of Debian 13, which `ops/lib/debian-13-nix` fetches.
 
 mod addressed;
+mod asked;
+#[path = "asked.rs"]
+#[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
+mod asked_debian_13;
 mod attacks;
 mod bad_input;
 mod builds;
@@ -14,6 +18,7 @@ mod cluster;
 mod crashes;
 mod documented;
 mod elsewhere;
+mod faces;
 mod failures;
 mod farm;
 mod first_use;

@@ -12,22 +12,18 @@ fn nix() -> Nix {
     Nix::of(module_path!())
 }
 
-/// A farm behind an `sshd` on loopback.
-struct Remote {
-    _sshd: Process,
-    _farm: Process,
-    store: String,
-    options: String,
-    /// Goes last: the others live in it.
-    place: Place,
+/// An `sshd` on loopback that starts the daemon of a farm for each client.
+pub struct Sshd {
+    _process: Process,
+    /// How Nix names the farm as a store.
+    pub store: String,
+    /// What a client of it needs in `NIX_SSHOPTS`.
+    pub options: String,
 }
 
-impl Remote {
-    fn new(set: &str) -> Self {
-        let place = Place::new(set);
-        let farm = place.up();
-        std::fs::create_dir(place.path("conf")).expect("make directory");
-        std::fs::write(place.path("conf/nix.conf"), format!("{RULES}build-users-group =\n")).expect("write");
+impl Sshd {
+    /// Serves the farm of a place.
+    pub fn serve(place: &Place) -> Self {
         let text = |below: &str| place.path(below).to_str().expect("text").to_owned();
         for key in ["host", "client"] {
             let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &text(key)]).status();
@@ -51,19 +47,36 @@ impl Remote {
             format!("#!/bin/sh\nunset KILN_FARM\nKILN_DIR='{}' exec '{}' daemon \"$@\"\n", text("farm"), env!("CARGO_BIN_EXE_kiln"));
         std::fs::write(place.path("program"), program).expect("write");
         std::fs::set_permissions(place.path("program"), PermissionsExt::from_mode(0o755)).expect("make it executable");
-        let store = format!("ssh-ng://root@127.0.0.1?remote-program={}", text("program"));
         let options = format!(
             "-F /dev/null -p {port} -i {} -o StrictHostKeyChecking=no -o UserKnownHostsFile={} -o LogLevel=ERROR",
             text("client"),
             text("known_hosts")
         );
-        Self { _sshd: sshd, _farm: farm, store, options, place }
+        Self { _process: sshd, store: format!("ssh-ng://root@127.0.0.1?remote-program={}", text("program")), options }
+    }
+}
+
+/// A farm behind an `sshd` on loopback.
+struct Remote {
+    sshd: Sshd,
+    _farm: Process,
+    /// Goes last: the others live in it.
+    place: Place,
+}
+
+impl Remote {
+    fn new(set: &str) -> Self {
+        let place = Place::new(set);
+        let farm = place.up();
+        std::fs::create_dir(place.path("conf")).expect("make directory");
+        std::fs::write(place.path("conf/nix.conf"), format!("{RULES}build-users-group =\n")).expect("write");
+        Self { sshd: Sshd::serve(&place), _farm: farm, place }
     }
 
     fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--signal=KILL", "120", program]).args(args).current_dir(self.place.path("")).stdin(Stdio::null());
-        command.env("NIX_CONF_DIR", self.place.path("conf")).env("HOME", self.place.path("")).env("NIX_SSHOPTS", &self.options);
+        command.env("NIX_CONF_DIR", self.place.path("conf")).env("HOME", self.place.path("")).env("NIX_SSHOPTS", &self.sshd.options);
         nix().be_found(&mut command);
         for name in ["NIX_REMOTE", "NIX_PATH", "KILN_FARM", "KILN_IDENTITY", "KILN_DIR"] {
             command.env_remove(name);
@@ -92,7 +105,7 @@ rec {
 #[test]
 fn nix_builds_and_copies_through_a_real_sshd() {
     let remote = Remote::new(SET);
-    let store = remote.store.as_str();
+    let store = remote.sshd.store.as_str();
     let built =
         remote.run("nix", &["build", "--store", store, "--eval-store", &remote.own(), "-f", "set.nix", "top", "-L", "--no-link", "--json"]);
     let built = built.expect_success();
@@ -117,7 +130,8 @@ fn nix_builds_and_copies_through_a_real_sshd() {
 fn a_client_that_is_interrupted_takes_its_build_with_it_through_sshd() {
     let remote = Remote::new(SET);
     let script = r#"exec nix-build "$@" 2>&1"#;
-    let mut command = remote.command("sh", &["-c", script, "sh", "--store", &remote.store, "set.nix", "-A", "endless", "--no-out-link"]);
+    let mut command =
+        remote.command("sh", &["-c", script, "sh", "--store", &remote.sshd.store, "set.nix", "-A", "endless", "--no-out-link"]);
     let mut build = Process::start(&mut command);
     build.wait_for_line("begun");
     build.signal("INT");
@@ -133,9 +147,9 @@ fn the_farm_is_a_builder_behind_sshd_of_what_it_has_the_derivations_of() {
     let derivation = remote.run("nix-instantiate", &["--store", &own, "set.nix", "-A", "top"]).expect_success().out().trim().to_owned();
     if nix() == Nix::Installed {
         // A later Nix does so by itself, for a daemon that does not trust it.
-        remote.run("nix", &["copy", "--derivation", "--from", &own, "--to", &remote.store, &derivation]).expect_success();
+        remote.run("nix", &["copy", "--derivation", "--from", &own, "--to", &remote.sshd.store, &derivation]).expect_success();
     }
-    let builders = format!("{} x86_64-linux", remote.store);
+    let builders = format!("{} x86_64-linux", remote.sshd.store);
     let args = ["--store", &own, "set.nix", "-A", "top", "-j0", "--builders", &builders, "--no-out-link"];
     let built =
         Ran(remote.command("nix-build", &args).env("NIX_STATE_DIR", &state).output().expect("nix-bin is installed")).expect_success();
