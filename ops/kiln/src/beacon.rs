@@ -82,7 +82,8 @@ impl Lit {
     }
 }
 
-fn path(dir: &Path) -> PathBuf {
+/// Returns where a farm that runs in `dir` has its beacon.
+pub fn path(dir: &Path) -> PathBuf {
     dir.join("farm.json")
 }
 

@@ -1,16 +1,10 @@
 //! A build of the farm, followed for Nix: its log to the descriptor that Nix reads logs from, and how it ended.
 
-use std::fs::File;
-use std::io::{self, Write};
-
-use kiln_nix::hook::line;
 use kiln_wire::client::{BuildState, BuildView, Event, EventKind, JobView};
 use kiln_wire::{AttemptId, BuildId, DrvPath, FailureClass, OutOfPatience, StoreDir};
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
-use super::say;
+use super::voice::Voice;
 use crate::client::Client;
 use crate::daemon::log_lines::{self, Followed, Told};
 use crate::failures;
@@ -32,12 +26,13 @@ pub(super) enum Ended {
 pub(super) async fn follow(
     client: &Client,
     store_dir: &StoreDir,
+    voice: &Voice,
     build: BuildId,
     derivation: &DrvPath,
     held: &mut Held,
 ) -> anyhow::Result<Ended> {
     let (tell, mut told) = mpsc::channel(LINES_AHEAD);
-    let mut log = Log { client, derivation, to: To::open(), tell, over: None, open: 0, others: 0 };
+    let mut log = Log { client, derivation, voice, tell, over: None, open: 0, others: 0 };
     let mut watching = Watching::new(client, build);
     let (happened, mut events) = mpsc::unbounded_channel();
     let mut last = None;
@@ -45,12 +40,12 @@ pub(super) async fn follow(
         tokio::select! {
             // An attempt is known by the event that says so, and a short one is over by the time that its build is: events come first.
             biased;
-            Some(event) = events.recv() => log.happened(event),
+            Some(event) = events.recv() => log.happened(event).await,
             out = held.over() => return Ok(Ended::TimedOut(took_too_long(store_dir, &out?))),
             // Its receiver lives as long as this.
             next = watching.next(|event| drop(happened.send(event))) => match next? {
                 Some(view) => {
-                    log.begin_running(&view);
+                    log.begin_running(&view).await;
                     last = Some(view);
                 }
                 None => break,
@@ -59,7 +54,7 @@ pub(super) async fn follow(
         }
     }
     while let Ok(event) = events.try_recv() {
-        log.happened(event);
+        log.happened(event).await;
     }
     log.over();
     while log.open > 0
@@ -77,7 +72,7 @@ pub(super) async fn follow(
 struct Log<'a> {
     client: &'a Client,
     derivation: &'a DrvPath,
-    to: To,
+    voice: &'a Voice,
     tell: mpsc::Sender<Told>,
     /// The attempt that is followed, with what tells its follower that it has ended.
     over: Option<(AttemptId, watch::Sender<bool>)>,
@@ -87,54 +82,27 @@ struct Log<'a> {
     others: u64,
 }
 
-/// Where a log goes.
-enum To {
-    /// Where Nix reads it. Written without blocking: what is heard meanwhile of the farm's end and of Nix' counts.
-    Nix(pipe::Sender),
-    /// Somebody runs this as Nix would.
-    File(File),
-    /// Nix does not run this.
-    Person,
-}
-
-impl To {
-    fn open() -> Self {
-        match pipe::OpenOptions::new().open_sender(LOG) {
-            Ok(pipe) => Self::Nix(pipe),
-            Err(_) => File::options().write(true).open(LOG).map_or(Self::Person, Self::File),
-        }
-    }
-
-    async fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Nix(pipe) => pipe.write_all(text).await,
-            Self::File(file) => file.write_all(text),
-            Self::Person => io::stderr().write_all(text),
-        }
-    }
-}
-
 impl Log<'_> {
-    fn happened(&mut self, event: Event) {
+    async fn happened(&mut self, event: Event) {
         match event.kind {
-            EventKind::Started { attempt, worker } => self.begin(&event.derivation, attempt, worker.as_str()),
+            EventKind::Started { attempt, worker } => self.begin(&event.derivation, attempt, worker.as_str()).await,
             kind if event.derivation == *self.derivation && kind.is_final() => self.over(),
             _ => {}
         }
     }
 
-    fn begin_running(&mut self, view: &BuildView) {
+    async fn begin_running(&mut self, view: &BuildView) {
         for job in view.running.iter().filter(|job| job.derivation == *self.derivation) {
             if let Some(attempt) = job.attempts.last().filter(|attempt| attempt.ended_at.is_none()) {
-                self.begin(&job.derivation, attempt.attempt, attempt.worker.as_str());
+                self.begin(&job.derivation, attempt.attempt, attempt.worker.as_str()).await;
             }
         }
     }
 
-    fn begin(&mut self, derivation: &DrvPath, attempt: AttemptId, worker: &str) {
+    async fn begin(&mut self, derivation: &DrvPath, attempt: AttemptId, worker: &str) {
         if derivation != self.derivation {
             self.others += 1;
-            say(&line::info(&format!("the farm builds an input first: {derivation} on {worker}")));
+            self.voice.info(&format!("the farm builds an input first: {derivation} on {worker}")).await;
             return;
         }
         if self.over.as_ref().is_some_and(|(followed, _)| *followed == attempt) {
@@ -156,11 +124,11 @@ impl Log<'_> {
         }
     }
 
-    async fn tell(&mut self, told: Told) -> io::Result<()> {
+    async fn tell(&mut self, told: Told) -> anyhow::Result<()> {
         match told {
             Told::Line(_, mut text) => {
                 text.push(b'\n');
-                self.to.write(&text).await
+                self.voice.log(text).await
             }
             Told::End(_) => {
                 self.open -= 1;
@@ -210,8 +178,6 @@ fn class_of(job: &JobView) -> Option<FailureClass> {
     job.attempts.last().and_then(|attempt| attempt.failure.as_ref()).map(|(class, _)| *class)
 }
 
-/// Where Nix reads the builder's log. Opened by its name, so that nothing is assumed of a descriptor that is not there.
-const LOG: &str = "/proc/self/fd/4";
 /// Lines that may wait to be told.
 const LINES_AHEAD: usize = 64;
 /// Lines of log of an input that failed.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
-use kiln_nix::hook::line;
+use kiln_nix::hook::Inputs;
 use kiln_nix::{Derivation, job};
 use kiln_wire::client::{DerivationFile, Request, Response};
 use kiln_wire::limits::DERIVATION_BATCH_BYTES;
 use kiln_wire::{DrvPath, JobSpec, OutputName, Root, StoreDir, StorePath};
 
 use super::locks::Locks;
-use super::{Taken, say};
+use super::voice::Voice;
 use crate::client::{Client, unexpected};
 use crate::import::{self, Places, missing};
 use crate::progress::Progress;
@@ -23,6 +23,13 @@ pub(super) struct Lacking {
     pub(super) jobs: Vec<JobSpec>,
     files: Vec<DerivationFile>,
     sources: BTreeSet<StorePath>,
+}
+
+impl Lacking {
+    /// Returns whether the farm has all that it needs to build.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.files.is_empty() && self.sources.is_empty()
+    }
 }
 
 /// Derivations with the outputs that are needed of each; none of one whose recipe alone is needed.
@@ -81,15 +88,23 @@ async fn look_at(client: &Client, store_dir: &StoreDir, places: &Places, wave: W
     Ok(next)
 }
 
-fn read(places: &Places, store_dir: &StoreDir, path: &DrvPath) -> anyhow::Result<(Derivation, Vec<u8>)> {
+/// Reads a derivation, with its bytes.
+pub(super) fn read(places: &Places, store_dir: &StoreDir, path: &DrvPath) -> anyhow::Result<(Derivation, Vec<u8>)> {
     let bytes = places.derivation(path).with_context(|| format!("read derivation `{path}`"))?;
     let bytes = bytes.with_context(|| format!("derivation `{path}` is not in the store of this machine"))?;
     Ok((Derivation::parse_canonical(store_dir, path.name(), &bytes)?, bytes))
 }
 
 /// Hands over what the farm lacks. Of hooks that do so at once, one uploads sources, and the others find them there.
-pub(super) async fn hand_over(client: &Client, store_dir: &StoreDir, places: &Places, locks: &Locks, taken: &Taken) -> anyhow::Result<()> {
-    let Lacking { files, sources, .. } = &taken.lacking;
+pub(super) async fn hand_over(
+    client: &Client,
+    store_dir: &StoreDir,
+    places: &Places,
+    locks: &Locks,
+    voice: &Voice,
+    Lacking { files, sources, .. }: &Lacking,
+    inputs: &Inputs,
+) -> anyhow::Result<()> {
     for batch in batches(files) {
         match client.one(&Request::AddDerivations(batch.to_vec())).await? {
             Response::Done => {}
@@ -101,11 +116,11 @@ pub(super) async fn hand_over(client: &Client, store_dir: &StoreDir, places: &Pl
     }
     let lock = locks.upload().await?;
     // Sources may refer to others that no derivation names; Nix has named all.
-    let candidates: BTreeSet<StorePath> = taken.inputs.paths.union(sources).cloned().collect();
+    let candidates: BTreeSet<StorePath> = inputs.paths.union(sources).cloned().collect();
     let lacking: BTreeSet<StorePath> = missing(client, candidates.iter().cloned().collect()).await?.into_iter().collect();
     let lacking_sources = sources.intersection(&lacking).count();
     if lacking_sources > 0 {
-        say(&line::info(&format!("copying {} to the farm", crate::words::count(lacking_sources as u64, "source"))));
+        voice.info(&format!("copying {} to the farm", crate::words::count(lacking_sources as u64, "source"))).await;
         import::upload_sources(client, store_dir, places, sources, &candidates, lacking).await?;
     }
     drop(lock);

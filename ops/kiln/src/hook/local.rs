@@ -12,34 +12,62 @@ use kiln_wire::{StoreDir, StorePath};
 
 /// A daemon of the local Nix. Ends when this does.
 pub(super) struct LocalNix {
-    child: Child,
+    child: Ends,
     to: BufWriter<ChildStdin>,
     from: BufReader<ChildStdout>,
     store_dir: StoreDir,
+    is_greeted: bool,
+}
+
+/// A process that does not outlive its name.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
 }
 
 impl LocalNix {
     /// Starts it, which goes on while others work. Nix holds the locks of `locked` already and must not wait for them.
-    pub(super) fn start(program: &Path, store: &str, store_dir: &StoreDir, locked: &[StorePath]) -> anyhow::Result<Self> {
+    pub(super) fn start<'a>(
+        program: &Path,
+        store: &str,
+        store_dir: &StoreDir,
+        locked: impl IntoIterator<Item = &'a StorePath>,
+    ) -> anyhow::Result<Self> {
         let failed = || format!("start `{}`, by which outputs come into the store of this machine", program.display());
         let mut command = Command::new(program);
         command.arg("--stdio");
         if !store.is_empty() {
             command.args(["--option", "store", store]);
         }
-        let locked: Vec<String> = locked.iter().map(|path| store_dir.join(path)).collect();
+        // What a path was a moment ago is looked up again: others add and delete while this one waits.
+        command.args(["--option", "narinfo-cache-positive-ttl", "0", "--option", "narinfo-cache-negative-ttl", "0"]);
+        let locked: Vec<String> = locked.into_iter().map(|path| store_dir.join(path)).collect();
         command.env("NIX_HELD_LOCKS", locked.join(" ")).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(failed)?;
         let (to, from) = child.stdin.take().zip(child.stdout.take()).with_context(failed)?;
-        let mut local =
-            Self { child, to: BufWriter::with_capacity(WRITE_BYTES, to), from: BufReader::new(from), store_dir: store_dir.clone() };
+        let (to, from) = (BufWriter::with_capacity(WRITE_BYTES, to), BufReader::new(from));
+        let mut local = Self { child: Ends(child), to, from, store_dir: store_dir.clone(), is_greeted: false };
         local.to.write_all(&caller::greeting()).and_then(|()| local.to.flush()).with_context(failed)?;
         Ok(local)
     }
 
-    /// Hears its greeting. Blocks.
+    /// Hears its greeting, which comes once. Blocks.
     pub(super) fn greet(&mut self) -> anyhow::Result<()> {
-        Ok(caller::read_greeting(&mut self.from)?)
+        if !std::mem::replace(&mut self.is_greeted, true) {
+            caller::read_greeting(&mut self.from)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the valid paths that refer to `path`. Blocks.
+    pub(super) fn referrers(&mut self, path: &StorePath) -> anyhow::Result<BTreeSet<StorePath>> {
+        let asked = self.to.write_all(&caller::query_referrers(&self.store_dir, path)).and_then(|()| self.to.flush());
+        asked.context("ask the local Nix")?;
+        Ok(caller::read_paths(&self.store_dir, &mut self.from)?)
     }
 
     /// Returns those of `paths` that are valid. Blocks.
@@ -55,14 +83,14 @@ impl LocalNix {
         paths: &[ValidPath],
         mut archive: impl FnMut(&StorePath, &mut dyn Write) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let Self { child, to, from, store_dir } = self;
+        let Self { child, to, from, store_dir, .. } = self;
         // Heard while it is told: what a daemon says meanwhile must not fill the pipe.
         std::thread::scope(|scope| {
             let hearing = scope.spawn(|| caller::read_done(from));
             let told = tell(to, store_dir, paths, &mut archive);
             if told.is_err() {
                 // It waits for the rest of what was begun, and whoever hears it for its answer. It may be gone already.
-                let _gone = child.kill();
+                let _gone = child.0.kill();
             }
             let heard = hearing.join().map_err(|_| anyhow!("hear the local Nix"))?;
             match (told, heard) {
@@ -74,12 +102,12 @@ impl LocalNix {
         })
     }
 
-    /// Lets it end in order.
+    /// Lets it end in order. Blocks.
     pub(super) fn end(self) {
         let Self { mut child, to, from, .. } = self;
         drop((to, from));
         // It has nothing to do any more; whatever it says, the outputs are there.
-        let _ended = child.wait();
+        let _ended = child.0.wait();
     }
 }
 
@@ -119,7 +147,7 @@ mod tests {
         let mut child = command.spawn().expect("start a shell");
         let (to, from) = child.stdin.take().zip(child.stdout.take()).expect("pipes");
         let store_dir = StoreDir::default();
-        let mut local = LocalNix { child, to: BufWriter::new(to), from: BufReader::new(from), store_dir };
+        let mut local = LocalNix { child: Ends(child), to: BufWriter::new(to), from: BufReader::new(from), store_dir, is_greeted: true };
         let facts = Facts {
             deriver: None,
             nar_hash: Sha256Hash([0; 32]),

@@ -18,17 +18,25 @@ pub(super) struct Locks {
 }
 
 impl Locks {
-    /// Opens the directory, making it if needed.
-    pub(super) fn open(dir: Option<PathBuf>, turns_max: usize) -> anyhow::Result<Self> {
-        let uid = std::fs::metadata("/proc/self").context("look who this is")?.uid();
-        let dir = dir.unwrap_or_else(|| match std::env::var_os("XDG_RUNTIME_DIR") {
+    /// Returns where hooks of this user find each other, if nobody says where.
+    pub(super) fn usual_dir() -> anyhow::Result<PathBuf> {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR");
+        Ok(match runtime {
             _ if is_root() => PathBuf::from("/run/kiln-hook"),
             Some(runtime) => PathBuf::from(runtime).join("kiln-hook"),
-            None => PathBuf::from(format!("/tmp/kiln-hook-{uid}")),
-        });
+            None => PathBuf::from(format!("/tmp/kiln-hook-{}", own_uid()?)),
+        })
+    }
+
+    /// Opens the directory, making it if needed.
+    pub(super) fn open(dir: PathBuf, turns_max: usize) -> anyhow::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(|| format!("make `{}`", dir.display()))?;
         let owner = dir.symlink_metadata().with_context(|| format!("look at `{}`", dir.display()))?;
-        ensure!(owner.is_dir() && owner.uid() == uid, "`{}` belongs to somebody else: name another place with --locks", dir.display());
+        ensure!(
+            owner.is_dir() && owner.uid() == own_uid()?,
+            "`{}` belongs to somebody else: name another place with --locks",
+            dir.display()
+        );
         Ok(Self { dir, turns_max, turn: Mutex::default() })
     }
 
@@ -61,11 +69,17 @@ impl Locks {
         tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await.with_context(failed)?.with_context(failed)
     }
 
-    fn file(&self, name: &str) -> anyhow::Result<File> {
+    /// Opens a file that stands for a lock.
+    pub(super) fn file(&self, name: &str) -> anyhow::Result<File> {
         let path = self.dir.join(name);
         let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         opened.with_context(|| format!("open `{}`", path.display()))
     }
+}
+
+/// Returns who this is.
+pub(super) fn own_uid() -> anyhow::Result<u32> {
+    Ok(std::fs::metadata("/proc/self").context("look who this is")?.uid())
 }
 
 #[cfg(test)]
@@ -75,7 +89,7 @@ mod tests {
     #[test]
     fn there_are_as_many_turns_as_there_may_be_and_they_come_back() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let open = || Locks::open(Some(dir.path().join("locks")), 2).expect("locks");
+        let open = || Locks::open(dir.path().join("locks"), 2).expect("locks");
         let (first, second, third) = (open(), open(), open());
         let take = |locks: &Locks| locks.take_turn().expect("locks work");
         assert_eq!([take(&first), take(&first), take(&second), take(&third)], [true, true, true, false]);

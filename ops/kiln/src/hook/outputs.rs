@@ -8,57 +8,104 @@ use kiln_nix::daemon::{Facts, ValidPath};
 use kiln_store::NarReader;
 use kiln_wire::client::{Request, Response};
 use kiln_wire::limits::PATHS_PER_REQUEST_MAX;
-use kiln_wire::{PathInfo, StorePath};
+use kiln_wire::{PathInfo, StoreDir, StorePath};
 
 use super::local::LocalNix;
+use super::nixes::{Nixes, Ready, Used};
 use crate::client::Client;
 use crate::realise;
 
-/// Brings outputs. Returns the local Nix, which has them then.
-pub(super) async fn bring(client: &Client, mut local: LocalNix, wanted: Vec<StorePath>) -> anyhow::Result<LocalNix> {
-    let infos = client.all(&Request::PathInfos { paths: wanted.clone(), closure: true }, realise::infos_of).await?;
-    let mut infos: BTreeMap<StorePath, PathInfo> = infos.into_iter().map(|info| (info.path.clone(), info)).collect();
-    for path in &wanted {
+/// What is to be brought.
+pub(super) struct Wanted {
+    /// The outputs that Nix wants.
+    pub(super) paths: Vec<StorePath>,
+    /// All outputs of the derivation: Nix has them locked.
+    pub(super) locked: BTreeSet<StorePath>,
+    /// The store, as Nix names it.
+    pub(super) store: String,
+}
+
+/// Brings outputs. Returns the local Nix that has taken them.
+pub(super) async fn bring(client: &Client, store_dir: &StoreDir, nixes: &Nixes, ready: Ready, wanted: Wanted) -> anyhow::Result<Used> {
+    let request = Request::PathInfos { paths: wanted.paths.clone(), closure: true };
+    let infos = client.all(&request, realise::infos_of).await?;
+    let infos: BTreeMap<StorePath, PathInfo> = infos.into_iter().map(|info| (info.path.clone(), info)).collect();
+    for path in &wanted.paths {
         ensure!(infos.contains_key(path), "the farm built `{path}` and does not have it: build again");
     }
-    let asked: BTreeSet<StorePath> = infos.keys().cloned().collect();
-    let (local_back, valid) = blocking(move || {
-        local.greet()?;
-        let valid = local.valid(&asked)?;
-        Ok((local, valid))
-    })
-    .await?;
-    local = local_back;
-    ensure!(
-        wanted.is_empty() || wanted.iter().any(|path| !valid.contains(path)),
-        "its outputs are there already, and the farm does not build them again to compare: --check and --repair want --max-jobs 1"
-    );
-    infos.retain(|path, _| !valid.contains(path));
-    let stated = stated(client, &infos).await?;
-    let handle = tokio::runtime::Handle::current();
-    let client = client.clone();
-    blocking(move || {
-        local.add(&stated, |path, mut to| {
-            let info = infos.get(path).with_context(|| format!("`{path}` is none of those that are brought"))?;
-            let blob = handle.block_on(realise::fetch_blob(&client, info, &std::env::temp_dir()))?.into_bytes();
-            let mut archive = NarReader::new(blob.reader(), info.nar_size_bytes)?;
-            std::io::copy(&mut archive, &mut to).with_context(|| format!("give `{path}` to the local Nix")).map(drop)
-        })?;
-        Ok(local)
-    })
-    .await
+    let bringing = Bringing { client, store_dir, wanted: &wanted, infos: &infos };
+    let own = match ready {
+        Ready::Own(own) => own,
+        Ready::Kept(kept) => {
+            match kept.when_free().await {
+                Some((place, nix)) => match bringing.to(nix, kept.told()).await {
+                    Ok(nix) => {
+                        place.give_back(nix);
+                        return Ok(Used::Kept);
+                    }
+                    // One that was started for this alone says whether it is to blame.
+                    Err(error) => tracing::debug!(%error, "the local Nix that was kept"),
+                },
+                None => tracing::debug!("the local Nix that was kept has other work"),
+            }
+            nixes.start(&wanted.store, &wanted.locked)?
+        }
+    };
+    bringing.to(own, &BTreeSet::new()).await.map(Used::Own)
+}
+
+struct Bringing<'a> {
+    client: &'a Client,
+    store_dir: &'a StoreDir,
+    wanted: &'a Wanted,
+    infos: &'a BTreeMap<StorePath, PathInfo>,
+}
+
+impl Bringing<'_> {
+    /// Gives a local Nix what it lacks, which was told of these locks beforehand.
+    async fn to(&self, mut local: LocalNix, told: &BTreeSet<StorePath>) -> anyhow::Result<LocalNix> {
+        let mut infos = self.infos.clone();
+        let asked: BTreeSet<StorePath> = infos.keys().cloned().collect();
+        let (local, valid) = blocking(move || {
+            local.greet()?;
+            let valid = local.valid(&asked)?;
+            Ok((local, valid))
+        })
+        .await?;
+        let wanted = &self.wanted.paths;
+        ensure!(
+            wanted.is_empty() || wanted.iter().any(|path| !valid.contains(path)),
+            "its outputs are there already, and the farm does not build them again to compare: --check and --repair want --max-jobs 1"
+        );
+        infos.retain(|path, _| !valid.contains(path));
+        // It would not lock these, and it may be that nobody has.
+        let unlocked = infos.keys().find(|path| told.contains(*path) && !self.wanted.locked.contains(*path));
+        ensure!(unlocked.is_none(), "`{}` is locked by nobody", unlocked.map(StorePath::as_str).unwrap_or_default());
+        let stated = stated(self.client, self.store_dir, &infos).await?;
+        let handle = tokio::runtime::Handle::current();
+        let (client, mut local) = (self.client.clone(), local);
+        blocking(move || {
+            local.add(&stated, |path, mut to| {
+                let info = infos.get(path).with_context(|| format!("`{path}` is none of those that are brought"))?;
+                let blob = handle.block_on(realise::fetch_blob(&client, info, &std::env::temp_dir()))?.into_bytes();
+                let mut archive = NarReader::new(blob.reader(), info.nar_size_bytes)?;
+                std::io::copy(&mut archive, &mut to).with_context(|| format!("give `{path}` to the local Nix")).map(drop)
+            })?;
+            Ok(local)
+        })
+        .await
+    }
 }
 
 /// Returns what the farm has signed of paths, in an order in which each comes after those that it refers to.
-async fn stated(client: &Client, infos: &BTreeMap<StorePath, PathInfo>) -> anyhow::Result<Vec<ValidPath>> {
-    let store_dir = client.status().await?.store_dir;
+async fn stated(client: &Client, store_dir: &StoreDir, infos: &BTreeMap<StorePath, PathInfo>) -> anyhow::Result<Vec<ValidPath>> {
     let hash_parts: Vec<String> = infos.keys().map(|path| path.hash_part().to_owned()).collect();
     let mut stated = BTreeMap::new();
     for chunk in hash_parts.chunks(PATHS_PER_REQUEST_MAX) {
         let request = Request::Narinfos(chunk.to_vec());
         let texts = client.all(&request, |answer| if let Response::Narinfos(texts) = answer { Some(texts) } else { None }).await?;
         for text in texts {
-            let info = NarInfo::parse(&store_dir, text.as_bytes())?;
+            let info = NarInfo::parse(store_dir, text.as_bytes())?;
             stated.insert(info.path.clone(), facts(info));
         }
     }

@@ -11,14 +11,24 @@ fn nix() -> Nix {
 }
 
 /// A farm, and stores of Nix beside it.
-struct Hooked {
-    farm: Process,
+pub struct Hooked {
+    pub farm: Process,
     /// Goes last: the farm lives in it.
-    place: Place,
+    pub place: Place,
+}
+
+impl Drop for Hooked {
+    /// Ends what hooks have left for the next.
+    fn drop(&mut self) {
+        for agent in self.agents() {
+            // It may have ended by itself.
+            let _ended = Command::new("sh").args(["-c", &format!("kill {agent}")]).stderr(Stdio::null()).status();
+        }
+    }
 }
 
 impl Hooked {
-    fn new(set: &str) -> Self {
+    pub fn new(set: &str) -> Self {
         let place = Place::new(set);
         let farm = place.up();
         std::fs::create_dir(place.path("conf")).expect("make directory");
@@ -27,12 +37,12 @@ impl Hooked {
         Self { farm, place }
     }
 
-    fn store(&self, name: &str) -> String {
+    pub fn store(&self, name: &str) -> String {
         format!("local?root={}", self.place.path(name).display())
     }
 
     /// Returns a command of Nix on one of the stores.
-    fn command(&self, store: &str, program: &[&str], args: &[&str]) -> Command {
+    pub fn command(&self, store: &str, program: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).args(["--store", &self.store(store)]).args(args);
         command.current_dir(self.place.path("")).stdin(Stdio::null());
@@ -44,22 +54,29 @@ impl Hooked {
         command
     }
 
-    fn run(&self, store: &str, program: &str, args: &[&str]) -> Ran {
+    pub fn run(&self, store: &str, program: &str, args: &[&str]) -> Ran {
         Ran(self.command(store, &["timeout", "--signal=KILL", "120", program], args).output().expect("nix-bin is installed"))
     }
 
     /// Returns the value of `build-hook`, with more arguments. Nix 2.8 takes the name of a program and nothing else there.
-    fn hook(&self, more: &str) -> String {
+    pub fn hook(&self, more: &str) -> String {
         let (kiln, place) = (env!("CARGO_BIN_EXE_kiln"), self.place.path(""));
-        let script = self.place.path(&format!("hook{}", more.replace(' ', "")));
+        let script = self.place.path(&format!("hook{}", more.replace([' ', '/'], "_")));
         let text = format!("#!/bin/sh\nexec {kiln} build-hook --config {0}/none --locks {0}/locks {more} \"$@\"\n", place.display());
         std::fs::write(&script, text).expect("write");
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("make it executable");
         script.to_str().expect("text").to_owned()
     }
 
+    /// Returns the processes that keep what hooks share.
+    pub fn agents(&self) -> Vec<u32> {
+        let listed = std::fs::read_dir(self.place.path("locks")).into_iter().flatten().flatten();
+        let files = listed.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "pid"));
+        files.filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok()).collect()
+    }
+
     /// Runs `nix-build` that has nothing built on its own.
-    fn build(&self, store: &str, args: &[&str]) -> Ran {
+    pub fn build(&self, store: &str, args: &[&str]) -> Ran {
         self.run(store, "nix-build", &self.arguments(args).iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -70,22 +87,22 @@ impl Hooked {
     }
 
     /// Starts `nix-build` with its standard error where it is listened to.
-    fn start(&self, store: &str, args: &[&str]) -> Process {
+    pub fn start(&self, store: &str, args: &[&str]) -> Process {
         let script = r#"exec "$0" "$@" 2>&1"#;
         let args = self.arguments(args);
         Process::start(&mut self.command(store, &["sh", "-c", script, "nix-build"], &args.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 
-    fn read(&self, store: &str, path: &str) -> String {
+    pub fn read(&self, store: &str, path: &str) -> String {
         let path = format!("{}{path}", self.place.path(store).display());
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    fn jobs(&self) -> serde_json::Value {
+    pub fn jobs(&self) -> serde_json::Value {
         self.place.run(&["jobs", "--json"]).expect_success().json()
     }
 
-    fn wait_until_idle(&self) {
+    pub fn wait_until_idle(&self) {
         wait_for("the job ends", || (self.jobs() == serde_json::json!([])).then_some(()));
     }
 }

@@ -3,6 +3,7 @@
 //! Needs root, Debian's `nix-bin` and `busybox-static`, which `ops/test` installs, and the Nix of Debian 13, which `ops/lib/debian-13-nix` fetches.
 
 mod addressed;
+mod agents;
 mod asked;
 #[path = "asked.rs"]
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]

@@ -51,6 +51,13 @@ pub fn query_valid_paths(store_dir: &StoreDir, paths: &BTreeSet<StorePath>) -> V
     bytes.into_bytes()
 }
 
+/// Returns the question which valid paths refer to `path`. [`read_paths`] reads the answer.
+pub fn query_referrers(store_dir: &StoreDir, path: &StorePath) -> Vec<u8> {
+    let mut bytes = Encoder::default();
+    bytes.number(Operation::QueryReferrers as u64).text(store_dir.join(path));
+    bytes.into_bytes()
+}
+
 /// Returns what comes before the frames that add paths, whoever signed them. They have a count, and of each path what is stated of it
 /// and its archive. [`read_done`] reads the answer.
 pub fn add_multiple_to_store() -> Vec<u8> {

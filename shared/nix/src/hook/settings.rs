@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kiln_wire::StoreDir;
 
 /// Settings, as far as they matter. Unknown ones are left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Settings {
     /// The store that Nix works on, as it names it (`store`).
     pub store: String,
