@@ -70,6 +70,8 @@ enum Command {
     Daemon(daemon::Args),
     /// Build for a Nix that keeps its own store; nix.conf names this as its build-hook
     BuildHook(hook::Args),
+    /// Build what a newer Nix describes in a file; nix.conf names this in its external-builders
+    ExternalBuilder(hook::ExternalArgs),
     /// Show the farm at a glance
     Status(operate::Args),
     /// List the jobs of live builds
@@ -147,6 +149,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Launcher(args) => daemons::launcher(&args),
         Command::Daemon(args) => daemon::run(args),
         Command::BuildHook(args) => hook::run(args),
+        Command::ExternalBuilder(args) => hook::run_external(args),
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
         Command::Workers(args) => operate::workers(&args),

@@ -8,6 +8,7 @@ pub mod content;
 pub mod daemon;
 pub mod derivation;
 pub mod eval_jobs;
+pub mod external;
 pub mod graph_file;
 pub mod hash;
 pub mod hook;

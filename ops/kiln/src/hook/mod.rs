@@ -8,6 +8,7 @@ mod agent;
 mod alone;
 mod asked;
 mod decide;
+mod external;
 mod follow;
 mod inputs;
 mod local;
@@ -32,6 +33,8 @@ use self::voice::{Log, note, say};
 use self::way::Way;
 use crate::args::FarmArgs;
 use crate::words;
+
+pub use self::external::{ExternalArgs, run as run_external};
 
 /// Arguments of `kiln build-hook`. Nix gives the last one.
 #[derive(clap::Args)]

@@ -19,6 +19,7 @@ mod cluster;
 mod crashes;
 mod documented;
 mod elsewhere;
+mod external;
 mod faces;
 mod failures;
 mod farm;
