@@ -20,7 +20,7 @@ pub(crate) use print::{ModuloInputs, print_for_input, print_for_outputs};
 pub use show::show;
 pub use shown::{Shown, ShownError, read_shown};
 pub(crate) use structured::check_output_name;
-pub use structured::{StructuredFiles, output_path_name, placeholder, scratch_path, upstream_placeholder};
+pub use structured::{StructuredFiles, Upstream, output_path_name, placeholder, scratch_path, upstream_placeholder};
 
 use crate::content::{ContentAddress, ContentError, Method, text_path};
 use crate::hash::Algorithm;
@@ -106,6 +106,13 @@ pub struct InputOutputs {
     pub dynamic: BTreeMap<OutputName, InputOutputs>,
 }
 
+impl InputOutputs {
+    /// Returns which outputs of the derivation itself must be there: those that are needed, and those that are derivations of which something is.
+    pub fn all(&self) -> BTreeSet<OutputName> {
+        self.outputs.iter().chain(self.dynamic.keys()).cloned().collect()
+    }
+}
+
 impl Derivation {
     /// Reads a `.drv` file. Takes what Nix takes, also where Nix would have written it differently.
     ///
@@ -164,6 +171,11 @@ impl Derivation {
     /// Says whether Nix itself brings the builder.
     pub fn is_builtin(&self) -> bool {
         self.builder.starts_with("builtin:")
+    }
+
+    /// Says whether it needs outputs of derivations that builds make (`xp-dyn-drv`).
+    pub fn is_dynamic(&self) -> bool {
+        self.inputs.values().any(|input| !input.dynamic.is_empty())
     }
 
     /// Returns what the `.drv` file refers to: input sources and input derivations.

@@ -13,9 +13,8 @@ pub(crate) type ModuloInputs = BTreeMap<Sha256Hash, BTreeSet<OutputName>>;
 
 /// Returns the file's bytes.
 pub(super) fn print(derivation: &Derivation, store_dir: &StoreDir) -> Vec<u8> {
-    let dynamic = derivation.inputs.values().any(|input| !input.dynamic.is_empty());
     let mut out = Printer { bytes: Vec::with_capacity(2048), store_dir };
-    out.raw(if dynamic { "DrvWithVersion(\"xp-dyn-drv\"," } else { "Derive(" });
+    out.raw(if derivation.is_dynamic() { "DrvWithVersion(\"xp-dyn-drv\"," } else { "Derive(" });
     out.outputs(derivation, false);
     out.raw(",");
     out.list(&derivation.inputs, |out, (path, input)| {

@@ -4,6 +4,7 @@
 //! Source: Nix's `parsed-derivations.cc` (`prepareStructuredAttrs`, `writeStructuredAttrsShell`).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use kiln_wire::{DrvPath, OutputName, StoreDir, StorePath};
 use serde_json::Value;
@@ -29,11 +30,44 @@ pub fn placeholder(output: &OutputName) -> String {
 }
 
 /// Returns the text that stands for the path of an input derivation's output that was not known when the recipe was written.
-///
-/// Source: Nix's `DownstreamPlaceholder::unknownCaOutput`.
+/// See [`Upstream`].
 pub fn upstream_placeholder(input: &DrvPath, output: &OutputName) -> String {
-    let text = format!("nix-upstream-output:{}:{}", input.as_path().hash_part(), output_path_name(input.name(), output));
-    format!("/{}", nix32(&Sha256::digest(text.as_bytes())))
+    Upstream::of(input, output).to_string()
+}
+
+/// A text that stands for the path of an output which was not known when the recipe was written, perhaps of a derivation that was not either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream([u8; 32]);
+
+impl Upstream {
+    /// Stands for an output of a derivation.
+    ///
+    /// Source: Nix's `DownstreamPlaceholder::unknownCaOutput`.
+    pub fn of(input: &DrvPath, output: &OutputName) -> Self {
+        let text = format!("nix-upstream-output:{}:{}", input.as_path().hash_part(), output_path_name(input.name(), output));
+        Self(Sha256::digest(text.as_bytes()).into())
+    }
+
+    /// Stands for an output of the derivation that this one stands for.
+    ///
+    /// Source: Nix's `DownstreamPlaceholder::unknownDerivation`.
+    pub fn then(self, output: &OutputName) -> Self {
+        let text = format!("nix-computed-output:{}:{output}", nix32(&folded(&self.0)));
+        Self(Sha256::digest(text.as_bytes()).into())
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", nix32(&self.0))
+    }
+}
+
+/// As the hash part of a store path is made of a whole hash.
+fn folded(hash: &[u8]) -> [u8; 20] {
+    let mut folded = [0; 20];
+    hash.iter().enumerate().for_each(|(at, byte)| folded[at % 20] ^= byte);
+    folded
 }
 
 /// Returns the name part of an output's path: the derivation's, and the output's unless it is `out`.
@@ -51,9 +85,7 @@ pub fn scratch_path(store_dir: &StoreDir, derivation: &DrvPath, output: &OutputN
     let name = output_path_name(derivation.name(), output);
     let no_hash = "0".repeat(64);
     let text = format!("rewrite:{derivation}:name:{output}:sha256:{no_hash}:{}:{name}", store_dir.as_str());
-    let mut folded = [0; 20];
-    Sha256::digest(text.as_bytes()).iter().enumerate().for_each(|(at, byte)| folded[at % 20] ^= byte);
-    output_path(&nix32(&folded), &name)
+    output_path(&nix32(&folded(&Sha256::digest(text.as_bytes()))), &name)
 }
 
 /// Checks that a store path can have the name of an output of the derivation called `derivation`.
@@ -124,6 +156,24 @@ mod tests {
     fn a_placeholder_is_that_of_builtins_placeholder() {
         let out = OutputName::parse("out").expect("a name");
         assert_eq!(placeholder(&out), "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9");
+    }
+
+    /// As Nix 2.26.3 writes them for `builtins.outputOf`.
+    #[test]
+    fn a_derivation_that_a_build_makes_has_outputs_with_placeholders() {
+        let output = |text: &str| OutputName::parse(text).expect("a name");
+        let (once, twice) = ("p0nil488m3zfwi2az29lispfwy0krzjd-hello.drv.drv", "ab9jgxsfqpv8c4i7lmqgpq99j85jh505-hello.drv.drv.drv");
+        for (input, chain, want) in [
+            (once, &["out"][..], "/1rqfasxxrhyhslscqb0zh3ydinyny6y16dcbdcyyql8cz7dzlmak"),
+            (once, &["out", "out"], "/1s793z2zn1cmpq49d5dnc3nh187w3gr7q6b81jqbr69s1ywln5f7"),
+            (once, &["out", "dev"], "/0gc4zi5s37pv141a952mk660jwb6pq4djq4vddyamj7kzk1vqvz7"),
+            (twice, &["out", "out", "out"], "/1lazjj4cx7snik6ssavssxmvmbwrvhrmqybcf6pwazbbg91cmxs8"),
+            (twice, &["out", "out", "dev"], "/14gk77bx40njgxsgxd0dgbfcisd62d0qgdd9rgfpnk1zsfpy2b1v"),
+        ] {
+            let (first, rest) = chain.split_first().expect("an output");
+            let whole = Upstream::of(&DrvPath::parse(input).expect("a path"), &output(first));
+            assert_eq!(rest.iter().fold(whole, |known, next| known.then(&output(next))).to_string(), want, "{input}^{}", chain.join("^"));
+        }
     }
 
     #[test]
