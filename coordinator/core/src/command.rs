@@ -146,6 +146,7 @@ impl Command {
                     Version::FIRST
                 }
             }
+            Self::Resolve { to: Resolution::Grow { .. }, .. } => GROWING,
             Self::Resolve { .. } => RESOLVING,
         }
     }
@@ -174,6 +175,9 @@ pub const CHECKING: Version = Version(3);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);
+
+/// The version from which on a build grows by what its builders make.
+pub const GROWING: Version = Version(4);
 
 /// Where an output of an input is, as a resolution took it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -207,6 +211,14 @@ pub enum Resolution {
     Impossible {
         /// Why, for people.
         message: String,
+    },
+    /// Its inputs made derivations of which it needs outputs: these are to be built first. They, and what they need, are jobs of the farm, or
+    /// staged as if `request` were a submission, which it never becomes.
+    Grow {
+        /// Whose staged jobs join.
+        request: RequestId,
+        /// The derivations.
+        needs: Vec<DrvPath>,
     },
 }
 

@@ -15,7 +15,8 @@ use kiln_wire::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A job's number in this farm. Only grows, and a job's inputs have lower numbers than the job: number order is topological.
+/// A job's number in this farm. Only grows, and a job's inputs have lower numbers than the job: number order is topological. A job that turns out
+/// to need more, and those that wait for it, get new ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct JobKey(pub u32);

@@ -4,7 +4,7 @@
 //! state is a [`Command`], every way out an [`Effect`]. Does not talk to workers or stores: the shell does what effects say.
 //!
 //! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
-//! `apply/finish.rs` commits outputs and releases dependents, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
+//! `apply/finish.rs` commits outputs and releases dependents, `apply/grow.rs` links what builders turn out to need, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
 //! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
 
@@ -31,7 +31,7 @@ mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, Placement, RESOLVING, Resolution, ResolvedInput};
+pub use command::{CHECKING, Command, GROWING, Placement, RESOLVING, Resolution, ResolvedInput};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
 pub use farm::Farm;

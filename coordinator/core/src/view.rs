@@ -98,6 +98,11 @@ impl Farm {
         self.key_of(derivation).is_some_and(|key| self.resolution_owed(key).is_some())
     }
 
+    /// Returns whether a derivation is a job of the farm.
+    pub fn has_job(&self, derivation: &DrvPath) -> bool {
+        self.key_of(derivation).is_some()
+    }
+
     /// Returns the derivation that is built in the place of a live job's; none if that is its own, or it is not resolved yet.
     pub fn resolved(&self, derivation: &DrvPath) -> Option<&DrvPath> {
         self.find(derivation)?.1.resolved()

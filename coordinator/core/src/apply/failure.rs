@@ -135,8 +135,13 @@ impl Farm {
         self.notify(key, now, EventKind::Failed { class, message }, fx);
         // A build that holds a dependent holds its inputs too: these are all the builds concerned.
         let builds = self.watchers(key);
+        self.fail_behind(key, self.index.dependents(key).collect(), builds, now, fx);
+        self.drop_if_unheld(key);
+    }
+
+    /// Fails waiting jobs because of one that has failed, and all that need them; `builds` are those concerned.
+    pub(super) fn fail_behind(&mut self, key: JobKey, mut open: Vec<JobKey>, builds: Vec<BuildId>, now: Timestamp, fx: &mut Effects) {
         let cause = (*self.job(key).derivation).clone();
-        let mut open: Vec<JobKey> = self.index.dependents(key).collect();
         while let Some(dependent) = open.pop() {
             if !matches!(self.job(dependent).state, State::Waiting) {
                 continue;
@@ -153,7 +158,6 @@ impl Farm {
             self.stop(build);
         }
         self.settle(Some(key), builds, now, fx);
-        self.drop_if_unheld(key);
     }
 
     fn stops_on_failure(&self, build: BuildId) -> bool {
@@ -196,7 +200,7 @@ impl Farm {
         true
     }
 
-    fn cause_through(&self, input: JobKey) -> Option<JobKey> {
+    pub(super) fn cause_through(&self, input: JobKey) -> Option<JobKey> {
         match &self.job(input).state {
             State::Failed { .. } => Some(input),
             State::DependencyFailed { cause } => Some(*cause),

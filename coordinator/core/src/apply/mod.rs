@@ -5,6 +5,7 @@
 mod ending;
 mod failure;
 mod finish;
+mod grow;
 mod lease;
 mod resolve;
 mod session;

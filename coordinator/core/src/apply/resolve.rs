@@ -58,6 +58,7 @@ impl Farm {
                 self.set_resolved(key, derivation, inputs, paths);
                 self.complete(key, outputs, 0, now, fx);
             }
+            Resolution::Grow { request, needs } => self.grow(key, request, &needs, now, fx),
         }
     }
 

@@ -95,13 +95,13 @@ impl Farm {
         }
     }
 
-    fn build_of(&self, request: RequestId) -> Option<BuildId> {
+    pub(super) fn build_of(&self, request: RequestId) -> Option<BuildId> {
         let retired = || self.facts.retired.iter().find(|(_, other)| **other == request).map(|(build, _)| *build);
         self.index.requests.get(&request).copied().or_else(retired)
     }
 
     /// Checks the jobs that the farm lacks and returns them in an order in which inputs come first.
-    fn check_new(&self, request: RequestId, specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Vec<DrvPath>, Refused> {
+    pub(super) fn check_new(&self, request: RequestId, specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Vec<DrvPath>, Refused> {
         let room = usize::try_from(u32::MAX - self.facts.job_next).unwrap_or(usize::MAX);
         if specs.len() > room {
             return Err(too_many(request, specs.len(), room));
@@ -116,7 +116,7 @@ impl Farm {
         inputs_first(specs)
     }
 
-    fn add_jobs(&mut self, order: Vec<DrvPath>, mut specs: BTreeMap<DrvPath, JobSpec>) -> Vec<JobKey> {
+    pub(super) fn add_jobs(&mut self, order: Vec<DrvPath>, mut specs: BTreeMap<DrvPath, JobSpec>) -> Vec<JobKey> {
         let mut needs_known: BTreeSet<Arc<Needs>> = BTreeSet::new();
         let mut added = Vec::with_capacity(order.len());
         for derivation in order {
@@ -172,7 +172,7 @@ impl Farm {
     }
 
     /// Raises the ranks of a build's jobs. Highest key first: a job's dependents are settled before it is. O(V+E).
-    fn raise_ranks(&mut self, jobs: &[JobKey]) {
+    pub(super) fn raise_ranks(&mut self, jobs: &[JobKey]) {
         for key in jobs.iter().rev() {
             let job = self.job(*key);
             if job.is_built() {

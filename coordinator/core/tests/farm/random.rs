@@ -80,6 +80,7 @@ impl Chaos {
             }
             10 => Command::Assign { placements: (0..3).map(|_| self.placement()).collect(), now },
             11..=14 => Command::Finish { lease: self.lease(farm), outcome: self.outcome(), now },
+            15 if self.dice.once_in(4) => self.growth(farm),
             15 if self.dice.once_in(2) => {
                 let name = self.name();
                 let honest = !self.dice.once_in(4);
@@ -153,6 +154,21 @@ impl Chaos {
             spec.outputs.insert(output_name("dev"), None);
         }
         spec
+    }
+
+    /// A job that could be resolved turns out to need others first, staged ones or ones that are there; sometimes such as need itself.
+    fn growth(&mut self, farm: &Farm) -> Command {
+        let due: Vec<&'static str> = NAMES.into_iter().filter(|name| farm.is_to_be_resolved(&drv(name))).collect();
+        let name = match self.dice.choose(&due) {
+            Some(name) => *name,
+            None => self.name(),
+        };
+        let needs = (0..self.dice.below(3)).map(|_| drv(self.name())).collect();
+        let to = Resolution::Grow { request: self.request(), needs };
+        match resolution(farm, name, false, !self.dice.once_in(6), self.now) {
+            Command::Resolve { derivation, inputs, now, .. } => Command::Resolve { derivation, inputs, to, now },
+            other => other,
+        }
     }
 
     fn placement(&mut self) -> Placement {
@@ -246,7 +262,7 @@ fn check_plan(farm: &Farm, index: u64, now: Timestamp, seed: u64) {
 }
 
 /// What must have happened at least once, or the commands are not random enough.
-const SEEN_EXPECTED: [&str; 25] = [
+const SEEN_EXPECTED: [&str; 26] = [
     "Acknowledge",
     "Archive Built",
     "Archive Cancelled",
@@ -259,6 +275,7 @@ const SEEN_EXPECTED: [&str; 25] = [
     "DoesNotFit",
     "Failed Infrastructure",
     "Failed OutOfMemory",
+    "Grown",
     "NoSuchBuild",
     "NoSuchJob",
     "NonDeterministic",
@@ -305,6 +322,9 @@ fn invariants_hold_under_random_commands() {
             let effects = farm.apply(LogIndex(index), command);
             chaos.note(&effects);
             note_seen(&effects, &mut seen);
+            if text.contains("Grow {") && !effects.iter().any(|effect| matches!(effect, Effect::Answer(_))) {
+                seen.insert("Grown".to_owned());
+            }
             if let Err(violation) = farm.check_invariants() {
                 panic!("KILN_SEED={seed}, entry {index}: {violation} after {text}");
             }

@@ -41,7 +41,8 @@ impl Script {
     /// graphs) ·
     /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [: graph]` · `plan` · `go` (plan and assign) ·
     /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b]` ·
-    /// `resolve app as=r [outputs=out] [exists=yes|impossible=yes] [content=N]: lib gcc!dev` (its inputs) ·
+    /// `resolve app as=r [outputs=out] [exists=yes|impossible=yes|grow=9 needs=made,other] [content=N]: lib gcc!dev` (its
+    /// inputs) ·
     /// `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `time 2000` · `jobs` · `build 1` · `pending`
     pub fn run(&mut self, line: &str) -> Vec<String> {
         let (head, graph) = line.split_once(':').unwrap_or((line, ""));
@@ -244,6 +245,9 @@ impl Script {
         let info = |name: &str| crate::facts::info(output_path(job, name), content);
         let to = if option(options, "impossible").is_some() {
             Resolution::Impossible { message: "two variables have one name".to_owned() }
+        } else if let Some(request) = option(options, "grow") {
+            let needs = option(options, "needs").into_iter().flat_map(|needs| needs.split(',')).map(drv).collect();
+            Resolution::Grow { request: RequestId(request.parse().expect("a request is a number")), needs }
         } else if option(options, "exists").is_some() {
             let outputs = names.map(|name| BuiltOutput { name: output_name(name), info: info(name) }).collect();
             Resolution::Exists { derivation, outputs }
