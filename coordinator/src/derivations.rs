@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use kiln_nix::derivation::{Derivation, DerivationError as ParseError};
-use kiln_store::{Store, StoreError};
-use kiln_wire::{DrvPath, OutputName, StoreDir, StorePath};
+use kiln_nix::derivation::{Derivation, DerivationError as ParseError, path_of_parsed};
+use kiln_nix::nar;
+use kiln_store::{NarReader, Store, StoreError};
+use kiln_wire::limits::DERIVATION_BYTES_MAX;
+use kiln_wire::{DrvPath, OutputName, PathInfo, StoreDir, StorePath};
+
+use crate::heavy::heavy;
 
 /// A derivation that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,14 @@ pub(crate) enum DerivationError {
         /// What is wrong with it.
         #[source]
         source: ParseError,
+    },
+    /// A path that is called as a derivation is none.
+    #[error("`{path}` is no derivation: {rule}")]
+    NotOne {
+        /// Which.
+        path: DrvPath,
+        /// The rule that it breaks.
+        rule: String,
     },
     /// The store failed.
     #[error("read `{path}` from the store")]
@@ -118,12 +130,64 @@ impl Derivations {
             return Ok(kept.clone());
         }
         let read = store.derivation(path).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
-        let (bytes, parsed) = read.ok_or_else(|| DerivationError::Missing(path.clone()))?;
+        let Some((bytes, parsed)) = read else { return self.load_made(store, path).await };
         parsed.check_canonical(&self.store_dir, &bytes).map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
         let parsed = Arc::new(parsed);
         self.keep(path.clone(), bytes.clone(), parsed.clone());
         Ok(Kept { bytes, parsed })
     }
+
+    fn parse(&self, path: &DrvPath, bytes: &[u8]) -> Result<Arc<Derivation>, DerivationError> {
+        let parsed = Derivation::parse_canonical(&self.store_dir, path.name(), bytes);
+        parsed.map(Arc::new).map_err(|source| DerivationError::Parse { path: path.clone(), source })
+    }
+
+    /// Loads a derivation of which there is no file, but a path with that name, which a build made or somebody brought.
+    async fn load_made(&self, store: &Store, path: &DrvPath) -> Result<Kept, DerivationError> {
+        let found = store.path_info(path.as_path()).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
+        let info = found.ok_or_else(|| DerivationError::Missing(path.clone()))?;
+        self.take(store, path, &info).await
+    }
+
+    /// Returns the parse of a derivation that a build made, which is published or not.
+    pub(crate) async fn made(&self, store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Arc<Derivation>, DerivationError> {
+        match self.get(store, path).await {
+            Err(DerivationError::Missing(_)) => Ok(self.take(store, path, info).await?.parsed),
+            found => found,
+        }
+    }
+
+    /// Reads a path as a derivation, and keeps that as one from now on, if the path is the one that follows from it.
+    async fn take(&self, store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Kept, DerivationError> {
+        let failed = |source| DerivationError::Store { path: path.clone(), source };
+        let bytes: Bytes = file_of(store, path, info).await?.into();
+        let parsed = self.parse(path, &bytes)?;
+        let computed =
+            path_of_parsed(&self.store_dir, &parsed, &bytes).map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
+        if computed != *path {
+            // Its builder could not see all that it names, or it says another name or store directory.
+            let rule = format!("a derivation that says what it says belongs at `{computed}`: it names what its builder was not given");
+            return Err(DerivationError::NotOne { path: path.clone(), rule });
+        }
+        store.put_derivation(path, bytes.clone()).await.map_err(failed)?;
+        self.keep(path.clone(), bytes.clone(), parsed.clone());
+        Ok(Kept { bytes, parsed })
+    }
+}
+
+/// Returns the bytes of the file at a path, if that is a file and no larger than a derivation may be.
+async fn file_of(store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Vec<u8>, DerivationError> {
+    let refuse = |rule: String| DerivationError::NotOne { path: path.clone(), rule };
+    if info.nar_size_bytes > DERIVATION_BYTES_MAX as u64 {
+        return Err(refuse(format!("it has {} bytes, at most {DERIVATION_BYTES_MAX} are allowed", info.nar_size_bytes)));
+    }
+    let blob = store.open_blob(info).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
+    heavy(|| {
+        let mut bytes = Vec::new();
+        let mut nar = NarReader::new(blob.reader(), info.nar_size_bytes).map_err(|err| refuse(err.to_string()))?;
+        nar::read_single_file(&mut nar, &mut bytes).map_err(|err| refuse(format!("it is no file: {err}")))?;
+        Ok(bytes)
+    })
 }
 
 /// Returns the outputs of a derivation whose paths are known before the build.

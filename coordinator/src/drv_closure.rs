@@ -89,7 +89,9 @@ fn ordered(parsed: &BTreeMap<DrvPath, Arc<Derivation>>, roots: &[Root]) -> Vec<D
 /// A file that is no derivation stays none; a store that fails may answer the next time.
 fn unreadable(error: &DerivationError) -> Refusal {
     match error {
-        DerivationError::Parse { .. } | DerivationError::Missing(_) => refuse::invalid(format!("submit: {}", Chain(error))),
+        DerivationError::Parse { .. } | DerivationError::NotOne { .. } | DerivationError::Missing(_) => {
+            refuse::invalid(format!("submit: {}", Chain(error)))
+        }
         DerivationError::Store { .. } => refuse::unavailable("submit", error),
     }
 }

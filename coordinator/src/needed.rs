@@ -41,7 +41,7 @@ where
             let is_job = lacking.contains(path);
             for (input, wanted_of_input) in &derivation.inputs {
                 if is_job {
-                    wanted.entry(input).or_default().extend(wanted_of_input.outputs.iter().cloned());
+                    wanted.entry(input).or_default().extend(wanted_of_input.all());
                 }
                 let left = users.entry(input).or_default();
                 *left -= 1;

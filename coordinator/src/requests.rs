@@ -186,7 +186,9 @@ async fn missing(parts: &Parts, paths: Vec<StorePath>) -> Result<Vec<StorePath>,
     let failed = |error| refuse::unavailable("look up paths", &error);
     let mut missing = parts.store.missing(&others).await.map_err(failed)?;
     let lacking = parts.store.missing_derivations(&derivations).await.map_err(failed)?;
-    missing.extend(lacking.into_iter().map(|path| path.as_path().clone()));
+    // A path that a build made is read as a derivation by whoever wants it as one.
+    let lacking: Vec<StorePath> = lacking.into_iter().map(|path| path.as_path().clone()).collect();
+    missing.extend(parts.store.missing(&lacking).await.map_err(failed)?);
     Ok(missing)
 }
 
@@ -265,7 +267,8 @@ async fn derivations(parts: &Parts, paths: Vec<DrvPath>, sender: &mut Sender) ->
             match parts.derivations.bytes(&parts.store, &path).await {
                 Ok(bytes) => Ok(Some(DerivationFile { path, bytes: bytes.to_vec() })),
                 Err(DerivationError::Missing(_)) => Ok(None),
-                Err(error) => Err(refuse::unavailable("read derivation", &error)),
+                Err(error @ DerivationError::Store { .. }) => Err(refuse::unavailable("read derivation", &error)),
+                Err(error) => Err(refuse::invalid(Chain(&error).to_string())),
             }
         })
         .buffered(READS_MAX);

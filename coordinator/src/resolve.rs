@@ -1,11 +1,12 @@
-//! Resolution: puts the committed paths of a job's inputs into its derivation, and looks whether what that makes is there.
+//! Resolution: puts the committed paths of a job's inputs into its derivation, and looks whether what that makes is there. Where inputs made
+//! derivations of which it needs outputs, [`crate::grown`] has those built first.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kiln_core::{Answer, Command, Refused, Resolution, ResolvedInput};
 use kiln_nix::derivation::{Derivation, Output};
-use kiln_nix::resolve::{Realised, ResolveError, Resolved, resolve as put_in};
+use kiln_nix::resolve::{Realised, ResolveError, Resolved, needed, resolve as put_in};
 use kiln_store::StoreError;
 use kiln_wire::limits::FAILURE_MESSAGE_BYTES_MAX;
 use kiln_wire::{BuiltOutput, DrvPath};
@@ -13,6 +14,7 @@ use kiln_wire::{BuiltOutput, DrvPath};
 use crate::derivations::DerivationError;
 use crate::driver::{Chain, propose_patiently};
 use crate::garbage::touch;
+use crate::grown::{self, GrownError};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
 use crate::realised;
@@ -26,13 +28,17 @@ enum Failed {
     Store(#[from] StoreError),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Grown(#[from] GrownError),
 }
 
 impl Failed {
     /// Whether the recipe is at fault. A store that refuses, or that holds something damaged, says nothing of the recipe: people mend it.
     fn is_for_good(&self) -> bool {
         match self {
-            Self::Derivation(DerivationError::Parse { .. } | DerivationError::Missing(_)) | Self::Resolve(_) => true,
+            Self::Derivation(DerivationError::Parse { .. } | DerivationError::NotOne { .. } | DerivationError::Missing(_))
+            | Self::Resolve(_) => true,
+            Self::Grown(error) => error.is_for_good(),
             Self::Derivation(DerivationError::Store { .. }) | Self::Store(_) => false,
         }
     }
@@ -52,20 +58,37 @@ pub(crate) async fn resolve(parts: Arc<Parts>, derivation: DrvPath) {
             Ok(found) => found,
         };
         let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now: parts.clock.now() };
-        match propose_patiently(parts.clone(), command).await {
-            // What it was made from is committed no more, or something here is wrong: nobody else would try it again.
-            Ok(applied) if is_wrong(&applied.answers) => pauses.after(&Refused::WrongResolution(derivation.clone())).await,
-            Ok(_) => return,
+        let refused = match propose_patiently(parts.clone(), command).await {
+            Ok(applied) => refusal(applied.answers),
             Err(error) => {
                 tracing::warn!(%derivation, error = %Chain(&error), "report a resolved derivation; the next leader resolves it again");
                 return;
             }
+        };
+        match refused {
+            // What it was made from is committed no more, what was staged is gone, or something here is wrong: nobody else would try it again.
+            Some(refused @ (Refused::WrongResolution(_) | Refused::StageDropped(_) | Refused::UnknownInput { .. })) => {
+                pauses.after(&refused).await;
+            }
+            Some(refused @ (Refused::Cycle(_) | Refused::TooManyJobs { .. })) => {
+                let message = format!("what its inputs made cannot be built for it: {refused}");
+                let (inputs, to) = (one_of_each(&parts, &derivation), Resolution::Impossible { message });
+                let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now: parts.clock.now() };
+                if let Err(error) = propose_patiently(parts.clone(), command).await {
+                    tracing::warn!(%derivation, error = %Chain(&error), "report a derivation that cannot be built");
+                    return;
+                }
+            }
+            Some(_) | None => return,
         }
     }
 }
 
-fn is_wrong(answers: &[Answer]) -> bool {
-    answers.iter().any(|answer| matches!(answer, Answer::Refused(Refused::WrongResolution(_))))
+fn refusal(answers: Vec<Answer>) -> Option<Refused> {
+    answers.into_iter().find_map(|answer| match answer {
+        Answer::Refused(refused) => Some(refused),
+        Answer::Submitted { .. } => None,
+    })
 }
 
 /// A message may hold a client's text of any length, and is cut before the log has it.
@@ -96,7 +119,7 @@ fn committed(parts: &Parts, derivation: &DrvPath) -> Vec<ResolvedInput> {
     })
 }
 
-async fn resolution(parts: &Parts, path: &DrvPath) -> Result<(Vec<ResolvedInput>, Resolution), Failed> {
+async fn resolution(parts: &Arc<Parts>, path: &DrvPath) -> Result<(Vec<ResolvedInput>, Resolution), Failed> {
     let derivation = parts.derivations.get(&parts.store, path).await?;
     let inputs = committed(parts, path);
     let mut realised = Realised::new();
@@ -106,21 +129,25 @@ async fn resolution(parts: &Parts, path: &DrvPath) -> Result<(Vec<ResolvedInput>
     // Those that are no jobs were there when the job was submitted.
     for (input, wanted) in derivation.inputs.iter().filter(|(input, _)| !realised.contains_key(*input)).collect::<Vec<_>>() {
         let recipe = parts.derivations.get(&parts.store, input).await?;
-        for name in &wanted.outputs {
-            let known = recipe.outputs.get(name).and_then(Output::path).cloned();
+        for name in wanted.all() {
+            let known = recipe.outputs.get(&name).and_then(Output::path).cloned();
             let at = match known {
                 Some(known) => Some(known),
-                None => realised::output(parts, input, name).await?.map(|info| info.path),
+                None => realised::output(parts, input, &name).await?.map(|info| info.path),
             };
-            realised.entry(input.clone()).or_default().extend(at.map(|at| (name.clone(), at)));
+            realised.entry(input.clone()).or_default().extend(at.map(|at| (name, at)));
         }
     }
+    let grow = if derivation.is_dynamic() { grown::look(parts, path, &derivation, &mut realised).await? } else { None };
+    let used: BTreeSet<_> = needed(path, &derivation, &realised)?.into_iter().map(|one| (one.input, one.output)).collect();
+    let is_used = |input: &ResolvedInput| used.contains(&(input.derivation.clone(), input.output.clone()));
+    let used = inputs.into_iter().filter(is_used).collect();
+    if let Some(grow) = grow {
+        return Ok((used, grow));
+    }
     let resolved = put_in(&parts.store_dir, path, &derivation, &realised)?;
-    let used: BTreeSet<_> =
-        derivation.inputs.iter().flat_map(|(input, wanted)| wanted.outputs.iter().map(move |name| (input, name))).collect();
-    let inputs = inputs.iter().filter(|input| used.contains(&(&input.derivation, &input.output))).cloned().collect();
     let to = keep(parts, resolved, parts.farm(|farm| farm.is_check(path))).await?;
-    Ok((inputs, to))
+    Ok((used, to))
 }
 
 /// Keeps a resolved derivation for the worker, and for whoever asks what made an output; returns what it comes to. One that `is_check` is
@@ -169,7 +196,9 @@ mod tests {
         let refused = || StoreError::Directory { dir: "/spool".into(), err: std::io::ErrorKind::PermissionDenied.into() };
         let damaged = || StoreError::Oversize { key: "x.narinfo".into(), size_bytes: 2, bytes_max: 1 };
         let parse = DerivationError::Parse { path: path(), source: ParseError::TooLong { name: "x".into(), bytes: 1 } };
-        let dynamic = ResolveError::Dynamic { derivation: path(), input: path() };
+        let output = kiln_wire::OutputName::parse("out").expect("a name");
+        let unrealised = ResolveError::Unrealised { derivation: path(), input: path(), output };
+        let not_one = DerivationError::NotOne { path: path(), rule: "it is no file".into() };
         for (failed, is_for_good) in [
             (Failed::Store(refused()), false),
             (Failed::Store(damaged()), false),
@@ -177,7 +206,8 @@ mod tests {
             (Failed::Derivation(DerivationError::Store { path: path(), source: damaged() }), false),
             (Failed::Derivation(DerivationError::Missing(path())), true),
             (Failed::Derivation(parse), true),
-            (Failed::Resolve(dynamic), true),
+            (Failed::Derivation(not_one), true),
+            (Failed::Resolve(unrealised), true),
         ] {
             assert_eq!(failed.is_for_good(), is_for_good, "{failed:?}");
         }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use kiln_core::{Answer, CHECKING, Command, RESOLVING, Refused};
+use kiln_core::{Answer, CHECKING, Command, GROWING, RESOLVING, Refused};
 use kiln_link::{LinkError, Sender};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, RESOLVED_INPUTS_PER_JOB_MAX};
-use kiln_wire::{BuildId, DrvPath, JobSpec, Root, StorePath};
+use kiln_wire::{BuildId, DrvPath, JobSpec, RequestId, Root, StorePath, Timestamp};
 
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
@@ -18,7 +18,7 @@ use crate::heavy::heavy;
 use crate::needed::{self, Unknown};
 use crate::parts::Parts;
 use crate::raft::ConsensusError;
-use crate::{realised, refuse, substitute};
+use crate::{readable, realised, refuse, substitute};
 
 /// Makes a build of a submission, unless whoever asks goes away before the farm has heard of it: what upstream caches have may take long to
 /// bring. A [`Refusal`] says what is missing, wrong or over a limit; nothing has changed then.
@@ -44,14 +44,27 @@ pub(crate) async fn while_wanted(
 
 /// Returns the jobs of a submission.
 async fn prepare(parts: &Arc<Parts>, submission: &Submission) -> Result<Vec<JobSpec>, Refusal> {
-    let closure = read(parts, submission).await?;
+    check_name(&submission.name)?;
+    jobs(parts, &submission.roots).await
+}
+
+/// Returns the jobs that make what roots want and nobody has. Everything that these need is in the store then.
+///
+/// # Errors
+/// A [`Refusal`] that says what is missing, wrong or over a limit.
+pub(crate) async fn jobs(parts: &Arc<Parts>, roots: &[Root]) -> Result<Vec<JobSpec>, Refusal> {
+    let closure = read(parts, roots).await?;
     // What is committed and not published stays a job, so that the build waits for it: who is told that it is built must find it.
     // What upstream caches have is taken from there before the farm hears of the build.
-    let jobs = substitute::jobs(parts, &closure, &submission.roots).await?;
-    check_version(parts, &jobs)?;
-    check_resolved_inputs(&jobs, RESOLVED_INPUTS_PER_JOB_MAX)?;
-    check_sources(parts, &closure, &jobs).await?;
+    let jobs = substitute::jobs(parts, &closure, roots).await?;
+    check_jobs(parts, &closure, &jobs).await?;
     Ok(jobs)
+}
+
+async fn check_jobs(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
+    check_version(parts, closure, jobs)?;
+    check_resolved_inputs(jobs, RESOLVED_INPUTS_PER_JOB_MAX)?;
+    check_sources(parts, closure, jobs).await
 }
 
 /// Makes a build of a submission whose roots are built again, though the store has what they made.
@@ -63,7 +76,8 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         let message = format!("check: the farm is not at version {CHECKING} yet: upgrade all of its coordinators first");
         return Err(refuse::invalid(message));
     }
-    let closure = read(&parts, &submission).await?;
+    check_name(&submission.name)?;
+    let closure = read(&parts, &submission.roots).await?;
     if submission.roots.is_empty() {
         return Err(refuse::invalid("check: no derivation is named"));
     }
@@ -87,16 +101,13 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         // Its outputs exist: who needs them waits for no check of them.
         job.inputs.retain(|input| !derivations.contains(&input.derivation));
     }
-    check_version(&parts, &jobs)?;
-    check_resolved_inputs(&jobs, RESOLVED_INPUTS_PER_JOB_MAX)?;
-    check_sources(&parts, &closure, &jobs).await?;
+    check_jobs(&parts, &closure, &jobs).await?;
     hand_over(parts, submission, &jobs, Some(derivations.into_iter().collect())).await
 }
 
-/// Reads a submission's derivations, and checks them.
-async fn read(parts: &Parts, submission: &Submission) -> Result<DrvClosure, Refusal> {
-    check_name(&submission.name)?;
-    let closure = DrvClosure::load(parts, &submission.roots).await?;
+/// Reads the derivations that roots need, and checks them.
+async fn read(parts: &Parts, roots: &[Root]) -> Result<DrvClosure, Refusal> {
+    let closure = DrvClosure::load(parts, roots).await?;
     // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
     heavy(|| check_output_paths(parts, &closure))?;
     Ok(closure)
@@ -122,11 +133,8 @@ fn outputs_to_check(closure: &DrvClosure, roots: &[Root]) -> Result<BTreeSet<Sto
 
 /// Hands a submission's jobs to the farm. Those named by `check` are built though their outputs exist.
 async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: &[JobSpec], check: Option<Vec<DrvPath>>) -> Result<BuildId, Refusal> {
-    let mut commands: Vec<Command> = Vec::new();
     let now = parts.clock.now();
-    for chunk in entries(jobs, encoded_bytes) {
-        commands.push(Command::Stage { request: submission.request, jobs: chunk.to_vec(), now });
-    }
+    let mut commands = stages(submission.request, jobs, now);
     if let Some(derivations) = check {
         commands.push(Command::Check { request: submission.request, derivations, now });
     }
@@ -154,6 +162,11 @@ where
     }
     let answers = propose(submit).await.map_err(unavailable)?;
     answers.into_iter().find_map(build_of).unwrap_or_else(|| Err(refuse::invalid("submit: the farm gave no answer; submit again")))
+}
+
+/// Returns the commands that stage jobs, each an entry of the log.
+pub(crate) fn stages(request: RequestId, jobs: &[JobSpec], now: Timestamp) -> Vec<Command> {
+    entries(jobs, encoded_bytes).into_iter().map(|chunk| Command::Stage { request, jobs: chunk.to_vec(), now }).collect()
 }
 
 /// Divides jobs, in their order, into what goes into one log entry each: neither too many nor too large together.
@@ -219,8 +232,9 @@ fn check_output_paths(parts: &Parts, closure: &DrvClosure) -> Result<(), Refusal
 async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
     let sources = |job: &JobSpec| closure.parsed[&job.derivation].sources.clone();
     let wanted: BTreeSet<StorePath> = jobs.iter().flat_map(sources).collect();
-    let wanted: Vec<StorePath> = wanted.into_iter().collect();
-    let missing = missing(parts, wanted).await?;
+    let (derivations, others): (Vec<StorePath>, Vec<StorePath>) = wanted.into_iter().partition(|path| path.name().ends_with(".drv"));
+    let mut missing = missing(parts, others).await?;
+    missing.extend(readable::make_valid(parts, derivations).await?);
     if missing.is_empty() { Ok(()) } else { Err(refuse::missing("submit", "input sources", missing)) }
 }
 
@@ -241,15 +255,22 @@ pub(crate) async fn realised(parts: &Parts, outputs: Vec<Unknown>) -> Result<Vec
     Ok(found.into_iter().flatten().collect())
 }
 
-/// In a farm that is being upgraded older coordinators could not read such jobs.
-fn check_version(parts: &Parts, jobs: &[JobSpec]) -> Result<(), Refusal> {
+/// In a farm that is being upgraded older coordinators could not read such jobs, or what they come to.
+fn check_version(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
     let version = parts.consensus.version();
-    match jobs.iter().find(|job| job.resolve && version < RESOLVING) {
+    let is_dynamic = |job: &JobSpec| closure.parsed.get(&job.derivation).is_some_and(|derivation| derivation.is_dynamic());
+    let refused = |job: &JobSpec, what: &str| {
+        let derivation = &job.derivation;
+        Err(refuse::invalid(format!(
+            "submit: `{derivation}` needs outputs {what}, which a farm at version {version} cannot build; upgrade every coordinator"
+        )))
+    };
+    if let Some(job) = jobs.iter().find(|job| job.resolve && version < RESOLVING) {
+        return refused(job, "whose paths only builds tell");
+    }
+    match jobs.iter().find(|job| version < GROWING && is_dynamic(job)) {
         None => Ok(()),
-        Some(job) => Err(refuse::invalid(format!(
-            "submit: `{}` needs outputs whose paths only builds tell, which a farm at version {version} cannot build; upgrade every coordinator",
-            job.derivation
-        ))),
+        Some(job) => refused(job, "of derivations that builds make (xp-dyn-drv)"),
     }
 }
 

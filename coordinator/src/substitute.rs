@@ -111,7 +111,7 @@ fn unbuilt(closure: &DrvClosure, roots: &[Root], jobs: &[JobSpec]) -> BTreeSet<S
     for job in jobs {
         for (input, wanted) in closure.parsed[&job.derivation].inputs.iter().filter(|(input, _)| !built.contains(input)) {
             let Some(derivation) = closure.parsed.get(input) else { continue };
-            outputs.extend(wanted.outputs.iter().filter_map(|name| derivation.outputs.get(name)?.path().cloned()));
+            outputs.extend(wanted.all().iter().filter_map(|name| derivation.outputs.get(name)?.path().cloned()));
         }
     }
     outputs

@@ -318,6 +318,18 @@ fn resolutions_stay_readable() {
     }
 }
 
+/// What version 4 of a farm brought, for ever: a job turns out to need what its inputs made.
+#[test]
+fn a_growth_stays_readable() {
+    let drv = |name: &str| DrvPath::parse(&format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-{name}.drv")).expect("a path");
+    let to = Resolution::Grow { request: RequestId(7), needs: vec![drv("made"), drv("other")] };
+    let path = StorePath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-made.drv").expect("a path");
+    let inputs = vec![ResolvedInput { derivation: drv("a"), output: OutputName::parse("out").expect("a name"), path }];
+    let command = Command::Resolve { derivation: drv("b"), inputs, to, now: Timestamp(9) };
+    let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
+    check_golden(&Record::Entry(entry), 5, "-grow");
+}
+
 /// A command that version 3 of a farm brought, for ever.
 #[test]
 fn a_check_stays_readable() {

@@ -52,10 +52,14 @@ impl Places {
 /// # Errors
 /// Exit code 2 if a file is missing or not what its path says.
 pub async fn upload(client: &Client, store_dir: &StoreDir, places: &Places, roots: &[Root], progress: &Progress) -> anyhow::Result<()> {
-    let closure = load(store_dir, places, roots)?;
+    let closure = load_whole(store_dir, places, roots)?;
     let derivations: BTreeSet<StorePath> = closure.derivations().iter().map(|(path, _)| path.as_path().clone()).collect();
-    let sources: BTreeSet<StorePath> =
-        closure.derivations().iter().flat_map(|(_, derivation)| derivation.sources.iter().cloned()).collect();
+    let sources: BTreeSet<StorePath> = closure
+        .derivations()
+        .iter()
+        .flat_map(|(_, derivation)| derivation.sources.iter().cloned())
+        .filter(|path| !is_derivation(path))
+        .collect();
     // The farm may have a source of a derivation whose outputs it has too; both are asked for, nothing is sent twice.
     let lacking_sources = missing(client, sources.iter().cloned().collect()).await?;
     let lacking = missing(client, derivations.into_iter().collect()).await?;
@@ -93,6 +97,26 @@ pub async fn upload_sources(
         }
     }
     Ok(())
+}
+
+/// Loads also those derivations that others have as sources: a builder may read what it is to make more of.
+fn load_whole(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result<Closure> {
+    let mut wanted = roots.to_vec();
+    loop {
+        let closure = load(store_dir, places, &wanted)?;
+        let known: BTreeSet<&DrvPath> = closure.derivations().iter().map(|(path, _)| path).collect();
+        let sources = closure.derivations().iter().flat_map(|(_, derivation)| &derivation.sources).filter(|path| is_derivation(path));
+        let more: BTreeSet<DrvPath> =
+            sources.filter_map(|path| DrvPath::from_path(path.clone()).ok()).filter(|path| !known.contains(path)).collect();
+        if more.is_empty() {
+            return Ok(closure);
+        }
+        wanted.extend(more.into_iter().map(|derivation| Root { derivation, outputs: BTreeSet::new() }));
+    }
+}
+
+fn is_derivation(path: &StorePath) -> bool {
+    path.name().ends_with(".drv")
 }
 
 fn load(store_dir: &StoreDir, places: &Places, roots: &[Root]) -> anyhow::Result<Closure> {

@@ -1,8 +1,9 @@
 //! A derivation as a job of the farm: what it asks of a worker.
 
-use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, OutputName, Resources};
+use kiln_wire::limits::DYNAMIC_DEPTH_MAX;
+use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, Resources};
 
-use crate::derivation::{AttributeError, Derivation, Output};
+use crate::derivation::{AttributeError, Derivation, InputOutputs, Output};
 
 /// Why a derivation is no job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,15 +17,17 @@ pub enum JobError {
         #[source]
         err: AttributeError,
     },
-    /// It needs outputs of a derivation that only a build will make.
-    #[error("make a job of `{derivation}`: it needs a derivation that output `{output}` of `{input}` makes (xp-dyn-drv); build that first")]
-    DynamicInput {
+    /// It needs an output of a derivation that a derivation makes that a derivation makes, and so on, too often.
+    #[error(
+        "make a job of `{derivation}`: of `{input}` it needs what is {depth} derivations further, each made by the one before; at most {DYNAMIC_DEPTH_MAX} may be"
+    )]
+    TooDeep {
         /// Which derivation.
         derivation: DrvPath,
         /// The input.
         input: DrvPath,
-        /// Its output that is a derivation.
-        output: OutputName,
+        /// How many.
+        depth: usize,
     },
     /// Its result would depend on the world, and nothing says so.
     #[error("make a job of `{derivation}`: it is pure and needs `{input}`, which is impure; only impure and fixed-output derivations may")]
@@ -73,6 +76,7 @@ pub fn spec<'a>(
     let needs_unknown = wanted.any(|(input, output)| input_of(input).is_some_and(|input| unknown(input, output)));
     // As Nix: what follows from content does not depend on the recipes of the inputs, so that these are replaced wherever there are any.
     let resolve = needs_unknown
+        || derivation.is_dynamic()
         || derivation.outputs.values().any(|output| match output {
             Output::Deferred => true,
             Output::Floating { .. } | Output::Impure { .. } => !derivation.inputs.is_empty(),
@@ -110,16 +114,28 @@ fn kind(derivation: &Derivation) -> JobKind {
 fn inputs(path: &DrvPath, derivation: &Derivation) -> Result<Vec<DerivedInput>, JobError> {
     let mut inputs = Vec::with_capacity(derivation.inputs.len());
     for (input, wanted) in &derivation.inputs {
-        if let Some(output) = wanted.dynamic.keys().next() {
-            return Err(JobError::DynamicInput { derivation: path.clone(), input: input.clone(), output: output.clone() });
+        let depth = depth(wanted);
+        if depth > DYNAMIC_DEPTH_MAX {
+            return Err(JobError::TooDeep { derivation: path.clone(), input: input.clone(), depth });
         }
-        if wanted.outputs.is_empty() {
+        let outputs = wanted.all();
+        if outputs.is_empty() {
             // Nix takes such an input, and builds nothing for it.
             continue;
         }
-        inputs.push(DerivedInput { derivation: input.clone(), outputs: wanted.outputs.clone() });
+        inputs.push(DerivedInput { derivation: input.clone(), outputs });
     }
     Ok(inputs)
+}
+
+/// Returns how many derivations, each made by the one before, lead to what is wanted.
+fn depth(wanted: &InputOutputs) -> usize {
+    let (mut depth, mut level): (usize, Vec<&InputOutputs>) = (0, wanted.dynamic.values().collect());
+    while !level.is_empty() {
+        depth += 1;
+        level = level.into_iter().flat_map(|node| node.dynamic.values()).collect();
+    }
+    depth
 }
 
 #[cfg(test)]
@@ -129,7 +145,8 @@ mod tests {
     use super::*;
 
     fn parsed(output: &str, inputs: &str) -> Derivation {
-        let text = format!(r#"Derive([("out",{output})],[{inputs}],[],"s","b",[],[("out","")])"#);
+        let head = if inputs.contains(",([") { "DrvWithVersion(\"xp-dyn-drv\"," } else { "Derive(" };
+        let text = format!(r#"{head}[("out",{output})],[{inputs}],[],"s","b",[],[("out","")])"#);
         Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation")
     }
 
@@ -142,6 +159,7 @@ mod tests {
         // `a` is known before it is built, `b` is not.
         let (a, b) = (parsed(&known, ""), parsed(floating, ""));
         let (of_a, of_b, none_of_b) = (input("a", r#""out""#), input("b", r#""out""#), input("b", ""));
+        let dynamic_of_a = format!(r#"("/nix/store/{}",([],[("out",["dev"])]))"#, drv("a"));
         for (output, inputs, resolve, needed) in [
             (known.as_str(), "", false, 0),
             (known.as_str(), of_a.as_str(), false, 1),
@@ -154,6 +172,8 @@ mod tests {
             (deferred, "", true, 0),
             // Nothing is wanted of it: nothing waits for it.
             (known.as_str(), none_of_b.as_str(), false, 0),
+            // What is made of `a` is known as little as what `b` makes.
+            (known.as_str(), dynamic_of_a.as_str(), true, 1),
         ] {
             let job = spec(&drv("c"), &parsed(output, inputs), |input| match input {
                 input if *input == drv("a") => Some(&a),
@@ -162,6 +182,19 @@ mod tests {
             });
             let job = job.expect("a job");
             assert_eq!((job.resolve, job.inputs.len()), (resolve, needed), "{output} upon {inputs}");
+        }
+    }
+    #[test]
+    fn a_chain_of_derivations_that_are_made_has_an_end() {
+        let drv = DrvPath::parse(&format!("{}-x.drv", "a".repeat(32))).expect("a path");
+        for (depth, is_job) in [(1, true), (DYNAMIC_DEPTH_MAX, true), (DYNAMIC_DEPTH_MAX + 1, false)] {
+            let (open, close) = (r#"([],[("out","#.repeat(depth), ")])".repeat(depth));
+            let derivation = parsed(r#""","r:sha256","""#, &format!(r#"("/nix/store/{drv}",{open}["out"]{close})"#));
+            let job = spec(&drv, &derivation, |_| None);
+            assert_eq!(job.is_ok(), is_job, "{job:?}");
+            if let Ok(job) = job {
+                assert_eq!(job.inputs[0].outputs.len(), 1, "the derivation that is made first");
+            }
         }
     }
 }

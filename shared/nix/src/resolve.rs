@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kiln_wire::{DrvPath, OutputName, StoreDir, StorePath};
 
-use crate::derivation::{Derivation, DerivationError, Output, path_of_parsed, upstream_placeholder};
+use crate::derivation::{Derivation, DerivationError, InputOutputs, Output, Upstream, path_of_parsed};
 use crate::modulo::{Modulo, ModuloError};
 
 /// Where the outputs of input derivations are.
@@ -37,13 +37,19 @@ pub enum ResolveError {
         /// The wanted output.
         output: OutputName,
     },
-    /// An input is made by a derivation that a build makes.
-    #[error("resolve `{derivation}`: it needs a derivation that `{input}` makes (xp-dyn-drv)")]
-    Dynamic {
+    /// What should be a derivation of which outputs are needed is none by its name.
+    #[error(
+        "resolve `{derivation}`: output `{output}` of `{input}`, of which it needs outputs, is `{made}`, which is no derivation by its name"
+    )]
+    NotDerivation {
         /// Which.
         derivation: DrvPath,
-        /// The input.
+        /// What made it.
         input: DrvPath,
+        /// As which output.
+        output: OutputName,
+        /// Where it is.
+        made: StorePath,
     },
     /// A variable's name is no text once paths are put into it, or two variables get one name.
     #[error("resolve `{derivation}`: two variables of its environment are called `{name}` once the paths are known")]
@@ -80,18 +86,13 @@ pub enum ResolveError {
 pub fn resolve(store_dir: &StoreDir, path: &DrvPath, unresolved: &Derivation, realised: &Realised) -> Result<Resolved, ResolveError> {
     let mut derivation = Derivation { inputs: BTreeMap::new(), ..unresolved.clone() };
     let mut placeholders = BTreeMap::new();
-    for (input, wanted) in &unresolved.inputs {
-        if !wanted.dynamic.is_empty() {
-            return Err(ResolveError::Dynamic { derivation: path.clone(), input: input.clone() });
-        }
-        for output in &wanted.outputs {
-            let made = realised.get(input).and_then(|outputs| outputs.get(output)).ok_or_else(|| ResolveError::Unrealised {
-                derivation: path.clone(),
-                input: input.clone(),
-                output: output.clone(),
-            })?;
+    for Needed { input, output, stands_for, is_derivation } in needed(path, unresolved, realised)? {
+        let made = realised.get(&input).and_then(|outputs| outputs.get(&output));
+        let made = made.ok_or_else(|| ResolveError::Unrealised { derivation: path.clone(), input, output })?;
+        // A derivation that only leads to what is needed is not needed itself.
+        if !is_derivation {
             derivation.sources.insert(made.clone());
-            placeholders.insert(upstream_placeholder(input, output).into_bytes(), store_dir.join(made).into_bytes());
+            placeholders.insert(stands_for.to_string().into_bytes(), store_dir.join(made).into_bytes());
         }
     }
     rewrite(path, &mut derivation, &placeholders)?;
@@ -99,6 +100,50 @@ pub fn resolve(store_dir: &StoreDir, path: &DrvPath, unresolved: &Derivation, re
     let bytes = derivation.print(store_dir);
     let path = path_of_parsed(store_dir, &derivation, &bytes).map_err(|err| ResolveError::Path { derivation: path.clone(), err })?;
     Ok(Resolved { path, derivation, bytes })
+}
+
+/// An output that a derivation needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// The derivation that makes it: an input, or one that the build of an input made.
+    pub input: DrvPath,
+    /// Which output of it.
+    pub output: OutputName,
+    /// What stands for its path in the recipe.
+    pub stands_for: Upstream,
+    /// It is a derivation of which outputs are needed; as what it is itself, it is a row of its own.
+    pub is_derivation: bool,
+}
+
+/// Returns what a derivation needs of its inputs, and of the derivations that these made, as far as `realised` says where those are.
+///
+/// # Errors
+/// [`ResolveError::NotDerivation`] if something else was made where a derivation was needed.
+pub fn needed(path: &DrvPath, derivation: &Derivation, realised: &Realised) -> Result<Vec<Needed>, ResolveError> {
+    let mut found = Vec::new();
+    // Nodes whose derivation is known, each with what stands for that; none for those that the recipe names.
+    let mut open: Vec<(DrvPath, Option<Upstream>, &InputOutputs)> =
+        derivation.inputs.iter().rev().map(|(input, wanted)| (input.clone(), None, wanted)).collect();
+    while let Some((input, known, wanted)) = open.pop() {
+        let stands_for = |output: &OutputName| known.map_or_else(|| Upstream::of(&input, output), |known: Upstream| known.then(output));
+        let row = |output: &OutputName, is_derivation| {
+            let stands_for = stands_for(output);
+            Needed { input: input.clone(), output: output.clone(), stands_for, is_derivation }
+        };
+        found.extend(wanted.outputs.iter().map(|output| row(output, false)));
+        for (output, node) in &wanted.dynamic {
+            found.push(row(output, true));
+            let Some(made) = realised.get(&input).and_then(|outputs| outputs.get(output)) else { continue };
+            let made = DrvPath::from_path(made.clone()).map_err(|_| ResolveError::NotDerivation {
+                derivation: path.clone(),
+                input: input.clone(),
+                output: output.clone(),
+                made: made.clone(),
+            })?;
+            open.push((made, Some(stands_for(output)), node));
+        }
+    }
+    Ok(found)
 }
 
 fn rewrite(path: &DrvPath, derivation: &mut Derivation, placeholders: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), ResolveError> {
@@ -164,7 +209,7 @@ const PLACEHOLDER_CHARS: usize = 1 + 52;
 mod tests {
     use super::*;
     use crate::content::Method;
-    use crate::derivation::{InputOutputs, placeholder};
+    use crate::derivation::{placeholder, upstream_placeholder};
     use crate::hash::Algorithm;
 
     fn out() -> OutputName {
@@ -229,5 +274,59 @@ mod tests {
         let input = base("a");
         let refused = resolve(&StoreDir::default(), &base("b"), &upon(&input, Output::Deferred), &Realised::new());
         assert_eq!(refused, Err(ResolveError::Unrealised { derivation: base("b"), input, output: out() }));
+    }
+
+    /// A derivation of which `out` is needed, of what its `out` makes as `out`, and of what that makes as `out`.
+    fn chained(input: &DrvPath) -> (Derivation, [String; 3]) {
+        let stands_for =
+            [Upstream::of(input, &out()), Upstream::of(input, &out()).then(&out()), Upstream::of(input, &out()).then(&out()).then(&out())];
+        let node = |dynamic: BTreeMap<OutputName, InputOutputs>| InputOutputs { outputs: [out()].into(), dynamic };
+        let inner = node(BTreeMap::from([(out(), node(BTreeMap::new()))]));
+        let mut derivation = upon(input, Output::Deferred);
+        derivation.inputs = BTreeMap::from([(input.clone(), node(BTreeMap::from([(out(), inner)])))]);
+        derivation.args = stands_for.iter().map(Upstream::to_string).collect();
+        (derivation, stands_for.map(|one| one.to_string()))
+    }
+
+    #[test]
+    fn outputs_of_derivations_that_were_made_take_the_place_of_what_stands_for_them() {
+        let (input, inner) = (base("a"), base("b"));
+        let path = base("c");
+        let (derivation, texts) = chained(&input);
+        let mut realised = Realised::new();
+        let at = |realised: &Realised| -> Vec<_> {
+            let needed = needed(&path, &derivation, realised).expect("derivations");
+            needed.into_iter().map(|one| (one.input, one.stands_for.to_string(), one.is_derivation)).collect()
+        };
+        let first = [(input.clone(), texts[0].clone(), false), (input.clone(), texts[0].clone(), true)];
+        assert_eq!(at(&realised), first, "what it makes is not known");
+        realised.insert(input.clone(), BTreeMap::from([(out(), inner.as_path().clone())]));
+        let second = [(inner.clone(), texts[1].clone(), false), (inner.clone(), texts[1].clone(), true)];
+        assert_eq!(at(&realised), [&first[..], &second].concat());
+        let refused = resolve(&StoreDir::default(), &path, &derivation, &realised);
+        assert_eq!(refused, Err(ResolveError::Unrealised { derivation: path.clone(), input: inner.clone(), output: out() }));
+        realised.insert(inner.clone(), BTreeMap::from([(out(), base("d").as_path().clone())]));
+        realised.insert(base("d"), BTreeMap::from([(out(), made())]));
+        let resolved = resolve(&StoreDir::default(), &path, &derivation, &realised).expect("resolves").derivation;
+        let full = |path: &StorePath| StoreDir::default().join(path);
+        assert_eq!(resolved.args, [full(inner.as_path()), full(base("d").as_path()), full(&made())]);
+        assert!(resolved.inputs.is_empty() && resolved.sources.len() == 3);
+        realised.insert(inner.clone(), BTreeMap::from([(out(), made())]));
+        let refused = needed(&path, &derivation, &realised);
+        assert_eq!(refused, Err(ResolveError::NotDerivation { derivation: path.clone(), input: inner, output: out(), made: made() }));
+    }
+
+    #[test]
+    fn a_derivation_that_only_leads_to_what_is_needed_is_no_source() {
+        let (input, inner) = (base("a"), base("b"));
+        let (mut derivation, texts) = chained(&input);
+        let leaf = InputOutputs { outputs: [out()].into(), dynamic: BTreeMap::new() };
+        derivation.inputs =
+            BTreeMap::from([(input.clone(), InputOutputs { outputs: [].into(), dynamic: BTreeMap::from([(out(), leaf)]) })]);
+        let realised =
+            Realised::from([(input, BTreeMap::from([(out(), inner.as_path().clone())])), (inner, BTreeMap::from([(out(), made())]))]);
+        let resolved = resolve(&StoreDir::default(), &base("c"), &derivation, &realised).expect("resolves").derivation;
+        assert_eq!(resolved.sources, [made()].into());
+        assert_eq!(resolved.args, [texts[0].clone(), StoreDir::default().join(&made()), texts[2].clone()], "nobody asked for the others");
     }
 }

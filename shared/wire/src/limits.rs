@@ -34,6 +34,10 @@ pub const JOB_BYTES_PER_ENTRY_MAX: usize = 1 << 20;
 /// refused.
 pub const RESOLVED_INPUTS_PER_JOB_MAX: usize = 16_384;
 
+/// Derivations, each made by the build of the one before, on the way from an input of a job to what the job needs of it. Nix' own tests have 2;
+/// each takes a step of the log while the build goes on. Passing it: the submission is refused.
+pub const DYNAMIC_DEPTH_MAX: usize = 64;
+
 /// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
 pub const NAR_BYTES_MAX: u64 = 64 << 30;
 

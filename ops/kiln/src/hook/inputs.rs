@@ -77,7 +77,7 @@ async fn look_at(client: &Client, store_dir: &StoreDir, places: &Places, wave: W
         }
         if !is_built || !is_known {
             for (input, wanted) in &derivation.inputs {
-                let outputs = if is_built { BTreeSet::new() } else { wanted.outputs.clone() };
+                let outputs = if is_built { BTreeSet::new() } else { wanted.all() };
                 next.entry(input.clone()).or_default().extend(outputs);
             }
         }
