@@ -5,20 +5,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kiln_nix::derivation::{ShownError, read_shown};
+use kiln_wire::limits::DYNAMIC_DEPTH_MAX;
 use kiln_wire::{DrvPath, OutputName, Root, StoreDir};
 
 use crate::args::{DirArgs, FarmArgs};
 use crate::daemons::runtime;
 use crate::evaluate::{Expression, evaluate};
 use crate::import::Places;
-use crate::order::{Order, with_farm};
+use crate::order::{MadeRoot, Order, with_farm};
 use crate::realise;
 use crate::words::bad_input;
 
 /// Arguments of `kiln build`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Derivations to build, by file: all outputs of each, or those named as PATH.drv^out,dev. A file with another name holds
+    /// Derivations to build, by file: all outputs of each, or those named as PATH.drv^out,dev; of the derivation that
+    /// its output `out` is, as PATH.drv^out^dev. A file with another name holds
     /// derivations as `nix derivation show -r` prints them; those that no other one in it needs are built
     #[arg(value_name = "PATH.drv")]
     paths: Vec<String>,
@@ -62,9 +64,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(with_farm(&args.farm, &args.dir.dir(), async |client, embedded| {
         let store_dir = client.status().await?.store_dir;
-        let (roots, places) = roots(&args, &store_dir)?;
+        let (roots, made, places) = roots(&args, &store_dir)?;
         let order = Order {
             roots,
+            made,
             places,
             name: args.name.clone(),
             keep_going: args.keep_going,
@@ -78,11 +81,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
-fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Places)> {
+fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Vec<MadeRoot>, Places)> {
     let mut places = Places::default();
-    let mut roots = Vec::new();
+    let (mut roots, mut made) = (Vec::new(), Vec::new());
     for path in &args.paths {
-        roots.extend(named_roots(path, store_dir, &mut places)?);
+        let (named, through) = split_through(path)?;
+        let found = named_roots(&named, store_dir, &mut places)?;
+        match through.is_empty() {
+            true => roots.extend(found),
+            false => made.extend(found.into_iter().map(|Root { derivation, outputs }| MadeRoot {
+                derivation,
+                through: through.clone(),
+                outputs,
+            })),
+        }
+    }
+    if args.check && !made.is_empty() {
+        return Err(bad_input("--check: a derivation that a build makes is checked by its own path: build it first, then name that"));
     }
     let here = Path::new("default.nix").exists().then(|| PathBuf::from("."));
     let file = args.file.clone().or_else(|| here.filter(|_| args.paths.is_empty()));
@@ -99,12 +114,26 @@ fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Places
             roots.extend(found);
             places.dirs.push(realise::store_below(&root, store_dir));
         }
-        None if roots.is_empty() => return Err(bad_input("nothing to build: name a .drv file, or a Nix file with -f FILE [-A ATTR]")),
+        None if roots.is_empty() && made.is_empty() => {
+            return Err(bad_input("nothing to build: name a .drv file, or a Nix file with -f FILE [-A ATTR]"));
+        }
         None if !args.attributes.is_empty() => return Err(bad_input("-A names an attribute of a Nix file: name the file with -f FILE")),
         None => {}
     }
     places.dirs.push(PathBuf::from(store_dir.as_str()));
-    Ok((roots, places))
+    Ok((roots, made, places))
+}
+
+/// Splits `PATH.drv^out^dev` into what `PATH.drv^dev` says and the outputs that lead there, which are derivations.
+fn split_through(text: &str) -> anyhow::Result<(String, Vec<OutputName>)> {
+    let mut parts: Vec<&str> = text.split(['^', '!']).collect();
+    let last = if parts.len() > 2 { parts.pop() } else { None };
+    let Some(last) = last else { return Ok((text.to_owned(), Vec::new())) };
+    let through: Vec<OutputName> = parts.drain(1..).map(OutputName::parse).collect::<Result<_, _>>().map_err(bad_input)?;
+    match through.len() <= DYNAMIC_DEPTH_MAX {
+        true => Ok((format!("{}^{last}", parts[0]), through)),
+        false => Err(bad_input(format!("build `{text}`: more than {DYNAMIC_DEPTH_MAX} derivations, each made by the one before"))),
+    }
 }
 
 fn pairs(words: &[String]) -> Vec<(String, String)> {
@@ -173,6 +202,21 @@ mod tests {
         }
         assert!(named("/nix/store/bar.drv").is_err());
         assert!(named(dir.path().join("bar.drv").to_str().expect("text")).is_err());
+    }
+
+    #[test]
+    fn a_root_may_lead_through_derivations_that_are_made() {
+        for (text, named, through) in [
+            ("a.drv", "a.drv", &[][..]),
+            ("a.drv^out,dev", "a.drv^out,dev", &[]),
+            ("a.drv^out^dev,lib", "a.drv^dev,lib", &["out"]),
+            ("a.drv!out!lib!*", "a.drv^*", &["out", "lib"]),
+        ] {
+            let (got, outputs) = split_through(text).expect("names of outputs");
+            assert_eq!((got.as_str(), outputs.iter().map(OutputName::as_str).collect::<Vec<_>>()), (named, through.to_vec()), "{text}");
+        }
+        assert!(split_through("a.drv^^out").is_err());
+        assert!(split_through(&format!("a.drv{}", "^out".repeat(DYNAMIC_DEPTH_MAX + 2))).is_err());
     }
 
     #[test]

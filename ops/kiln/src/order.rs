@@ -1,6 +1,6 @@
 //! What a client orders: derivations that are submitted as one build, followed to its end, and whose outputs are brought if wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,11 +19,24 @@ use crate::submission::{Watching, check, default_name, submit};
 use crate::words::{self, bad_input};
 use crate::{failures, json, realise};
 
+/// Outputs of a derivation that a build makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeRoot {
+    /// The derivation that is there.
+    pub derivation: DrvPath,
+    /// Its output that is a derivation, the output of that which is one, and so on; at least one.
+    pub through: Vec<OutputName>,
+    /// Which outputs of the last; all of them if none is named.
+    pub outputs: BTreeSet<OutputName>,
+}
+
 /// Derivations to build as one build.
 #[derive(Debug)]
 pub struct Order {
     /// What is wanted.
     pub roots: Vec<Root>,
+    /// What is wanted of derivations that are to be built themselves, each by a build before.
+    pub made: Vec<MadeRoot>,
     /// Where its derivations and sources lie.
     pub places: Places,
     /// What people call the build; none: after its roots.
@@ -79,30 +92,69 @@ impl Order {
     /// Uploads what the farm lacks, submits, shows how it goes, and prints the output paths, or why there are none.
     pub async fn carry_out(&self, client: &Client, store_dir: &StoreDir, embedded: bool) -> anyhow::Result<ExitCode> {
         let mut progress = Progress::new(self.json, store_dir.clone());
-        import::upload(client, store_dir, &self.places, &self.roots, &progress).await?;
-        let name = self.name.clone().unwrap_or_else(|| default_name(&self.roots));
-        let build = match self.check {
-            false => submit(client, name, self.roots.clone(), self.keep_going).await?,
-            true => check(client, name, self.roots.clone(), self.keep_going).await?,
-        };
-        let view = watch(client, build, &mut progress).await?;
-        progress.finish(&view);
-        if view.state == BuildState::Built {
-            return self.finish(client, store_dir, &view, &progress).await;
+        let first: Vec<Root> = self.roots.iter().cloned().chain(self.made.iter().map(MadeRoot::maker)).collect();
+        import::upload(client, store_dir, &self.places, &first, &progress).await?;
+        let (mut roots, mut places) = (self.roots.clone(), self.places.clone());
+        let mut made = self.made.clone();
+        // What makes them was uploaded with all that it needs, so that what is made needs nothing of this machine.
+        while !made.is_empty() {
+            let makers: Vec<Root> = made.iter().map(MadeRoot::maker).collect();
+            let view = self.built(client, &makers, false, &mut progress).await?;
+            if view.state != BuildState::Built {
+                return self.explain(client, store_dir, &view, embedded).await;
+            }
+            let mut next = Vec::new();
+            for (one, maker) in made.into_iter().zip(makers) {
+                let paths = output_paths(client, &[maker], &places, store_dir, &view).await?;
+                let (derivation, bytes) = made_derivation(client, paths).await?;
+                places.derivations.insert(derivation.clone(), bytes);
+                match one.through.get(1..).unwrap_or_default() {
+                    [] => roots.push(Root { derivation, outputs: one.outputs }),
+                    through => next.push(MadeRoot { derivation, through: through.to_vec(), outputs: one.outputs }),
+                }
+            }
+            made = next;
         }
+        let view = self.built(client, &roots, self.check, &mut progress).await?;
+        if view.state != BuildState::Built {
+            return self.explain(client, store_dir, &view, embedded).await;
+        }
+        let paths = output_paths(client, &roots, &places, store_dir, &view).await?;
+        self.finish(client, store_dir, &view, &paths, &progress).await
+    }
+
+    /// Has roots built, and follows that to its end.
+    async fn built(&self, client: &Client, roots: &[Root], is_check: bool, progress: &mut Progress) -> anyhow::Result<BuildView> {
+        let name = self.name.clone().unwrap_or_else(|| default_name(roots));
+        let build = match is_check {
+            false => submit(client, name, roots.to_vec(), self.keep_going).await?,
+            true => check(client, name, roots.to_vec(), self.keep_going).await?,
+        };
+        let view = watch(client, build, progress).await?;
+        progress.finish(&view);
+        Ok(view)
+    }
+
+    async fn explain(&self, client: &Client, store_dir: &StoreDir, view: &BuildView, embedded: bool) -> anyhow::Result<ExitCode> {
         if !self.json {
-            failures::explain(client, &view, embedded.then_some(self.dir.as_path())).await?;
+            failures::explain(client, view, embedded.then_some(self.dir.as_path())).await?;
         } else {
-            println!("{}", json::build(&view, store_dir));
+            println!("{}", json::build(view, store_dir));
         }
         Ok(ExitCode::from(words::FAILED))
     }
 
-    async fn finish(&self, client: &Client, store_dir: &StoreDir, view: &BuildView, progress: &Progress) -> anyhow::Result<ExitCode> {
-        let paths = output_paths(client, &self.roots, &self.places, store_dir, view).await?;
+    async fn finish(
+        &self,
+        client: &Client,
+        store_dir: &StoreDir,
+        view: &BuildView,
+        paths: &[StorePath],
+        progress: &Progress,
+    ) -> anyhow::Result<ExitCode> {
         let to = self.to.clone().or_else(|| self.out_link.as_ref().map(|_| self.dir.join("outputs")));
         if let Some(root) = &to {
-            realise::realise(client, paths.clone(), root, store_dir, progress).await?;
+            realise::realise(client, paths.to_vec(), root, store_dir, progress).await?;
             if let (Some(link), Some(first)) = (&self.out_link, paths.first()) {
                 make_link(link, &realise::store_below(root, store_dir).join(first.as_str()))?;
             }
@@ -118,6 +170,27 @@ impl Order {
         }
         Ok(ExitCode::from(words::SUCCESS))
     }
+}
+
+impl MadeRoot {
+    /// Returns what makes the first of the derivations.
+    fn maker(&self) -> Root {
+        Root { derivation: self.derivation.clone(), outputs: self.through.first().cloned().into_iter().collect() }
+    }
+}
+
+/// Returns the one derivation that was made, and its file.
+async fn made_derivation(client: &Client, paths: Vec<StorePath>) -> anyhow::Result<(DrvPath, Vec<u8>)> {
+    let path = paths.into_iter().next().context("a derivation was built, and the farm does not say where")?;
+    let derivation = DrvPath::from_path(path).map_err(|error| bad_input(format!("what was built is no derivation: {error}")))?;
+    let files = client
+        .all(
+            &Request::Derivations(vec![derivation.clone()]),
+            |answer| if let Response::Derivations(files) = answer { Some(files) } else { None },
+        )
+        .await?;
+    let file = files.into_iter().next().with_context(|| format!("`{derivation}` was built, and the farm does not have it"))?;
+    Ok((derivation, file.bytes))
 }
 
 /// Follows a build to its end. An interrupt cancels it, so that nothing goes on that nobody waits for; another leaves at once.

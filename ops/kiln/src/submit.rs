@@ -54,6 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let mut places = Places { dirs: args.inputs.clone(), ..Places::default() };
                 places.dirs.push(PathBuf::from(store_dir.as_str()));
                 let order = Order {
+                    made: Vec::new(),
                     roots: derivations.into_iter().map(|derivation| Root { derivation, outputs: BTreeSet::new() }).collect(),
                     places,
                     name: Some(args.name.clone()),

@@ -59,6 +59,10 @@ fn output(name: &str) -> OutputName {
     OutputName::parse(name).expect("a name")
 }
 
+fn made(through: &[&str]) -> Target {
+    Target::Made { derivation: derivation(), through: through.iter().map(|name| output(name)).collect(), outputs: [output("out")].into() }
+}
+
 fn target(names: &[&str]) -> Target {
     Target::Outputs { derivation: derivation(), outputs: names.iter().map(|name| output(name)).collect() }
 }
@@ -126,7 +130,7 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
     let paths = BTreeSet::from([path(A), path(B)]);
     let stated = ValidPath { path: path(A), facts: facts() };
     let text = |method, algorithm| Request::AddToStore { name: "n".to_owned(), method, algorithm, references: BTreeSet::from([path(A)]) };
-    let targets = vec![Target::Path(path(A)), target(&[]), target(&["dev", "out"])];
+    let targets = vec![Target::Path(path(A)), target(&[]), target(&["dev", "out"]), made(&["dev"]), made(&["dev", "out"])];
     let three = format!("3 A '{D}!*' '{D}!out,dev'");
     let table: Vec<(u64, String, Request)> = vec![
         (1, "A".into(), Request::IsValidPath(path(A))),
@@ -312,9 +316,13 @@ fn results_of_builds_are_the_bytes_that_nix_reads() {
 #[test]
 fn a_target_is_written_as_clients_write_it() {
     let store_dir = StoreDir::default();
-    for (target, text) in
-        [(Target::Path(path(A)), A.to_owned()), (target(&[]), format!("{D}!*")), (target(&["out", "dev"]), format!("{D}!dev,out"))]
-    {
+    for (target, text) in [
+        (Target::Path(path(A)), A.to_owned()),
+        (target(&[]), format!("{D}!*")),
+        (target(&["out", "dev"]), format!("{D}!dev,out")),
+        (made(&["dev"]), format!("{D}!dev!out")),
+        (made(&["out", "dev"]), format!("{D}!out!dev!out")),
+    ] {
         assert_eq!(target.to_text(&store_dir), text);
     }
 }

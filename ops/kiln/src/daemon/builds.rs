@@ -4,20 +4,63 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kiln_nix::daemon::{ActivityKind, BuildResult, Field, Level, Note, Options, ResultKind, Target};
+use kiln_nix::daemon::{ActivityKind, BuildResult, Field, Level, Note, Options, ResultKind, Status, Target};
 use kiln_wire::client::{BuildState, BuildView, Event, EventKind, Request};
 use kiln_wire::{AttemptId, BuildId, DrvPath, Patience};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::log_lines::{self, Followed, Told};
-use super::outcome::{Course, Wanted};
+use super::outcome::{self, Course, Wanted};
 use super::store::Store;
 use super::stream::{Broken, Failure, Stream};
 use crate::submission::{self, Watching, default_name};
 
 /// Builds what is not there of `targets`, and returns what became of each. What was made is here then, if files are kept here.
 pub(super) async fn build(store: &Store, stream: &mut Stream, targets: &[Target], options: Options) -> Result<Vec<BuildResult>, Failure> {
+    let led = led_to(store, stream, targets, options).await?;
+    let there: Vec<Target> = led.iter().filter_map(|led| led.as_ref().ok()).cloned().collect();
+    let mut built = build_there(store, stream, &there, options).await?.into_iter();
+    // As many as there are targets that could be looked for.
+    Ok(led.into_iter().filter_map(|led| led.map_or_else(Some, |_| built.next())).collect())
+}
+
+/// Has those derivations built that make derivations of which outputs are wanted. Returns the targets with these in their place, or why there
+/// is none.
+async fn led_to(
+    store: &Store,
+    stream: &mut Stream,
+    targets: &[Target],
+    options: Options,
+) -> Result<Vec<Result<Target, BuildResult>>, Failure> {
+    let mut led: Vec<Result<Target, BuildResult>> = targets.iter().cloned().map(Ok).collect();
+    loop {
+        let mut makers = Vec::new();
+        for (at, target) in led.iter().enumerate() {
+            if let Ok(Target::Made { derivation, through, outputs }) = target
+                && let Some((first, rest)) = through.split_first()
+            {
+                let maker = Target::Outputs { derivation: derivation.clone(), outputs: [first.clone()].into() };
+                makers.push((at, maker, first.clone(), rest.to_vec(), outputs.clone()));
+            }
+        }
+        if makers.is_empty() {
+            return Ok(led);
+        }
+        let wanted: Vec<Target> = makers.iter().map(|(_, maker, ..)| maker.clone()).collect();
+        let results = build_there(store, stream, &wanted, options).await?;
+        for ((at, _, output, through, outputs), result) in makers.into_iter().zip(results) {
+            led[at] = match result.outputs.get(&output).cloned().map(DrvPath::from_path) {
+                None => Err(result),
+                Some(Err(error)) => Err(outcome::failed(Status::PermanentFailure, format!("what was built is no derivation: {error}"))),
+                Some(Ok(derivation)) if through.is_empty() => Ok(Target::Outputs { derivation, outputs }),
+                Some(Ok(derivation)) => Ok(Target::Made { derivation, through, outputs }),
+            };
+        }
+    }
+}
+
+async fn build_there(store: &Store, stream: &mut Stream, targets: &[Target], options: Options) -> Result<Vec<BuildResult>, Failure> {
     let wanted = Wanted::look(store, targets).await?;
     let roots = wanted.roots();
     let course = match roots.is_empty() {
@@ -48,6 +91,9 @@ fn milliseconds(seconds: u64) -> Option<u64> {
 
 /// Builds again what is there of `targets`, and returns whether each came out the same.
 pub(super) async fn check(store: &Store, stream: &mut Stream, targets: &[Target], keep_going: bool) -> Result<Vec<BuildResult>, Failure> {
+    if targets.iter().any(|target| matches!(target, Target::Made { .. })) {
+        return Err(Failure::Told(anyhow::anyhow!("check: a derivation that a build makes is checked by its own path: build it first")));
+    }
     let wanted = Wanted::look(store, targets).await?;
     let roots = wanted.all_roots();
     let course = match roots.is_empty() {

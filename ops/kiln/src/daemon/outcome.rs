@@ -40,7 +40,7 @@ impl Wanted {
     pub(super) async fn look(store: &Store, targets: &[Target]) -> anyhow::Result<Self> {
         let named = |target: &Target| match target {
             Target::Outputs { derivation, .. } => Some(derivation.clone()),
-            Target::Path(_) => None,
+            Target::Path(_) | Target::Made { .. } => None,
         };
         let derivations = store.derivations(targets.iter().filter_map(named).collect()).await?;
         let mut items = Vec::new();
@@ -48,6 +48,7 @@ impl Wanted {
         for target in targets {
             items.push(match target {
                 Target::Path(path) => Item::Path { path: path.clone(), is_valid: false },
+                Target::Made { derivation, .. } => anyhow::bail!("what `{derivation}` makes is to be found first"),
                 Target::Outputs { derivation: path, outputs: names } => {
                     let full = store.store_dir().join(path.as_path());
                     let derivation = derivations.get(path).with_context(|| format!("path `{full}` is not valid"))?;
@@ -203,7 +204,7 @@ fn made(status: Status, outputs: BTreeMap<OutputName, StorePath>) -> BuildResult
     BuildResult { status, message: String::new(), times_built: 0, started_at_seconds: 0, ended_at_seconds: 0, outputs }
 }
 
-fn failed(status: Status, message: String) -> BuildResult {
+pub(super) fn failed(status: Status, message: String) -> BuildResult {
     BuildResult { message, ..made(status, BTreeMap::new()) }
 }
 

@@ -33,6 +33,8 @@ pub(super) async fn outlook(store: &Store, targets: &[Target]) -> anyhow::Result
     for target in targets {
         match target {
             Target::Path(path) => drop(paths.insert(path.clone())),
+            // What follows is not known before that is built.
+            Target::Made { derivation, through, .. } => wave.entry(derivation.clone()).or_default().extend(through.first().cloned()),
             Target::Outputs { derivation, outputs } => wave.entry(derivation.clone()).or_default().extend(outputs.iter().cloned()),
         }
     }
@@ -72,7 +74,7 @@ async fn look(store: &Store, wave: Wave, outlook: &mut Outlook) -> anyhow::Resul
         });
         if !is_there && outlook.will_build.insert(path.as_path().clone()) {
             for (input, needed) in &derivation.inputs {
-                next.entry(input.clone()).or_default().extend(needed.outputs.iter().cloned());
+                next.entry(input.clone()).or_default().extend(needed.all());
             }
         }
     }
