@@ -18,6 +18,7 @@ mod clients_debian_13;
 mod cluster;
 mod crashes;
 mod documented;
+mod dynamic;
 mod elsewhere;
 mod external;
 mod faces;
