@@ -272,6 +272,6 @@ const WHOLE_MIN: Duration = Duration::from_secs(120);
 const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
 
 #[cfg(test)]
-mod multiplexed;
+mod http2_tests;
 #[cfg(test)]
 mod tests;
