@@ -49,8 +49,13 @@ impl Farm {
                 self.notify(*job, now, EventKind::Ready, fx);
             }
         }
-        if let Some(cause) = self.job(key).inputs.iter().find_map(|input| self.cause_through(*input)) {
-            self.fail_behind(cause, [key].into(), self.watchers(key), now, fx);
+        // Inputs first, so that a job which joined above one that has failed fails with it.
+        for job in joined.into_iter().chain([key]) {
+            let is_waiting = matches!(self.job(job).state, State::Waiting);
+            let cause = self.job(job).inputs.iter().find_map(|input| self.cause_through(*input));
+            if let Some(cause) = cause.filter(|_| is_waiting) {
+                self.fail_behind(cause, [job].into(), self.watchers(job), now, fx);
+            }
         }
     }
 
