@@ -131,15 +131,15 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
     let stated = ValidPath { path: path(A), facts: facts() };
     let text = |method, algorithm| Request::AddToStore { name: "n".to_owned(), method, algorithm, references: BTreeSet::from([path(A)]) };
     let targets = vec![Target::Path(path(A)), target(&[]), target(&["dev", "out"]), made(&["dev"]), made(&["dev", "out"])];
-    let three = format!("3 A '{D}!*' '{D}!out,dev'");
+    let five = format!("5 A '{D}!*' '{D}!out,dev' '{D}!dev!out' '{D}!dev!out!out'");
     let table: Vec<(u64, String, Request)> = vec![
         (1, "A".into(), Request::IsValidPath(path(A))),
         (7, "'n' 'text:sha256' 1 A 0".into(), text(Method::Text, Algorithm::Sha256)),
         (7, "'n' 'fixed:sha512' 1 A 0".into(), text(Method::Flat, Algorithm::Sha512)),
         (7, "'n' 'fixed:r:sha256' 1 A 1".into(), text(Method::Nar, Algorithm::Sha256)),
         (7, "'n' 'fixed:git:sha1' 1 A 0".into(), text(Method::Git, Algorithm::Sha1)),
-        (9, format!("{three} 0"), Request::BuildPaths(targets.clone(), Mode::Normal)),
-        (46, format!("{three} 2"), Request::BuildPathsWithResults(targets.clone(), Mode::Check)),
+        (9, format!("{five} 0"), Request::BuildPaths(targets.clone(), Mode::Normal)),
+        (46, format!("{five} 2"), Request::BuildPathsWithResults(targets.clone(), Mode::Check)),
         (
             36,
             "D 2 'dev' B '' '' 'out' A 'r:sha256' 'ff' 1 A 'x86_64-linux' '/bin/sh' 2 '-c' 'x' 1 'k' 'v' 1".into(),
@@ -172,7 +172,7 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
         (38, "A".into(), Request::NarFromPath(path(A))),
         (39, format!("A {FACTS} 0 1"), Request::AddToStoreNar(stated)),
         (39, "B '' HASH 0 7 120 0 0 '' 0 0".into(), Request::AddToStoreNar(plain())),
-        (40, three, Request::QueryMissing(targets)),
+        (40, five, Request::QueryMissing(targets)),
         (41, "D".into(), Request::QueryDerivationOutputMap(derivation())),
         (42, "'{}'".into(), Request::Other(Operation::RegisterDrvOutput)),
         (43, "'sha256:00!out'".into(), Request::QueryRealisation("sha256:00!out".to_owned())),
@@ -210,7 +210,9 @@ fn a_bad_argument_is_named_with_its_rule() {
         (1, "'/nix/store/x'", "32 characters"),
         (7, "'n' 'sha256' 0 0", "`method` is `sha256`"),
         (7, "'n' 'fixed:crc' 0 0", "hash algorithm `crc`"),
-        (9, "1 '/nix/store/2hm2f1psjpcwg8fijsmr4wwxrx59s092-d.drv!out!dev' 0", "output name"),
+        (9, "1 '/nix/store/2hm2f1psjpcwg8fijsmr4wwxrx59s092-d.drv!!dev' 0", "output name"),
+        (9, "1 '/nix/store/2hm2f1psjpcwg8fijsmr4wwxrx59s092-d.drv!out!de v' 0", "output name"),
+        (9, "1 '/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-a!out!dev' 0", "ends in `.drv`"),
         (9, "1 '/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-a!out' 0", "ends in `.drv`"),
         (9, "0 3", "`mode` is `3`"),
         (39, "A '' 'sha256:00' 0 0 0 0 0 '' 0 0", "`narHash` is `sha256:00`"),
