@@ -137,11 +137,6 @@ impl Derivations {
         Ok(Kept { bytes, parsed })
     }
 
-    fn parse(&self, path: &DrvPath, bytes: &[u8]) -> Result<Arc<Derivation>, DerivationError> {
-        let parsed = Derivation::parse_canonical(&self.store_dir, path.name(), bytes);
-        parsed.map(Arc::new).map_err(|source| DerivationError::Parse { path: path.clone(), source })
-    }
-
     /// Loads a derivation of which there is no file, but a path with that name, which a build made or somebody brought.
     async fn load_made(&self, store: &Store, path: &DrvPath) -> Result<Kept, DerivationError> {
         let found = store.path_info(path.as_path()).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
@@ -161,9 +156,9 @@ impl Derivations {
     async fn take(&self, store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Kept, DerivationError> {
         let failed = |source| DerivationError::Store { path: path.clone(), source };
         let bytes: Bytes = file_of(store, path, info).await?.into();
-        let parsed = self.parse(path, &bytes)?;
-        let computed =
-            path_of_parsed(&self.store_dir, &parsed, &bytes).map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
+        let unread = |source| DerivationError::Parse { path: path.clone(), source };
+        let parsed = Arc::new(Derivation::parse_canonical(&self.store_dir, path.name(), &bytes).map_err(unread)?);
+        let computed = path_of_parsed(&self.store_dir, &parsed, &bytes).map_err(unread)?;
         if computed != *path {
             // Its builder could not see all that it names, or it says another name or store directory.
             let rule = format!("a derivation that says what it says belongs at `{computed}`: it names what its builder was not given");
@@ -182,12 +177,13 @@ async fn file_of(store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Vec<u
         return Err(refuse(format!("it has {} bytes, at most {DERIVATION_BYTES_MAX} are allowed", info.nar_size_bytes)));
     }
     let blob = store.open_blob(info).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
-    heavy(|| {
+    let read = heavy(|| {
         let mut bytes = Vec::new();
-        let mut nar = NarReader::new(blob.reader(), info.nar_size_bytes).map_err(|err| refuse(err.to_string()))?;
-        nar::read_single_file(&mut nar, &mut bytes).map_err(|err| refuse(format!("it is no file: {err}")))?;
+        let mut nar = NarReader::new(blob.reader(), info.nar_size_bytes).map_err(|err| err.to_string())?;
+        nar::read_single_file(&mut nar, &mut bytes).map_err(|err| format!("it is no file: {err}"))?;
         Ok(bytes)
-    })
+    });
+    read.map_err(refuse)
 }
 
 /// Returns the outputs of a derivation whose paths are known before the build.
