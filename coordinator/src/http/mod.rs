@@ -27,7 +27,7 @@ use futures::future::BoxFuture;
 use kiln_nix::Keyring;
 use kiln_store::Store;
 use kiln_wire::DrvPath;
-use kiln_wire::limits::{TRANSCODED_MAX, TRANSCODED_WAITING_MAX};
+use kiln_wire::limits::{TRANSCODED_MAX, TRANSCODED_OPEN_MAX, TRANSCODED_WAITING_MAX};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
@@ -50,6 +50,8 @@ pub struct State {
     log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
     /// Archives that are compressed anew at a time.
     transcoding: Arc<Semaphore>,
+    /// Archives that are being sent so: most wait for their clients.
+    transcoding_open: Arc<Semaphore>,
     /// Requests that wait for that.
     transcoding_waits: Arc<Semaphore>,
 }
@@ -72,6 +74,7 @@ impl State {
             snapshot: Arc::new(snapshot),
             log: Arc::new(log),
             transcoding: Arc::new(Semaphore::new(TRANSCODED_MAX)),
+            transcoding_open: Arc::new(Semaphore::new(TRANSCODED_OPEN_MAX)),
             transcoding_waits: Arc::new(Semaphore::new(TRANSCODED_WAITING_MAX)),
         }
     }

@@ -1,9 +1,10 @@
 //! Archives for clients that read no zstd, compressed anew while they are sent: any archive under another ending (`….nar.xz`, `….nar`), and
 //! `/xz/`, a cache whose narinfos name the former. Also archives by the name under which a client uploaded them.
 //!
-//! Goals: memory and processors are bounded. Non-goals: ranges, entity tags and lengths, which need bytes that are kept.
+//! Goals: memory and processors are bounded, and who reads slowly keeps no processor from others. Non-goals: ranges, entity tags and lengths, which need bytes that are kept.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,7 +16,9 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use kiln_store::{Compression, StoreError, recompress};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::State;
@@ -35,16 +38,18 @@ pub(super) async fn archive(state: &State, method: &Method, file: &str) -> Resul
         return Ok((head, Body::empty()).into_response());
     }
     let Ok(waits) = state.transcoding_waits.clone().try_acquire_owned() else { return Ok(busy()) };
-    let Ok(turn) = tokio::time::timeout(TURN_MAX, state.transcoding.clone().acquire_owned()).await else { return Ok(busy()) };
+    let turns = state.transcoding.clone();
+    let places = async { (state.transcoding_open.clone().acquire_owned().await, turns.clone().acquire_owned().await) };
+    let Ok((open, turn)) = tokio::time::timeout(TURN_MAX, places).await else { return Ok(busy()) };
     drop(waits);
-    let turn = turn.expect("never closed");
+    let (open, turn) = (open.expect("never closed"), turn.ok());
     let Some(blob) = state.store.open_nar_file(&kept).await? else { return Ok(absent()) };
     let (sender, pieces) = channel(PIECES_AHEAD);
-    let out = Pieces { sender, runtime: Handle::current(), until: Instant::now() + whole_max(blob.size_bytes()) };
+    let mut out = Pieces { sender, runtime: Handle::current(), until: Instant::now() + whole_max(blob.size_bytes()), turns, turn };
     let counting = state.store.clone();
     tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        let sent = recompress(blob.reader(), compression, io::BufWriter::with_capacity(PIECE_BYTES, &out));
+        let _open = open;
+        let sent = recompress(blob.reader(), compression, io::BufWriter::with_capacity(PIECE_BYTES, &mut out));
         match sent.and_then(|()| out.send(Piece::End)) {
             Ok(()) => counting.count_served(blob.size_bytes()),
             // Whoever reads sees that the body is cut, for it lacks its end.
@@ -109,6 +114,9 @@ struct Pieces {
     runtime: Handle,
     /// When the whole must be sent.
     until: Instant,
+    turns: Arc<Semaphore>,
+    /// The right to use a processor. A client that is slower than the processor holds up nobody: it is given up while the client is waited for.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// A part of a body.
@@ -119,17 +127,26 @@ enum Piece {
 }
 
 impl Pieces {
-    fn send(&self, piece: Piece) -> io::Result<()> {
+    fn send(&mut self, piece: Piece) -> io::Result<()> {
+        let piece = match self.sender.try_send(piece) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+            Err(TrySendError::Full(piece)) => piece,
+        };
+        self.turn = None;
         let sending = async { tokio::time::timeout_at(self.until.min(Instant::now() + STALL), self.sender.send(piece)).await };
         match self.runtime.block_on(sending) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }
+        let waiting = async { tokio::time::timeout_at(self.until, self.turns.clone().acquire_owned()).await };
+        self.turn = self.runtime.block_on(waiting).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.ok();
+        Ok(())
     }
 }
 
-impl Write for &Pieces {
+impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send(Piece::Bytes(Bytes::copy_from_slice(bytes))).map(|()| bytes.len())
     }
@@ -169,10 +186,35 @@ mod tests {
         }
     }
 
+    fn pieces(sender: Sender<Piece>, until: Instant, turns: &Arc<Semaphore>) -> Pieces {
+        let turn = turns.clone().try_acquire_owned().ok();
+        Pieces { sender, runtime: Handle::current(), until, turns: turns.clone(), turn }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_waited_for_holds_no_turn_and_has_one_again_before_it_gets_more() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (sender, mut taken) = channel(1);
+        let mut slow = pieces(sender, Instant::now() + STALL, &turns);
+        let sending = tokio::task::spawn_blocking(move || {
+            slow.send(Piece::Bytes(Bytes::from_static(b"a"))).and_then(|()| slow.send(Piece::Bytes(Bytes::from_static(b"b"))))?;
+            slow.send(Piece::End)
+        });
+        let others = tokio::time::timeout(STALL / 2, turns.acquire()).await.expect("nobody holds it").expect("never closed");
+        for _ in ["a", "b"] {
+            assert!(matches!(taken.recv().await, Some(Piece::Bytes(_))));
+        }
+        assert!(taken.try_recv().is_err(), "the rest waits for its turn");
+        drop(others);
+        assert!(matches!(taken.recv().await, Some(Piece::End)));
+        sending.await.expect("runs").expect("sends");
+        assert_eq!(turns.available_permits(), 1);
+    }
+
     #[tokio::test]
     async fn who_takes_longer_than_the_whole_may_take_gets_no_further_piece() {
         let (sender, _unread) = channel(PIECES_AHEAD);
-        let late = Pieces { sender, runtime: Handle::current(), until: Instant::now() };
+        let mut late = pieces(sender, Instant::now(), &Arc::new(Semaphore::new(1)));
         let sent = tokio::task::spawn_blocking(move || (0..=PIECES_AHEAD).map(|_| late.send(Piece::End)).find_map(Result::err));
         assert_eq!(sent.await.expect("runs").expect("refused").kind(), io::ErrorKind::TimedOut);
     }

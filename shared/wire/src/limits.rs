@@ -186,6 +186,10 @@ pub const UPLOAD_STAGED_SECONDS_MAX: u64 = 3600;
 /// Archives that are compressed anew at a time for clients that read no zstd: each takes a processor. What is over waits.
 pub const TRANSCODED_MAX: usize = 2;
 
+/// Archives that are being sent so at a time, also to clients that are waited for: each takes a thread and some 4 MiB of memory. What is over
+/// waits.
+pub const TRANSCODED_OPEN_MAX: usize = 64;
+
 /// Requests that wait for such a turn. Passing it: they are told to come again.
 pub const TRANSCODED_WAITING_MAX: usize = 64;
 
