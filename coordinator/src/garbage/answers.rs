@@ -29,10 +29,9 @@ pub(crate) async fn answer(parts: &Arc<Parts>, peer: &Role, request: GarbageRequ
             Err(refusal) => Err(refusal),
         },
         GarbageRequest::Why(path) => why(parts, &path).await.map(GarbageAnswer::Why).map(Response::Garbage),
-        GarbageRequest::Pin { name, paths } => pin(parts, &name, paths).await.map(|()| Response::Done),
+        GarbageRequest::Pin { name, paths } => pin(parts, peer, &name, paths).await.map(|()| Response::Done),
         GarbageRequest::Unpin { name, paths } => {
-            let unpin = |held: &mut BTreeSet<StorePath>| held.retain(|path| !paths.is_empty() && !paths.contains(path));
-            notes::change_pin(parts, &name, unpin).await.map(|()| Response::Done).map_err(|error| refused(&error))
+            notes::unpin(parts, peer, &name, &paths).await.map(|()| Response::Done).map_err(|error| refused(&error))
         }
         GarbageRequest::Pins => {
             let pins = notes::pins(parts).await.map_err(|error| refused(&error));
@@ -93,7 +92,7 @@ async fn why(parts: &Arc<Parts>, path: &StorePath) -> Result<Option<(String, Vec
     Ok(inventory.graph.why(&marks, &roots, path))
 }
 
-async fn pin(parts: &Parts, name: &str, paths: Vec<StorePath>) -> Result<(), Refusal> {
+async fn pin(parts: &Parts, peer: &Role, name: &str, paths: Vec<StorePath>) -> Result<(), Refusal> {
     touch(parts, &paths).await;
     let (derivations, others): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(|path| path.name().ends_with(".drv"));
     let derivations: Vec<DrvPath> = derivations.into_iter().filter_map(|path| DrvPath::from_path(path).ok()).collect();
@@ -106,7 +105,7 @@ async fn pin(parts: &Parts, name: &str, paths: Vec<StorePath>) -> Result<(), Ref
     if !missing.is_empty() {
         return Err(refuse::missing("pin", "paths", missing));
     }
-    notes::change_pin(parts, name, |held| held.extend(paths)).await.map_err(|error| refused(&error))
+    notes::pin(parts, peer, name, paths).await.map_err(|error| refused(&error))
 }
 
 async fn hold(parts: &Parts, holder: u64, paths: Vec<StorePath>) -> Result<(), Refusal> {
@@ -120,6 +119,7 @@ async fn hold(parts: &Parts, holder: u64, paths: Vec<StorePath>) -> Result<(), R
 fn refused(error: &NoteError) -> Refusal {
     match error {
         NoteError::Store(_) => refuse::unavailable("note down what is kept", error),
+        NoteError::Others { .. } => refuse::forbidden(error.to_string()),
         NoteError::Damaged { .. } | NoteError::TooMany { .. } | NoteError::Name { .. } => refuse::invalid(Chain(error).to_string()),
     }
 }

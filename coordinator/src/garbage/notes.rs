@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::garbage::{HashPart, Key};
+use kiln_link::Role;
 use kiln_store::{Note, StoreError};
 use kiln_wire::limits::{HELD_MS, PIN_NAME_BYTES_MAX, PINNED_PATHS_MAX};
 use kiln_wire::{Sha256Hash, StorePath, Timestamp, frame};
@@ -16,6 +17,16 @@ use crate::parts::Parts;
 pub(super) struct Pin {
     pub name: String,
     pub paths: BTreeSet<StorePath>,
+    /// Whose it is: the role of whoever pinned under that name first. Pins that are older are anybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+}
+
+impl Pin {
+    /// Whether such a peer may end it: its owner, and admins.
+    fn may_be_ended_by(&self, peer: &Role) -> bool {
+        matches!(peer, Role::Admin(_)) || self.owner.as_ref().is_none_or(|owner| *owner == peer.to_string())
+    }
 }
 
 /// What a client relies on.
@@ -45,6 +56,8 @@ pub(super) enum NoteError {
     },
     #[error("pin `{name}`: it would have {count} paths, over the limit of {PINNED_PATHS_MAX}; use several names")]
     TooMany { name: String, count: usize },
+    #[error("unpin `{name}`: it was pinned by `{owner}`, who may end that, as an admin may")]
+    Others { name: String, owner: String },
     #[error("pin: a name has 1 to {PIN_NAME_BYTES_MAX} bytes, this one {bytes}")]
     Name { bytes: usize },
 }
@@ -64,8 +77,34 @@ pub(super) async fn pins(parts: &Parts) -> Result<Vec<Pin>, NoteError> {
     Ok(pins)
 }
 
+/// Pins paths under a name, for whoever asks.
+pub(super) async fn pin(parts: &Parts, peer: &Role, name: &str, paths: Vec<StorePath>) -> Result<(), NoteError> {
+    change_pin(parts, peer, name, |pin| {
+        pin.paths.extend(paths);
+        Ok(())
+    })
+    .await
+}
+
+/// Ends that a name pins some paths; none: all of them.
+pub(super) async fn unpin(parts: &Parts, peer: &Role, name: &str, paths: &[StorePath]) -> Result<(), NoteError> {
+    change_pin(parts, peer, name, |pin| match pin.may_be_ended_by(peer) {
+        true => {
+            pin.paths.retain(|path| !paths.is_empty() && !paths.contains(path));
+            Ok(())
+        }
+        false => Err(NoteError::Others { name: pin.name.clone(), owner: pin.owner.clone().unwrap_or_default() }),
+    })
+    .await
+}
+
 /// Changes what a name pins; a name that pins nothing is no pin.
-pub(super) async fn change_pin(parts: &Parts, name: &str, change: impl FnOnce(&mut BTreeSet<StorePath>)) -> Result<(), NoteError> {
+async fn change_pin(
+    parts: &Parts,
+    peer: &Role,
+    name: &str,
+    change: impl FnOnce(&mut Pin) -> Result<(), NoteError>,
+) -> Result<(), NoteError> {
     if name.is_empty() || name.len() > PIN_NAME_BYTES_MAX {
         return Err(NoteError::Name { bytes: name.len() });
     }
@@ -73,9 +112,9 @@ pub(super) async fn change_pin(parts: &Parts, name: &str, change: impl FnOnce(&m
     let found = parts.store.note(PINS, name).await?;
     let mut pin = match found {
         Some(bytes) => read(PINS, &bytes)?,
-        None => Pin { name: name.to_owned(), paths: BTreeSet::new() },
+        None => Pin { name: name.to_owned(), paths: BTreeSet::new(), owner: Some(peer.to_string()) },
     };
-    change(&mut pin.paths);
+    change(&mut pin)?;
     match pin.paths.len() {
         0 => parts.store.delete_note(PINS, name).await?,
         count if count > PINNED_PATHS_MAX => return Err(NoteError::TooMany { name: pin.name, count }),
@@ -157,4 +196,26 @@ fn read<T: serde::de::DeserializeOwned>(kind: &'static str, bytes: &[u8]) -> Res
 
 fn write<T: Serialize>(kind: &'static str, value: &T) -> Result<bytes::Bytes, NoteError> {
     frame::to_bytes(value).map(Into::into).map_err(|source| NoteError::Damaged { kind, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_ended_by_whoever_pinned_or_an_admin() {
+        let role = |text: &str| text.parse::<Role>().expect("a role");
+        let pin = |owner: Option<&str>| Pin { name: "release".into(), paths: BTreeSet::new(), owner: owner.map(str::to_owned) };
+        let table = [
+            (Some("client/ann"), "client/ann", true),
+            (Some("client/ann"), "client/bob", false),
+            (Some("client/ann"), "admin/root", true),
+            (Some("admin/root"), "client/root", false),
+            (None, "client/bob", true),
+        ];
+        for (owner, peer, may) in table {
+            let kept: Pin = read(PINS, &write(PINS, &pin(owner)).expect("writes")).expect("reads");
+            assert_eq!(kept.may_be_ended_by(&role(peer)), may, "{owner:?} by {peer}");
+        }
+    }
 }

@@ -104,7 +104,8 @@ pub(super) async fn add_link(store: &Store, link: &str) -> anyhow::Result<()> {
     let name = format!("{}{link}", prefix());
     pin(store, name.clone(), vec![path.clone()]).await?;
     let old: Vec<StorePath> = pins(store).await?.into_iter().filter(|(pin, _)| *pin == name).flat_map(|(_, paths)| paths).collect();
-    unpin_of(store, name, old.into_iter().filter(|other| *other != path).collect()).await
+    unpin_stale(store, name, old.into_iter().filter(|other| *other != path).collect()).await;
+    Ok(())
 }
 
 /// Keeps a path under a name that no link stands behind.
@@ -171,7 +172,7 @@ async fn tidy(store: &Store) -> anyhow::Result<()> {
     for (name, paths) in pins(store).await? {
         let Some(link) = name.strip_prefix(&prefix) else { continue };
         let stale: Vec<StorePath> = paths.into_iter().filter(|path| is_stale(store.store_dir(), link, path)).collect();
-        unpin_of(store, name, stale).await?;
+        unpin_stale(store, name, stale).await;
     }
     Ok(())
 }
@@ -187,12 +188,14 @@ async fn pin(store: &Store, name: String, paths: Vec<StorePath>) -> anyhow::Resu
     store.client().one(&Request::Garbage(GarbageRequest::Pin { name, paths })).await.map(drop)
 }
 
-/// Ends that a name pins these; none changes nothing.
-async fn unpin_of(store: &Store, name: String, paths: Vec<StorePath>) -> anyhow::Result<()> {
+/// Ends that a link's pin has these; none changes nothing. What a daemon with another certificate pinned stays.
+async fn unpin_stale(store: &Store, name: String, paths: Vec<StorePath>) {
     if paths.is_empty() {
-        return Ok(());
+        return;
     }
-    store.client().one(&Request::Garbage(GarbageRequest::Unpin { name, paths })).await.map(drop)
+    if let Err(error) = store.client().one(&Request::Garbage(GarbageRequest::Unpin { name, paths })).await {
+        tracing::warn!(error = %format_args!("{error:#}"), "unpin what a link does not lead to any more");
+    }
 }
 
 /// Returns whether a link is known not to lead to a path any more. What cannot be looked at may be there still.
