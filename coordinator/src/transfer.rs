@@ -30,6 +30,10 @@ pub(crate) async fn upload(
         Ok(provenance) => {
             let claimed = output.info;
             if let Some(stored) = receive(parts, claimed.clone(), provenance, sender, receiver).await? {
+                // Another leader may publish it, which has not seen it.
+                if let Err(error) = parts.store.index_stored(&stored.blob.sha256).await {
+                    return refused(&error, sender).await.map(drop);
+                }
                 parts.verified.note(&lease, claimed, stored.blob);
                 sender.send(&Response::Stored).await?;
             }

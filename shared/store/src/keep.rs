@@ -31,7 +31,7 @@ impl Store {
         self.inner.objects.put_spool(&key::nar(&info.blob.sha256), Arc::clone(&received.spool)).await?;
         // What only its content vouches for could say of any program that its debugging information is there.
         if let Provenance::Built { .. } = received.provenance {
-            self.index_debug(&info.blob.sha256, &received.build_ids).await?;
+            self.remember_debug(&info.blob.sha256, &received.build_ids);
         }
         self.inner.received_bytes.fetch_add(info.blob.size_bytes, Ordering::Relaxed);
         Ok(info.clone())

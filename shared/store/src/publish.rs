@@ -77,7 +77,7 @@ impl Store {
         self.inner.known.published(&info.path);
         self.inner.objects.put(&key::narinfo(info.path.hash_part()), Bytes::from(text)).await?;
         self.inner.infos.put(Arc::new(info.clone()));
-        Ok(())
+        self.index_stored(&info.blob.sha256).await
     }
 
     /// Returns the signatures that a path was published with, if it says the same as before.

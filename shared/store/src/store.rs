@@ -4,9 +4,10 @@
 //! refers to is valid. NARs are written once. With [`Location::Local`] and `durable`, a call that stores something returns when it is
 //! on stable storage: the file is synced before it gets its name, the directory after.
 
+use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -14,12 +15,13 @@ use kiln_nix::Keyring;
 use kiln_nix::derivation::{Derivation, path_of_parsed};
 use kiln_nix::sign::PublicKey;
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
-use kiln_wire::{DrvPath, PathInfo, StoreDir, StorePath};
+use kiln_wire::{DrvPath, PathInfo, Sha256Hash, StoreDir, StorePath};
 use object_store::ObjectStore;
 use object_store::path::Path;
 
 use crate::blob::BlobReader;
 use crate::cache::PathInfoCache;
+use crate::debug::BuildIdOf;
 use crate::error::StoreError;
 use crate::key;
 use crate::known::Known;
@@ -82,6 +84,8 @@ pub(crate) struct Inner {
     pub(crate) known: Known,
     /// Held while a NAR is listed.
     pub(crate) listing: Arc<tokio::sync::Mutex<()>>,
+    /// Debugging information of blobs that are stored and not published.
+    pub(crate) unindexed: Mutex<BTreeMap<Sha256Hash, Vec<BuildIdOf>>>,
     pub(crate) received_bytes: AtomicU64,
     pub(crate) served_bytes: AtomicU64,
 }
@@ -124,6 +128,7 @@ impl Store {
             infos: PathInfoCache::new(config.cached_paths_max),
             known: Known::default(),
             listing: Arc::default(),
+            unindexed: Mutex::default(),
             received_bytes: AtomicU64::new(0),
             served_bytes: AtomicU64::new(0),
         };
