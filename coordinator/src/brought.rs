@@ -1,38 +1,66 @@
-//! How a path that an upstream cache gave becomes valid: never in the place of what is valid, or committed, already.
+//! How a path that no build of this farm made becomes valid: one that an upstream cache gave, or a client brought. Never in the place of what
+//! is valid, or committed, already, and never by a coordinator that does not lead any more: it does not know what is deleted meanwhile.
 
 use kiln_nix::Keyring;
 use kiln_store::{Endorsed, Store, StoreError};
-use kiln_wire::PathInfo;
+use kiln_wire::{Leader, PathInfo};
 
+use crate::garbage::touch;
+use crate::leading;
+use crate::parts::Parts;
+use crate::transfer::keys_of;
 use crate::turns::Turns;
 
-/// Makes a path valid, unless it is; `committed` says what a build of the farm has committed for it. Returns whether it is valid now; if
-/// not, something that it refers to is not.
+/// A path that is not made valid.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishError {
+    /// What was touched here counts no more: another leader may be deleting it.
+    #[error("publish a path: this coordinator does not lead any more; try again")]
+    NotLeader,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes a path valid, unless it is. Returns what is valid then. `leader` is the leadership under which this began.
 ///
 /// # Errors
-/// As [`Store::publish`].
-pub(crate) async fn publish(
+/// [`PublishError::NotLeader`], and as of [`Store::publish`].
+pub(crate) async fn publish(parts: &Parts, leader: Option<Leader>, endorsed: &Endorsed) -> Result<PathInfo, PublishError> {
+    touch(parts, keys_of(&endorsed.info)).await;
+    let committed = || parts.farm(|farm| farm.path_info(&endorsed.info.path).cloned());
+    let leads = || leader.is_some() && leading::own(parts) == leader;
+    in_turn(&parts.store, &parts.keys, &parts.turns, leads, committed, endorsed).await
+}
+
+/// As [`publish`]; `committed` says what a build of the farm has committed for the path.
+async fn in_turn(
     store: &Store,
     keys: &Keyring,
     turns: &Turns,
+    leads: impl Fn() -> bool,
     committed: impl Fn() -> Option<PathInfo>,
     endorsed: &Endorsed,
-) -> Result<bool, StoreError> {
+) -> Result<PathInfo, PublishError> {
     // A build that makes the same path looks for what is valid when it has its turn.
     let _turn = turns.take(std::iter::once(&endorsed.info.path)).await;
     // In this order: what is committed is forgotten by the farm only after it is published.
     let committed = committed();
-    if store.path_info(&endorsed.info.path).await?.is_some() {
-        return Ok(true);
+    if let Some(valid) = store.path_info(&endorsed.info.path).await? {
+        return Ok(valid.as_ref().clone());
     }
-    let published = match committed {
-        Some(info) => store.publish(&[info], keys).await,
-        None => store.publish_endorsed(endorsed, keys).await,
-    };
-    match published {
-        Ok(()) => Ok(true),
-        Err(StoreError::MissingReference { .. }) => Ok(false),
-        Err(error) => Err(error),
+    // Only under the leadership that something was touched under does that count.
+    if !leads() {
+        return Err(PublishError::NotLeader);
+    }
+    match committed {
+        Some(info) => {
+            store.publish(std::slice::from_ref(&info), keys).await?;
+            Ok(info)
+        }
+        None => {
+            store.publish_endorsed(endorsed, keys).await?;
+            Ok(endorsed.info.clone())
+        }
     }
 }
 
@@ -80,9 +108,9 @@ mod tests {
             self.store.finish_upload(receiver).await.expect("stores")
         }
 
-        async fn publish(&self, committed: Option<&PathInfo>, brought: &PathInfo) -> bool {
+        async fn publish(&self, leads: bool, committed: Option<&PathInfo>, brought: &PathInfo) -> Result<PathInfo, PublishError> {
             let endorsed = Endorsed { info: brought.clone(), signatures: Vec::new() };
-            publish(&self.store, &self.keys, &self.turns, || committed.cloned(), &endorsed).await.expect("publishes")
+            in_turn(&self.store, &self.keys, &self.turns, || leads, || committed.cloned(), &endorsed).await
         }
 
         async fn valid(&self) -> Option<PathInfo> {
@@ -102,10 +130,22 @@ mod tests {
             if is_valid {
                 place.store.publish(std::slice::from_ref(&made), &place.keys).await.expect("publishes");
             }
-            assert!(place.publish(is_committed.then_some(&made), &brought).await);
-            let expected = if is_valid || is_committed { made } else { brought };
-            assert_eq!(place.valid().await, Some(expected), "valid: {is_valid}, committed: {is_committed}");
+            let expected = if is_valid || is_committed { made.clone() } else { brought.clone() };
+            let told = place.publish(true, is_committed.then_some(&made), &brought).await.expect("publishes");
+            assert_eq!((Some(&told), &told), (place.valid().await.as_ref(), &expected), "valid: {is_valid}, committed: {is_committed}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_leads_no_more_makes_nothing_valid() {
+        let place = Place::new().await;
+        let (made, brought) = (place.stored("made here").await, place.stored("made there").await);
+        for committed in [None, Some(&made)] {
+            assert!(matches!(place.publish(false, committed, &brought).await, Err(PublishError::NotLeader)));
+            assert_eq!(place.valid().await, None);
+        }
+        place.store.publish(std::slice::from_ref(&made), &place.keys).await.expect("publishes");
+        assert_eq!(place.publish(false, None, &brought).await.expect("there is nothing to do"), made);
     }
 
     #[tokio::test]
@@ -113,12 +153,12 @@ mod tests {
         let place = Place::new().await;
         let (made, brought) = (place.stored("made here").await, place.stored("made there").await);
         let turn = place.turns.take([path()].iter()).await;
-        let mut publication = pin!(place.publish(None, &brought));
+        let mut publication = pin!(place.publish(true, None, &brought));
         let mut context = Context::from_waker(Waker::noop());
         assert!(matches!(publication.as_mut().poll(&mut context), Poll::Pending));
         place.store.publish(std::slice::from_ref(&made), &place.keys).await.expect("publishes");
         drop(turn);
-        assert!(publication.await);
+        assert_eq!(publication.await.expect("publishes"), made);
         assert_eq!(place.valid().await, Some(made));
     }
 }

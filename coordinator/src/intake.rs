@@ -13,11 +13,11 @@ use kiln_wire::limits::{UPLOAD_STAGED_SECONDS_MAX, UPLOADS_MAX, UPLOADS_STAGED_B
 use kiln_wire::{Leader, PathInfo, StorePath};
 use tokio::sync::Semaphore;
 
+use crate::brought::{self, PublishError};
 use crate::garbage::touch;
 use crate::leading;
 use crate::parts::Parts;
 use crate::tokens::Token;
-use crate::transfer::keys_of;
 use crate::upstream::judge::{Believed, Doubt, believe};
 
 /// What a coordinator needs to take paths from clients.
@@ -188,13 +188,13 @@ async fn claim(parts: &Arc<Parts>, believed: Believed, file: &str) -> Result<Pat
 /// # Errors
 /// [`IntakeError::NotLeader`], [`IntakeError::Differs`] of a path that the farm has with another content, and as of [`kiln_store::Store::publish`].
 pub(crate) async fn publish(parts: &Parts, leader: Option<Leader>, endorsed: &Endorsed) -> Result<(), IntakeError> {
-    touch(parts, keys_of(&endorsed.info)).await;
-    let _turn = parts.turns.take(std::iter::once(&endorsed.info.path)).await;
-    check_leads(parts, leader)?;
-    match parts.path_info(&endorsed.info.path).await? {
-        Some(known) if known.nar_hash == endorsed.info.nar_hash => Ok(()),
-        Some(known) => Err(IntakeError::Differs { path: known.path }),
-        None => Ok(parts.store.publish_endorsed(endorsed, &parts.keys).await?),
+    let valid = brought::publish(parts, leader, endorsed).await.map_err(|error| match error {
+        PublishError::NotLeader => IntakeError::NotLeader,
+        PublishError::Store(error) => IntakeError::Store(error),
+    })?;
+    match valid.nar_hash == endorsed.info.nar_hash {
+        true => Ok(()),
+        false => Err(IntakeError::Differs { path: valid.path }),
     }
 }
 

@@ -12,19 +12,19 @@ use futures::{Stream, StreamExt, stream};
 use kiln_store::{Endorsed, StoreError};
 use kiln_wire::client::{Refusal, Substitutable};
 use kiln_wire::limits::{UPSTREAM_ASKING_MS_MAX, UPSTREAM_FETCHES_MAX, UPSTREAM_PATHS_MAX, UPSTREAM_QUERIES_MAX};
-use kiln_wire::{JobSpec, Root, StoreDir, StorePath};
+use kiln_wire::{JobSpec, Leader, Root, StoreDir, StorePath};
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::brought::{self, PublishError};
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
 use crate::parts::Parts;
 use crate::round::{Round, in_order, unattainable};
-use crate::transfer::keys_of;
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
-use crate::{brought, needed, refuse, submit};
+use crate::{leading, needed, refuse, submit};
 
 /// What all submissions share: the caches, and the paths that are on their way.
 pub(crate) struct Substitution {
@@ -120,6 +120,8 @@ fn unbuilt(closure: &DrvClosure, roots: &[Root], jobs: &[JobSpec]) -> BTreeSet<S
 /// What one submission has asked the caches.
 struct Search<'a> {
     parts: &'a Arc<Parts>,
+    /// The leadership under which it began.
+    leader: Option<Leader>,
     /// The caches that answer.
     order: Vec<usize>,
     state: Mutex<State>,
@@ -162,7 +164,7 @@ enum Done {
     /// The archive of a path came; `None`: the store has the path.
     Took { path: StorePath, from: usize, took: Result<Option<(Endorsed, Arc<Flight>)>, TakeError> },
     /// It is valid, or something that it refers to is not.
-    Published { path: StorePath, published: Result<bool, StoreError> },
+    Published { path: StorePath, published: Result<bool, PublishError> },
 }
 
 /// Fetches the archive of a path, with whoever else wants it, unless it is there.
@@ -186,10 +188,12 @@ async fn take(parts: Arc<Parts>, found: Found, flight: Arc<Flight>) -> Done {
 }
 
 /// Makes a path valid.
-async fn make_valid(parts: Arc<Parts>, endorsed: Endorsed) -> Done {
-    touch(&parts, keys_of(&endorsed.info)).await;
-    let committed = || parts.farm(|farm| farm.path_info(&endorsed.info.path).cloned());
-    let published = brought::publish(&parts.store, &parts.keys, &parts.turns, committed, &endorsed).await;
+async fn make_valid(parts: Arc<Parts>, leader: Option<Leader>, endorsed: Endorsed) -> Done {
+    let published = match brought::publish(&parts, leader, &endorsed).await {
+        Ok(_) => Ok(true),
+        Err(PublishError::Store(StoreError::MissingReference { .. })) => Ok(false),
+        Err(error) => Err(error),
+    };
     Done::Published { path: endorsed.info.path, published }
 }
 
@@ -205,7 +209,8 @@ async fn within<T>(patience: Duration, answers: impl Stream<Item = T>) -> (Vec<T
 
 impl<'a> Search<'a> {
     async fn begin(parts: &'a Arc<Parts>) -> Self {
-        Self { parts, order: parts.substitution.upstreams.order().await, state: Mutex::new(State::new()) }
+        let leader = leading::own(parts);
+        Self { parts, leader, order: parts.substitution.upstreams.order().await, state: Mutex::new(State::new()) }
     }
 
     /// Returns those of some outputs that neither the store nor a cache has.
@@ -299,7 +304,7 @@ impl<'a> Search<'a> {
                 && let Some(endorsed) = ready.pop_front()
             {
                 publishing += 1;
-                work.spawn(make_valid(self.parts.clone(), endorsed));
+                work.spawn(make_valid(self.parts.clone(), self.leader, endorsed));
             }
             let Some(done) = work.join_next().await else { return Ok(brought) };
             let valid = match done.map_err(|died| refuse::unavailable("take from upstream caches", &died))? {
@@ -328,7 +333,7 @@ impl<'a> Search<'a> {
                 }
                 Done::Published { path, published } => {
                     publishing -= 1;
-                    match published.map_err(|error| unavailable(&error))? {
+                    match published.map_err(|error| refuse::unavailable("submit", &error))? {
                         true => path,
                         false => {
                             round.failed(&path);
