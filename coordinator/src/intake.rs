@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use kiln_nix::{NarInfo, PublicKey};
+use kiln_nix::{Keyring, NarInfo, PublicKey, SecretKey};
 use kiln_store::{Compression, Endorsed, Repacked, StoreError, Vouched};
 use kiln_wire::limits::{UPLOAD_STAGED_SECONDS_MAX, UPLOADS_MAX, UPLOADS_STAGED_BYTES_MAX, UPLOADS_STAGED_MAX};
 use kiln_wire::{Leader, PathInfo, StorePath};
@@ -74,6 +74,11 @@ impl Intake {
         Self { tokens, keys, staged: Mutex::default(), turns: Semaphore::new(UPLOADS_MAX) }
     }
 
+    /// Returns the keys that vouch for what clients bring: those that are trusted for that, and the farm's own.
+    pub(crate) fn keys(&self, own: &Keyring) -> Vec<PublicKey> {
+        self.keys.iter().cloned().chain(own.signing().map(SecretKey::public)).collect()
+    }
+
     /// Keeps an archive until its narinfo comes.
     pub(crate) fn stage(&self, file: String, token: String, archive: Repacked) {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,8 +133,7 @@ impl Staged {
 /// [`IntakeError::Doubted`] says why not, and what would help.
 pub(crate) fn vouch(parts: &Parts, narinfo: NarInfo, is_trusted: bool) -> Result<Believed, IntakeError> {
     let path = narinfo.path.clone();
-    let own = parts.keys.signing().map(|key| key.public());
-    let keys: Vec<PublicKey> = parts.intake.keys.iter().cloned().chain(own).collect();
+    let keys = parts.intake.keys(&parts.keys);
     let unsigned = is_trusted.then(|| narinfo.clone());
     match (believe(&parts.store_dir, &path, narinfo, &keys), unsigned) {
         (Err(Doubt::Unsigned), Some(narinfo)) => {
@@ -199,7 +203,7 @@ pub(crate) async fn publish(parts: &Parts, leader: Option<Leader>, endorsed: &En
 }
 
 /// Only under the leadership that something was touched under does that count.
-fn check_leads(parts: &Parts, leader: Option<Leader>) -> Result<(), IntakeError> {
+pub(crate) fn check_leads(parts: &Parts, leader: Option<Leader>) -> Result<(), IntakeError> {
     match leader.is_some() && leading::own(parts) == leader {
         true => Ok(()),
         false => Err(IntakeError::NotLeader),

@@ -59,6 +59,17 @@ async fn move_to_store(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) 
     Ok(parts.logs.remove(derivation, attempt)?)
 }
 
+/// Has everybody find a log that a client brought, which lies here.
+pub(crate) async fn keep_brought(parts: &Parts, derivation: &DrvPath) -> Result<(), KeptLogError> {
+    match parts.store.is_shared() {
+        true => keep_left_over(parts, derivation, BROUGHT).await,
+        false => Ok(()),
+    }
+}
+
+/// The number of no attempt: the log that a client brought of a derivation that was built elsewhere. Every attempt comes after it.
+pub(crate) const BROUGHT: AttemptId = AttemptId(0);
+
 /// What a new leader finds on its disk of jobs that have left the farm: parts of logs that another leader took over, and whole ones that
 /// nobody kept before the last leader here died. What the store lacks goes there; nothing of it stays here.
 pub(crate) fn sweep(parts: &Arc<Parts>) {

@@ -39,6 +39,7 @@ pub mod raft;
 mod readable;
 mod realised;
 mod refuse;
+mod register;
 mod requests;
 mod resolve;
 mod round;

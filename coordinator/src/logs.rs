@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_store::BlobBytes;
@@ -53,6 +54,12 @@ impl Logs {
     /// What the file system says if it cannot be made.
     pub fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
+        for entry in fs::read_dir(dir)?.flatten() {
+            // What was being received when the last program died.
+            if entry.file_name().as_encoded_bytes().starts_with(INCOMING.as_bytes()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
         Ok(Self { dir: dir.to_path_buf(), open: Mutex::default() })
     }
 
@@ -71,6 +78,33 @@ impl Logs {
             log.size_bytes.send_replace(Some(size_bytes + fresh.len() as u64));
         }
         Ok(())
+    }
+
+    /// Keeps a whole log. One that is there stays.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] if it cannot be read or written; then there is none.
+    pub fn put(&self, derivation: &DrvPath, attempt: AttemptId, mut log: impl io::Read) -> Result<(), LogError> {
+        let error = |source| LogError::Io { action: "receive", derivation: derivation.clone(), source };
+        let path = self.path(derivation, attempt);
+        if path.exists() {
+            return io::copy(&mut log, &mut io::sink()).map(drop).map_err(error);
+        }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Beside the directories, of which each is a derivation's.
+        let incoming = self.dir.join(format!("{INCOMING}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let mut put = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).open(&incoming)?;
+            io::copy(&mut log, &mut file)?;
+            fs::create_dir_all(path.parent().unwrap_or(&self.dir))?;
+            match fs::hard_link(&incoming, &path) {
+                Err(taken) if taken.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            }
+        };
+        let put = put();
+        let _never_made = fs::remove_file(&incoming);
+        put.map_err(error)
     }
 
     /// Marks a log as complete: followers end after its last byte.
@@ -180,6 +214,9 @@ impl Logs {
     }
 }
 
+/// How the names of logs begin that are being received.
+const INCOMING: &str = ".incoming-";
+
 fn attempt_of(file_name: &str) -> Option<AttemptId> {
     file_name.strip_suffix(".log")?.parse().ok().map(AttemptId)
 }
@@ -268,6 +305,32 @@ mod tests {
         ];
         for (size_bytes, offset_bytes, sent, stored) in table {
             assert_eq!(fresh_part(size_bytes, offset_bytes, sent.as_bytes()), stored.as_bytes(), "{size_bytes} {offset_bytes} {sent}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_brought_comes_whole_or_not_at_all_and_stays() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        let broken = b"half".chain(Broken);
+        assert!(logs.put(&derivation, AttemptId(0), broken).is_err());
+        assert_eq!(logs.latest_attempt(&derivation), None);
+        for text in ["first", "second"] {
+            logs.put(&derivation, AttemptId(0), text.as_bytes()).expect("takes");
+        }
+        let text = logs.read(&derivation, AttemptId(0)).expect("read").next_chunk().expect("chunk");
+        assert_eq!(text, b"first");
+        logs.append(&derivation, AttemptId(7), 0, b"own").expect("append");
+        assert_eq!(logs.latest_attempt(&derivation), Some(AttemptId(7)), "the farm's own goes before");
+        assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 1, "nothing else is left");
+    }
+
+    struct Broken;
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("broken"))
         }
     }
 

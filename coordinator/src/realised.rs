@@ -16,11 +16,20 @@ use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
 use crate::heavy::heavy;
 use crate::parts::Parts;
+use crate::register::turn_of_identity;
 
 /// Returns what a published realisation says of an output, if its path is there.
 pub(crate) async fn published(parts: &Parts, derivation: &DrvPath, output: &OutputName) -> Result<Option<PathInfo>, StoreError> {
     let of = DerivedOutput::ByPath { derivation: derivation.clone(), output: output.clone() };
-    match parts.store.realisation(&of, &parts.keys).await? {
+    let mut known = parts.store.realisation(&of, &parts.keys).await?;
+    // What clients bring says the derivation's hash alone, to Nix 2.34.
+    if known.is_none()
+        && let Some(identity) = parts.checked.identity(derivation)
+    {
+        let of = DerivedOutput::ByHash { identity, output: output.clone() };
+        known = parts.store.realisation(&of, &parts.keys).await?;
+    }
+    match known {
         Some(realisation) => {
             touch(parts, [&realisation.path]).await;
             parts.path_info(&realisation.path).await
@@ -97,7 +106,8 @@ async fn readable(parts: &Parts, path: &DrvPath) -> Result<Option<Arc<Derivation
 
 /// One set at a time: of two that are published together the second finds what the first has written.
 async fn write(parts: &Parts, derivation: &DrvPath, identity: Option<Sha256Hash>, outputs: &[BuiltOutput]) -> Result<(), StoreError> {
-    let _turn = parts.turns.take(std::iter::once(derivation.as_path())).await;
+    let brought = identity.as_ref().and_then(turn_of_identity);
+    let _turn = parts.turns.take(brought.iter().chain([derivation.as_path()])).await;
     let mut known = Vec::new();
     for BuiltOutput { name, .. } in outputs {
         let by_path = DerivedOutput::ByPath { derivation: derivation.clone(), output: name.clone() };

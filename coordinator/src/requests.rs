@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use kiln_core::garbage::{HashPart, Key};
 use kiln_link::{Connection, LinkError, Receiver, Role, Sender};
-use kiln_nix::realisation::DerivedOutput;
+use kiln_nix::realisation::{DerivedOutput, Told};
 use kiln_wire::client::{DerivationFile, Refusal, Request, Response, Substitutable};
 use kiln_wire::limits::{DERIVATION_BATCH_BYTES, PATHS_PER_REQUEST_MAX};
 use kiln_wire::worker::ToWorker;
@@ -298,6 +298,14 @@ async fn realisation(parts: &Parts, id: &str) -> Result<Option<String>, Refusal>
     let of = DerivedOutput::parse_by_hash(id).map_err(|error| refuse::invalid(error.to_string()))?;
     let found = parts.store.realisation(&of, &parts.keys).await;
     Ok(found.map_err(|error| refuse::unavailable("look up a realisation", &error))?.map(|found| found.to_json()))
+}
+
+async fn registered(parts: &Parts, told: &str, is_trusted: bool) -> Result<(), Refusal> {
+    let told = Told::parse_named(told.as_bytes()).map_err(|error| refuse::invalid(error.to_string()))?;
+    register(parts, told, is_trusted).await.map_err(|error| match error {
+        RegisterError::Unsigned { .. } | RegisterError::Absent { .. } | RegisterError::Differs { .. } => refuse::invalid(error.to_string()),
+        RegisterError::NotLeader(_) | RegisterError::Store(_) => refuse::unavailable("take a realisation", &error),
+    })
 }
 
 /// Objects read at a time for one request.

@@ -12,6 +12,7 @@ mod pieces;
 mod realisations;
 #[cfg(feature = "simulation")]
 mod simulated;
+mod told;
 mod transcode;
 pub(crate) mod uploads;
 

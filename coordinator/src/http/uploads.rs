@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
@@ -22,6 +22,7 @@ use kiln_nix::hash::{Algorithm, Hasher, nix32};
 use kiln_store::{Compression, ForeignError, Repacked, Store, StoreError};
 use kiln_wire::limits::{NAR_BYTES_MAX, UPSTREAM_NARINFO_BYTES_MAX};
 
+use super::told;
 use crate::body::{BodyReader, Bounds, read_blocking};
 use crate::driver::Chain;
 use crate::intake::{self, IntakeError};
@@ -31,8 +32,8 @@ use crate::tokens::{self, Scope, Token};
 
 /// What the routes share.
 #[derive(Clone)]
-struct Uploads {
-    parts: Arc<Parts>,
+pub(super) struct Uploads {
+    pub(super) parts: Arc<Parts>,
     /// For what the leader is to do; none if it cannot be made.
     client: Option<reqwest::Client>,
 }
@@ -43,22 +44,23 @@ pub(crate) fn router(parts: Arc<Parts>) -> Router {
     let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().ok();
     Router::new()
         .route("/nar/{file}", put(archive))
-        .route("/log/{file}", put(refuse_log))
+        .route("/log/{file}", put(told::log))
         .route("/debuginfo/{file}", put(ignore))
-        .route("/realisations/{file}", put(refuse_realisation))
+        .route("/realisations/{file}", put(told::by_hash))
+        .route("/build-trace-v2/{derivation}/{file}", put(told::by_path))
         .route("/{file}", put(described))
         .with_state(Uploads { parts, client })
 }
 
 /// An answer in words, which Nix shows.
-fn said(status: StatusCode, text: impl Into<String>) -> Response {
+pub(super) fn said(status: StatusCode, text: impl Into<String>) -> Response {
     let mut text: String = text.into();
     text.push('\n');
     (status, text).into_response()
 }
 
 /// Returns the token that a request shows, or the answer to one that shows none.
-fn authorised<'a>(parts: &'a Parts, headers: &HeaderMap) -> Result<&'a Token, Box<Response>> {
+pub(super) fn authorised<'a>(parts: &'a Parts, headers: &HeaderMap) -> Result<&'a Token, Box<Response>> {
     if parts.intake.tokens.is_empty() {
         let text = "this farm takes no uploads: make a token with `kiln token create` and give its hash to the coordinators";
         return Err(Box::new(said(StatusCode::FORBIDDEN, text)));
@@ -183,29 +185,15 @@ async fn ignore(State(uploads): State<Uploads>, headers: HeaderMap) -> Response 
     }
 }
 
-async fn refuse_log(State(uploads): State<Uploads>, headers: HeaderMap) -> Response {
-    match authorised(&uploads.parts, &headers) {
-        Ok(_) => said(StatusCode::NOT_IMPLEMENTED, "the farm keeps the logs of its own builds only"),
-        Err(refused) => *refused,
-    }
-}
-
-async fn refuse_realisation(State(uploads): State<Uploads>, headers: HeaderMap) -> Response {
-    match authorised(&uploads.parts, &headers) {
-        Ok(_) => said(StatusCode::NOT_IMPLEMENTED, "the farm takes no realisations: it signs those of its own builds only"),
-        Err(refused) => *refused,
-    }
-}
-
 /// Reads a body that is always small.
-async fn small(body: Body) -> Result<Bytes, Box<Response>> {
+pub(super) async fn small(body: Body) -> Result<Bytes, Box<Response>> {
     let mut bytes = Vec::new();
     let mut pieces = body.into_data_stream();
     let reading = async {
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|error| said(StatusCode::BAD_REQUEST, error.to_string()))?;
             if bytes.len() + piece.len() > UPSTREAM_NARINFO_BYTES_MAX {
-                return Err(said(StatusCode::PAYLOAD_TOO_LARGE, format!("a narinfo has at most {UPSTREAM_NARINFO_BYTES_MAX} bytes")));
+                return Err(said(StatusCode::PAYLOAD_TOO_LARGE, format!("it may have {UPSTREAM_NARINFO_BYTES_MAX} bytes at most")));
             }
             bytes.extend_from_slice(&piece);
         }
@@ -219,7 +207,7 @@ async fn small(body: Body) -> Result<Bytes, Box<Response>> {
 }
 
 /// Has the leader do it.
-async fn forward(uploads: &Uploads, request: Request) -> Response {
+pub(super) async fn forward(uploads: &Uploads, request: Request) -> Response {
     let leader = uploads.parts.consensus.leader().filter(|(leader, _)| leader.node != uploads.parts.consensus.node());
     let leader = leader.filter(|_| !request.headers().contains_key(FORWARDED));
     let Some(((_, member), client)) = leader.zip(uploads.client.as_ref()) else {
@@ -228,7 +216,7 @@ async fn forward(uploads: &Uploads, request: Request) -> Response {
     let url = format!("http://{}{}", member.http, request.uri().path());
     let (head, body) = request.into_parts();
     let mut onward = client.request(Method::PUT, url).header(FORWARDED, "1");
-    for name in [AUTHORIZATION, CONTENT_LENGTH] {
+    for name in [AUTHORIZATION, CONTENT_LENGTH, CONTENT_ENCODING] {
         if let Some(value) = head.headers.get(&name) {
             onward = onward.header(name, value.clone());
         }

@@ -3,6 +3,7 @@
 //! Nix to 2.34 names the output by a hash of the derivation (`realisations/sha256:<hash>!<output>.doi`), later ones by the derivation's
 //! path (`build-trace-v2/<derivation>/<output>.doi`). Source: Nix's `realisation.cc`. Reads and writes no files.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use kiln_wire::{DrvPath, OutputName, Sha256Hash, StorePath};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::hash::parse_sha256;
 use crate::keyring::Keyring;
-use crate::sign::Signature;
+use crate::sign::{PublicKey, Signature};
 
 /// A derived output, by either name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,6 +151,55 @@ impl Realisation {
     }
 }
 
+/// A realisation in the words of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// What they say.
+    pub realisation: Realisation,
+    /// What they signed. Nix to 2.34 names there, in `dependentRealisations`, what the output refers to.
+    signed: String,
+}
+
+impl Told {
+    /// Reads text that is about `of`.
+    ///
+    /// # Errors
+    /// [`RealisationError`] names the rule that the text breaks.
+    pub fn parse(of: DerivedOutput, text: &[u8]) -> Result<Self, RealisationError> {
+        let realisation = Realisation::parse(of, text)?;
+        let signed = match &realisation.of {
+            DerivedOutput::ByPath { .. } => realisation.fingerprint(),
+            DerivedOutput::ByHash { .. } => {
+                let refuse = |err: serde_json::Error| RealisationError { of: realisation.of.to_string(), rule: err.to_string() };
+                let mut value: BTreeMap<String, Value> = serde_json::from_slice(text).map_err(refuse)?;
+                value.remove("signatures");
+                serde_json::to_string(&value).map_err(refuse)?
+            }
+        };
+        Ok(Self { realisation, signed })
+    }
+
+    /// Reads text that says itself what it is about, as Nix to 2.34 writes it.
+    ///
+    /// # Errors
+    /// [`RealisationError`] names the rule that the text breaks.
+    pub fn parse_named(text: &[u8]) -> Result<Self, RealisationError> {
+        let refuse = |rule: String| RealisationError { of: "an output".to_owned(), rule };
+        let value: Value = serde_json::from_slice(text).map_err(|err| refuse(err.to_string()))?;
+        let id = value["id"].as_str().ok_or_else(|| refuse("it has no `id`".into()))?;
+        Self::parse(DerivedOutput::parse_by_hash(id)?, text)
+    }
+
+    /// Says whether one of `keys` signed it. [`SIGNATURES_MAX`] of its signatures are looked at.
+    pub fn is_signed_by(&self, keys: &[PublicKey]) -> bool {
+        let signatures = self.realisation.signatures.iter().take(SIGNATURES_MAX);
+        signatures.into_iter().any(|signature| keys.iter().any(|key| key.verifies(self.signed.as_bytes(), signature)))
+    }
+}
+
+/// Signatures of one realisation that are looked at.
+pub const SIGNATURES_MAX: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,12 +239,44 @@ mod tests {
             let signed = Realisation::signed(of.clone(), made(), &keys(1));
             let read = Realisation::parse(of.clone(), signed.to_json().as_bytes()).expect("reads");
             assert_eq!(read, signed);
+            let named = Told::parse_named(signed.to_json().as_bytes());
+            assert_eq!(named.is_ok_and(|named| named.realisation == signed), matches!(of, DerivedOutput::ByHash { .. }));
             assert!(read.is_vouched(&keys(1)) && !read.is_vouched(&keys(2)));
             let other = StorePath::parse(&format!("{}-a-dev", "n".repeat(32))).expect("a path");
             assert!(!Realisation { path: other, ..read.clone() }.is_vouched(&keys(1)), "of another path");
             let elsewhere = both().into_iter().find(|other| *other != of).expect("two");
             assert!(!Realisation { of: elsewhere, ..read }.is_vouched(&keys(1)), "in another layout");
         }
+    }
+
+    #[test]
+    fn what_others_signed_counts_whole_and_as_they_said_it() {
+        let key = |name: &str, seed| SecretKey::from_seed(name, [seed; 32]).expect("a name");
+        let trusted = [key("ci-1", 1).public()];
+        for of in both() {
+            let signed = |seed| Realisation::signed(of.clone(), made(), &Keyring::of(key("ci-1", seed)));
+            let is_signed = |told: &Realisation| Told::parse(of.clone(), told.to_json().as_bytes()).expect("reads").is_signed_by(&trusted);
+            let other = StorePath::parse(&format!("{}-a-dev", "n".repeat(32))).expect("a path");
+            assert!(is_signed(&signed(1)));
+            assert!(!is_signed(&signed(2)), "by another key of that name");
+            assert!(!is_signed(&Realisation { path: other, ..signed(1) }), "of another path");
+            assert!(!is_signed(&Realisation { signatures: Vec::new(), ..signed(1) }), "by nobody");
+        }
+        // As Nix to 2.34 says it of an output that refers to another.
+        let [of, _] = both();
+        let said = format!(
+            r#"{{"dependentRealisations":{{"sha256:{0}!out":"{1}-b"}},"id":"{of}","outPath":"{2}"}}"#,
+            "cd".repeat(32),
+            "b".repeat(32),
+            made()
+        );
+        let by = key("ci-1", 1).sign(said.as_bytes()).to_string();
+        let told = |said: &str| format!(r#"{},"signatures":["{by}"]}}"#, &said[..said.len() - 1]);
+        assert!(Told::parse_named(told(&said).as_bytes()).expect("reads").is_signed_by(&trusted));
+        assert!(
+            !Told::parse_named(told(&said.replace("cd", "ce")).as_bytes()).expect("reads").is_signed_by(&trusted),
+            "of what it refers to"
+        );
     }
 
     #[test]

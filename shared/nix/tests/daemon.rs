@@ -174,7 +174,7 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
         (39, "B '' HASH 0 7 120 0 0 '' 0 0".into(), Request::AddToStoreNar(plain())),
         (40, five, Request::QueryMissing(targets)),
         (41, "D".into(), Request::QueryDerivationOutputMap(derivation())),
-        (42, "'{}'".into(), Request::Other(Operation::RegisterDrvOutput)),
+        (42, "'{}'".into(), Request::RegisterDrvOutput("{}".into())),
         (43, "'sha256:00!out'".into(), Request::QueryRealisation("sha256:00!out".to_owned())),
         (44, "0 1".into(), Request::AddMultipleToStore),
         (45, "D".into(), Request::Other(Operation::AddBuildLog)),

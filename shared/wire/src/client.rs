@@ -107,6 +107,14 @@ pub enum Request {
     /// finishes leaves the build alone. Answered by [`Response::OutOfPatience`] if it comes to that. A leader that dies cancels nothing:
     /// its successor holds what it is asked to hold.
     Hold(BuildId, Patience),
+    /// Client: what a derived output became elsewhere. A key that the farm trusts for uploads must have signed it, unless an admin says that
+    /// who brought it is trusted. Answered by [`Response::Done`].
+    Register {
+        /// As Nix to 2.34 writes it, in JSON with its `id`.
+        realisation: String,
+        /// Somebody trusted brought it.
+        trusted: bool,
+    },
 }
 
 /// How the message begins of a root that does not make again what it made.

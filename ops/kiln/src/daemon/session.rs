@@ -180,6 +180,10 @@ impl Session {
                 answer.number(outlook.download_bytes).number(outlook.nar_bytes)
             }
             Request::QueryRealisation(id) => answer.list(store.realisation(&id).await?, |to, realisation| to.text(realisation)),
+            Request::RegisterDrvOutput(realisation) => {
+                store.register(realisation, self.trusted).await?;
+                answer
+            }
             Request::EnsurePath(path) => match store.facts(&path).await? {
                 Some(_) => answer.number(DONE),
                 None => bail!("path `{}` is not valid, and nothing was named that makes it", store_dir.join(&path)),

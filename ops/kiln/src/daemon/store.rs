@@ -155,6 +155,14 @@ impl Store {
         }
     }
 
+    /// Tells the farm what a derived output became, in words that Nix signs. Who is trusted here needs no signature if the farm trusts this daemon.
+    pub(super) async fn register(&self, realisation: String, trusted: bool) -> anyhow::Result<()> {
+        match self.client.one(&Request::Register { realisation, trusted }).await? {
+            Response::Done => Ok(()),
+            _ => Err(unexpected("another kind").into_error()),
+        }
+    }
+
     /// Hands over derivations whose paths were checked, and keeps their files here if files are kept. A client evaluates the same again and
     /// again: what the farm has is not sent there, which would write it to disk anew.
     pub(super) async fn add_derivations(&self, files: Vec<(DrvPath, Arc<Derivation>)>) -> anyhow::Result<()> {

@@ -48,5 +48,6 @@ mod ssh;
 mod ssh_debian_13;
 mod stops;
 mod submitted;
+mod told;
 mod uploads;
 mod upstream;

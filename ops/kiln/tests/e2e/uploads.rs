@@ -227,7 +227,9 @@ fn what_is_uploaded_is_held_against_what_is_said_of_it() {
         ("a reference that is not there, its archive", "upload", &mid_url, &mid_archive, 201, ""),
         ("a reference that is not there", "upload", &mid_name, mid_text.as_bytes(), 409, "refers to"),
         ("the cache's own file", "trusted", "nix-cache-info", b"StoreDir: /x", 405, ""),
-        ("a log", "trusted", "log/x.drv", b"x", 501, "own builds"),
+        ("a log", "upload", "log/x.drv", b"x", 403, "scope `trusted`"),
+        ("a log of nothing", "trusted", "log/x.drv", b"x", 400, "no derivation"),
+        ("a realisation", "trusted", "realisations/x.doi", b"x", 400, "no name of a realisation"),
     ];
     for (case, scope, name, body, status, words) in table {
         let (found, text) = uploads.put(scope, name, body);

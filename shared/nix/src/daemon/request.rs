@@ -76,6 +76,8 @@ pub enum Request {
     QueryMissing(Vec<Target>),
     /// The outputs of a derivation.
     QueryDerivationOutputMap(DrvPath),
+    /// What a derived output became, in JSON.
+    RegisterDrvOutput(String),
     /// What is known of an output whose path follows from its content.
     QueryRealisation(String),
     /// Make paths of archives that follow: a count, then of each a [`ValidPath`] and its archive.
@@ -171,6 +173,7 @@ fn read(operation: Operation, fields: &mut Fields<'_>) -> Result<Request, Protoc
         }
         Operation::QueryMissing => Request::QueryMissing(targets(fields)?),
         Operation::QueryDerivationOutputMap => Request::QueryDerivationOutputMap(derivation(fields)?),
+        Operation::RegisterDrvOutput => Request::RegisterDrvOutput(fields.text("realisation")?.to_owned()),
         Operation::QueryRealisation => Request::QueryRealisation(fields.text("outputId")?.to_owned()),
         Operation::AddMultipleToStore => {
             fields.truth("repair")?;
