@@ -30,6 +30,7 @@ mod kept_logs;
 mod leading;
 mod logs;
 mod made;
+mod mend;
 mod meter;
 mod needed;
 mod parts;

@@ -17,7 +17,8 @@ use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::garbage::{self, touch};
 use crate::parts::Parts;
-use crate::{backing_up, cluster, follow, hold, leading, realised, refuse, submit, substitute, transfer, views, worker_session};
+use crate::register::{RegisterError, register};
+use crate::{backing_up, cluster, follow, hold, leading, mend, realised, refuse, submit, substitute, transfer, views, worker_session};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -157,6 +158,11 @@ async fn route_client(
         Request::Derivations(paths) => derivations(parts, paths, sender).await,
         Request::Outputs(paths) => reply(sender, outputs(parts, paths).await.map(Response::Outputs)).await,
         Request::Realisation(id) => reply(sender, realisation(parts, &id).await.map(Response::Realisation)).await,
+        Request::Verify { paths, how } => reply(sender, mend::damaged(parts, paths, how).await.map(Response::Damaged)).await,
+        Request::Register { realisation, trusted } => {
+            let trusted = trusted && matches!(peer, Role::Admin(_));
+            reply(sender, registered(parts, &realisation, trusted).await.map(|()| Response::Done)).await
+        }
         Request::Garbage(request) => garbage::answer(parts, peer, request, sender).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {

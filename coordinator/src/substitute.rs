@@ -44,6 +44,11 @@ impl Substitution {
         Ok(Self { upstreams: Upstreams::new(configured, store_dir)?, flights: Mutex::default() })
     }
 
+    /// Returns the caches.
+    pub(crate) fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+
     /// Returns the flight of a path, which somebody else may have begun.
     fn flight(&self, path: &StorePath) -> Arc<Flight> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);

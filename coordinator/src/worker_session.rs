@@ -18,6 +18,7 @@ use crate::driver::{Chain, propose, propose_patiently};
 use crate::garbage::touch;
 use crate::leading;
 use crate::made::{self, NotMade};
+use crate::mend;
 use crate::parts::Parts;
 use crate::pauses::Pauses;
 use crate::sessions::Outbox;
@@ -251,6 +252,10 @@ async fn keep_published(parts: &Parts, lease: &Lease, outputs: &mut [BuiltOutput
                 return Err(CheckError::Differs { path, made, kept: kept.nar_hash });
             }
             tracing::warn!(%path, derivation = %lease.derivation, %made, kept = %kept.nar_hash, "made again, and not the same: what is published stays");
+        }
+        if is_check && mend::gives_way(parts, &kept, &output.info).await? {
+            tracing::info!(path = %kept.path, "a damaged path is whole again, built anew");
+            continue;
         }
         output.info = kept;
     }

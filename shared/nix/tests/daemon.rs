@@ -167,7 +167,7 @@ fn requests_are_read_from_their_bytes_in_pieces_of_any_size() {
         (32, "2 B A".into(), Request::QuerySubstitutablePaths(paths)),
         (33, "A".into(), Request::QueryValidDerivers(path(A))),
         (34, String::new(), Request::Other(Operation::OptimiseStore)),
-        (35, "1 0".into(), Request::Other(Operation::VerifyStore)),
+        (35, "1 0".into(), Request::VerifyStore { contents: true, repair: false }),
         (37, "A 1 'key-1:sig'".into(), Request::Other(Operation::AddSignatures)),
         (38, "A".into(), Request::NarFromPath(path(A))),
         (39, format!("A {FACTS} 0 1"), Request::AddToStoreNar(stated)),

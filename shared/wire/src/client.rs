@@ -115,6 +115,13 @@ pub enum Request {
         /// Somebody trusted brought it.
         trusted: bool,
     },
+    /// Client: looks at what is stored of paths. Answered by [`Response::Damaged`].
+    Verify {
+        /// Which.
+        paths: Vec<StorePath>,
+        /// How closely, and what follows.
+        how: Thoroughness,
+    },
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -196,6 +203,28 @@ pub enum Response {
     OutOfPatience(OutOfPatience),
     /// What upstream caches have.
     Substitutable(Vec<Substitutable>),
+    /// What is damaged of the paths that were asked about.
+    Damaged(Vec<Damage>),
+}
+
+/// How closely stored paths are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Thoroughness {
+    /// Whether their archives are there.
+    Names,
+    /// Every byte is read and held against what is signed.
+    Read,
+    /// As `Read`; what is damaged is taken anew from upstream caches that have the same.
+    Mend,
+}
+
+/// A path whose stored bytes are not what is signed of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// Which.
+    pub path: StorePath,
+    /// What is wrong, in words.
+    pub message: String,
 }
 
 /// A path that an upstream cache has and the farm lacks.

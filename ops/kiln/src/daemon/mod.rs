@@ -10,6 +10,7 @@ mod local;
 pub(crate) mod log_lines;
 mod outcome;
 mod outlook;
+mod repair;
 mod roots;
 mod session;
 mod stdio;

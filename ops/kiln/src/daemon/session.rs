@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::add::Wanted;
 use super::content::PIECES_AHEAD;
 use super::outlook::outlook;
+use super::repair;
 use super::roots::{self, Held};
 use super::store::Store;
 use super::stream::{Broken, Failure, Stream};
@@ -129,6 +130,12 @@ impl Session {
             }
             Request::AddToStore { .. } | Request::AddToStoreNar(_) | Request::AddMultipleToStore => self.add(request, &mut answer).await?,
             Request::SetOptions(options) => self.options = options,
+            Request::VerifyStore { contents, repair } => {
+                if repair {
+                    repair::allow(self.trusted)?;
+                }
+                answer.truth(repair::whole_store(&self.store, &mut self.stream, contents, repair).await?);
+            }
             Request::AddTempRoot(_)
             | Request::AddIndirectRoot(_)
             | Request::AddPermRoot(..)
@@ -203,6 +210,7 @@ impl Session {
             | Request::QueryReferrers(_)
             | Request::QueryAllValidPaths
             | Request::CollectGarbage(_)
+            | Request::VerifyStore { .. }
             | Request::SetOptions(_) => answer,
         };
         Ok(())
@@ -294,9 +302,10 @@ impl Session {
         match mode {
             Mode::Normal => builds::build(&self.store, &mut self.stream, targets, self.options).await,
             Mode::Check => builds::check(&self.store, &mut self.stream, targets, self.options.keep_going).await,
-            Mode::Repair => Err(Failure::Told(anyhow!(
-                "the farm verifies what it hands out, and builds nothing anew for being damaged: leave out --repair"
-            ))),
+            Mode::Repair => {
+                repair::allow(self.trusted)?;
+                repair::targets(&self.store, &mut self.stream, targets, self.options).await
+            }
         }
     }
 
@@ -342,9 +351,8 @@ impl Session {
 /// Why an operation is not answered, and what to do.
 fn why_not(operation: Operation) -> &'static str {
     match operation {
-        Operation::OptimiseStore | Operation::VerifyStore => "the farm keeps its store itself",
+        Operation::OptimiseStore => "the farm keeps its store itself",
         Operation::AddSignatures => "the farm signs what it publishes, and keeps no other signatures",
-        Operation::RegisterDrvOutput => "the farm takes no word for what a derivation made; build it there",
         Operation::AddBuildLog => "the farm keeps the logs of its own builds only",
         _ => "the farm does not do that",
     }

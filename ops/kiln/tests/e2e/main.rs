@@ -35,6 +35,10 @@ mod nix;
 mod once;
 mod package_set;
 mod parity;
+mod repaired;
+#[path = "repaired.rs"]
+#[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
+mod repaired_debian_13;
 mod restored;
 mod roles;
 mod rootless;

@@ -82,6 +82,13 @@ pub enum Request {
     QueryRealisation(String),
     /// Make paths of archives that follow: a count, then of each a [`ValidPath`] and its archive.
     AddMultipleToStore,
+    /// Check the whole store.
+    VerifyStore {
+        /// Also what is in files.
+        contents: bool,
+        /// Mend what is damaged.
+        repair: bool,
+    },
     /// An operation whose arguments nobody here reads.
     Other(Operation),
 }
@@ -180,11 +187,11 @@ fn read(operation: Operation, fields: &mut Fields<'_>) -> Result<Request, Protoc
             fields.truth("dontCheckSigs")?;
             Request::AddMultipleToStore
         }
-        Operation::OptimiseStore
-        | Operation::VerifyStore
-        | Operation::AddSignatures
-        | Operation::RegisterDrvOutput
-        | Operation::AddBuildLog => Request::Other(operation),
+        Operation::VerifyStore => {
+            let (contents, repair) = (fields.truth("checkContents")?, fields.truth("repair")?);
+            Request::VerifyStore { contents, repair }
+        }
+        Operation::OptimiseStore | Operation::AddSignatures | Operation::AddBuildLog => Request::Other(operation),
     })
 }
 
