@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::graph::{GraphError, Inventory, inventory};
 use super::notes::NoteError;
 use super::roots::{Kept, RootsError};
-use super::{DELETION_MAX, LATE, blobs, notes, part_keys, roots};
+use super::{DELETION_MAX, LATE, blobs, notes, part_keys, pointers, roots};
 use crate::archive::ArchiveError;
 use crate::driver::Chain;
 use crate::leading;
@@ -79,7 +79,7 @@ pub(super) async fn collect(parts: Arc<Parts>, order: Collect, told: Told) -> Re
     let mut collection = Collection::begin(parts, order, deletes).await?;
     let touched = collection.gate()?.touched(collection.parts.clock.steady());
     let Marked { kept, inventory, marks, .. } = mark(&collection.parts, &collection.order, &touched, deletes).await?;
-    let Inventory { graph, old_blobs, .. } = inventory;
+    let Inventory { graph, old_blobs, young_since, .. } = inventory;
     collection.done.kept = graph.marked(&marks, true).count() as u64;
     if collection.order.live {
         let paths = graph.marked(&marks, true).cloned().collect();
@@ -94,7 +94,7 @@ pub(super) async fn collect(parts: Arc<Parts>, order: Collect, told: Told) -> Re
         blobs::foresee(&mut collection, sweep, old_blobs, &kept).await;
         return Ok(collection.foretell(&told, paths).await);
     }
-    let swept = collection.delete(&mut sweep, old_blobs, &kept, &told).await;
+    let swept = collection.delete(&mut sweep, (old_blobs, young_since), &kept, &told).await;
     if let Err(error) = swept {
         collection.let_late_ones_end().await;
         return Err(error);
@@ -199,7 +199,7 @@ impl Collection {
     async fn delete(
         &mut self,
         sweep: &mut Sweep,
-        old_blobs: std::collections::BTreeMap<kiln_wire::Sha256Hash, u64>,
+        (old_blobs, young_since): (std::collections::BTreeMap<kiln_wire::Sha256Hash, u64>, Timestamp),
         kept: &Kept,
         told: &Told,
     ) -> Result<(), CollectError> {
@@ -220,6 +220,9 @@ impl Collection {
             }
         }
         blobs::sweep(self, sweep, old_blobs, &gone, kept).await?;
+        if self.order.only.is_none() && self.order.bytes_max.is_none() {
+            pointers::sweep(self, sweep, young_since).await?;
+        }
         self.note(&[]).await
     }
 

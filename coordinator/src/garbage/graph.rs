@@ -20,6 +20,8 @@ pub(super) struct Inventory {
     pub young: Vec<HashPart>,
     /// Blobs that were not, with their sizes.
     pub old_blobs: BTreeMap<Sha256Hash, u64>,
+    /// The time from which on things are young.
+    pub young_since: Timestamp,
 }
 
 /// A store that cannot be read as a whole. Nothing is deleted then.
@@ -69,7 +71,7 @@ pub(super) async fn inventory(parts: &Arc<Parts>, rules: Rules, young_since: Tim
         tokio::task::consume_budget().await;
     }
     realisations(parts, &mut graph, found.realisations).await?;
-    Ok(Inventory { graph, young: found.young, old_blobs: found.old_blobs })
+    Ok(Inventory { graph, young: found.young, old_blobs: found.old_blobs, young_since })
 }
 
 /// Adds what outputs became: another derivation may have made the same, and the path names only that one.
@@ -118,13 +120,13 @@ impl Listed {
                 self.young.extend((at > young_since).then(|| HashPart::from(path.as_path())));
                 self.derivations.push((path, size_bytes));
             }
-            Stored::Realisation { derivation, output } => self.realisations.push((derivation, output)),
+            Stored::Realisation { derivation, output, .. } => self.realisations.push((derivation, output)),
             Stored::Blob { sha256, size_bytes, at } => {
                 if at <= young_since {
                     self.old_blobs.insert(sha256, size_bytes);
                 }
             }
-            Stored::Other => {}
+            Stored::Pointer { .. } | Stored::Other => {}
         }
     }
 }

@@ -13,6 +13,7 @@ mod collection;
 mod config;
 mod graph;
 mod notes;
+mod pointers;
 mod roots;
 mod schedule;
 

@@ -46,12 +46,12 @@ impl BuildIdOf {
 }
 
 /// Returns the file name of the blob that an entry leads to.
-fn blob_file_of(entry: &[u8]) -> Option<&str> {
+pub(crate) fn blob_file_of(entry: &[u8]) -> Option<&str> {
     let (_, rest) = std::str::from_utf8(entry).ok()?.split_once("\"../nar/")?;
     rest.split_once('"').map(|(file, _)| file)
 }
 
-fn is_build_id(id: &[u8]) -> bool {
+pub(crate) fn is_build_id(id: &[u8]) -> bool {
     id.len() == 40 && id.iter().all(|byte| b"0123456789abcdef".contains(byte))
 }
 

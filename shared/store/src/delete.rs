@@ -5,8 +5,11 @@
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use kiln_nix::realisation::{DerivedOutput, Realisation};
 use kiln_wire::{BuildId, DrvPath, OutputName, PathInfo, Sha256Hash, StorePath, Timestamp};
+use object_store::path::Path;
 
+use crate::debug::{blob_file_of, is_build_id};
 use crate::error::StoreError;
 use crate::store::{NARINFO_BYTES_MAX, Store, damaged_narinfo};
 use crate::{key, narinfo};
@@ -45,9 +48,31 @@ pub enum Stored {
         derivation: DrvPath,
         /// Which output.
         output: OutputName,
+        /// When it was written.
+        at: Timestamp,
+    },
+    /// What only leads to something else.
+    Pointer {
+        /// To what, and from where.
+        pointer: Pointer,
+        /// When it was written.
+        at: Timestamp,
     },
     /// Anything else: what goes with something of these, or none of the collector's business.
     Other,
+}
+
+/// An object that leads to another, or says something of it, and is of no use without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pointer {
+    /// The debugging information with this build id is in a blob.
+    Debug(String),
+    /// A file with this hash, which a client uploaded, became a blob.
+    Uploaded(String),
+    /// What the NAR of this hash holds. It is of use as long as a path has that NAR.
+    Listing(Sha256Hash),
+    /// What an output became.
+    Realisation(DerivedOutput),
 }
 
 /// Something that can be deleted.
@@ -66,6 +91,8 @@ pub enum Deleted<'a> {
     Blob(&'a Sha256Hash),
     /// The record of an ended build.
     Build(BuildId),
+    /// What leads nowhere.
+    Pointer(&'a Pointer),
 }
 
 impl Store {
@@ -107,6 +134,35 @@ impl Store {
             }
             Deleted::Blob(sha256) => objects.delete(&key::nar(sha256)).await,
             Deleted::Build(build) => objects.delete(&key::build(build)).await,
+            Deleted::Pointer(pointer) => objects.delete(&key_of(pointer)).await,
+        }
+    }
+
+    /// Returns whether what a pointer leads to is gone. Of a listing that only the whole store tells: it counts as leading somewhere.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn leads_nowhere(&self, pointer: &Pointer) -> Result<bool, StoreError> {
+        let blob_file = match pointer {
+            Pointer::Listing(_) => return Ok(false),
+            Pointer::Realisation(of) => {
+                let Some(text) = self.inner.objects.get_small(&key_of(pointer), POINTER_BYTES_MAX).await? else { return Ok(false) };
+                // One that cannot be read is read as none, and people may want to look at it.
+                let Ok(realisation) = Realisation::parse(of.clone(), &text) else { return Ok(false) };
+                return Ok(self.inner.objects.head(&key::narinfo(realisation.path.hash_part())).await?.is_none());
+            }
+            Pointer::Debug(id) => {
+                let Some(entry) = self.debuginfo(id).await? else { return Ok(false) };
+                blob_file_of(&entry).map(str::to_owned)
+            }
+            Pointer::Uploaded(_) => {
+                let Some(text) = self.inner.objects.get_small(&key_of(pointer), POINTER_BYTES_MAX).await? else { return Ok(false) };
+                std::str::from_utf8(&text).ok().map(|hash| format!("{hash}.nar.zst"))
+            }
+        };
+        match blob_file {
+            Some(file) => Ok(self.nar_file_size(&file).await?.is_none()),
+            None => Ok(true),
         }
     }
 
@@ -140,6 +196,18 @@ impl Store {
     }
 }
 
+fn key_of(pointer: &Pointer) -> Path {
+    match pointer {
+        Pointer::Debug(id) => key::debuginfo(id),
+        Pointer::Uploaded(hash) => key::uploaded_file(hash),
+        Pointer::Listing(nar_hash) => key::listing(nar_hash),
+        Pointer::Realisation(of) => key::realisation(of),
+    }
+}
+
+/// Bytes of a pointer at most: that of a realisation has a signature of each key.
+const POINTER_BYTES_MAX: u64 = 64 << 10;
+
 fn classify(key: &str, size_bytes: u64, at: Timestamp) -> Stored {
     let stored = match key.split_once('/') {
         None => {
@@ -148,16 +216,30 @@ fn classify(key: &str, size_bytes: u64, at: Timestamp) -> Stored {
         }
         Some(("drv", name)) => DrvPath::parse(name).ok().map(|path| Stored::Derivation { path, size_bytes, at }),
         Some(("nar", name)) => key::nar_hash_of(name).map(|sha256| Stored::Blob { sha256, size_bytes, at }),
-        Some(("build-trace-v2", rest)) => realisation(rest),
+        Some(("build-trace-v2", rest)) => realisation(rest, at),
+        Some((directory, name)) if !name.contains('/') => pointer(directory, name).map(|pointer| Stored::Pointer { pointer, at }),
         Some(_) => None,
     };
     stored.unwrap_or(Stored::Other)
 }
 
+fn pointer(directory: &str, name: &str) -> Option<Pointer> {
+    match directory {
+        "debuginfo" => is_build_id(name.as_bytes()).then(|| Pointer::Debug(name.to_owned())),
+        "uploaded" => key::is_sha256(name).then(|| Pointer::Uploaded(name.to_owned())),
+        "listings" => key::listed_nar(name).map(Pointer::Listing),
+        "realisations" => {
+            let of = name.strip_suffix(".doi").and_then(|id| DerivedOutput::parse_by_hash(id).ok());
+            of.map(Pointer::Realisation)
+        }
+        _ => None,
+    }
+}
+
 /// Reads `<derivation>/<output>.doi`.
-fn realisation(rest: &str) -> Option<Stored> {
+fn realisation(rest: &str, at: Timestamp) -> Option<Stored> {
     let (derivation, output) = rest.strip_suffix(".doi")?.split_once('/')?;
-    Some(Stored::Realisation { derivation: DrvPath::parse(derivation).ok()?, output: OutputName::parse(output).ok()? })
+    Some(Stored::Realisation { derivation: DrvPath::parse(derivation).ok()?, output: OutputName::parse(output).ok()?, at })
 }
 
 #[cfg(test)]
@@ -170,14 +252,20 @@ mod tests {
         let part = "0hm2f1psjpcwg8fijsmr4wwxrx59s092";
         let path = DrvPath::parse(&format!("{part}-x.drv")).expect("a path");
         let sha256 = Sha256Hash([7; 32]);
+        let by_hash = DerivedOutput::ByHash { identity: sha256, output: OutputName::parse("out").expect("a name") };
         let table = [
             (format!("{part}.narinfo"), Stored::Narinfo { hash_part: part.to_owned(), at }),
             (format!("drv/{path}"), Stored::Derivation { path: path.clone(), size_bytes: 3, at }),
             (key::nar(&sha256).to_string(), Stored::Blob { sha256, size_bytes: 3, at }),
             (
                 format!("build-trace-v2/{path}/out.doi"),
-                Stored::Realisation { derivation: path.clone(), output: OutputName::parse("out").expect("a name") },
+                Stored::Realisation { derivation: path.clone(), output: OutputName::parse("out").expect("a name"), at },
             ),
+            (format!("debuginfo/{}", "0a".repeat(20)), Stored::Pointer { pointer: Pointer::Debug("0a".repeat(20)), at }),
+            (format!("debuginfo/{}", "0a".repeat(19)), Stored::Other),
+            (format!("uploaded/{}", "1".repeat(52)), Stored::Pointer { pointer: Pointer::Uploaded("1".repeat(52)), at }),
+            (key::listing(&sha256).to_string(), Stored::Pointer { pointer: Pointer::Listing(sha256), at }),
+            (by_hash.file_name(), Stored::Pointer { pointer: Pointer::Realisation(by_hash.clone()), at }),
             (format!("build-trace-v2/{path}/out"), Stored::Other),
             (format!("build-trace-v2/{part}-x/out.doi"), Stored::Other),
             ("builds/12.build".to_owned(), Stored::Other),

@@ -52,6 +52,12 @@ pub(crate) fn listing(nar_hash: &Sha256Hash) -> Path {
     Path::from("listings").join(format!("{}.ls", nix32(&nar_hash.0)))
 }
 
+/// Returns the hash of the NAR that an object of this file name lists.
+pub(crate) fn listed_nar(file_name: &str) -> Option<Sha256Hash> {
+    let hash = file_name.strip_suffix(".ls").filter(|hash| is_nix32(hash, SHA256_CHARS))?;
+    Some(Sha256Hash(parse_nix32(hash).ok()?.try_into().ok()?))
+}
+
 /// Returns the key of a NAR that is asked for by its file name, if that is one.
 pub(crate) fn nar_file(file_name: &str) -> Option<Path> {
     let hash = file_name.strip_suffix(NAR_SUFFIX)?;
@@ -117,7 +123,12 @@ pub(crate) fn debuginfo(build_id: &str) -> Path {
 
 /// Returns the key of what a file became that a client uploaded, by the hash of that file, if it is one.
 pub(crate) fn uploaded(file_hash: &str) -> Option<Path> {
-    is_sha256(file_hash).then(|| Path::from("uploaded").join(file_hash))
+    is_sha256(file_hash).then(|| uploaded_file(file_hash))
+}
+
+/// As [`uploaded`], of what is known to be such a hash.
+pub(crate) fn uploaded_file(file_hash: &str) -> Path {
+    Path::from("uploaded").join(file_hash)
 }
 
 pub(crate) fn is_sha256(text: &str) -> bool {

@@ -47,7 +47,7 @@ mod verify;
 
 pub use blob::{BlobBytes, BlobReader};
 pub use decompress::{Compression, recompress};
-pub use delete::{Deleted, Stored};
+pub use delete::{Deleted, Pointer, Stored};
 pub use error::StoreError;
 pub use foreign::{ForeignError, Repacked, Vouched, provenance};
 pub use frame::FrameError;

@@ -120,6 +120,77 @@ fn what_nobody_keeps_goes_and_what_is_left_is_whole() {
 }
 
 #[test]
+fn what_leads_nowhere_goes_and_what_leads_somewhere_stays() {
+    let (daemons, _coordinator, _worker) = daemons("keep_builds = 1\nkeep_days = 0\nnar_grace_seconds = 0\n");
+    let one = build(&daemons, "one").remove(0);
+    let store = daemons.place.path("coordinator/store");
+    let narinfo = std::fs::read_to_string(store.join(format!("{}.narinfo", &one[11..43]))).expect("a narinfo");
+    let field = |name: &str| narinfo.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim().to_owned();
+    let (blob, nar) = (field("URL: nar/").replace(".nar.zst", ""), field("NarHash: sha256:"));
+    let (gone, gone_path) = ("1".repeat(52), format!("{}-gone", "1".repeat(32)));
+    let there = one["/nix/store/".len()..].to_owned();
+    let old = |hash: &str, path: &str| {
+        let id = format!("sha256:{}!out", hash.repeat(32));
+        (format!("realisations/{id}.doi"), format!(r#"{{"dependentRealisations":{{}},"id":"{id}","outPath":"{path}","signatures":[]}}"#))
+    };
+    let new = |letter: &str, path: &str| {
+        (format!("build-trace-v2/{}-x.drv/out.doi", letter.repeat(32)), format!(r#"{{"outPath":"{path}","signatures":[]}}"#))
+    };
+    let debug = |digits: &str, blob: &str| {
+        (format!("debuginfo/{}", digits.repeat(20)), format!(r#"{{"archive":"../nar/{blob}.nar.zst","member":"x"}}"#))
+    };
+    let dangling = [
+        debug("0a", &gone),
+        (format!("uploaded/{gone}"), gone.clone()),
+        (format!("listings/{gone}.ls"), "{}".to_owned()),
+        old("0a", &gone_path),
+        new("a", &gone_path),
+    ];
+    let leading = [
+        debug("0b", &blob),
+        (format!("uploaded/{}", "0".repeat(52)), blob.clone()),
+        (format!("listings/{nar}.ls"), "{}".to_owned()),
+        old("0b", &there),
+        new("b", &there),
+    ];
+    let put = |name: &String, text: &String| {
+        let file = store.join(name);
+        std::fs::create_dir_all(file.parent().expect("a directory")).expect("makes directories");
+        std::fs::write(file, text).expect("writes");
+    };
+    dangling.iter().chain(&leading).for_each(|(name, text)| put(name, text));
+    run(&daemons, &["gc", "--json"]).expect_success();
+    assert!(dangling.iter().all(|(name, _)| store.join(name).exists()), "what was written lately stays");
+    run(&daemons, &["gc", "--grace", "0", "--json"]).expect_success();
+    for (name, _) in &dangling {
+        assert!(!store.join(name).exists(), "{name} leads nowhere");
+    }
+    for (name, _) in &leading {
+        assert!(store.join(name).exists(), "{name} leads to what is kept");
+    }
+}
+
+#[test]
+fn a_pin_is_ended_by_whoever_pinned_or_an_admin() {
+    let (daemons, _coordinator, _worker) = daemons("");
+    let one = build(&daemons, "one").remove(0);
+    daemons.place.run(&["ca", "issue", "--dir", "ca", "--role", "client/bob", "--out", "id/bob"]).expect_success();
+    let own = |args: &[&str]| daemons.place.run(&[args, &daemons.farm()].concat());
+    let bob = |args: &[&str]| daemons.place.run(&[args, &["--farm", &daemons.url, "--identity", "id/bob"]].concat());
+    for ends in ["own", "admin"] {
+        own(&["pin", "release", &one]).expect_success();
+        let refused = bob(&["unpin", "release"]);
+        assert!(refused.code() != 0 && refused.err().contains("it was pinned by"), "{}", refused.err());
+        assert!(own(&["pins"]).out().contains("release"));
+        match ends {
+            "own" => own(&["unpin", "release"]).expect_success(),
+            _ => run(&daemons, &["unpin", "release"]).expect_success(),
+        };
+        assert!(!own(&["pins"]).out().contains("release"));
+    }
+}
+
+#[test]
 fn builds_succeed_while_garbage_is_collected() {
     let (daemons, coordinator, worker) = daemons("keep_builds = 0\nkeep_days = 0\nnar_grace_seconds = 0\n");
     build(&daemons, "one");
