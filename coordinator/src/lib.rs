@@ -9,6 +9,7 @@ mod archiving;
 mod backing_up;
 mod body;
 mod brought;
+mod brought_back;
 mod checked;
 mod clock;
 mod closure;

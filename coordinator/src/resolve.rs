@@ -11,6 +11,7 @@ use kiln_store::StoreError;
 use kiln_wire::limits::FAILURE_MESSAGE_BYTES_MAX;
 use kiln_wire::{BuiltOutput, DrvPath};
 
+use crate::brought_back::{BroughtBack, Next};
 use crate::derivations::DerivationError;
 use crate::driver::{Chain, propose_patiently};
 use crate::garbage::touch;
@@ -47,9 +48,27 @@ impl Failed {
 /// Resolves a job and proposes what it comes to; a store that fails is waited for. Ends early once the job waits for it no more: twice
 /// is as good as once.
 pub(crate) async fn resolve(parts: Arc<Parts>, derivation: DrvPath) {
-    let mut pauses = Pauses::default();
+    let (mut pauses, mut brought_back) = (Pauses::default(), BroughtBack::default());
     while parts.farm(|farm| farm.is_to_be_resolved(&derivation)) {
         let (inputs, to) = match resolution(&parts, &derivation).await {
+            Err(Failed::Resolve(error @ ResolveError::Unrealised { .. })) => {
+                let ResolveError::Unrealised { input, output, .. } = &error else { continue };
+                match brought_back.bring(&parts, input, output).await {
+                    Next::Wait => {
+                        pauses.after(&error).await;
+                        continue;
+                    }
+                    Next::GiveUp => match resolution(&parts, &derivation).await {
+                        Err(error) if error.is_for_good() => (one_of_each(&parts, &derivation), impossible(&error)),
+                        Err(error) => {
+                            pauses.after(&error).await;
+                            continue;
+                        }
+                        // It came with the build's end.
+                        Ok(found) => found,
+                    },
+                }
+            }
             Err(error) if error.is_for_good() => (one_of_each(&parts, &derivation), impossible(&error)),
             Err(error) => {
                 pauses.after(&error).await;

@@ -42,6 +42,15 @@ pub(crate) async fn while_wanted(
     })
 }
 
+/// Makes a build of a submission that the farm itself has.
+///
+/// # Errors
+/// A [`Refusal`] as of [`while_wanted`].
+pub(crate) async fn anew(parts: &Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
+    let jobs = prepare(parts, &submission).await?;
+    hand_over(parts.clone(), submission, &jobs, None).await
+}
+
 /// Returns the jobs of a submission.
 async fn prepare(parts: &Arc<Parts>, submission: &Submission) -> Result<Vec<JobSpec>, Refusal> {
     check_name(&submission.name)?;
