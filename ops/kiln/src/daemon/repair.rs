@@ -24,7 +24,7 @@ pub(super) async fn targets(store: &Store, stream: &mut Stream, wanted: &[Target
     let mut paths: Vec<StorePath> = results.iter().flat_map(|result| result.outputs.values().cloned()).collect();
     paths.extend(wanted.iter().filter_map(|target| match target {
         Target::Path(path) => Some(path.clone()),
-        Target::Outputs { .. } => None,
+        Target::Outputs { .. } | Target::Made { .. } => None,
     }));
     let mut repair = Repair::default();
     repair.look(store, paths).await?;

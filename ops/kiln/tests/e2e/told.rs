@@ -20,7 +20,6 @@ rec {
   lib = addressed "lib" "echo lib > $out";
   slow = derivation { name = "slow"; system = "x86_64-linux"; builder = "${boot}/busybox"; args = [ "sh" "-c" "echo slow > $out" ]; };
   both = derivation { name = "both"; system = "x86_64-linux"; builder = "${boot}/busybox"; args = [ "sh" "-c" "echo ${lib} ${slow} > $out" ]; };
-  third = addressed "third" "echo third > $out";
 }
 "#;
 
@@ -115,26 +114,6 @@ fn what_is_made_elsewhere_is_not_built_again_where_somebody_vouches_for_it() {
     told.upload("trusted", &log).expect_success();
     let shown = place.run(&[&["log", &other][..], &told.daemons.farm()].concat()).expect_success();
     assert_eq!(shown.out(), "making other\n");
-    let shown = told.nix(&["log", "--store", &told.cache, &other]).expect_success();
-    assert_eq!(shown.out(), "making other\n");
-
-    // The same over a socket, where the daemon's certificate is no admin's.
-    let (socket, to) = (place.path("socket"), place.path("root"));
-    let words = ["daemon", "--socket", socket.to_str().expect("text"), "--to", to.to_str().expect("text")];
-    let mut daemon = Process::start(&mut place.kiln_aloud(&[&words[..], &told.daemons.farm()].concat()));
-    daemon.wait_for_line("serving Nix clients");
-    let store = format!("unix://{}?real={}{}", socket.display(), to.display(), place.path("nix/store").display());
-    let copy = ["copy", "--to", &store, "-f", "set.nix", "third"];
-    let (third, at) = told.built("third", &[]);
-    let refused = told.nix(&copy);
-    assert!(refused.code() != 0 && refused.err().contains("no key that is trusted"), "{}", refused.err());
-    // Made again by a Nix that signs.
-    for place in [place.path("nix/store").join(at.rsplit('/').next().expect("a name")), place.path("nix/state")] {
-        let _absent = std::fs::remove_file(&place).or_else(|_| std::fs::remove_dir_all(&place));
-    }
-    told.built("third", &["--option", "secret-key-files", key.to_str().expect("text")]);
-    told.nix(&copy).expect_success();
-    assert_eq!(told.farm(&third), (vec![at], 0), "a key vouches for it");
 }
 
 /// It was there when the job was submitted, and somebody has deleted it when the job's other input is built.
