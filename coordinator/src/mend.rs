@@ -96,7 +96,7 @@ async fn take_anew(parts: &Arc<Parts>, path: &StorePath) -> Result<bool, StoreEr
 async fn put_back(parts: &Parts, leader: Option<kiln_wire::Leader>, known: &PathInfo, sound: &PathInfo) -> Result<(), StoreError> {
     let _turn = parts.turns.take(std::iter::once(&known.path)).await;
     if leader.is_some() && leading::own(parts) == leader {
-        let mended = PathInfo { blob: sound.blob.clone(), ..known.clone() };
+        let mended = PathInfo { blob: sound.blob, ..known.clone() };
         parts.store.publish(&[mended], &parts.keys).await?;
         tracing::info!(path = %known.path, "a damaged path is whole again, from an upstream cache");
     }
