@@ -34,6 +34,9 @@ struct Options {
     /// A recorded graph, `NAME.jsonl.zst`, for `submit`, `throughput` and `replay`
     #[arg(long, value_name = "FILE")]
     graph: Option<PathBuf>,
+    /// How many jobs become ready in a second, for `latency`
+    #[arg(long, default_value_t = 1000)]
+    rate: usize,
     /// The longest time for one run, in seconds
     #[arg(long, default_value_t = 600)]
     limit: u64,
@@ -47,7 +50,7 @@ enum Preset {
     Submit,
     /// 20,000 independent jobs that take no time: assignments a second, processor time a job
     Throughput,
-    /// 1,000 jobs become ready in a second: how long until workers have them
+    /// 1,000 jobs, or as `--rate` says, become ready in a second: how long until workers have them
     Latency,
     /// 1,000 workers are connected and nothing happens: processor time
     Idle,
@@ -120,6 +123,7 @@ async fn perform(options: &Options, claims: &mut Claims) -> anyhow::Result<()> {
         slots: options.slots,
         jobs: options.jobs,
         graph: options.graph.clone(),
+        rate: options.rate,
         limit: Duration::from_secs(options.limit),
     };
     match &options.preset {

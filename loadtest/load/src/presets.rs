@@ -29,6 +29,8 @@ pub struct Setting {
     pub jobs: Option<usize>,
     /// A recorded graph in the place of a plain shape.
     pub graph: Option<PathBuf>,
+    /// How many jobs become ready in a second, for `latency`.
+    pub rate: usize,
     /// The longest time for one run.
     pub limit: Duration,
 }
@@ -136,19 +138,20 @@ pub async fn throughput(setting: &Setting, claims: &mut Claims) -> anyhow::Resul
     Ok(())
 }
 
-/// A thousand jobs become ready in a second: how long until workers have them.
+/// Some jobs become ready in each second, a thousand if nothing else is said: how long until workers have them.
 ///
 /// # Errors
 /// What the farm said.
 pub async fn latency(setting: &Setting, claims: &mut Claims) -> anyhow::Result<()> {
-    let jobs = setting.jobs.unwrap_or(20_000);
-    let length = (jobs / CHAINS).max(2);
-    let shape = Shape::chains(CHAINS, length);
+    // As many chains, of jobs that take a second each.
+    let chains = setting.rate.max(1);
+    let length = (setting.jobs.unwrap_or(20 * chains) / chains).max(2);
+    let shape = Shape::chains(chains, length);
     let crew = setting.crew(&shape, 100, 16);
     let figures = setting.perform(&shape, &crew, Work::Exactly(Duration::from_secs(1)), claims).await?;
     check_built(&figures, claims);
     let rate = figures.assignments_per_second();
-    claims.tell("rate of jobs that become ready", format!("{rate:.0} a second, wanted {CHAINS}"));
+    claims.tell("rate of jobs that become ready", format!("{rate:.0} a second, wanted {chains}"));
     let p99 = figures.hops.map_or(f64::INFINITY, |hops| hops.p99.as_secs_f64() * 1000.0);
     let figure = format!("{p99:.2} ms at {rate:.0} jobs a second");
     claims.check("from ready to received by the worker, p99, both commits in it", figure, "goal: under 10 ms at 1000", p99 < 10.0);
@@ -216,8 +219,6 @@ fn check_built(figures: &Figures, claims: &mut Claims) {
 
 /// The mean size of the 62,315 recorded derivations of nixpkgs.
 const RECIPE_BYTES: usize = 3393;
-/// Chains of jobs that take a second each: as many jobs become ready in a second.
-const CHAINS: usize = 1000;
 /// How long a farm settles before it counts as idle.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long it is watched then: long beside the ticks in which processor time is counted.
