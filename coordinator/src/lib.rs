@@ -19,6 +19,7 @@ mod derivations;
 mod dispatch;
 mod driver;
 mod drv_closure;
+mod durations;
 mod follow;
 mod garbage;
 mod granted;

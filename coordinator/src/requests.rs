@@ -18,7 +18,9 @@ use crate::driver::Chain;
 use crate::garbage::{self, touch};
 use crate::parts::Parts;
 use crate::register::{RegisterError, register};
-use crate::{backing_up, cluster, follow, hold, leading, mend, realised, refuse, submit, substitute, transfer, views, worker_session};
+use crate::{
+    backing_up, cluster, durations, follow, hold, leading, mend, realised, refuse, submit, substitute, transfer, views, worker_session,
+};
 
 /// Answers a peer's requests until its connection ends.
 pub(crate) async fn serve(parts: Arc<Parts>, connection: Connection) {
@@ -164,6 +166,8 @@ async fn route_client(
             reply(sender, registered(parts, &realisation, trusted).await.map(|()| Response::Done)).await
         }
         Request::Garbage(request) => garbage::answer(parts, peer, request, sender).await,
+        Request::ImportDurations(measured) => reply(sender, durations::import(parts, peer, measured).await).await,
+        Request::Packages(pname) => durations::tell(parts, pname.as_deref(), sender).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {
             Ok(())

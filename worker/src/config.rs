@@ -36,6 +36,16 @@ pub struct Config {
     /// Most attempts at a time, 1 to 1024. Default: the number of cores. More than cores hides input fetches and waits for disks.
     #[serde(default)]
     pub slots: Option<u32>,
+    /// Attempts at a time beside those, of builds that are over in a moment: fetches by the worker itself, and those that prefer to be local.
+    /// Default 2: they never wait for a long build, and hold no core.
+    #[serde(default = "default_light_slots")]
+    pub light_slots: u32,
+    /// How fast it builds, per mille of the standard, 1 to 100,000. Default 1,000. The fastest workers get the most urgent jobs.
+    #[serde(default = "default_speed_per_mille")]
+    pub speed_per_mille: u32,
+    /// MiB of inputs that it fetches in a second, where that is known. Default 0: unknown, 100 is assumed.
+    #[serde(default)]
+    pub fetch_mib_per_second: u32,
     /// Cores that jobs may use together, 1 to 4096. Default: all that the process may use.
     #[serde(default)]
     pub cores: Option<u32>,
@@ -65,7 +75,7 @@ pub struct Config {
     /// one closure takes 6 % less of the disk, two generations of it half; unpacking an input takes a tenth to a half more CPU time, once.
     #[serde(default = "default_cache_shares_files")]
     pub cache_shares_files: bool,
-    /// First of the machine's 1024 build user ids that this worker uses; it uses as many as it has slots. Default 0. Workers on
+    /// First of the machine's 1024 build user ids that this worker uses; it uses as many as it has slots and light slots. Default 0. Workers on
     /// one machine need ranges that do not overlap, because a build could touch the processes of another with the same user.
     #[serde(default)]
     pub slot_first: u32,
@@ -239,6 +249,9 @@ impl Config {
             identity_dir: PathBuf::new(),
             user: WorkerUser::Auto,
             slots: None,
+            light_slots: default_light_slots(),
+            speed_per_mille: default_speed_per_mille(),
+            fetch_mib_per_second: 0,
             cores: None,
             memory_mib: None,
             cpu_quota: false,
@@ -273,7 +286,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Bound`] names the first knob outside its bounds.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let slots = self.slots();
+        let (slots, users) = (self.slots(), self.users());
         let table = [
             ("dir", self.dir.is_absolute(), "must be an absolute path"),
             ("coordinators", !self.coordinators.is_empty(), "must name at least one `host:port`"),
@@ -282,7 +295,9 @@ impl Config {
             ("memory_mib", self.memory_mib() >= 64, "must be at least 64"),
             ("systems", !self.systems().is_empty(), "must name at least one platform"),
             ("busybox", self.busybox.is_absolute(), "must be an absolute path"),
-            ("slot_first", self.slot_first.saturating_add(slots) <= SLOTS_MAX, "plus `slots` must be at most 1024"),
+            ("light_slots", self.light_slots <= 64, "must be at most 64"),
+            ("speed_per_mille", (1..=100_000).contains(&self.speed_per_mille), "must be 1 to 100000"),
+            ("slot_first", self.slot_first.saturating_add(users) <= SLOTS_MAX, "plus `slots` and `light_slots` must be at most 1024"),
             ("fetches_max", (1..=256).contains(&self.fetches_max), "must be 1 to 256"),
             (
                 "fixed_output_network.allow",
@@ -309,7 +324,12 @@ impl Config {
 
     /// Returns the number of slots.
     pub fn slots(&self) -> u32 {
-        self.slots.unwrap_or_else(|| self.cores().min(SLOTS_MAX))
+        self.slots.unwrap_or_else(|| self.cores().min(SLOTS_MAX - self.light_slots.min(64)))
+    }
+
+    /// Returns how many builds may run at a time, each as a user of its own.
+    pub fn users(&self) -> u32 {
+        self.slots().saturating_add(self.light_slots)
     }
 
     /// Returns the cores that jobs may use together.
@@ -374,6 +394,14 @@ impl Config {
 /// Build user ids of a machine, as the sandbox has them.
 const SLOTS_MAX: u32 = 1024;
 
+fn default_light_slots() -> u32 {
+    2
+}
+
+fn default_speed_per_mille() -> u32 {
+    kiln_wire::worker::SPEED_STANDARD
+}
+
 fn default_features() -> BTreeSet<String> {
     let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     ["nixos-test", "benchmark", "big-parallel", "ca-derivations", UID_RANGE]
@@ -434,6 +462,8 @@ mod tests {
             ("slotz = 3", "slotz"),
             ("slots = 0", "slots"),
             ("slots = 5000", "slots"),
+            ("light_slots = 65", "light_slots"),
+            ("speed_per_mille = 0", "speed_per_mille"),
             ("memory_mib = 1", "memory_mib"),
             ("systems = []", "systems"),
             ("busybox = 'bin/sh'", "busybox"),

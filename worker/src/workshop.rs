@@ -101,7 +101,7 @@ impl Workshop {
             inputs,
             uplink,
             launcher,
-            slots: Slots::new(config.slot_first, config.slots()),
+            slots: Slots::new(config.slot_first, config.users()),
             packer: Packer { level: ZSTD_LEVEL, spool_dir },
             trash,
             dir: config.dir.clone(),
@@ -122,6 +122,9 @@ impl Workshop {
             capacity: kiln_wire::Resources { cores: config.cores(), memory_mib: config.memory_mib() },
             slots: config.slots(),
             guarantees: self.launcher.guarantees().iter().cloned().collect(),
+            speed_per_mille: config.speed_per_mille,
+            light_slots: config.light_slots,
+            fetch_mib_per_second: config.fetch_mib_per_second,
         }
     }
 

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 
 use kiln_wire::worker::Offer;
 use kiln_wire::{
-    BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Outcome, OutputName, RequestId, Root, StorePath, Timestamp, Version, WorkerId,
+    BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Measured, Outcome, OutputName, RequestId, Resources, Root, StorePath, Timestamp,
+    Version, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,9 @@ pub enum Command {
         lease: Lease,
         /// How it ended; a success carries the whole output set.
         outcome: Outcome,
+        /// The farm learns from it what builds of its like take.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        learn: bool,
         /// The leader's time.
         now: Timestamp,
     },
@@ -115,6 +119,13 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// What builds took elsewhere, or long ago.
+    ImportDurations {
+        /// At most `DURATIONS_PER_ENTRY_MAX`. What makes no sense is left out.
+        durations: Vec<Measured>,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// The archive holds an ended build: it leaves the farm, and with it every job that no other build wants.
     Retire {
         /// Which.
@@ -129,15 +140,28 @@ impl Command {
     /// its own here, and is proposed only to a farm that is at it.
     pub fn version(&self) -> Version {
         match self {
-            Self::Register { .. }
-            | Self::Lose { .. }
+            Self::Register { offer, .. } => {
+                if offer.needs_4() {
+                    LEARNING
+                } else {
+                    Version::FIRST
+                }
+            }
+            Self::Lose { .. }
             | Self::Submit { .. }
-            | Self::Assign { .. }
-            | Self::Finish { .. }
+            | Self::Finish { learn: false, .. }
             | Self::Publish { .. }
             | Self::Cancel { .. }
             | Self::Revoke { .. }
             | Self::Retire { .. } => Version::FIRST,
+            Self::Assign { placements, .. } => {
+                if placements.iter().any(|placement| placement.light || placement.resources.is_some()) {
+                    LEARNING
+                } else {
+                    Version::FIRST
+                }
+            }
+            Self::Finish { learn: true, .. } | Self::ImportDurations { .. } => LEARNING,
             Self::Check { .. } => CHECKING,
             Self::Stage { jobs, .. } => {
                 if jobs.iter().any(|job| job.resolve) {
@@ -165,6 +189,7 @@ impl Command {
             | Self::Resolve { now, .. }
             | Self::Cancel { now, .. }
             | Self::Revoke { now, .. }
+            | Self::ImportDurations { now, .. }
             | Self::Retire { now, .. } => *now,
         }
     }
@@ -172,6 +197,9 @@ impl Command {
 
 /// The version from which on a farm builds again what it has.
 pub const CHECKING: Version = Version(3);
+
+/// The version from which on a farm learns what builds take.
+pub const LEARNING: Version = Version(4);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);
@@ -231,4 +259,10 @@ pub struct Placement {
     pub worker: WorkerId,
     /// The registration that the planner saw.
     pub epoch: Epoch,
+    /// What it is given of the worker, where that is not what the job asks for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// It gets a light slot.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub light: bool,
 }

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{Build, Stage};
 use crate::effect::Effect;
-use crate::fleet::Worker;
+use crate::estimate::Estimates;
+use crate::fleet::{Free, Worker};
 use crate::index::Index;
 use crate::job::{Job, JobKey};
 
@@ -40,6 +41,9 @@ pub(crate) struct Facts {
     pub dropped: BTreeMap<RequestId, Timestamp>,
     /// Submissions whose builds left the farm.
     pub retired: BTreeMap<BuildId, RequestId>,
+    /// What builds are expected to take.
+    #[serde(default, skip_serializing_if = "Estimates::is_empty")]
+    pub estimates: Estimates,
 }
 
 /// Effects of one command, in order.
@@ -105,6 +109,19 @@ impl Farm {
             self.index.attach(&self.facts, *key);
         }
         result
+    }
+
+    /// Changes, enters or takes out one worker, and what follows from it.
+    pub(crate) fn change_worker<R>(&mut self, id: &WorkerId, change: impl FnOnce(&mut BTreeMap<WorkerId, Worker>) -> R) -> R {
+        self.index.unseat(&self.facts, id);
+        let result = change(&mut self.facts.workers);
+        self.index.seat(&self.facts, id);
+        result
+    }
+
+    /// Returns what a registered worker's live leases leave free.
+    pub(crate) fn free_on(&self, worker: &WorkerId) -> Option<Free> {
+        self.index.free_on(&self.facts, worker)
     }
 
     /// Returns the builds that have not ended and hold this job.

@@ -2,6 +2,7 @@
 //!
 //! Free capacity is derived from live leases, nowhere counted on its own.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 
 use kiln_wire::worker::Offer;
@@ -34,6 +35,14 @@ pub(crate) struct Free {
     pub cores: u32,
     pub slots: u32,
     pub memory_mib: u64,
+    /// Slots for light attempts only.
+    pub light: u32,
+}
+
+/// Returns whether workers with these systems and features could run the job, had they memory and slots.
+pub(crate) fn suits(systems: &BTreeSet<String>, features: &BTreeSet<String>, needs: &Needs) -> bool {
+    let lacking = needs.features.difference(features).any(|feature| !FEATURES_SOFT.contains(&feature.as_str()));
+    (needs.system == SYSTEM_BUILTIN || systems.contains(&needs.system)) && !lacking
 }
 
 /// Returns whether `offer` has the platform that `needs` names.
@@ -54,15 +63,30 @@ pub(crate) fn could_run(offer: &Offer, needs: &Needs) -> bool {
         && needs.resources.memory_mib <= offer.capacity.memory_mib
 }
 
-/// Returns what an attempt gets of a worker. Cores are a hint: a job that asks for more than the worker has gets them all.
-pub(crate) fn grant(offer: &Offer, needs: &Needs) -> Resources {
-    Resources { cores: needs.resources.cores.min(offer.capacity.cores), memory_mib: needs.resources.memory_mib }
+/// Returns what an attempt gets of a worker. Cores are a hint: a job that asks for more than the worker has gets them all. So is memory
+/// that the job does not ask for itself.
+pub(crate) fn grant(capacity: Resources, needs: &Needs) -> Resources {
+    let memory_mib = needs.resources.memory_mib.max(needs.memory_wish_mib.min(capacity.memory_mib));
+    Resources { cores: needs.resources.cores.min(capacity.cores), memory_mib }
+}
+
+/// Returns the share of an attempt in a light slot.
+pub(crate) fn light(granted: Resources) -> Resources {
+    Resources { cores: 0, ..granted }
 }
 
 impl Free {
+    /// What a worker has that takes nothing.
+    pub const NONE: Self = Self { cores: 0, slots: 0, memory_mib: 0, light: 0 };
+
     /// Returns what an idle worker has.
     pub fn whole(offer: &Offer) -> Self {
-        Self { cores: offer.capacity.cores, slots: offer.slots, memory_mib: offer.capacity.memory_mib }
+        Self {
+            cores: offer.capacity.cores,
+            slots: offer.slots,
+            memory_mib: offer.capacity.memory_mib,
+            light: if offer.slots > 0 { offer.light_slots } else { 0 },
+        }
     }
 
     /// Takes one lease's share, or returns none if it does not fit. Memory 0 is a share without a request and takes nothing.
@@ -71,6 +95,13 @@ impl Free {
             cores: self.cores.checked_sub(granted.cores)?,
             slots: self.slots.checked_sub(1)?,
             memory_mib: self.memory_mib.checked_sub(granted.memory_mib)?,
+            light: self.light,
         })
+    }
+
+    /// Takes a light lease's share, which has no cores, or returns none if it does not fit.
+    pub fn take_light(self, granted: Resources) -> Option<Self> {
+        let memory_mib = self.memory_mib.checked_sub(granted.memory_mib)?;
+        Some(Self { memory_mib, light: self.light.checked_sub(1)?, ..self })
     }
 }

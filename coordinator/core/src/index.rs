@@ -11,8 +11,10 @@ use core::cmp::Reverse;
 use kiln_wire::{BuildId, DrvPath, RequestId, Resources, StorePath, Timestamp, WorkerId};
 
 use crate::build::Build;
+use crate::estimate::{self, Expected, Topic};
 use crate::farm::Facts;
 use crate::job::{Job, JobKey, Needs, State};
+use crate::pool::Fleet;
 
 /// Everything derived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +33,10 @@ pub(crate) struct Index {
     pub paths: BTreeSet<(StorePath, JobKey)>,
     pub requests: BTreeMap<RequestId, BuildId>,
     pub tallies: BTreeMap<BuildId, Tally>,
+    /// Jobs by what may be learned of them.
+    pub topics: BTreeSet<(Topic, JobKey)>,
+    /// Registered workers, and which of them have room.
+    pub fleet: Fleet,
 }
 
 /// The order of a class: highest upward rank first, ties by derivation path.
@@ -45,6 +51,10 @@ pub(crate) struct Links {
     pub unbuilt: u32,
     /// Builds that hold it, sorted.
     pub builds: Vec<BuildId>,
+    /// What the job is expected to take.
+    pub expected: Expected,
+    /// Its upward rank: see [`crate::rank`].
+    pub rank_ms: u64,
 }
 
 /// What a worker's live leases hold.
@@ -52,6 +62,8 @@ pub(crate) struct Links {
 pub(crate) struct Load {
     pub jobs: BTreeSet<JobKey>,
     pub used: Resources,
+    /// Light leases among them.
+    pub light: u32,
 }
 
 /// How far a build's jobs are.
@@ -67,12 +79,16 @@ impl Index {
     /// Derives everything from the facts.
     pub fn of(facts: &Facts) -> Self {
         let mut index = Self::default();
+        for id in facts.workers.keys() {
+            index.seat(facts, id);
+        }
         for (id, build) in &facts.builds {
             index.add_build(*id, build);
         }
         for (key, job) in &facts.jobs {
             index.add_job(facts, *key, job);
         }
+        index.rank_all(facts, facts.jobs.keys().rev().copied());
         for key in facts.jobs.keys() {
             index.attach(facts, *key);
         }
@@ -111,12 +127,18 @@ impl Index {
             self.links.entry(*input).or_default().dependents.insert(key);
             unbuilt += u32::from(!facts.jobs.get(input).is_some_and(Job::is_built));
         }
-        self.links.entry(key).or_default().unbuilt = unbuilt;
+        self.topics.extend(estimate::topics_of(job).map(|topic| (topic, key)));
+        let links = self.links.entry(key).or_default();
+        links.unbuilt = unbuilt;
+        links.expected = if job.is_built() { Expected::default() } else { facts.estimates.expected(job) };
     }
 
     /// Undoes [`Self::add_job`]; the job must be detached and nothing may depend on it.
     pub fn remove_job(&mut self, key: JobKey, job: &Job) {
         self.by_path.remove(&job.derivation);
+        for topic in estimate::topics_of(job) {
+            self.topics.remove(&(topic, key));
+        }
         self.links.remove(&key);
         for input in &job.inputs {
             if let Some(links) = self.links.get_mut(input) {
@@ -128,6 +150,11 @@ impl Index {
     /// Returns the jobs that need `key`.
     pub fn dependents(&self, key: JobKey) -> impl Iterator<Item = JobKey> + '_ {
         self.links.get(&key).into_iter().flat_map(|links| links.dependents.iter().copied())
+    }
+
+    /// Returns the jobs of which something may be learned under a topic.
+    pub fn jobs_of(&self, topic: Topic) -> impl Iterator<Item = JobKey> + '_ {
+        self.topics.range((topic, JobKey(0))..=(topic, JobKey(u32::MAX))).map(|(_, key)| *key)
     }
 
     /// Returns how many inputs of `key` are not built.
@@ -142,8 +169,8 @@ impl Index {
         match &job.state {
             State::Waiting => match self.spot(facts, key, job) {
                 Spot::Ready => {
-                    let entry = (Reverse(job.upward_rank_ms), Arc::clone(&job.derivation), key);
-                    self.ready.entry(job.needs_next()).or_default().insert(entry);
+                    let entry = (Reverse(self.rank_ms(key)), Arc::clone(&job.derivation), key);
+                    self.ready.entry(self.needs_of(key, job)).or_default().insert(entry);
                 }
                 Spot::Delayed(until) => {
                     self.delayed.insert((until, key));
@@ -151,15 +178,23 @@ impl Index {
                 Spot::Nowhere => {}
             },
             State::Running(running) => {
+                self.close(facts, &running.worker);
                 let load = self.loads.entry(running.worker.clone()).or_default();
                 load.jobs.insert(key);
                 load.used.cores = load.used.cores.saturating_add(running.granted.cores);
                 load.used.memory_mib = load.used.memory_mib.saturating_add(running.granted.memory_mib);
+                load.light += u32::from(running.light);
+                self.open(facts, &running.worker);
                 if let Some(at) = running.revoke_at {
                     self.grace.insert((at, key));
                 }
             }
-            State::Built { outputs, .. } => self.paths.extend(outputs.iter().map(|output| (output.info.path.clone(), key))),
+            State::Built { outputs, .. } => {
+                self.paths.extend(outputs.iter().map(|output| (output.info.path.clone(), key)));
+                if let Some(links) = self.links.get_mut(&key) {
+                    (links.expected, links.rank_ms) = (Expected::default(), 0);
+                }
+            }
             State::Failed { .. } | State::DependencyFailed { .. } => {}
         }
     }
@@ -177,14 +212,17 @@ impl Index {
                 Spot::Nowhere => {}
             },
             State::Running(running) => {
+                self.close(facts, &running.worker);
                 if let Some(load) = self.loads.get_mut(&running.worker) {
                     load.jobs.remove(&key);
                     load.used.cores = load.used.cores.saturating_sub(running.granted.cores);
                     load.used.memory_mib = load.used.memory_mib.saturating_sub(running.granted.memory_mib);
+                    load.light -= u32::from(running.light);
                     if load.jobs.is_empty() {
                         self.loads.remove(&running.worker);
                     }
                 }
+                self.open(facts, &running.worker);
                 if let Some(at) = running.revoke_at {
                     self.grace.remove(&(at, key));
                 }
@@ -209,9 +247,10 @@ impl Index {
     }
 
     fn remove_ready(&mut self, job: &Job, key: JobKey) {
-        let needs = job.needs_next();
+        let needs = self.needs_of(key, job);
+        let rank_ms = self.rank_ms(key);
         if let Some(class) = self.ready.get_mut(&needs) {
-            class.remove(&(Reverse(job.upward_rank_ms), Arc::clone(&job.derivation), key));
+            class.remove(&(Reverse(rank_ms), Arc::clone(&job.derivation), key));
             if class.is_empty() {
                 self.ready.remove(&needs);
             }
@@ -226,6 +265,11 @@ impl Index {
             return Spot::Nowhere;
         }
         job.tries.retry_at.map_or(Spot::Ready, Spot::Delayed)
+    }
+
+    /// Returns what the next attempt at a job needs of a worker, and how much memory it would like.
+    pub fn needs_of(&self, key: JobKey, job: &Job) -> Arc<Needs> {
+        job.needs_next(u64::from(self.expected(key).memory_mib))
     }
 
     fn tally(&mut self, job: &Job, key: JobKey, count: impl Fn(&mut u32)) {

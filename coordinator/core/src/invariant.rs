@@ -70,7 +70,7 @@ pub(crate) fn check_references(facts: &Facts) -> Result<(), Violation> {
 
 fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "the index is what the facts give";
-    let Index { by_path, links, ready, delayed, grace, loads, paths, requests, tallies } = Index::of(&farm.facts);
+    let Index { by_path, links, ready, delayed, grace, loads, paths, requests, tallies, topics, fleet } = Index::of(&farm.facts);
     let index = &farm.index;
     let table = [
         ("by_path", by_path == index.by_path),
@@ -82,6 +82,8 @@ fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
         ("paths", paths == index.paths),
         ("requests", requests == index.requests),
         ("tallies", tallies == index.tallies),
+        ("topics", topics == index.topics),
+        ("fleet", fleet == index.fleet),
     ];
     table.into_iter().try_for_each(|(name, same)| ensure(same, INVARIANT, || name.to_string()))
 }
@@ -93,7 +95,8 @@ fn leases_fit_their_workers(farm: &Farm) -> Result<(), Violation> {
     for job in farm.facts.jobs.values() {
         let Some(running) = job.running() else { continue };
         let Some(left) = free.get_mut(&running.worker) else { continue };
-        match left.take(running.granted) {
+        let share = if running.light { left.take_light(running.granted) } else { left.take(running.granted) };
+        match share {
             Some(rest) => *left = rest,
             None => ensure(false, INVARIANT, || running.worker.to_string())?,
         }
@@ -179,11 +182,12 @@ fn committed_outputs_are_the_declared_ones(farm: &Farm) -> Result<(), Violation>
 }
 
 fn ranks_cover_what_waits_behind(farm: &Farm) -> Result<(), Violation> {
-    const INVARIANT: &str = "an unbuilt job's rank is at least its own time and the rank of what waits for it";
+    const INVARIANT: &str = "an unbuilt job's rank is its own expected time and the highest rank of what waits for it";
     for (key, job) in &farm.facts.jobs {
-        let behind = farm.index.dependents(*key).map(|dependent| farm.job(dependent).upward_rank_ms).max().unwrap_or(0);
-        let covers = job.upward_rank_ms >= behind.saturating_add(crate::estimate::duration_ms(job));
-        ensure(job.is_built() || covers, INVARIANT, || job.derivation.to_string())?;
+        let behind = farm.index.dependents(*key).map(|dependent| farm.index.rank_ms(dependent)).max().unwrap_or(0);
+        let own = farm.facts.estimates.expected(job).wall_ms;
+        let rank = if job.is_built() { 0 } else { behind.saturating_add(own) };
+        ensure(farm.index.rank_ms(*key) == rank, INVARIANT, || job.derivation.to_string())?;
     }
     Ok(())
 }

@@ -30,6 +30,13 @@ pub struct Needs {
     pub features: BTreeSet<String>,
     /// Capacity.
     pub resources: Resources,
+    /// Memory in MiB that it is given where there is as much, because builds of its like took it; 0 if nobody knows. Never in a log or a
+    /// snapshot: it follows from what was learned.
+    #[serde(skip)]
+    pub memory_wish_mib: u64,
+    /// A short job that holds no core: it may take a light slot. Never in a log or a snapshot either.
+    #[serde(skip)]
+    pub light: bool,
 }
 
 /// One job.
@@ -47,16 +54,28 @@ pub(crate) struct Job {
     pub outputs: Box<[OutputSpec]>,
     /// Sorted; all lower than the job's own key.
     pub inputs: Box<[JobKey]>,
-    /// Expected milliseconds from its start to the end of the longest chain that needs it. Rises with submissions, never falls.
+    /// Its upward rank as versions of this program that learnt nothing took it: records of failures hold it. The index has the one that counts.
     pub upward_rank_ms: u64,
     pub tries: Tries,
     pub state: State,
     /// Its outputs exist, and it is built to see whether it makes the same again.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub check: bool,
+    /// Which workers have its outputs, where these are large enough to be worth a thought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Box<Held>>,
     /// For jobs whose inputs' paths only their builds tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolving: Option<Box<Resolving>>,
+}
+
+/// Where a job's outputs are, as far as the farm knows: who made them or fetched them lately.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// Bytes of all outputs, as NARs.
+    pub bytes: u64,
+    /// At most `HOLDERS_MAX`, in the order in which they came. Once there are more, all count as having them.
+    pub by: Vec<WorkerId>,
 }
 
 /// How far the resolution of a job is.
@@ -154,6 +173,9 @@ pub(crate) struct Running {
     pub started_at: Timestamp,
     /// When the lease may be revoked, because nobody wants the job.
     pub revoke_at: Option<Timestamp>,
+    /// It holds a light slot.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub light: bool,
 }
 
 impl Job {
@@ -173,6 +195,7 @@ impl Job {
             tries: Tries::default(),
             state: State::Waiting,
             check: false,
+            held: None,
             resolving: spec.resolve.then(|| Box::new(Resolving::Due)),
         }
     }
@@ -244,16 +267,28 @@ impl Job {
         }
     }
 
-    /// Returns what a worker must have for the next attempt.
-    pub fn needs_next(&self) -> Arc<Needs> {
-        match self.tries.memory_mib {
-            Some(memory_mib) => {
-                let mut needs = (*self.needs).clone();
-                needs.resources.memory_mib = memory_mib;
-                Arc::new(needs)
-            }
-            None => Arc::clone(&self.needs),
+    /// Returns what a worker must have for the next attempt. `memory_wish_mib` is what was learned of its like: it counts where the job does
+    /// not say itself what it needs.
+    pub fn needs_next(&self, memory_wish_mib: u64) -> Arc<Needs> {
+        let memory_mib = self.memory_next_mib();
+        let memory_wish_mib = if self.needs.resources.memory_mib == 0 && memory_wish_mib > memory_mib { memory_wish_mib } else { 0 };
+        let light = self.is_light();
+        if memory_mib == self.needs.resources.memory_mib && memory_wish_mib == 0 && !light {
+            return Arc::clone(&self.needs);
         }
+        let mut needs = (*self.needs).clone();
+        (needs.resources.memory_mib, needs.memory_wish_mib, needs.light) = (memory_mib, memory_wish_mib, light);
+        Arc::new(needs)
+    }
+
+    /// Returns whether it is a fetch by the worker itself, or a build that prefers to be local: over in a moment.
+    pub fn is_light(&self) -> bool {
+        self.kind == JobKind::Builtin || (self.prefer_local && self.kind == JobKind::Ordinary)
+    }
+
+    /// Returns the memory in MiB that a worker must have for the next attempt; 0 for none in particular.
+    pub fn memory_next_mib(&self) -> u64 {
+        self.tries.memory_mib.unwrap_or(self.needs.resources.memory_mib)
     }
 }
 

@@ -154,7 +154,14 @@ mod tests {
     fn farm() -> Farm {
         let worker = WorkerId::parse("w1").expect("a name");
         let capacity = Resources { cores: 1, memory_mib: 1 };
-        let offer = Offer { systems: BTreeSet::new(), features: BTreeSet::new(), capacity, slots: 1, guarantees: Default::default() };
+        let offer = Offer {
+            systems: BTreeSet::new(),
+            features: BTreeSet::new(),
+            capacity,
+            slots: 1,
+            guarantees: Default::default(),
+            ..Offer::default()
+        };
         let job = JobSpec {
             derivation: DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path"),
             system: String::from(crate::SYSTEM_BUILTIN),

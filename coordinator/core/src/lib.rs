@@ -5,7 +5,7 @@
 //!
 //! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
 //! `apply/finish.rs` commits outputs and releases dependents, `apply/grow.rs` links what builders turn out to need, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
-//! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
+//! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `estimate/` is what builds are expected to take, `rank.rs` what that makes of the graph. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
 
 extern crate alloc;
@@ -25,15 +25,18 @@ mod invariant;
 mod job;
 mod lead;
 mod plan;
+mod pool;
+mod rank;
 mod report;
 mod snapshot;
 mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, GROWING, Placement, RESOLVING, Resolution, ResolvedInput};
+pub use command::{CHECKING, Command, GROWING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
+pub use estimate::split_name;
 pub use farm::Farm;
 pub use fleet::SYSTEM_BUILTIN;
 pub use invariant::Violation;

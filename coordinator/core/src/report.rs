@@ -12,7 +12,7 @@ use kiln_wire::{Timestamp, WorkerId};
 use crate::farm::Farm;
 use crate::fleet::{self, Free, Worker};
 use crate::index::ReadyEntry;
-use crate::job::{Job, Needs};
+use crate::job::{Job, JobKey, Needs};
 use crate::wake::WakeReason;
 
 /// What a plan leaves out, and when planning is worth while again without a new command.
@@ -48,6 +48,8 @@ pub enum WaitReason {
     FailedThere,
     /// The only room is kept for a more urgent job that needs more of it.
     Reserved,
+    /// The only room is kept for a more urgent job, and it would not be done before that can start.
+    Outlasts,
     /// The plan holds as many placements as one plan may.
     PlanFull,
     /// There is room, and the next plan is about to fill it.
@@ -73,7 +75,14 @@ impl WaitReason {
     /// Returns whether no registered worker could ever run the job. Such jobs must not count for scaling existing pools.
     pub fn is_unplaceable(&self) -> bool {
         match self {
-            Self::Busy | Self::Finishing | Self::BackOff | Self::FailedThere | Self::Reserved | Self::PlanFull | Self::Placing => false,
+            Self::Busy
+            | Self::Finishing
+            | Self::BackOff
+            | Self::FailedThere
+            | Self::Reserved
+            | Self::Outlasts
+            | Self::PlanFull
+            | Self::Placing => false,
             Self::NoWorker | Self::LacksSystem(_) | Self::LacksFeatures(_) | Self::LacksMemory { .. } | Self::NoSlots => true,
         }
     }
@@ -87,6 +96,7 @@ impl fmt::Display for WaitReason {
             Self::BackOff => f.write_str("waits a while before it is tried again, after an infrastructure failure"),
             Self::FailedThere => f.write_str("the only room is on workers on which it failed before; another could run it"),
             Self::Reserved => f.write_str("the only room is kept for a more urgent job that needs more of it"),
+            Self::Outlasts => f.write_str("the only room is kept for a more urgent job, and it would not be done before that can start"),
             Self::PlanFull => f.write_str("more jobs are ready than are placed at once; its turn comes next"),
             Self::Placing => f.write_str("about to be placed, as far as there is room"),
             Self::NoWorker => f.write_str("the farm has no worker"),
@@ -152,7 +162,10 @@ impl Farm {
 
     /// Returns the workers that have room for a job with these needs at this moment.
     fn with_room(&self, needs: &Needs) -> impl Iterator<Item = &WorkerId> {
-        let fits = |worker: &Worker, free: Free| free.take(fleet::grant(&worker.offer, needs)).is_some();
+        let fits = |worker: &Worker, free: Free| {
+            let granted = fleet::grant(worker.offer.capacity, needs);
+            free.take(granted).is_some() || (needs.light && free.take_light(fleet::light(granted)).is_some())
+        };
         self.able(needs).filter(move |(_, worker, free)| fits(worker, *free)).map(|(id, ..)| id)
     }
 
@@ -180,8 +193,8 @@ impl Farm {
     }
 
     /// Returns why a ready job does not run at this moment. `known` saves looking at its class again.
-    pub(crate) fn wait_reason(&self, job: &Job, known: &BTreeMap<Arc<Needs>, WaitReason>) -> WaitReason {
-        let needs = job.needs_next();
+    pub(crate) fn wait_reason(&self, key: JobKey, job: &Job, known: &BTreeMap<Arc<Needs>, WaitReason>) -> WaitReason {
+        let needs = self.index.needs_of(key, job);
         if job.tries.retry_at.is_some() {
             return self.unplaceable(&needs).unwrap_or(WaitReason::BackOff);
         }

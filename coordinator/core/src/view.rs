@@ -7,10 +7,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobCounts, JobView, WorkerView};
-use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PathInfo, StorePath, WorkerId};
+use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PackageView, PathInfo, StorePath, WorkerId};
 
 use crate::build::{Build, Phase};
-use crate::estimate;
 use crate::farm::Farm;
 use crate::job::{Attempt, AttemptEnd, Job, JobKey, Needs, State};
 use crate::report::WaitReason;
@@ -53,13 +52,18 @@ impl Farm {
 
     /// Returns a job of the farm.
     pub fn job_view(&self, derivation: &DrvPath) -> Option<JobView> {
-        self.find(derivation).map(|(key, job)| self.view(key, job, &BTreeMap::new()))
+        self.find(derivation).map(|(key, job)| self.live_view(key, job, &BTreeMap::new()))
     }
 
     /// Returns every job of the farm, oldest submission first and inputs before what needs them.
     pub fn jobs(&self) -> impl Iterator<Item = JobView> + '_ {
         let reasons = self.class_reasons();
-        self.facts.jobs.iter().map(move |(key, job)| self.view(*key, job, &reasons))
+        self.facts.jobs.iter().map(move |(key, job)| self.live_view(*key, job, &reasons))
+    }
+
+    /// Returns what the farm learned of packages, by name; of all, or of those called `pname`.
+    pub fn packages(&self, pname: Option<&str>) -> Vec<PackageView> {
+        self.facts.estimates.views(pname)
     }
 
     /// Returns the registered workers. All count as connected: whether a session is open at this moment, the shell knows.
@@ -175,6 +179,12 @@ impl Farm {
         build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| choose(job)).map(view).collect()
     }
 
+    /// As [`Self::view`], with the rank that counts; records hold the one that every version of this program gives.
+    fn live_view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
+        let view = self.view(key, job, reasons);
+        if job.is_built() { view } else { JobView { upward_rank_ms: self.index.rank_ms(key), ..view } }
+    }
+
     fn view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
         let ended = job.tries.ended.iter().map(attempt_view);
         let running = job.running().map(|running| AttemptView {
@@ -212,7 +222,7 @@ impl Farm {
             State::Waiting if !self.is_wanted(key) => String::from("no live build wants it started"),
             State::Waiting if self.index.unbuilt(key) > 0 => self.reason_blocked(key, job),
             State::Waiting if job.is_unresolved() => String::from("its inputs are built; their paths are being put into its derivation"),
-            State::Waiting => self.wait_reason(job, reasons).to_string(),
+            State::Waiting => self.wait_reason(key, job, reasons).to_string(),
             State::Running(running) if running.revoke_at.is_some() => {
                 format!("on {}; no build wants it, it is stopped soon", running.worker)
             }
@@ -246,18 +256,18 @@ impl Farm {
         };
         let reasons = self.class_reasons();
         for key in build.jobs.iter().filter(is_ready) {
-            *waiting.entry(self.wait_reason(self.job(*key), &reasons).to_string()).or_default() += 1;
+            *waiting.entry(self.wait_reason(*key, self.job(*key), &reasons).to_string()).or_default() += 1;
         }
         waiting
     }
 
     /// Returns the larger of two bounds: the longest chain that is left, and the work that is left spread over all slots.
     fn remaining_ms(&self, build: &Build) -> Option<u64> {
-        let open = build.jobs.iter().map(|key| self.job(*key)).filter(|job| !job.is_final());
+        let open = build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| !job.is_final());
         let (mut chain_ms, mut work_ms, mut any) = (0u64, 0u64, false);
-        for job in open {
-            chain_ms = chain_ms.max(job.upward_rank_ms);
-            work_ms = work_ms.saturating_add(estimate::duration_ms(job));
+        for (key, _) in open {
+            chain_ms = chain_ms.max(self.index.rank_ms(key));
+            work_ms = work_ms.saturating_add(self.index.expected(key).wall_ms);
             any = true;
         }
         let slots: u64 = self.facts.workers.values().map(|worker| u64::from(worker.offer.slots)).sum();

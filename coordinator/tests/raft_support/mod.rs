@@ -32,6 +32,7 @@ pub fn register(number: u64) -> Command {
             capacity: Resources { cores: 4, memory_mib: 1024 },
             slots: 4,
             guarantees: BTreeMap::new(),
+            ..Offer::default()
         },
         attempts: Vec::new(),
         since: None,

@@ -80,6 +80,7 @@ impl Crew {
                 capacity,
                 slots: self.slots,
                 guarantees: BTreeMap::new(),
+                ..Offer::default()
             };
             let worker = Worker {
                 agent: Agent::restore(name, offer, Leader::default(), Vec::new()),

@@ -249,6 +249,7 @@ impl Journal {
             capacity: Resources { cores: 2, memory_mib: 4096 },
             slots: 2,
             guarantees: Default::default(),
+            ..Offer::default()
         };
         Agent::restore(worker, offer, kept.leader_seen, kept.results.values().cloned().collect())
     }

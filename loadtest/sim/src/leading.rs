@@ -316,7 +316,10 @@ impl World {
     fn fail(&mut self, node: usize, lease: Lease, message: &str) {
         let failure = Failure { class: FailureClass::Infrastructure, message: message.to_owned() };
         let now = self.stamp(node);
-        self.propose_again(node, Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, now });
+        self.propose_again(
+            node,
+            Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, learn: true, now },
+        );
     }
 
     /// Proposes the end of an attempt, after a look at what it claims to have made.
@@ -333,7 +336,7 @@ impl World {
             outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
         };
         let now = self.stamp(node);
-        self.propose_again(node, Command::Finish { lease, outcome, now });
+        self.propose_again(node, Command::Finish { lease, outcome, learn: true, now });
     }
 
     fn check_outputs(&self, node: usize, lease: &Lease, outputs: &[BuiltOutput]) -> Result<Vec<BuiltOutput>, Lacks> {

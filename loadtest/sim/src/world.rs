@@ -152,7 +152,15 @@ impl World {
         let features = if kvm { BTreeSet::from(["kvm".to_owned()]) } else { BTreeSet::new() };
         let capacity = Resources { cores: if large { 4 } else { 1 + u32::try_from(self.dice.below(4)).expect("small") }, memory_mib: 1000 };
         let slots = 1 + u32::try_from(self.dice.below(3)).expect("small");
-        let offer = Offer { systems: BTreeSet::from(["x86_64-linux".to_owned()]), features, capacity, slots, guarantees: BTreeMap::new() };
+        let offer = Offer {
+            systems: BTreeSet::from(["x86_64-linux".to_owned()]),
+            features,
+            capacity,
+            slots,
+            guarantees: BTreeMap::new(),
+            light_slots: u32::from(number % 2 == 1),
+            ..Offer::default()
+        };
         let id = WorkerId::parse(&format!("w{number}")).expect("a worker's name");
         self.hosts.push(Host {
             agent: Agent::restore(id.clone(), offer.clone(), Default::default(), Vec::new()),

@@ -116,7 +116,7 @@ fn worker_config(shape: &Shape, name: WorkerId, number: u32, coordinator: Socket
         let cores = (processors() / shape.workers).max(1);
         config.cores = Some(cores);
         config.slots = Some(cores);
-        config.slot_first = (number - 1) * cores;
+        config.slot_first = (number - 1) * config.users();
         config.memory_mib = memory_mib().map(|mib| (mib * 7 / 8 / u64::from(shape.workers)).max(64));
     }
     config

@@ -16,6 +16,7 @@ mod cluster;
 mod daemon;
 mod daemons;
 mod drv;
+mod durations;
 mod embedded;
 mod evaluate;
 mod failures;
@@ -92,6 +93,9 @@ enum Command {
     /// Kept are the newest ended builds of each name and young ones, live builds, pins, what clients hold, and what was uploaded or asked
     /// for lately, each with all that it refers to.
     Gc(gc::Args),
+    /// What builds are expected to take
+    #[command(subcommand)]
+    Durations(durations::Command),
     /// Keep paths of the farm's store, and all that they refer to, under a name
     Pin(gc::PinArgs),
     /// End that
@@ -158,6 +162,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cluster(command) => cluster::run(command),
         Command::PathInfo(args) => operate::path_info(&args),
         Command::Gc(args) => gc::gc(&args),
+        Command::Durations(command) => durations::run(command),
         Command::Pin(args) => gc::pin(&args),
         Command::Unpin(args) => gc::unpin(&args),
         Command::Pins(args) => gc::pins(&args),

@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, GarbageAnswer, GarbageRequest, Lease, NotLeader,
-    OutOfPatience, OutputName, PathInfo, Patience, RequestId, Resources, Root, StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
+    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, GarbageAnswer, GarbageRequest, Lease, Measured,
+    NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, StoreDir, StorePath, Timestamp,
+    Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -122,6 +123,10 @@ pub enum Request {
         /// How closely, and what follows.
         how: Thoroughness,
     },
+    /// Admin: what builds took elsewhere, at most `DURATIONS_PER_ENTRY_MAX`. Answered by [`Response::Done`].
+    ImportDurations(Vec<Measured>),
+    /// Client: what the farm expects of packages; of all, or of those of this name. Answered by [`Response::Packages`] frames.
+    Packages(Option<String>),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -205,6 +210,8 @@ pub enum Response {
     Substitutable(Vec<Substitutable>),
     /// What is damaged of the paths that were asked about.
     Damaged(Vec<Damage>),
+    /// Packages.
+    Packages(Vec<PackageView>),
 }
 
 /// How closely stored paths are looked at.

@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod client;
 mod cluster;
+mod duration;
 pub mod frame;
 mod garbage;
 mod hash;
@@ -23,6 +24,7 @@ mod version;
 pub mod worker;
 
 pub use cluster::{ClusterRequest, ClusterView, MemberView};
+pub use duration::{Measured, PackageView};
 pub use garbage::{Collect, Collected, GarbageAnswer, GarbageRequest};
 pub use hash::{Blake3Hash, HashError, Sha256Hash};
 pub use hold::{OutOfPatience, Patience};

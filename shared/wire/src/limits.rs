@@ -196,3 +196,26 @@ pub const TRANSCODED_WAITING_MAX: usize = 64;
 /// Bytes of memory that the entries of open directories take while a tree is hashed as Git does, for a tree's size is hashed before its
 /// entries: some 200,000 entries. Passing it: what is to be addressed so is refused.
 pub const GIT_TREES_BYTES_MAX: usize = 64 << 20;
+
+/// Packages, by name and system, of which a farm remembers durations and sizes, about 400 bytes each: a whole package set for two systems.
+/// Passing it: the one that was built longest ago is forgotten.
+pub const PACKAGES_REMEMBERED_MAX: usize = 65_536;
+
+/// Derivations whose own durations a farm remembers, about 100 bytes each. Passing it: the one that was built longest ago is forgotten.
+pub const DERIVATIONS_REMEMBERED_MAX: usize = 65_536;
+
+/// Versions of one package that are told apart. Passing it: the one that was built longest ago is forgotten.
+pub const VERSIONS_PER_PACKAGE_MAX: usize = 4;
+
+/// Durations in one log entry or request: about 100 bytes each. Passing it: the request is refused.
+pub const DURATIONS_PER_ENTRY_MAX: usize = 1_024;
+
+/// Bytes of a package's name, its version or its system that durations are remembered under. A derivation's name has 211 at most. Passing it:
+/// the request is refused.
+pub const PACKAGE_NAME_BYTES_MAX: usize = 211;
+
+/// Workers that a farm remembers to have a job's outputs. Passing it: all count as having them.
+pub const HOLDERS_MAX: usize = 8;
+
+/// Bytes of a job's outputs, as NARs, from which on it is remembered who has them: less is fetched before anybody has thought about it.
+pub const HELD_BYTES_MIN: u64 = 4 << 20;

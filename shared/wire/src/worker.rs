@@ -46,6 +46,50 @@ pub struct Offer {
     pub slots: u32,
     /// What its sandbox guarantees, in words for people (`cgroup: hybrid`, `landlock: 7`).
     pub guarantees: BTreeMap<String, String>,
+    /// How fast it builds, per mille of the standard: what takes others 1,000 ms takes it 1,000,000 divided by this.
+    #[serde(default = "speed_standard", skip_serializing_if = "is_speed_standard")]
+    pub speed_per_mille: u32,
+    /// Most light attempts at a time beside its slots: fetches by the worker itself, and builds that prefer to be local. They hold no cores.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub light_slots: u32,
+    /// MiB of inputs that it fetches in a second; 0 if nobody knows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fetch_mib_per_second: u32,
+}
+
+impl Offer {
+    /// Returns what farms below version 4 know of it.
+    pub fn as_before_4(self) -> Self {
+        Self { speed_per_mille: SPEED_STANDARD, light_slots: 0, fetch_mib_per_second: 0, ..self }
+    }
+
+    /// Returns whether it holds more than farms below version 4 know.
+    pub fn needs_4(&self) -> bool {
+        self.speed_per_mille != SPEED_STANDARD || self.light_slots != 0 || self.fetch_mib_per_second != 0
+    }
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        let (systems, features, guarantees) = Default::default();
+        let capacity = Resources::default();
+        Self { systems, features, capacity, slots: 0, guarantees, speed_per_mille: SPEED_STANDARD, light_slots: 0, fetch_mib_per_second: 0 }
+    }
+}
+
+/// The speed of a worker that does not say, per mille.
+pub const SPEED_STANDARD: u32 = 1_000;
+
+fn speed_standard() -> u32 {
+    SPEED_STANDARD
+}
+
+fn is_speed_standard(speed: &u32) -> bool {
+    *speed == SPEED_STANDARD
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// From a worker to the leader.

@@ -176,15 +176,25 @@ impl Agent {
         })
     }
 
-    /// Returns free slots and capacity, derived from what runs.
+    /// Returns free slots and capacity, derived from what runs. Attempts without cores hold light slots as long as there are some.
     pub fn free(&self) -> (u32, Resources) {
         let (mut slots, mut free) = (self.offer.slots, self.offer.capacity);
+        let mut light = self.offer.light_slots;
         for held in self.attempts.values().filter_map(Attempt::held) {
-            slots = slots.saturating_sub(1);
+            if held.cores == 0 && light > 0 {
+                light -= 1;
+            } else {
+                slots = slots.saturating_sub(1);
+            }
             free.cores = free.cores.saturating_sub(held.cores);
             free.memory_mib = free.memory_mib.saturating_sub(held.memory_mib);
         }
         (slots, free)
+    }
+
+    fn has_light_slot(&self) -> bool {
+        let held = self.attempts.values().filter_map(Attempt::held).filter(|held| held.cores == 0).count();
+        u32::try_from(held).is_ok_and(|held| held < self.offer.light_slots)
     }
 
     /// Obeys a leader unless a higher one was seen.
@@ -287,7 +297,9 @@ impl Agent {
         while let Some(Attempt::Queued(assignment)) = self.queue.front().and_then(|lease| self.attempts.get(lease)) {
             let (slots, free) = self.free();
             let asked = assignment.resources;
-            let fits = slots > 0 && asked.cores <= free.cores && asked.memory_mib <= free.memory_mib;
+            let fits = (slots > 0 || (asked.cores == 0 && self.has_light_slot()))
+                && asked.cores <= free.cores
+                && asked.memory_mib <= free.memory_mib;
             if !fits && self.holding().next().is_some() {
                 break;
             }

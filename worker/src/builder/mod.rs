@@ -96,7 +96,7 @@ pub fn launch(
     env.set("PATH", "/path-not-set");
     env.set("HOME", "/homeless-shelter");
     env.set("NIX_STORE", assignment.store_dir.as_str());
-    env.set("NIX_BUILD_CORES", assignment.resources.cores.to_string());
+    env.set("NIX_BUILD_CORES", assignment.resources.cores.max(1).to_string());
     let files = if attributes.json().is_some() {
         structured(derivation, assignment, outputs, &placeholders, &mut env)?
     } else {

@@ -64,7 +64,7 @@ impl Policy {
             owner,
             group: group_name(config),
             slot_first: config.slot_first,
-            slots: config.slots(),
+            slots: config.users(),
             resources: config.policy(),
             disk: config.disk,
             disk_limits: config.disk_limits(),

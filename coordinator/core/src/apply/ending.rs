@@ -1,7 +1,7 @@
 //! Builds end and leave: the settling after each change, `Publish`, `Cancel`, `Retire`.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use kiln_wire::client::{BuildState, EventKind};
@@ -148,9 +148,11 @@ impl Farm {
             self.index.attach(&self.facts, *key);
         }
         // Highest first: a job leaves before its inputs, so that no edge is left to cut.
+        let mut freed = BTreeSet::new();
         for key in build.jobs.iter().rev() {
-            self.drop_if_unheld(*key);
+            freed.extend(self.drop_unheld(*key));
         }
+        self.index.rerank(&self.facts, freed);
         self.facts.retired.insert(id, build.request);
         if self.facts.retired.len() > REQUESTS_REMEMBERED_MAX {
             self.facts.retired.pop_first();

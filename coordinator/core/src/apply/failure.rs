@@ -23,12 +23,13 @@ impl Farm {
         let Failure { class, message } = failure;
         let message = cut(&message, FAILURE_MESSAGE_BYTES_MAX);
         let epoch = self.job(key).running().map(|running| running.epoch);
+        let granted_mib = self.job(key).running().map_or(0, |running| running.granted.memory_mib);
         let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, Some(usage), now) else {
             return;
         };
         match class {
             FailureClass::BuildFailure | FailureClass::LimitExceeded => self.fail_for_good(key, class, message, now, fx),
-            FailureClass::OutOfMemory => self.retry_with_memory(key, usage, message, now, fx),
+            FailureClass::OutOfMemory => self.retry_with_memory(key, (granted_mib, usage), message, now, fx),
             FailureClass::Cancelled if self.finishes(&worker, epoch) => self.retried(key, class, message, now, fx),
             // What a worker gave up in an earlier life is no fault of the job's either.
             FailureClass::Infrastructure | FailureClass::Cancelled => self.retry_elsewhere(key, worker, message, now, fx),
@@ -37,8 +38,10 @@ impl Farm {
 
     /// Notes that a worker gives jobs back which are still wanted; returns false if it has registered anew since.
     fn finishes(&mut self, worker: &WorkerId, epoch: Option<Epoch>) -> bool {
-        let known = self.facts.workers.get_mut(worker).filter(|known| Some(known.epoch) == epoch);
-        known.map(|known| known.is_finishing = true).is_some()
+        self.change_worker(worker, |workers| {
+            let known = workers.get_mut(worker).filter(|known| Some(known.epoch) == epoch);
+            known.map(|known| known.is_finishing = true).is_some()
+        })
     }
 
     /// The lease of `key` ended without a report.
@@ -98,9 +101,10 @@ impl Farm {
         }
     }
 
-    fn retry_with_memory(&mut self, key: JobKey, usage: Usage, message: String, now: Timestamp, fx: &mut Effects) {
+    /// `granted_mib` is what the attempt had that was killed; 0 if it had all that there was.
+    fn retry_with_memory(&mut self, key: JobKey, (granted_mib, usage): (u64, Usage), message: String, now: Timestamp, fx: &mut Effects) {
         let peak_mib = usage.memory_peak_bytes.div_ceil(1 << 20);
-        let had_mib = match (self.job(key).needs_next().resources.memory_mib, peak_mib) {
+        let had_mib = match (self.job(key).memory_next_mib().max(granted_mib), peak_mib) {
             (0, 0) => MEMORY_MIB_ASSUMED,
             (0, peak) => peak,
             (asked, _) => asked,

@@ -140,6 +140,9 @@ impl Farm {
                 running.revoke_at = None;
             }
         }
+        // What joined is needed by more, and what was renumbered has its rank to come.
+        let ranked: BTreeSet<JobKey> = moved.values().chain(joined).copied().collect();
+        self.index.rank_all(&self.facts, ranked.iter().rev().copied());
         for key in moved.values().chain(joined) {
             self.index.attach(&self.facts, *key);
         }

@@ -38,18 +38,21 @@ impl Farm {
         let Some(worker) = self.facts.workers.get(&placement.worker).filter(|known| known.epoch == placement.epoch) else {
             return Err(Refused::StaleEpoch { worker: placement.worker.clone(), epoch: placement.epoch });
         };
-        let needs = job.needs_next();
-        let granted = fleet::grant(&worker.offer, &needs);
-        let fits = fleet::could_run(&worker.offer, &needs) && self.free_on(&placement.worker).and_then(|free| free.take(granted)).is_some();
-        if !fits {
+        let needs = job.needs_next(0);
+        let granted = placement.resources.unwrap_or_else(|| fleet::grant(worker.offer.capacity, &needs));
+        let free = self.free_on(&placement.worker);
+        let rest = free.and_then(|free| if placement.light { free.take_light(granted) } else { free.take(granted) });
+        // What the planner grants is its own choice, but for what the job must have.
+        let enough = granted.memory_mib >= needs.resources.memory_mib && (!placement.light || (job.is_light() && granted.cores == 0));
+        if !fleet::could_run(&worker.offer, &needs) || rest.is_none() || !enough {
             return Err(Refused::DoesNotFit { derivation: derivation.clone(), worker: placement.worker.clone() });
         }
         Ok((key, granted))
     }
 
     fn give_lease(&mut self, key: JobKey, granted: Resources, attempt: AttemptId, placement: Placement, now: Timestamp, fx: &mut Effects) {
-        let Placement { derivation, worker, epoch } = placement;
-        let running = Running { attempt, worker: worker.clone(), epoch, granted, started_at: now, revoke_at: None };
+        let Placement { derivation, worker, epoch, light, resources: _ } = placement;
+        let running = Running { attempt, worker: worker.clone(), epoch, granted, started_at: now, revoke_at: None, light };
         let limits = self.change(key, |job| {
             job.tries.retry_at = None;
             job.state = State::Running(Box::new(running));

@@ -6,12 +6,14 @@ mod ending;
 mod failure;
 mod finish;
 mod grow;
+mod learn;
 mod lease;
 mod resolve;
 mod session;
 mod submit;
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{Event, EventKind};
@@ -44,7 +46,13 @@ impl Farm {
                 self.submit(index, wish, now, &mut fx);
             }
             Command::Assign { placements, now } => self.assign(index, placements, now, &mut fx),
-            Command::Finish { lease, outcome, now } => self.finish(&lease, outcome, now, &mut fx),
+            Command::Finish { lease, outcome, learn, now } => {
+                if learn {
+                    self.learn(&lease, &outcome);
+                }
+                self.finish(&lease, outcome, now, &mut fx);
+            }
+            Command::ImportDurations { durations, now: _ } => self.import_durations(&durations),
             Command::Resolve { derivation, inputs, to, now } => self.resolve(&derivation, inputs, to, now, &mut fx),
             Command::Publish { derivation, now: _ } => self.publish(&derivation, &mut fx),
             Command::Cancel { build, now } => self.cancel(build, now, &mut fx),
@@ -75,20 +83,27 @@ impl Farm {
 
     /// Takes a job out of the farm if nothing holds it there: no build, no lease, no output that waits to be published.
     fn drop_if_unheld(&mut self, key: JobKey) {
-        let Some(job) = self.facts.jobs.get(&key) else { return };
+        let freed = self.drop_unheld(key);
+        self.index.rerank(&self.facts, freed);
+    }
+
+    /// As [`Self::drop_if_unheld`], and returns the jobs whose ranks stood on this one's, for [`crate::index::Index::rerank`].
+    fn drop_unheld(&mut self, key: JobKey) -> BTreeSet<JobKey> {
+        let Some(job) = self.facts.jobs.get(&key) else { return BTreeSet::new() };
         let held = self.index.links.get(&key).is_some_and(|links| !links.builds.is_empty())
             || matches!(job.state, State::Running(_) | State::Built { published: false, .. });
         if held {
-            return;
+            return BTreeSet::new();
         }
         self.index.detach(&self.facts, key);
         let dependents: Vec<JobKey> = self.index.dependents(key).collect();
         for dependent in dependents {
             self.forget_input(dependent, key);
         }
-        if let Some(job) = self.facts.jobs.remove(&key) {
-            self.index.remove_job(key, &job);
-        }
+        let Some(job) = self.facts.jobs.remove(&key) else { return BTreeSet::new() };
+        self.index.remove_job(key, &job);
+        // What a built job needed is built, and has no rank.
+        if job.is_built() { BTreeSet::new() } else { job.inputs.iter().copied().collect() }
     }
 
     /// Cuts the edge to an input that leaves the farm. Only jobs without a build get here: a build holds its whole closure.

@@ -29,7 +29,8 @@ impl Farm {
         let (keep, kept_jobs) = self.kept_leases(&worker, &offer, attempts);
         let lost: Vec<JobKey> = self.jobs_on(&worker).into_iter().filter(|key| !kept_jobs.contains(key)).collect();
         let epoch = Epoch(index.0);
-        self.facts.workers.insert(worker.clone(), Worker { epoch, offer, registered_at: now, is_finishing: false });
+        let arrived = Worker { epoch, offer, registered_at: now, is_finishing: false };
+        self.change_worker(&worker, |workers| workers.insert(worker.clone(), arrived));
         fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
         for key in lost {
             let leased_at = self.job(key).running().map(|running| running.epoch);
@@ -46,7 +47,7 @@ impl Farm {
         if self.facts.workers.get(worker).is_none_or(|known| known.epoch != epoch) {
             return refuse(Refused::StaleEpoch { worker: worker.clone(), epoch }, fx);
         }
-        self.facts.workers.remove(worker);
+        self.change_worker(worker, |workers| workers.remove(worker));
         for key in self.jobs_on(worker) {
             self.lose_lease(key, format!("worker {worker} was lost"), now, fx);
         }
@@ -68,7 +69,8 @@ impl Farm {
         for lease in attempts {
             let Some((key, job)) = self.find(&lease.derivation) else { continue };
             let Some(running) = job.running().filter(|_| job.holds(&lease) && lease.worker == *worker) else { continue };
-            let Some(rest) = free.take(running.granted) else { continue };
+            let share = if running.light { free.take_light(running.granted) } else { free.take(running.granted) };
+            let Some(rest) = share else { continue };
             if kept_jobs.insert(key) {
                 free = rest;
                 keep.push(lease);

@@ -122,6 +122,8 @@ impl Farm {
         for derivation in order {
             let mut spec = specs.remove(&derivation).expect("the order names each job once");
             let needs = Needs {
+                memory_wish_mib: 0,
+                light: false,
                 system: core::mem::take(&mut spec.system),
                 features: core::mem::take(&mut spec.required_features),
                 resources: spec.resources,
@@ -159,6 +161,7 @@ impl Farm {
         }
         self.index.add_build(id, &build);
         self.facts.builds.insert(id, build);
+        self.index.rank_all(&self.facts, jobs.iter().rev().copied());
         for key in &jobs {
             if let Some(State::Running(running)) = self.facts.jobs.get_mut(key).map(|job| &mut job.state) {
                 running.revoke_at = None;
@@ -171,7 +174,7 @@ impl Farm {
         id
     }
 
-    /// Raises the ranks of a build's jobs. Highest key first: a job's dependents are settled before it is. O(V+E).
+    /// Raises the ranks that are kept for records. Highest key first: a job's dependents are settled before it is. O(V+E).
     pub(super) fn raise_ranks(&mut self, jobs: &[JobKey]) {
         for key in jobs.iter().rev() {
             let job = self.job(*key);
@@ -179,9 +182,10 @@ impl Farm {
                 continue;
             }
             let behind = self.index.dependents(*key).map(|dependent| self.job(dependent).upward_rank_ms).max().unwrap_or(0);
-            let rank = behind.saturating_add(estimate::duration_ms(job));
+            let rank = behind.saturating_add(estimate::wall_ms_unlearnt(job));
             if rank > job.upward_rank_ms {
-                self.change(*key, |job| job.upward_rank_ms = rank);
+                let job = self.facts.jobs.get_mut(key).expect("a build's jobs are of the farm");
+                job.upward_rank_ms = rank;
             }
         }
     }

@@ -65,6 +65,7 @@ impl Planted {
             capacity: Resources { cores: 8, memory_mib: 4096 },
             slots: 8,
             guarantees: BTreeMap::new(),
+            ..Offer::default()
         };
         planted.apply(Command::Register { worker: worker("w1"), offer, attempts: vec![], since: None, now: Timestamp(0) });
         let graph = vec![spec("gcc", &[]), spec("lib", &["gcc"]), spec("app", &["lib"]), spec("bad", &[]), spec("user", &["bad"])];
@@ -97,7 +98,7 @@ impl Planted {
     }
 
     fn assign(&mut self, job: &str) {
-        let placement = Placement { derivation: drv(job), worker: worker("w1"), epoch: Epoch(1) };
+        let placement = Placement { derivation: drv(job), worker: worker("w1"), epoch: Epoch(1), resources: None, light: false };
         self.apply(Command::Assign { placements: vec![placement], now: Timestamp(0) });
     }
 
@@ -108,7 +109,7 @@ impl Planted {
             Some(class) => Outcome::Failed { failure: Failure { class, message: String::new() }, usage },
             None => Outcome::Built { outputs: vec![BuiltOutput { name: out(), info: info(path(job)) }], usage },
         };
-        self.apply(Command::Finish { lease, outcome, now: Timestamp(0) });
+        self.apply(Command::Finish { lease, outcome, learn: true, now: Timestamp(0) });
     }
 }
 
@@ -149,7 +150,7 @@ type Plant = fn(&mut Farm);
 /// A bug in what is derived: the comparison finds it.
 #[test]
 fn a_planted_bug_in_the_index_is_caught() {
-    let table: [(&str, Plant); 9] = [
+    let table: [(&str, Plant); 11] = [
         ("by_path", |farm| farm.index.by_path.clear()),
         ("links", |farm| farm.index.links.values_mut().for_each(|links| links.unbuilt += 1)),
         ("ready", |farm| farm.index.ready.clear()),
@@ -159,6 +160,8 @@ fn a_planted_bug_in_the_index_is_caught() {
         ("paths", |farm| farm.index.paths.clear()),
         ("requests", |farm| farm.index.requests.clear()),
         ("tallies", |farm| farm.index.tallies.values_mut().for_each(|tally| tally.open += 1)),
+        ("topics", |farm| farm.index.topics.clear()),
+        ("fleet", |farm| farm.index.fleet.seats.clear()),
     ];
     for (subject, plant) in table {
         let mut farm = Planted::new().farm;
@@ -178,7 +181,6 @@ fn a_planted_bug_in_the_facts_is_caught() {
     let started = "a job that was started has only built inputs";
     let dependency = "a job is dependency-failed just when an input failed, and names a job that failed itself";
     let outputs = "committed outputs are the derivation's whole output set";
-    let rank = "an unbuilt job's rank is at least its own time and the rank of what waits for it";
     let revoked = "a live lease has a time of revocation just when no build awaits the job";
     let poisoned = "a job that failed on the most workers it may is failed";
     let held = "a job stays only while a build, a lease or an unpublished output holds it";
@@ -212,7 +214,7 @@ fn a_planted_bug_in_the_facts_is_caught() {
         (dependency, |farm| job(farm, "user").state = State::DependencyFailed { cause: JobKey(0) }),
         (outputs, |farm| job(farm, "gcc").outputs = [].into()),
         (outputs, |farm| job(farm, "gcc").outputs[0].path = Some(path("other"))),
-        (rank, |farm| job(farm, "lib").upward_rank_ms = 30_000),
+        (fit, |farm| lease(farm, "lib").light = true),
         (revoked, |farm| lease(farm, "lib").revoke_at = Some(Timestamp(7))),
         (revoked, |farm| lease(farm, "gone").revoke_at = None),
         (poisoned, |farm| job(farm, "tool").tries.failed_on = ["w1", "w2", "w3"].map(worker).into()),
@@ -238,6 +240,18 @@ fn a_planted_bug_in_the_facts_is_caught() {
         let violation = farm.check_invariants().expect_err(invariant);
         assert_eq!(violation.invariant, invariant, "plant {number}: {violation}");
         assert!(Farm::from_snapshot(&farm.to_snapshot()).is_err(), "plant {number}: a broken farm must not come out of a snapshot");
+    }
+}
+
+/// The index as a whole would show it too: this is the invariant's own look.
+#[test]
+fn a_rank_that_follows_from_nothing_is_caught() {
+    for change in [1, -1] {
+        let mut farm = Planted::new().farm;
+        let lib = key(&farm, "lib");
+        let links = farm.index.links.get_mut(&lib).expect("it is linked");
+        links.rank_ms = links.rank_ms.saturating_add_signed(change);
+        ranks_cover_what_waits_behind(&farm).expect_err("off by one");
     }
 }
 

@@ -56,6 +56,7 @@ impl Drain {
                 capacity: Resources { cores: slots * 4, memory_mib: 65_536 },
                 slots,
                 guarantees: BTreeMap::new(),
+                ..Offer::default()
             };
             let worker = WorkerId::parse(&format!("w{number:04}")).expect("a valid name");
             drain.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: drain.now });
@@ -106,7 +107,7 @@ impl Drain {
         self.now = end;
         let outcome = outcome(&self.specs[&lease.derivation]);
         let derivation = lease.derivation.clone();
-        self.apply(Command::Finish { lease, outcome, now: end });
+        self.apply(Command::Finish { lease, outcome, learn: true, now: end });
         self.apply(Command::Publish { derivation, now: end });
         true
     }

@@ -35,6 +35,7 @@ pub fn offer(slots: u32) -> Offer {
         capacity: Resources { cores: slots, memory_mib: 8192 },
         slots,
         guarantees: BTreeMap::new(),
+        ..Offer::default()
     }
 }
 

@@ -82,7 +82,7 @@ fn a_job_keeps_few_attempts_and_short_messages_however_often_it_fails() {
         log.apply(Command::Assign { placements: plan.placements, now });
         let lease = log.farm.live_lease(&drv("a")).expect("the only worker takes it again after each back-off");
         let message = "é".repeat(FAILURE_MESSAGE_BYTES_MAX);
-        log.apply(Command::Finish { lease, outcome: failed(FailureClass::Infrastructure, &message, 0), now });
+        log.apply(Command::Finish { lease, outcome: failed(FailureClass::Infrastructure, &message, 0), learn: false, now });
         log.farm.check_invariants().expect("invariants hold");
     }
     let view = log.farm.job_view(&drv("a")).expect("the job is there");

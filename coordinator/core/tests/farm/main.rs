@@ -7,6 +7,7 @@ mod graphs;
 mod limits;
 mod mended;
 mod model;
+mod packing;
 mod random;
 mod script;
 mod text;

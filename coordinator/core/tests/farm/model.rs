@@ -86,7 +86,7 @@ fn the_plan_is_the_models_plan() {
             let running: Vec<DrvPath> = farm.jobs().filter(|job| job.state == "running").map(|job| job.derivation).collect();
             let Some(derivation) = dice.choose(&running).cloned() else { break };
             let lease = farm.live_lease(&derivation).expect("it runs");
-            apply(&mut farm, Command::Finish { lease, outcome: built(&by_path[&derivation], 1), now });
+            apply(&mut farm, Command::Finish { lease, outcome: built(&by_path[&derivation], 1), learn: false, now });
         }
     }
 }
@@ -94,7 +94,7 @@ fn the_plan_is_the_models_plan() {
 /// Returns the length in milliseconds of the longest chain that starts at `name`, by trying every path.
 fn longest_chain_ms(specs: &[JobSpec], name: &DrvPath) -> u64 {
     let behind = specs.iter().filter(|spec| spec.inputs.iter().any(|input| input.derivation == *name));
-    let own = specs.iter().find(|spec| spec.derivation == *name).map_or(0, |spec| if spec.prefer_local { 300 } else { 27_000 });
+    let own = specs.iter().find(|spec| spec.derivation == *name).map_or(0, |spec| if spec.prefer_local { 700 } else { 56_968 });
     own + behind.map(|spec| longest_chain_ms(specs, &spec.derivation)).max().unwrap_or(0)
 }
 

@@ -79,7 +79,7 @@ impl Chaos {
                 Command::Assign { placements: plan.placements, now }
             }
             10 => Command::Assign { placements: (0..3).map(|_| self.placement()).collect(), now },
-            11..=14 => Command::Finish { lease: self.lease(farm), outcome: self.outcome(), now },
+            11..=14 => Command::Finish { lease: self.lease(farm), outcome: self.outcome(), learn: self.dice.once_in(2), now },
             15 if self.dice.once_in(4) => self.growth(farm),
             15 if self.dice.once_in(2) => {
                 let name = self.name();
@@ -124,6 +124,8 @@ impl Chaos {
         let name = self.worker();
         let slots = u32::try_from(self.dice.below(4)).expect("small");
         let mut offer = offer(slots);
+        offer.light_slots = u32::try_from(self.dice.below(2)).expect("small");
+        offer.speed_per_mille = 500 * u32::try_from(1 + self.dice.below(3)).expect("small");
         offer.capacity.memory_mib = 500 * (1 + self.dice.below(5));
         if self.dice.once_in(3) {
             offer.features.insert("kvm".to_owned());
@@ -174,7 +176,7 @@ impl Chaos {
     fn placement(&mut self) -> Placement {
         let name = self.worker();
         let epoch = self.epoch(&name);
-        Placement { derivation: drv(self.name()), worker: worker(&name), epoch }
+        Placement { derivation: drv(self.name()), worker: worker(&name), epoch, resources: None, light: self.dice.once_in(20) }
     }
 
     fn lease(&mut self, farm: &Farm) -> Lease {
@@ -195,14 +197,21 @@ impl Chaos {
             return failed(class, "chaos", self.dice.below(3000));
         }
         let content = u8::try_from(1 + self.dice.below(2)).expect("small");
-        built(&spec(self.name(), &[]), content)
+        let mut outcome = built(&spec(self.name(), &[]), content);
+        if let Outcome::Built { usage, .. } = &mut outcome {
+            // Long and short ones, so that what is expected of the others moves.
+            usage.wall_ms = 1 << self.dice.below(30);
+            usage.memory_peak_bytes = self.dice.below(3) << self.dice.below(33);
+            usage.cpu_ms = usage.wall_ms * self.dice.below(4);
+        }
+        outcome
     }
 }
 
 /// Gives an outcome the outputs that its lease's job declares, most of the time.
 fn fit(farm: &Farm, command: Command, wrong: bool) -> Command {
     match command {
-        Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, now } if !wrong => {
+        Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, learn, now } if !wrong => {
             let content = outputs[0].info.nar_hash.0[0];
             let names = farm.outputs_declared(&lease.derivation).unwrap_or_default();
             let outputs = names
@@ -212,7 +221,7 @@ fn fit(farm: &Farm, command: Command, wrong: bool) -> Command {
                     BuiltOutput { name, info: info(path, content) }
                 })
                 .collect();
-            Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, now }
+            Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, learn, now }
         }
         other => other,
     }
@@ -393,7 +402,7 @@ fn drain(farm: &mut Farm, chaos: &mut Chaos, seed: u64) {
         for effect in apply(farm, Command::Assign { placements: plan.placements, now }) {
             let Effect::Dispatch { lease, .. } = effect else { continue };
             let outcome = built(&spec("a", &[]), 1);
-            let finish = fit(farm, Command::Finish { lease, outcome, now }, false);
+            let finish = fit(farm, Command::Finish { lease, outcome, learn: true, now }, false);
             apply(farm, finish);
         }
     }

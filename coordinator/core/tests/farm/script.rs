@@ -96,7 +96,10 @@ impl Script {
             "assign" => {
                 let (job, name) = words[0].split_once('@').expect("job@worker");
                 let epoch = self.epoch(name, &options(&words[1..]));
-                vec![Command::Assign { placements: vec![Placement { derivation: drv(job), worker: worker(name), epoch }], now }]
+                vec![Command::Assign {
+                    placements: vec![Placement { derivation: drv(job), worker: worker(name), epoch, resources: None, light: false }],
+                    now,
+                }]
             }
             "finish" => vec![self.finish(words[0], &words[1..])],
             "resolve" => vec![self.resolve(words[0], &options(&words[1..]), graph)],
@@ -229,7 +232,7 @@ impl Script {
             let output = |name: &str| BuiltOutput { name: output_name(name), info: crate::facts::info(output_path(job, name), content) };
             *outputs = names.split(',').map(output).collect();
         }
-        Command::Finish { lease, outcome, now: self.now }
+        Command::Finish { lease, outcome, learn: words.contains(&"learn"), now: self.now }
     }
 
     /// Inputs are said to be where jobs of the test put their outputs; one that is called `lib=other` is said to be at `other`'s.

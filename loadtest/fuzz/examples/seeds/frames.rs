@@ -95,6 +95,7 @@ fn offer() -> Offer {
         capacity: Resources { cores: 2, memory_mib: 4096 },
         slots: 2,
         guarantees: BTreeMap::from([("cgroup".to_owned(), "hybrid".to_owned())]),
+        ..Offer::default()
     }
 }
 

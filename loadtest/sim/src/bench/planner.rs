@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use kiln_core::{Command, Effect, Farm, Limits, plan};
-use kiln_wire::limits::JOBS_PER_ENTRY_MAX;
+use kiln_core::{Command, Effect, Farm, Limits, plan, split_name};
+use kiln_wire::limits::{DURATIONS_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
 use kiln_wire::{
-    Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Outcome, PathInfo, RequestId, Resources, Root, Sha256Hash, Timestamp, Usage,
-    WorkerId,
+    Blake3Hash, Blob, BuiltOutput, DrvPath, JobKind, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root, Sha256Hash,
+    Timestamp, Usage, WorkerId,
 };
 
 use super::engine::{Placed, Policy, Span, View};
@@ -72,6 +72,10 @@ impl Policy for Planner {
             let jobs = tasks.iter().map(|task| task.spec.clone()).collect();
             self.apply(Command::Stage { request, jobs, now });
         }
+        for tasks in tasks.chunks(DURATIONS_PER_ENTRY_MAX) {
+            let durations = tasks.iter().filter_map(measured).collect();
+            self.apply(Command::ImportDurations { durations, now });
+        }
         let root = |task: &Task| Root { derivation: task.spec.derivation.clone(), outputs: Default::default() };
         let roots = tasks.iter().filter(|task| task.dependents.is_empty()).map(root).collect();
         self.apply(Command::Submit { request, name: asked.name.clone(), roots, keep_going: true, now });
@@ -83,7 +87,12 @@ impl Policy for Planner {
         let (lease, now) = (self.leases.remove(&span.job).expect("what ends was leased"), Timestamp(now_ms));
         let task = load.task(span.job);
         let derivation = lease.derivation.clone();
-        self.apply(Command::Finish { lease, outcome: outcome(task, span, if self.blind { 0 } else { task.output_bytes }), now });
+        self.apply(Command::Finish {
+            lease,
+            outcome: outcome(task, span, if self.blind { 0 } else { task.output_bytes }),
+            learn: true,
+            now,
+        });
         self.apply(Command::Publish { derivation, now });
     }
 
@@ -99,6 +108,22 @@ impl Policy for Planner {
             }
         }
     }
+}
+
+/// Returns what the farm is told of a task that somebody has an estimate of.
+fn measured(task: &Task) -> Option<Measured> {
+    let wall_ms = task.estimate_ms.filter(|estimate_ms| *estimate_ms > 0)?;
+    let (pname, version) = split_name(task.spec.derivation.name());
+    Some(Measured {
+        pname: pname.to_owned(),
+        version: version.map(str::to_owned),
+        system: task.spec.system.clone(),
+        wall_ms,
+        fetch: task.spec.kind != JobKind::Ordinary,
+        count: Some(32),
+        derivation: Some(task.spec.derivation.clone()),
+        ..Measured::default()
+    })
 }
 
 /// What the worker says once a builder has ended. To what outputs refer, the graphs do not say: to nothing.

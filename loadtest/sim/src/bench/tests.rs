@@ -118,6 +118,7 @@ fn jobs_that_few_workers_run_are_bounded_by_these() {
         capacity: ONE,
         slots: 4,
         guarantees: Default::default(),
+        ..Offer::default()
     };
     let kvm = Offer { features: ["kvm".to_owned()].into(), slots: 1, ..plain.clone() };
     let fleet = Fleet::of(&load, vec![plain.clone(), plain, kvm]);
@@ -164,6 +165,7 @@ fn drawn(seed: u64) -> (Workload, Fleet, Costs) {
         capacity: Resources { cores: 4 + u32::try_from(dice.below(8)).expect("small"), memory_mib: 16_384 + dice.below(32_768) },
         slots: 1 + u32::try_from(dice.below(4)).expect("small"),
         guarantees: Default::default(),
+        ..Offer::default()
     };
     let offers = (0..1 + dice.below(6)).map(|number| offer(&mut dice, number == 0)).collect();
     let fleet = Fleet::of(&load, offers);

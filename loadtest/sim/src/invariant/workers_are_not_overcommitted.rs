@@ -13,11 +13,14 @@ impl Invariant for WorkersAreNotOvercommitted {
     fn see(&mut self, fact: &Fact<'_>, _look: &Look<'_>) -> Result<(), String> {
         let Fact::Starts { worker, assignment, running, offer } = fact else { return Ok(()) };
         let granted = running.values().map(|running| running.assignment.resources).chain([assignment.resources]);
-        let (mut cores, mut memory_mib, mut count) = (0, 0, 0);
+        let (mut cores, mut memory_mib, mut count, mut light) = (0, 0, 0, 0);
         for resources in granted {
             (cores, memory_mib, count) = (cores + resources.cores, memory_mib + resources.memory_mib, count + 1);
+            light += u32::from(resources.cores == 0);
         }
-        let fits = cores <= offer.capacity.cores && memory_mib <= offer.capacity.memory_mib && count <= offer.slots;
+        // Attempts without cores have slots of their own.
+        let slots = count - light.min(offer.light_slots);
+        let fits = cores <= offer.capacity.cores && memory_mib <= offer.capacity.memory_mib && slots <= offer.slots;
         if fits { Ok(()) } else { Err(format!("worker {worker} runs {count} attempts with {cores} cores and {memory_mib} MiB")) }
     }
 }

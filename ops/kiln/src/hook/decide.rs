@@ -60,6 +60,7 @@ mod tests {
                     capacity: Resources { cores: 1, memory_mib: 1 },
                     slots: 1,
                     guarantees: Default::default(),
+                    ..Offer::default()
                 },
                 used: Resources { cores: 0, memory_mib: 0 },
                 running: Vec::new(),

@@ -29,6 +29,7 @@ pub fn offer(slots: u32) -> Offer {
         capacity: Resources { cores: slots, memory_mib: 1000 },
         slots,
         guarantees: BTreeMap::new(),
+        ..Offer::default()
     }
 }
 

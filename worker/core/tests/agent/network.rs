@@ -211,7 +211,7 @@ impl World {
                     now,
                 });
             }
-            FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, now }),
+            FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, learn: false, now }),
             FromWorker::Heartbeat | FromWorker::Admission(_) | FromWorker::Started(_) | FromWorker::Log { .. } => {}
         }
     }

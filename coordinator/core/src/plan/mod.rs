@@ -1,0 +1,218 @@
+//! The planner: which ready job goes to which worker. Reads the farm, changes nothing; `Assign` checks again.
+//!
+//! List scheduling by upward rank (HEFT: Topcuoglu, Hariri, Wu 2002), ties by derivation path. Ready jobs are planned class by class,
+//! so that a class without room costs one look, however many jobs it has. The most urgent job that fits nowhere keeps a worker, on which
+//! only what is done before it starts may run (EASY backfilling: Lifka 1995). Source: ADR 0037.
+
+mod lane;
+mod near;
+mod reservation;
+mod space;
+
+use alloc::collections::{BTreeSet, BinaryHeap};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+use kiln_wire::limits::PLACEMENTS_PER_PLAN_MAX;
+use kiln_wire::worker::SPEED_STANDARD;
+use kiln_wire::{Resources, Timestamp, WorkerId};
+
+use self::lane::{Lane, lanes};
+use self::reservation::{Backfill, Reservation};
+use self::space::Space;
+use crate::command::Placement;
+use crate::farm::Farm;
+use crate::fleet::{self, Free};
+use crate::index::ReadyEntry;
+use crate::job::{JobKey, Needs};
+use crate::pool::Seat;
+use crate::report::{PlanReport, WaitReason};
+
+/// Proposed leases, most urgent first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// At most `Limits::placements_max`.
+    pub placements: Vec<Placement>,
+}
+
+/// Bounds of one plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Placements in one plan; what is left is in the next one.
+    pub placements_max: usize,
+}
+
+impl Limits {
+    /// What a farm uses.
+    pub const STANDARD: Self = Self { placements_max: PLACEMENTS_PER_PLAN_MAX };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::STANDARD
+    }
+}
+
+/// Places ready jobs on free capacity. Reads the farm, changes nothing. Every ready job is in the plan, or in the report with a reason.
+///
+/// The highest upward rank goes first, ties by derivation path; to the fastest worker, then the one with most free cores, then slots, then
+/// memory, ties by its id, unless another one has so much of the inputs that fetching them takes longer. The most urgent job that fits
+/// nowhere keeps one worker to itself. A worker on which the job failed for infrastructure reasons is passed over if a registered one is
+/// left on which it did not.
+pub fn plan(farm: &Farm, now: Timestamp, limits: &Limits) -> (Plan, PlanReport) {
+    plan_without(farm, now, limits, &BTreeSet::new())
+}
+
+/// As [`plan`], and places nothing on the workers that are `away`: they have no session with the leader, and their next registration
+/// would end a lease that they were never told of.
+pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSet<WorkerId>) -> (Plan, PlanReport) {
+    let (mut lanes, mut waiting) = lanes(farm, now);
+    let mut heads: BinaryHeap<Reverse<(ReadyEntry, usize)>> = BinaryHeap::new();
+    for (at, lane) in lanes.iter_mut().enumerate() {
+        heads.extend(lane.next().map(|entry| Reverse((entry, at))));
+    }
+    let rank_ms_max = heads.peek().map_or(0, |Reverse(((Reverse(rank_ms), ..), _))| *rank_ms);
+    let mut planner = Planner { space: Space::of(farm, away), now, rank_ms_max, reservation: None, outlasting: 0 };
+    let mut placements = Vec::new();
+    while placements.len() < limits.placements_max {
+        let Some(Reverse((entry, at))) = heads.pop() else { break };
+        let lane = &mut lanes[at];
+        match planner.place(lane, &entry) {
+            Spot::On(placement) => {
+                lane.left -= 1;
+                placements.push(placement);
+            }
+            Spot::FailedThere => {
+                lane.left -= 1;
+                lane.failed_there += 1;
+            }
+            Spot::Outlasts => {
+                lane.left -= 1;
+                lane.outlasting += 1;
+            }
+            Spot::None(reason) => {
+                lane.closed = Some(reason);
+                continue;
+            }
+        }
+        heads.extend(lane.next().map(|entry| Reverse((entry, at))));
+    }
+    for lane in &lanes {
+        waiting.extend(lane.waiting(farm));
+    }
+    (Plan { placements }, PlanReport { waiting, wake: farm.next_wake(now) })
+}
+
+/// One plan in the making.
+struct Planner<'a> {
+    space: Space<'a>,
+    now: Timestamp,
+    /// The highest rank of a ready job: about what is left of the critical path.
+    rank_ms_max: u64,
+    /// The worker that is kept for the most urgent job without room, so that smaller jobs do not overtake it for ever.
+    reservation: Option<Reservation>,
+    /// Jobs that were passed over because they outlast the reservation.
+    outlasting: usize,
+}
+
+/// Where a job can go.
+enum Spot {
+    On(Placement),
+    /// Only where it failed before.
+    FailedThere,
+    /// Only on the worker that is kept, and not for long enough.
+    Outlasts,
+    None(WaitReason),
+}
+
+impl Planner<'_> {
+    fn place(&mut self, lane: &mut Lane<'_>, entry: &ReadyEntry) -> Spot {
+        let able = lane.able.get_or_insert_with(|| self.space.able(&lane.needs)).clone();
+        let (farm, needs, key) = (self.space.farm, Arc::clone(&lane.needs), entry.2);
+        let failed_on = &farm.job(key).tries.failed_on;
+        // What must have memory is held to it, and takes it from others: that is no light job.
+        let light = needs.light && needs.resources.memory_mib == 0;
+        if let Some(seat) = light.then(|| self.space.take_light(&able, failed_on)).flatten() {
+            return Spot::On(Placement { light: true, ..placement(&seat, entry, Some(Resources::default())) });
+        }
+        let (seat, free) = match self.with_room(lane, &able, key, &needs) {
+            Ok(found) => found,
+            Err(spot) => return spot,
+        };
+        let asked = fleet::grant(seat.capacity, &needs);
+        let granted = Resources { cores: self.cores(key, asked.cores, free), ..asked };
+        self.space.take(&seat, granted);
+        // What a farm that learned nothing gives of itself need not be said.
+        let said = granted != fleet::grant(seat.capacity, &farm.job(key).needs_next(0));
+        Spot::On(placement(&seat, entry, said.then_some(granted)))
+    }
+
+    /// Finds the worker for a job, with what it has free.
+    fn with_room(&mut self, lane: &mut Lane<'_>, able: &[usize], key: JobKey, needs: &Needs) -> Result<(Arc<Seat>, Free), Spot> {
+        let farm = self.space.farm;
+        let failed_on = &farm.job(key).tries.failed_on;
+        let kept = self.reservation.as_ref().map(|reservation| reservation.seat.id.clone());
+        let room = |seat: &Seat, free: Free| kept.as_ref() != Some(&seat.id) && has_room(seat, free, needs);
+        // Once the class has found no room there is none for any of its jobs: plans only take.
+        let fresh = if lane.full { None } else { self.space.best(able, |seat, free| room(seat, free) && !failed_on.contains(&seat.id)) };
+        if let Some((seat, free)) = fresh {
+            return Ok(self.nearer(able, key, needs, failed_on, &seat).unwrap_or((seat, free)));
+        }
+        let stale = if lane.full || failed_on.is_empty() { None } else { self.space.best(able, room) };
+        if let Some(found) = stale {
+            return if farm.could_run_elsewhere(needs, failed_on) { Err(Spot::FailedThere) } else { Ok(found) };
+        }
+        lane.full = true;
+        match self.on_reserved(able, key, needs) {
+            Backfill::Fits(seat, free) if !failed_on.contains(&seat.id) => Ok((seat, free)),
+            Backfill::Fits(..) | Backfill::Outlasts if self.outlasting < OUTLASTING_MAX => {
+                self.outlasting += 1;
+                Err(Spot::Outlasts)
+            }
+            Backfill::Fits(..) | Backfill::Outlasts | Backfill::NoRoom => Err(Spot::None(self.reserve(able, needs))),
+        }
+    }
+
+    /// Returns the cores that a job gets. On the critical path a job that is known to use them gets more, as far as nobody has them.
+    fn cores(&self, key: JobKey, asked: u32, free: Free) -> u32 {
+        let index = &self.space.farm.index;
+        let critical = index.rank_ms(key) / 9 >= self.rank_ms_max / 10;
+        let busy = u64::from(index.expected(key).cores_hundredths);
+        if asked < 2 || !critical || busy < u64::from(asked) * CORES_BUSY_PERCENT {
+            return asked;
+        }
+        asked.max(free.cores.min(asked.saturating_mul(CORES_FACTOR)))
+    }
+}
+
+fn has_room(seat: &Seat, free: Free, needs: &Needs) -> bool {
+    free.take(fleet::grant(seat.capacity, needs)).is_some() && needs.resources.memory_mib <= seat.capacity.memory_mib
+}
+
+fn placement(seat: &Seat, entry: &ReadyEntry, resources: Option<Resources>) -> Placement {
+    Placement { derivation: (*entry.1).clone(), worker: seat.id.clone(), epoch: seat.epoch, resources, light: false }
+}
+
+/// Returns the milliseconds that a worker takes for what takes one of standard speed `wall_ms`.
+fn on_worker_ms(wall_ms: u64, speed_per_mille: u32) -> u64 {
+    wall_ms.saturating_mul(u64::from(SPEED_STANDARD)) / u64::from(speed_per_mille.max(1))
+}
+
+/// A job gets at most so many times the cores that it asks for.
+const CORES_FACTOR: u32 = 4;
+
+/// And only if it kept this share of those busy that it asks for.
+const CORES_BUSY_PERCENT: u64 = 75;
+
+/// Jobs that one plan passes over because they outlast a reservation: a bound on what it costs to look for a shorter one.
+const OUTLASTING_MAX: usize = 64;
+
+impl Farm {
+    fn could_run_elsewhere(&self, needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> bool {
+        self.facts
+            .workers
+            .iter()
+            .any(|(id, worker)| !worker.is_finishing && !failed_on.contains(id) && fleet::could_run(&worker.offer, needs))
+    }
+}
