@@ -319,7 +319,7 @@ fn note_seen(effects: &[Effect], seen: &mut BTreeSet<String>) {
 #[test]
 fn invariants_hold_under_random_commands() {
     let mut seen = BTreeSet::new();
-    let seeds = seeds(100);
+    let seeds = seeds(300);
     for seed in seeds.iter().copied() {
         let mut farm = Farm::new();
         let mut chaos = Chaos::new(seed);

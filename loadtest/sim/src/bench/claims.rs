@@ -91,7 +91,7 @@ impl Claims {
     }
 }
 
-const EXACT: Draws = Draws { seed: 0, error_sigma: 0.0, unknown: 0.0, memory: false };
+const EXACT: Draws = Draws::EXACT;
 const WORKER: Resources = Resources { cores: 8, memory_mib: 65_536 };
 const KILN: Chosen = Chosen::Kiln;
 const HYDRA: Chosen = Chosen::List(Order::Hydra);

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use kiln_wire::Resources;
 
-use super::draws::expected_ms;
 use super::engine::{Placed, Policy, Span, View};
 use super::fleet::{Free, WorkerNo, share};
 use super::rank::upward;
@@ -66,7 +65,7 @@ impl List {
             Order::Hydra => load.tasks.iter().map(|task| task.dependents.len() as u64).collect(),
             Order::UnitRank => upward(load, |_| 1),
             Order::Rank => upward(load, |job| load.task(job).duration_ms),
-            Order::EstimatedRank => upward(load, |job| expected_ms(load, job)),
+            Order::EstimatedRank => upward(load, |job| load.task(job).expected_ms),
         };
         let used_ms = vec![0; load.submissions.len()];
         let locality = locality && matches!(order, Order::Rank | Order::EstimatedRank);

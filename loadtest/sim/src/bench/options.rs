@@ -67,7 +67,7 @@ impl Default for Options {
             cores: 8,
             memory_mib: 65_536,
             policies: Chosen::TABLE.iter().map(|(_, chosen)| *chosen).collect(),
-            draws: Draws { seed: 1, error_sigma: 0.0, unknown: 0.0, memory: false },
+            draws: Draws::EXACT,
             costs: Costs::default(),
             locality: true,
             gantt: None,
@@ -92,6 +92,7 @@ kiln-sim plan: replays a real graph on a simulated fleet, with the farm's own pl
   --seed N             what everything is drawn from (1)
   --sigma X            estimates are wrong by a log-normal factor of this deviation (0)
   --unknown X          share of names, from 0 to 1, of which nothing is known (0)
+  --guess SECONDS      what `estimated` takes builds to last of which nothing is known (7200)
   --bandwidth MB/S     at which workers fetch inputs (at once)
   --hop MS             from a placement to the start of its builder (0)
   --no-locality        place without a look at which worker has the inputs
@@ -128,6 +129,7 @@ fn set(options: &mut Options, name: &str, value: &str) -> Option<()> {
         "--seed" => options.draws.seed = value.parse().ok()?,
         "--sigma" => options.draws.error_sigma = value.parse().ok().filter(|sigma| (0.0..=5.0).contains(sigma))?,
         "--unknown" => options.draws.unknown = value.parse().ok().filter(|share| (0.0..=1.0).contains(share))?,
+        "--guess" => options.draws.guess_ms = value.parse::<u64>().ok()?.checked_mul(1000)?,
         "--bandwidth" => options.costs.bandwidth_bytes_s = Some(value.parse::<u64>().ok().filter(|mb| *mb > 0)?.checked_mul(1_000_000)?),
         "--hop" => options.costs.hop_ms = value.parse().ok()?,
         "--gantt" => options.gantt = Some(PathBuf::from(value)),

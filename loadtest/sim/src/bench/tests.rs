@@ -35,7 +35,7 @@ fn workload(text: &str) -> Workload {
     let mut load = Workload::default();
     load.add(&made::graph(&inputs), 0..1, Asked { name: "made", at_ms: 0, weight: 1 });
     for (task, duration_ms) in load.tasks.iter_mut().zip(durations) {
-        (task.duration_ms, task.estimate_ms) = (duration_ms, Some(duration_ms));
+        (task.duration_ms, task.estimate_ms, task.expected_ms) = (duration_ms, Some(duration_ms), duration_ms);
     }
     load
 }
@@ -158,7 +158,7 @@ fn drawn(seed: u64) -> (Workload, Fleet, Costs) {
         load.add(&graph, salt..salt + 1, Asked { name: "drawn", at_ms: dice.below(3) * 20_000, weight: 1 + salt });
     }
     let (sigma, unknown) = ([0.0, 1.0][dice.place(2)], [0.0, 0.3][dice.place(2)]);
-    draw(&mut load, &Draws { seed, error_sigma: sigma, unknown, memory: dice.chance(500) });
+    draw(&mut load, &Draws { seed, error_sigma: sigma, unknown, memory: dice.chance(500), ..Draws::EXACT });
     let offer = |dice: &mut Dice, kvm: bool| Offer {
         systems: ["x86_64-linux".to_owned()].into(),
         features: kvm.then(|| "kvm".to_owned()).into_iter().collect(),
@@ -235,7 +235,7 @@ fn copies_of_a_graph_share_no_derivation_and_take_equally_long() {
     for salt in 0..8 {
         load.add(&graph, salt..salt + 1, Asked { name: "copy", at_ms: 0, weight: 1 });
     }
-    draw(&mut load, &Draws { seed: 1, error_sigma: 1.0, unknown: 0.5, memory: false });
+    draw(&mut load, &Draws { error_sigma: 1.0, unknown: 0.5, ..Draws::EXACT });
     let derivations: std::collections::BTreeSet<_> = load.tasks.iter().map(|task| &task.spec.derivation).collect();
     assert_eq!(derivations.len(), 24);
     let lengths = |first: usize| load.tasks[first..first + 3].iter().map(|task| (task.duration_ms, task.estimate_ms)).collect::<Vec<_>>();

@@ -61,6 +61,8 @@ pub(crate) struct Task {
     pub duration_ms: u64,
     /// What is known of that before; none if nothing is.
     pub estimate_ms: Option<u64>,
+    /// That, or a guess.
+    pub expected_ms: u64,
     /// Of all its outputs.
     pub output_bytes: u64,
 }
@@ -132,6 +134,7 @@ impl Workload {
                 submission,
                 duration_ms: 0,
                 estimate_ms: None,
+                expected_ms: 0,
                 output_bytes: 0,
             });
         }
