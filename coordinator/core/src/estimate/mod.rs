@@ -188,9 +188,11 @@ impl Estimates {
     fn add(&mut self, name: &Name<'_>, class: Class, derivation: Option<&DrvPath>, measures: &Measures) -> Touched {
         let above = self.of_kind(class);
         let (mut touched, package) = self.package(name);
-        package.add(name.version, measures, above);
+        // A name such as `source` has thousands of live jobs: they are looked at only if there is something to see.
+        if package.add(name.version, measures, above) {
+            touched.topics.push(name.key().into());
+        }
         let expected = package.expected(name.version);
-        touched.topics.push(name.key().into());
         if let Some(derivation) = derivation {
             let (derived, forgotten) = self.derivations.touch(DerivationKey::of(derivation));
             let is_first = derived.wall.count() == 0;

@@ -85,9 +85,11 @@ impl Sizes {
 }
 
 impl Package {
-    /// Adds what an attempt at a version took; `above` is what is expected of its kind.
-    pub fn add(&mut self, version: Option<&str>, measures: &Measures, above: Log) {
+    /// Adds what an attempt at a version took; `above` is what is expected of its kind. Returns whether anything is expected of a job of the
+    /// package that was not expected of it before.
+    pub fn add(&mut self, version: Option<&str>, measures: &Measures, above: Log) -> bool {
         let is_first = self.total == 0;
+        let before = (self.quote, self.expected(version));
         self.sizes.add(measures);
         self.total = self.total.saturating_add(measures.times);
         // Each move costs a look at every live job of the package, and some names have thousands.
@@ -100,10 +102,12 @@ impl Package {
             memory: moved(self.quote.memory, fresh.memory, tolerance, is_first),
             cores: moved(self.quote.cores, fresh.cores, tolerance, is_first),
         };
-        version.into_iter().for_each(|version| self.add_version(version, measures, tolerance));
+        let forgot = version.is_some_and(|version| self.add_version(version, measures, tolerance));
+        is_first || forgot || before != (self.quote, self.expected(version))
     }
 
-    fn add_version(&mut self, version: &str, measures: &Measures, tolerance: Log) {
+    /// Returns whether another version was forgotten for it.
+    fn add_version(&mut self, version: &str, measures: &Measures, tolerance: Log) -> bool {
         let at = self.versions.iter().position(|known| *known.version == *version);
         let mut known = match at {
             Some(at) => self.versions.remove(at),
@@ -111,10 +115,12 @@ impl Package {
         };
         known.wall.add(measures.wall, measures.times);
         known.quote = moved(known.quote, quote(&known.wall, self.quote.wall, VERSION_QUARTERS), tolerance, at.is_none());
-        if self.versions.len() >= VERSIONS_PER_PACKAGE_MAX {
+        let forgot = self.versions.len() >= VERSIONS_PER_PACKAGE_MAX;
+        if forgot {
             self.versions.remove(0);
         }
         self.versions.push(known);
+        forgot
     }
 
     /// Returns the wall time that is expected of a version.

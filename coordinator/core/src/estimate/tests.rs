@@ -44,3 +44,15 @@ fn a_snapshot_holds_what_was_learned() {
     let bytes = kiln_wire::frame::to_bytes(&estimates).expect("encodes");
     assert_eq!(kiln_wire::frame::from_bytes::<Estimates>(&bytes).expect("decodes"), estimates);
 }
+
+#[test]
+fn a_package_is_looked_at_again_only_if_something_else_is_expected_of_it() {
+    let mut estimates = Estimates::default();
+    let package = Topic::from(PackageKey::of("source", "x86_64-linux", false));
+    let mut looks = |line: &Measured| (0..200).filter(|_| estimates.import(line).topics.contains(&package)).count();
+    let first = looks(&line("source", None, 10));
+    assert!((1..=10).contains(&first), "what comes again says nothing new: {first} looks");
+    assert_eq!(looks(&line("source", None, 10)), 0);
+    assert!(looks(&line("source", None, 100_000)) > 0, "and something else does");
+    assert!(looks(&line("source", Some("2"), 10)) > 0, "as does a version of its own");
+}
