@@ -38,7 +38,7 @@ impl Fleet {
     pub fn uniform(load: &Workload, count: u32, slots: u32, capacity: Resources) -> Self {
         let systems: BTreeSet<String> = load.classes.iter().map(|class| class.system.clone()).collect();
         let features: BTreeSet<String> = load.classes.iter().flat_map(|class| class.features.clone()).collect();
-        let offer = Offer { systems, features, capacity, slots, guarantees: Default::default(), ..Offer::default() };
+        let offer = Offer { systems, features, capacity, slots, ..Offer::default() };
         Self::of(load, vec![offer; count as usize])
     }
 

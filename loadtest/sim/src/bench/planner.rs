@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 use kiln_core::{Command, Effect, Farm, Limits, plan, split_name};
 use kiln_wire::limits::{DURATIONS_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
 use kiln_wire::{
-    Blake3Hash, Blob, BuiltOutput, DrvPath, JobKind, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root, Sha256Hash,
+    Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root, Sha256Hash,
     Timestamp, Usage, WorkerId,
 };
 
 use super::engine::{Placed, Policy, Span, View};
 use super::fleet::{Fleet, WorkerNo};
-use super::workload::{JobNo, Task, Workload};
+use super::workload::{JobNo, Kind, Task, Workload};
 
 /// A farm with its workers.
 pub(crate) struct Planner {
@@ -36,6 +36,9 @@ impl Planner {
         for worker in &fleet.workers {
             let (worker, offer) = (worker.id.clone(), worker.offer.clone());
             planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: Timestamp(0) });
+        }
+        for durations in history(load).chunks(DURATIONS_PER_ENTRY_MAX) {
+            planner.apply(Command::ImportDurations { durations: durations.to_vec(), now: Timestamp(0) });
         }
         planner
     }
@@ -72,10 +75,6 @@ impl Policy for Planner {
             let jobs = tasks.iter().map(|task| task.spec.clone()).collect();
             self.apply(Command::Stage { request, jobs, now });
         }
-        for tasks in tasks.chunks(DURATIONS_PER_ENTRY_MAX) {
-            let durations = tasks.iter().filter_map(measured).collect();
-            self.apply(Command::ImportDurations { durations, now });
-        }
         let root = |task: &Task| Root { derivation: task.spec.derivation.clone(), outputs: Default::default() };
         let roots = tasks.iter().filter(|task| task.dependents.is_empty()).map(root).collect();
         self.apply(Command::Submit { request, name: asked.name.clone(), roots, keep_going: true, now });
@@ -110,20 +109,25 @@ impl Policy for Planner {
     }
 }
 
-/// Returns what the farm is told of a task that somebody has an estimate of.
-fn measured(task: &Task) -> Option<Measured> {
-    let wall_ms = task.estimate_ms.filter(|estimate_ms| *estimate_ms > 0)?;
-    let (pname, version) = split_name(task.spec.derivation.name());
-    Some(Measured {
-        pname: pname.to_owned(),
-        version: version.map(str::to_owned),
-        system: task.spec.system.clone(),
-        wall_ms,
-        fetch: task.spec.kind != JobKind::Ordinary,
-        count: Some(32),
-        derivation: Some(task.spec.derivation.clone()),
-        ..Measured::default()
-    })
+/// What is known of builds before, as `kiln durations import` would tell a farm. Of fetches and texts a farm has its own idea.
+fn history(load: &Workload) -> Vec<Measured> {
+    let mut known: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for task in load.tasks.iter().filter(|task| matches!(task.kind, Kind::Ordinary | Kind::Giant)) {
+        if let Some(estimate_ms) = task.estimate_ms {
+            known.insert((task.name(), &task.spec.system), estimate_ms);
+        }
+    }
+    let line = |((name, system), wall_ms): ((&str, &str), u64)| {
+        let (pname, version) = split_name(name);
+        Measured {
+            pname: pname.to_owned(),
+            version: version.map(str::to_owned),
+            system: system.to_owned(),
+            wall_ms: wall_ms.max(1),
+            ..Measured::default()
+        }
+    };
+    known.into_iter().map(line).collect()
 }
 
 /// What the worker says once a builder has ended. To what outputs refer, the graphs do not say: to nothing.

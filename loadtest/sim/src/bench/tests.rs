@@ -112,14 +112,8 @@ fn jobs_that_few_workers_run_are_bounded_by_these() {
     graph.jobs[2].resources = Resources { cores: 4, memory_mib: 3000 };
     load.add(&graph, 0..1, Asked { name: "made", at_ms: 0, weight: 1 });
     load.tasks.iter_mut().for_each(|task| task.duration_ms = 10 * SECOND);
-    let plain = Offer {
-        systems: ["x86_64-linux".to_owned()].into(),
-        features: Default::default(),
-        capacity: ONE,
-        slots: 4,
-        guarantees: Default::default(),
-        ..Offer::default()
-    };
+    let plain =
+        Offer { systems: ["x86_64-linux".to_owned()].into(), features: Default::default(), capacity: ONE, slots: 4, ..Offer::default() };
     let kvm = Offer { features: ["kvm".to_owned()].into(), slots: 1, ..plain.clone() };
     let fleet = Fleet::of(&load, vec![plain.clone(), plain, kvm]);
     let bounds = bounds(&load, &fleet);
@@ -164,7 +158,6 @@ fn drawn(seed: u64) -> (Workload, Fleet, Costs) {
         features: kvm.then(|| "kvm".to_owned()).into_iter().collect(),
         capacity: Resources { cores: 4 + u32::try_from(dice.below(8)).expect("small"), memory_mib: 16_384 + dice.below(32_768) },
         slots: 1 + u32::try_from(dice.below(4)).expect("small"),
-        guarantees: Default::default(),
         ..Offer::default()
     };
     let offers = (0..1 + dice.below(6)).map(|number| offer(&mut dice, number == 0)).collect();
