@@ -76,7 +76,7 @@ impl Kind {
     pub fn add(&mut self, wall: Log) -> bool {
         self.count = self.count.saturating_add(1);
         *self.buckets.entry(wall / STEP).or_default() += 1;
-        let due = self.count >= COUNT_MIN && self.count.is_power_of_two() && self.count.ilog2() % 2 == 0;
+        let due = self.count >= COUNT_MIN && self.count.is_power_of_two() && self.count.ilog2().is_multiple_of(2);
         if !due {
             return false;
         }

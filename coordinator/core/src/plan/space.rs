@@ -41,7 +41,7 @@ struct PoolSpace<'a> {
 impl<'a> Space<'a> {
     pub fn of(farm: &'a Farm, away: &'a BTreeSet<WorkerId>) -> Self {
         let pools = farm.index.fleet.pools.iter().map(|(shape, pool)| PoolSpace {
-            shape: &**shape,
+            shape,
             seen: BTreeSet::new(),
             rest: pool.open.iter().rev().peekable(),
             light: pool.light.iter().rev().peekable(),

@@ -22,7 +22,7 @@ const TICKS_ALL: u64 = 4_000;
 const SILENCE_TICKS_MAX: u64 = 20;
 
 enum Letter {
-    ToFarm(FromWorker),
+    ToFarm(Box<FromWorker>),
     ToWorker(Box<ToWorker>),
 }
 
@@ -193,7 +193,7 @@ impl World {
                     let actions = self.host(&letter.worker).agent.receive(*message);
                     self.perform(&letter.worker, actions);
                 }
-                Letter::ToFarm(message) => self.hear(&letter.worker, message),
+                Letter::ToFarm(message) => self.hear(&letter.worker, *message),
             }
         }
     }
@@ -237,7 +237,7 @@ impl World {
                     if let FromWorker::Finished { lease, .. } = &message {
                         assert!(!host.killed.contains(lease), "{worker} reports {lease:?}, which was stopped");
                     }
-                    self.post(worker, Letter::ToFarm(message));
+                    self.post(worker, Letter::ToFarm(Box::new(message)));
                 }
                 Action::Keep { lease, outcome } => {
                     host.finished.insert(lease, outcome);
@@ -277,7 +277,7 @@ impl World {
             let agent = &mut self.hosts.get_mut(worker).expect("a host").agent;
             let hello = FromWorker::Hello(agent.hello());
             self.host(worker).session = Some((session, u64::MAX));
-            self.post(worker, Letter::ToFarm(hello));
+            self.post(worker, Letter::ToFarm(Box::new(hello)));
         }
         let over: Vec<Lease> = self.hosts[worker].builders.iter().filter(|(_, at)| **at <= tick).map(|(lease, _)| lease.clone()).collect();
         for lease in over {
