@@ -29,7 +29,7 @@ pub(crate) fn farm(parts: &Parts) -> FarmView {
 
 /// The jobs of live builds.
 pub(crate) fn jobs(parts: &Parts) -> Vec<JobView> {
-    parts.farm(|farm| farm.jobs().collect())
+    parts.farm(|farm| farm.jobs_while(&parts.sessions.away(farm.registrations().map(|(worker, _)| worker))).collect())
 }
 
 /// The fleet, with who is connected right now.

@@ -38,8 +38,10 @@ pub struct Waiting {
 /// Why a ready job waits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WaitReason {
-    /// Every worker that could run it is full, or has no session with the leader yet.
+    /// Every worker that could run it is full.
     Busy,
+    /// Every worker that has room for it takes nothing new at present, or has no session with the leader.
+    Away,
     /// Every worker that could run it finishes what it has and takes nothing new.
     Finishing,
     /// It failed for infrastructure reasons and its back-off is not over.
@@ -76,6 +78,7 @@ impl WaitReason {
     pub fn is_unplaceable(&self) -> bool {
         match self {
             Self::Busy
+            | Self::Away
             | Self::Finishing
             | Self::BackOff
             | Self::FailedThere
@@ -92,6 +95,9 @@ impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("every worker that could run it is full"),
+            Self::Away => {
+                f.write_str("every worker that has room for it takes nothing new at present, or is not connected; `kiln workers` says why")
+            }
             Self::Finishing => f.write_str("every worker that could run it finishes what it has and takes nothing new"),
             Self::BackOff => f.write_str("waits a while before it is tried again, after an infrastructure failure"),
             Self::FailedThere => f.write_str("the only room is on workers on which it failed before; another could run it"),
@@ -138,15 +144,15 @@ impl Farm {
     }
 
     /// Returns why jobs with these needs, ready and without a back-off, do not run at this moment.
-    fn class_reason(&self, needs: &Needs, kept: Option<Kept<'_>>) -> WaitReason {
+    fn class_reason(&self, needs: &Needs, kept: Option<Kept<'_>>, away: &BTreeSet<WorkerId>) -> WaitReason {
         if let Some(lacking) = self.unplaceable(needs) {
             return lacking;
         }
         let overtakes = |kept: &Kept<'_>| self.index.ready.get(needs).and_then(BTreeSet::first).is_some_and(|first| first < kept.first);
         let closed = kept.filter(|kept| !overtakes(kept)).map(|kept| kept.on);
-        let mut with_room = self.with_room(needs).peekable();
+        let mut with_room = self.with_room(needs).filter(|worker| !away.contains(*worker)).peekable();
         if with_room.peek().is_none() {
-            self.without_room(needs)
+            self.without_room(needs, away)
         } else if with_room.all(|worker| Some(worker) == closed) {
             WaitReason::Reserved
         } else {
@@ -155,12 +161,17 @@ impl Farm {
     }
 
     /// Returns why jobs wait that could run and for which no worker has room.
-    pub(crate) fn without_room(&self, needs: &Needs) -> WaitReason {
-        let all_finish = self.able(needs).all(|(_, worker, _)| worker.is_finishing);
-        if all_finish { WaitReason::Finishing } else { WaitReason::Busy }
+    pub(crate) fn without_room(&self, needs: &Needs, away: &BTreeSet<WorkerId>) -> WaitReason {
+        if self.able(needs).all(|(_, worker, _)| worker.is_finishing) {
+            WaitReason::Finishing
+        } else if self.with_room(needs).any(|worker| away.contains(worker)) {
+            WaitReason::Away
+        } else {
+            WaitReason::Busy
+        }
     }
 
-    /// Returns the workers that have room for a job with these needs at this moment.
+    /// Returns the workers that have room for a job with these needs at this moment, whether or not they take it.
     fn with_room(&self, needs: &Needs) -> impl Iterator<Item = &WorkerId> {
         let fits = |worker: &Worker, free: Free| {
             let granted = fleet::grant(worker.offer.capacity, needs);
@@ -187,9 +198,9 @@ impl Farm {
     }
 
     /// Returns why each class of ready jobs does not run at this moment.
-    pub(crate) fn class_reasons(&self) -> BTreeMap<Arc<Needs>, WaitReason> {
+    pub(crate) fn class_reasons(&self, away: &BTreeSet<WorkerId>) -> BTreeMap<Arc<Needs>, WaitReason> {
         let kept = self.kept();
-        self.index.ready.keys().map(|needs| (Arc::clone(needs), self.class_reason(needs, kept))).collect()
+        self.index.ready.keys().map(|needs| (Arc::clone(needs), self.class_reason(needs, kept, away))).collect()
     }
 
     /// Returns why a ready job does not run at this moment. `known` saves looking at its class again.
@@ -198,9 +209,12 @@ impl Farm {
         if job.tries.retry_at.is_some() {
             return self.unplaceable(&needs).unwrap_or(WaitReason::BackOff);
         }
-        known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs, self.kept()))
+        known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs, self.kept(), &NOBODY))
     }
 }
+
+/// Where nobody is known to be away.
+pub(crate) static NOBODY: BTreeSet<WorkerId> = BTreeSet::new();
 
 /// A worker that is kept for a class without room, so that smaller jobs do not overtake it for ever.
 #[derive(Clone, Copy)]

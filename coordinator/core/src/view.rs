@@ -12,7 +12,7 @@ use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, O
 use crate::build::{Build, Phase};
 use crate::farm::Farm;
 use crate::job::{Attempt, AttemptEnd, Job, JobKey, Needs, State};
-use crate::report::WaitReason;
+use crate::report::{NOBODY, WaitReason};
 
 impl Farm {
     /// Returns a live build as it stands; one that has ended as it ended.
@@ -57,7 +57,12 @@ impl Farm {
 
     /// Returns every job of the farm, oldest submission first and inputs before what needs them.
     pub fn jobs(&self) -> impl Iterator<Item = JobView> + '_ {
-        let reasons = self.class_reasons();
+        self.jobs_while(&NOBODY)
+    }
+
+    /// As [`Farm::jobs`], for who knows which workers take nothing new, or have no session.
+    pub fn jobs_while(&self, away: &BTreeSet<WorkerId>) -> impl Iterator<Item = JobView> + use<'_> {
+        let reasons = self.class_reasons(away);
         self.facts.jobs.iter().map(move |(key, job)| self.live_view(*key, job, &reasons))
     }
 
@@ -254,7 +259,7 @@ impl Farm {
             let job = self.job(**key);
             matches!(job.state, State::Waiting) && self.index.unbuilt(**key) == 0 && !job.is_unresolved() && self.is_wanted(**key)
         };
-        let reasons = self.class_reasons();
+        let reasons = self.class_reasons(&NOBODY);
         for key in build.jobs.iter().filter(is_ready) {
             *waiting.entry(self.wait_reason(*key, self.job(*key), &reasons).to_string()).or_default() += 1;
         }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::iter::Peekable;
 
-use kiln_wire::Timestamp;
+use kiln_wire::{Timestamp, WorkerId};
 
 use crate::farm::Farm;
 use crate::index::ReadyEntry;
@@ -46,9 +46,9 @@ impl Lane<'_> {
     }
 
     /// Returns what is left, with the reasons.
-    pub fn waiting(&self, farm: &Farm) -> impl Iterator<Item = Waiting> {
+    pub fn waiting(&self, farm: &Farm, away: &BTreeSet<WorkerId>) -> impl Iterator<Item = Waiting> {
         let full = match self.closed.clone().unwrap_or(WaitReason::PlanFull) {
-            WaitReason::Busy => farm.without_room(&self.needs),
+            WaitReason::Busy => farm.without_room(&self.needs, away),
             other => other,
         };
         let entry = |reason: WaitReason, count: usize| Waiting {

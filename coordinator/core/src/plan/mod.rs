@@ -23,7 +23,7 @@ use self::reservation::{Backfill, Reservation};
 use self::space::Space;
 use crate::command::Placement;
 use crate::farm::Farm;
-use crate::fleet::{self, Free};
+use crate::fleet::{self, Free, Worker};
 use crate::index::ReadyEntry;
 use crate::job::{JobKey, Needs};
 use crate::pool::Seat;
@@ -64,8 +64,8 @@ pub fn plan(farm: &Farm, now: Timestamp, limits: &Limits) -> (Plan, PlanReport) 
     plan_without(farm, now, limits, &BTreeSet::new())
 }
 
-/// As [`plan`], and places nothing on the workers that are `away`: they have no session with the leader, and their next registration
-/// would end a lease that they were never told of.
+/// As [`plan`], and places nothing on the workers that are `away`: they take nothing new at present, or have no session with the leader, and
+/// their next registration would end a lease that they were never told of. No job waits for one of these while another has room.
 pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSet<WorkerId>) -> (Plan, PlanReport) {
     let (mut lanes, mut waiting) = lanes(farm, now);
     let mut heads: BinaryHeap<Reverse<(ReadyEntry, usize)>> = BinaryHeap::new();
@@ -99,7 +99,7 @@ pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSe
         heads.extend(lane.next().map(|entry| Reverse((entry, at))));
     }
     for lane in &lanes {
-        waiting.extend(lane.waiting(farm));
+        waiting.extend(lane.waiting(farm, away));
     }
     (Plan { placements }, PlanReport { waiting, wake: farm.next_wake(now) })
 }
@@ -161,7 +161,7 @@ impl Planner<'_> {
         }
         let stale = if lane.full || failed_on.is_empty() { None } else { self.space.best(able, room) };
         if let Some(found) = stale {
-            return if farm.could_run_elsewhere(needs, failed_on) { Err(Spot::FailedThere) } else { Ok(found) };
+            return if self.could_run_elsewhere(needs, failed_on) { Err(Spot::FailedThere) } else { Ok(found) };
         }
         lane.full = true;
         match self.on_reserved(able, key, needs) {
@@ -172,6 +172,13 @@ impl Planner<'_> {
             }
             Backfill::Fits(..) | Backfill::Outlasts | Backfill::NoRoom => Err(Spot::None(self.reserve(able, needs))),
         }
+    }
+
+    /// Returns whether a worker that takes jobs could run one with these needs that failed on others.
+    fn could_run_elsewhere(&self, needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> bool {
+        let could = |worker: &Worker| !worker.is_finishing && fleet::could_run(&worker.offer, needs);
+        let workers = &self.space.farm.facts.workers;
+        workers.iter().any(|(id, worker)| could(worker) && !failed_on.contains(id) && !self.space.away.contains(id))
     }
 
     /// Returns the cores that a job gets. On the critical path a job that is known to use them gets more, as far as nobody has them.
@@ -207,12 +214,3 @@ const CORES_BUSY_PERCENT: u64 = 75;
 
 /// Jobs that one plan passes over because they outlast a reservation: a bound on what it costs to look for a shorter one.
 const OUTLASTING_MAX: usize = 64;
-
-impl Farm {
-    fn could_run_elsewhere(&self, needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> bool {
-        self.facts
-            .workers
-            .iter()
-            .any(|(id, worker)| !worker.is_finishing && !failed_on.contains(id) && fleet::could_run(&worker.offer, needs))
-    }
-}

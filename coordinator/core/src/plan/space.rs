@@ -18,7 +18,7 @@ use crate::pool::{LightEntry, OpenEntry, Seat, Shape};
 /// The workers that a plan may use.
 pub(super) struct Space<'a> {
     pub farm: &'a Farm,
-    away: &'a BTreeSet<WorkerId>,
+    pub away: &'a BTreeSet<WorkerId>,
     pools: Vec<PoolSpace<'a>>,
     /// What is left of workers that the plan has used.
     used: Used<'a>,

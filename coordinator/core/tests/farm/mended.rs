@@ -1,10 +1,12 @@
 //! Mistakes that simulation found, each as the shortest story that shows it.
 
-use kiln_core::{Command, Effect, Farm, Limits, Placement, plan};
-use kiln_wire::limits::{JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
-use kiln_wire::{Epoch, JobSpec, LogIndex, RequestId, Timestamp};
+use std::collections::BTreeSet;
 
-use crate::facts::{drv, offer, spec, worker};
+use kiln_core::{Command, Effect, Farm, Limits, Placement, WaitReason, plan, plan_without};
+use kiln_wire::limits::{JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX};
+use kiln_wire::{AttemptId, Epoch, FailureClass, JobSpec, Lease, LogIndex, RequestId, Timestamp, WorkerId};
+
+use crate::facts::{drv, failed, offer, spec, worker};
 
 const NOW: Timestamp = Timestamp(10);
 
@@ -42,5 +44,22 @@ fn a_submission_that_is_made_again_is_not_twice_as_large() {
     for index in 0..tries {
         let index = LogIndex(u64::try_from(index).expect("small") + 1);
         assert_eq!(farm.apply(index, Command::Stage { request, jobs: jobs.clone(), now: NOW }), []);
+    }
+}
+
+#[test]
+fn no_job_waits_for_a_worker_that_takes_nothing_while_another_has_room() {
+    let mut farm = leased();
+    let lease = Lease { derivation: drv("a"), attempt: AttemptId(4), worker: worker("w1"), epoch: Epoch(1) };
+    let outcome = failed(FailureClass::Infrastructure, "no input", 0);
+    farm.apply(LogIndex(5), Command::Finish { lease, outcome, learn: false, now: NOW });
+    farm.apply(LogIndex(6), Command::Register { worker: worker("w2"), offer: offer(1), attempts: vec![], since: None, now: NOW });
+    let later = Timestamp(1_000_000);
+    for (away, placed) in [(vec![], Some("w2")), (vec!["w2"], Some("w1")), (vec!["w1"], Some("w2")), (vec!["w1", "w2"], None)] {
+        let absent: BTreeSet<WorkerId> = away.iter().map(|name| worker(name)).collect();
+        let (plan, report) = plan_without(&farm, later, &Limits::STANDARD, &absent);
+        assert_eq!(plan.placements.first().map(|placement| placement.worker.as_str()), placed, "{away:?}");
+        let reasons: Vec<&WaitReason> = report.waiting.iter().map(|waiting| &waiting.reason).collect();
+        assert_eq!(reasons, if placed.is_some() { vec![] } else { vec![&WaitReason::Away] }, "{away:?}");
     }
 }
