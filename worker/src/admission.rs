@@ -10,8 +10,8 @@ use serde::Deserialize;
 /// Time between two looks. A look is a few small reads; pressure is the kernel's average over ten seconds and more.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// From where on a worker takes nothing new, beside `disk_free_bytes_min`. What runs goes on, and a worker that runs nothing takes one
-/// job whatever these say. Shares are of a hundred; 0 switches one off.
+/// From where on a worker takes nothing new, beside `disk_free_bytes_min`. What runs goes on, and a worker that runs nothing takes jobs,
+/// until it looks again, whatever these say. Shares are of a hundred; 0 switches one off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {

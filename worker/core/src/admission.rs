@@ -1,7 +1,7 @@
 //! Whether a worker takes new attempts, by what its machine is short of. Pure: what was measured comes in.
 //!
 //! A full disk refuses everything. What is only slow (memory, disk throughput, processors) refuses more than is there already: a worker
-//! that runs nothing always takes one attempt, so that a machine which others keep busy is slow and not lost. Every bound has a second
+//! that runs nothing takes what it is given until the next look, so that a machine which others keep busy is slow and not lost. Every bound has a second
 //! one some way off that ends the strain, so that a worker on the edge does not change its mind with each look.
 
 use alloc::format;

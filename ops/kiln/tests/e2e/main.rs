@@ -51,6 +51,7 @@ mod ssh;
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
 mod ssh_debian_13;
 mod stops;
+mod strained;
 mod submitted;
 mod told;
 mod uploads;

@@ -1,0 +1,65 @@
+//! A worker whose machine is short of something takes no job, says why, and takes jobs again by itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+
+use crate::crashes::Daemons;
+use crate::farm::{Process, wait_for};
+
+const SET: &str = r#"{ hello = drv "hello" "echo hello > $out" [ ]; }"#;
+
+/// A file system of its own, in memory.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path, mib: u32) -> Self {
+        fs::create_dir_all(at).expect("make directory");
+        let size = format!("size={mib}m,mode=755");
+        nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).expect("mount");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, MntFlags::MNT_DETACH).expect("unmount");
+    }
+}
+
+#[test]
+fn a_worker_with_a_full_disk_takes_no_job_until_there_is_room() {
+    let daemons = Daemons::with(SET);
+    let place = &daemons.place;
+    let _small = Small::mount(&place.path("worker"), 256);
+    let config = fs::read_to_string(place.path("worker.toml")).expect("read") + "disk_free_bytes_min = 134217728\n";
+    fs::write(place.path("worker.toml"), config).expect("write");
+    fs::write(place.path("worker/filler"), vec![1; 160 << 20]).expect("fill the disk");
+    let _coordinator = daemons.start("coordinator");
+    let worker = daemons.start("worker");
+    daemons.wait_until_up();
+
+    let workers = |more: &[&str]| place.run(&[&["workers"], more, &daemons.farm()[..]].concat()).expect_success();
+    let strain = || workers(&["--json"]).json()[0]["strain"].as_str().map(str::to_owned);
+    let why = wait_for("the worker to say that its disk is full", strain);
+    assert!(why.contains("MiB free and 128 must be (`disk_free_bytes_min`)"), "{why}");
+    let table = workers(&[]).out();
+    assert!(table.contains("short of disk") && table.contains("w1 takes nothing new: its disk has"), "{table}");
+
+    let words = [&["build", "-f", "set.nix", "-A", "hello", "--json"], &daemons.farm()[..]].concat();
+    let mut build = Process::start(&mut place.kiln(&words));
+    build.wait_for_line("\"event\":\"submitted\"");
+    let jobs = || place.run(&[&["jobs", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
+    wait_for("the job", || jobs().as_array().filter(|jobs| !jobs.is_empty()).map(drop));
+    let job = jobs()[0].clone();
+    assert_eq!(job["state"], "ready", "{job}");
+    assert!(job["reason"].as_str().is_some_and(|why| why.contains("takes nothing new at present")), "{job}");
+    assert_eq!(job["attempts"], serde_json::json!([]), "nothing was tried");
+
+    fs::remove_file(place.path("worker/filler")).expect("make room");
+    let (code, rest) = build.finish();
+    assert_eq!(code, 0, "{rest}");
+    assert_eq!(strain(), None);
+    drop(worker);
+}
