@@ -6,10 +6,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::client::JobView;
-use kiln_wire::{DrvPath, JobSpec, RequestId, Root, Timestamp};
+use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX};
+use kiln_wire::{BuildId, DrvPath, JobSpec, RequestId, Root, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::effect::BuildRecord;
+use crate::effect::{BuildRecord, Refused};
 use crate::job::JobKey;
 
 /// One build.
@@ -22,7 +23,15 @@ pub(crate) struct Build {
     pub submitted_at: Timestamp,
     /// Every job of its closure that the farm had or got when it was submitted. Sorted, closed under inputs.
     pub jobs: Box<[JobKey]>,
+    /// How often jobs have joined it since.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub growths: u32,
     pub phase: Phase,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How far a build has come.
@@ -54,6 +63,18 @@ impl Build {
             Phase::Stopping { draining, .. } => draining.contains(&job),
             Phase::Ended(_) => false,
         }
+    }
+
+    /// Checks that it may grow once more, by so many jobs.
+    ///
+    /// # Errors
+    /// [`Refused::GrownTooFar`] names the limit.
+    pub fn check_growth(&self, id: BuildId, more: usize) -> Result<(), Refused> {
+        let jobs = self.jobs.len().saturating_add(more);
+        if self.growths < GROWTHS_PER_BUILD_MAX && jobs <= JOBS_PER_BUILD_MAX {
+            return Ok(());
+        }
+        Err(Refused::GrownTooFar { build: id, growths: self.growths, jobs: u64::try_from(jobs).unwrap_or(u64::MAX) })
     }
 
     /// Returns its record, once it has ended.
@@ -93,5 +114,41 @@ mod specs {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<DrvPath, JobSpec>, D::Error> {
         let jobs: Vec<JobSpec> = Vec::deserialize(deserializer)?;
         Ok(jobs.into_iter().map(|job| (job.derivation.clone(), job)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_build_does_not_grow_without_end() {
+        let build = |growths, jobs: u32| Build {
+            request: RequestId(1),
+            name: String::new(),
+            roots: Vec::new(),
+            keep_going: false,
+            submitted_at: Timestamp(0),
+            jobs: (0..jobs).map(JobKey).collect(),
+            growths,
+            phase: Phase::Going,
+        };
+        let last = GROWTHS_PER_BUILD_MAX - 1;
+        for (growths, more, may_grow) in [
+            (0, 1, true),
+            (last, 1, true),
+            (GROWTHS_PER_BUILD_MAX, 1, false),
+            (0, JOBS_PER_BUILD_MAX - 3, true),
+            (0, JOBS_PER_BUILD_MAX - 2, false),
+            (0, usize::MAX, false),
+        ] {
+            let checked = build(growths, 3).check_growth(BuildId(7), more);
+            assert_eq!(checked.is_ok(), may_grow, "{growths} growths, {more} more");
+            if let Err(refused) = checked {
+                assert!(refused.to_string().contains("build 7"), "{refused}");
+            }
+        }
     }
 }

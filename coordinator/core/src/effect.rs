@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{BuildState, Event, JobCounts, JobView};
+use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX};
 use kiln_wire::{
     AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, StorePath, Timestamp, WorkerId,
 };
@@ -156,6 +157,19 @@ pub enum Refused {
         jobs: u64,
         /// How many it may have.
         jobs_max: u64,
+    },
+    /// What builders make has led a build to more jobs than it may have, or too often to more.
+    #[error(
+        "grow build {build}: what its builders make has led to more {growths} times, and to {jobs} derivations; at most {GROWTHS_PER_BUILD_MAX} \
+         times and {JOBS_PER_BUILD_MAX} derivations are allowed: submit it in parts, or look for a builder that makes what makes more without end"
+    )]
+    GrownTooFar {
+        /// Which build.
+        build: BuildId,
+        /// How often it has grown.
+        growths: u32,
+        /// How many derivations it would have.
+        jobs: u64,
     },
     /// The staged jobs of a submission were dropped: refused before, or left lying for too long. It must be staged again under a new number.
     #[error("submission {0}: its staged derivations were dropped")]

@@ -38,6 +38,16 @@ pub const RESOLVED_INPUTS_PER_JOB_MAX: usize = 16_384;
 /// each takes a step of the log while the build goes on. Passing it: the submission is refused.
 pub const DYNAMIC_DEPTH_MAX: usize = 64;
 
+/// Jobs of one build after what its builders make has led to more. Twice a submission's. Passing it: the job that leads to them fails.
+pub const JOBS_PER_BUILD_MAX: usize = 2 * JOBS_PER_SUBMISSION_MAX;
+
+/// Times that what its builders make leads one build to more jobs: once for each job that needs such, and once more for each further step of
+/// its chain. A builder can make what makes more without end. Passing it: the job that leads to more fails.
+pub const GROWTHS_PER_BUILD_MAX: u32 = 65_536;
+
+/// Growths of builds that a leader prepares at a time: each may stage a whole closure, of at most [`STAGES_MAX`]. What is over waits.
+pub const GROWTHS_UNDER_WAY_MAX: usize = 8;
+
 /// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
 pub const NAR_BYTES_MAX: u64 = 64 << 30;
 

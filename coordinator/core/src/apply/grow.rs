@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use kiln_wire::client::EventKind;
 use kiln_wire::{BuildId, DrvPath, JobSpec, RequestId, Timestamp};
 
+use super::submit::too_many;
 use super::{boxed, refuse};
 use crate::effect::Refused;
 use crate::farm::{Effects, Farm};
@@ -31,7 +32,6 @@ impl Farm {
             return refuse(Refused::StageDropped(request), fx);
         }
         let growth = self.check_growth(key, request, needs);
-        self.facts.stages.remove(&request);
         let Growth { specs, order } = match growth {
             Ok(growth) => growth,
             Err(refused) => return refuse(refused, fx),
@@ -88,12 +88,28 @@ impl Farm {
         if self.closure(existing).contains(&key) {
             return Err(Refused::Cycle([(*job.derivation).clone()].into()));
         }
-        let room = usize::try_from(u32::MAX - self.facts.job_next).unwrap_or(usize::MAX);
-        if self.behind(key).len() > room.saturating_sub(specs.len()) {
-            return Err(wrong());
-        }
+        self.check_keys(key, request, specs.len())?;
+        self.check_builds(key, needs, &specs)?;
         let order = self.check_new(request, &specs)?;
         Ok(Growth { specs, order })
+    }
+
+    /// Checks that there are keys for what joins, and for what gets new ones.
+    fn check_keys(&self, key: JobKey, request: RequestId, joining: usize) -> Result<(), Refused> {
+        let room = usize::try_from(u32::MAX - self.facts.job_next).unwrap_or(usize::MAX);
+        let wanted = self.behind(key).len().saturating_add(joining);
+        if wanted > room { Err(too_many(request, wanted, room)) } else { Ok(()) }
+    }
+
+    /// Checks that every build that goes on with the job may grow so: what builders make may lead to more without end.
+    fn check_builds(&self, key: JobKey, needs: &[DrvPath], specs: &BTreeMap<DrvPath, JobSpec>) -> Result<(), Refused> {
+        let inputs = specs.values().flat_map(|spec| spec.inputs.iter().map(|input| &input.derivation));
+        let joined = self.closure(inputs.chain(needs).filter_map(|derivation| self.key_of(derivation)));
+        for (id, build) in self.live_builds_of(key) {
+            let lacking = joined.iter().filter(|key| build.jobs.binary_search(key).is_err()).count();
+            build.check_growth(id, specs.len().saturating_add(lacking))?;
+        }
+        Ok(())
     }
 
     /// Returns a job and all that wait for it.
@@ -127,6 +143,7 @@ impl Farm {
             jobs.sort_unstable();
             jobs.dedup();
             build.jobs = jobs.into_boxed_slice();
+            build.growths = build.growths.saturating_add(1);
             for key in joined {
                 let builds = &mut self.index.links.entry(*key).or_default().builds;
                 if let Err(at) = builds.binary_search(&id) {

@@ -25,8 +25,18 @@ impl Farm {
         owed.then(|| Effect::Resolve { derivation: (*job.derivation).clone() })
     }
 
-    /// Takes what a derivation comes to. Checked against the farm as it is now, not as the leader's task saw it.
+    /// Takes what a derivation comes to. Checked against the farm as it is now, not as the leader's task saw it. Whatever comes of it, nothing
+    /// stays staged for it: the task stages anew.
     pub(super) fn resolve(&mut self, derivation: &DrvPath, inputs: Vec<ResolvedInput>, to: Resolution, now: Timestamp, fx: &mut Effects) {
+        let staged = match &to {
+            Resolution::Grow { request, .. } => Some(*request),
+            Resolution::Build { .. } | Resolution::Exists { .. } | Resolution::Impossible { .. } => None,
+        };
+        self.take_resolution(derivation, inputs, to, now, fx);
+        staged.and_then(|request| self.facts.stages.remove(&request));
+    }
+
+    fn take_resolution(&mut self, derivation: &DrvPath, inputs: Vec<ResolvedInput>, to: Resolution, now: Timestamp, fx: &mut Effects) {
         let Some((key, job)) = self.find(derivation) else {
             return refuse(Refused::NoSuchJob(derivation.clone()), fx);
         };

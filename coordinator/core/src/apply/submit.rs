@@ -155,7 +155,7 @@ impl Farm {
         let id = BuildId(index.0);
         let jobs = boxed(self.closure(jobs));
         let Wish { request, name, roots, keep_going } = wish;
-        let build = Build { request, name, roots, keep_going, submitted_at: now, jobs: jobs.clone(), phase: Phase::Going };
+        let build = Build { request, name, roots, keep_going, submitted_at: now, jobs: jobs.clone(), growths: 0, phase: Phase::Going };
         for key in &jobs {
             self.index.detach(&self.facts, *key);
         }
@@ -213,7 +213,7 @@ impl Farm {
     }
 }
 
-fn too_many(request: RequestId, jobs: usize, jobs_max: usize) -> Refused {
+pub(super) fn too_many(request: RequestId, jobs: usize, jobs_max: usize) -> Refused {
     Refused::TooManyJobs { request, jobs: u64::try_from(jobs).unwrap_or(u64::MAX), jobs_max: u64::try_from(jobs_max).unwrap_or(u64::MAX) }
 }
 

@@ -1,8 +1,8 @@
 //! What happens at the farm's own limits.
 
-use kiln_core::{Answer, Command, Effect, Farm, Refused};
+use kiln_core::{Answer, Command, Effect, Farm, Refused, Resolution};
 use kiln_wire::limits::{ATTEMPTS_KEPT_MAX, FAILURE_MESSAGE_BYTES_MAX, JOBS_PER_ENTRY_MAX, STAGES_MAX};
-use kiln_wire::{FailureClass, LogIndex, RequestId, Timestamp};
+use kiln_wire::{FailureClass, JobSpec, LogIndex, RequestId, Timestamp};
 
 use crate::facts::{drv, failed, offer, root, spec, worker};
 
@@ -89,4 +89,31 @@ fn a_job_keeps_few_attempts_and_short_messages_however_often_it_fails() {
     assert_eq!((view.attempts.len(), view.state.as_str()), (ATTEMPTS_KEPT_MAX, "ready"));
     let longest = view.attempts.iter().filter_map(|attempt| attempt.failure.as_ref()).map(|(_, message)| message.len()).max();
     assert_eq!(longest, Some(FAILURE_MESSAGE_BYTES_MAX));
+}
+
+#[test]
+fn a_growth_that_is_refused_leaves_nothing_staged() {
+    let mut log = log();
+    let now = Timestamp(0);
+    let unresolved = JobSpec { resolve: true, ..spec("unresolved", &[]) };
+    let submit = |request, root| Command::Submit { request, name: String::new(), roots: vec![root], keep_going: false, now };
+    log.apply(Command::Stage { request: RequestId(1), jobs: vec![unresolved, spec("ready", &[])], now });
+    log.apply(submit(RequestId(1), root("ready")));
+    // What is to be resolved, what it is to need, and why that is refused.
+    for (number, (name, need, refused)) in [
+        ("nowhere", "part", Refused::NoSuchJob(drv("nowhere"))),
+        ("ready", "part", Refused::NotUnresolved(drv("ready"))),
+        ("unresolved", "other", Refused::WrongResolution(drv("unresolved"))),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request = RequestId(10 + u64::try_from(number).expect("small"));
+        log.apply(Command::Stage { request, jobs: vec![spec("part", &[])], now });
+        let to = Resolution::Grow { request, needs: vec![drv(need)] };
+        assert!(is_refused(&log.apply(Command::Resolve { derivation: drv(name), inputs: vec![], to, now }), &refused), "{name}");
+        // Whatever is still staged would join now.
+        log.apply(submit(request, root("part")));
+        assert!(!log.farm.has_job(&drv("part")), "{name}");
+    }
 }
