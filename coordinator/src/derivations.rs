@@ -1,16 +1,18 @@
 //! Derivations in memory: bytes and parse of those that were used lately, and what has been checked of each.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kiln_nix::derivation::{Derivation, DerivationError as ParseError, path_of_parsed};
-use kiln_nix::nar;
+use kiln_nix::nar::{self, NarError};
 use kiln_store::{NarReader, Store, StoreError};
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, OutputName, PathInfo, StoreDir, StorePath};
 
 use crate::heavy::heavy;
+use crate::parts::Parts;
 
 /// A derivation that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +73,8 @@ impl Derivations {
     }
 
     /// Returns the parse of a derivation.
-    pub(crate) async fn get(&self, store: &Store, path: &DrvPath) -> Result<Arc<Derivation>, DerivationError> {
-        Ok(self.load(store, path).await?.parsed)
+    pub(crate) async fn get(&self, parts: &Parts, path: &DrvPath) -> Result<Arc<Derivation>, DerivationError> {
+        Ok(self.load(parts, path).await?.parsed)
     }
 
     /// Forgets a derivation that is deleted.
@@ -89,8 +91,8 @@ impl Derivations {
     }
 
     /// Returns the bytes of a derivation.
-    pub(crate) async fn bytes(&self, store: &Store, path: &DrvPath) -> Result<Bytes, DerivationError> {
-        Ok(self.load(store, path).await?.bytes)
+    pub(crate) async fn bytes(&self, parts: &Parts, path: &DrvPath) -> Result<Bytes, DerivationError> {
+        Ok(self.load(parts, path).await?.bytes)
     }
 
     /// Keeps a derivation whose path was checked against its bytes.
@@ -125,31 +127,24 @@ impl Derivations {
         Ok(())
     }
 
-    async fn load(&self, store: &Store, path: &DrvPath) -> Result<Kept, DerivationError> {
+    async fn load(&self, parts: &Parts, path: &DrvPath) -> Result<Kept, DerivationError> {
         if let Some(kept) = self.held().by_path.get(path) {
             return Ok(kept.clone());
         }
-        let read = store.derivation(path).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
-        let Some((bytes, parsed)) = read else { return self.load_made(store, path).await };
+        let read = parts.store.derivation(path).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
+        let Some((bytes, parsed)) = read else { return self.load_made(parts, path).await };
         parsed.check_canonical(&self.store_dir, &bytes).map_err(|source| DerivationError::Parse { path: path.clone(), source })?;
         let parsed = Arc::new(parsed);
         self.keep(path.clone(), bytes.clone(), parsed.clone());
         Ok(Kept { bytes, parsed })
     }
 
-    /// Loads a derivation of which there is no file, but a path with that name, which a build made or somebody brought.
-    async fn load_made(&self, store: &Store, path: &DrvPath) -> Result<Kept, DerivationError> {
-        let found = store.path_info(path.as_path()).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
+    /// Loads a derivation of which there is no file, but a path with that name, which a build made or somebody brought: published, or committed
+    /// and on its way there.
+    async fn load_made(&self, parts: &Parts, path: &DrvPath) -> Result<Kept, DerivationError> {
+        let found = parts.path_info(path.as_path()).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
         let info = found.ok_or_else(|| DerivationError::Missing(path.clone()))?;
-        self.take(store, path, &info).await
-    }
-
-    /// Returns the parse of a derivation that a build made, which is published or not.
-    pub(crate) async fn made(&self, store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Arc<Derivation>, DerivationError> {
-        match self.get(store, path).await {
-            Err(DerivationError::Missing(_)) => Ok(self.take(store, path, info).await?.parsed),
-            found => found,
-        }
+        self.take(&parts.store, path, &info).await
     }
 
     /// Reads a path as a derivation, and keeps that as one from now on, if the path is the one that follows from it.
@@ -177,13 +172,38 @@ async fn file_of(store: &Store, path: &DrvPath, info: &PathInfo) -> Result<Vec<u
         return Err(refuse(format!("it has {} bytes, at most {DERIVATION_BYTES_MAX} are allowed", info.nar_size_bytes)));
     }
     let blob = store.open_blob(info).await.map_err(|source| DerivationError::Store { path: path.clone(), source })?;
-    let read = heavy(|| {
-        let mut bytes = Vec::new();
-        let mut nar = NarReader::new(blob.reader(), info.nar_size_bytes).map_err(|err| err.to_string())?;
-        nar::read_single_file(&mut nar, &mut bytes).map_err(|err| format!("it is no file: {err}"))?;
-        Ok(bytes)
-    });
-    read.map_err(refuse)
+    heavy(|| read_file(info, blob.reader())).map_err(|unread| match unread {
+        Unread::NotOne(rule) => refuse(rule),
+        Unread::Damaged(reason) => {
+            let source = StoreError::DamagedDerivation { path: path.clone(), key: path.as_str().to_owned(), reason };
+            DerivationError::Store { path: path.clone(), source }
+        }
+    })
+}
+
+/// Why an archive gives no file.
+#[derive(Debug)]
+enum Unread {
+    /// It never had one.
+    NotOne(String),
+    /// It is not what it was when it was stored, which says nothing of what it held.
+    Damaged(String),
+}
+
+/// Reads the file that an archive is.
+fn read_file(info: &PathInfo, blob: impl Read) -> Result<Vec<u8>, Unread> {
+    let damaged = |reason: &dyn std::error::Error| Unread::Damaged(reason.to_string());
+    let mut bytes = Vec::new();
+    let mut nar = NarReader::new(blob, info.nar_size_bytes).map_err(|err| damaged(&err))?;
+    nar::read_single_file(&mut nar, &mut bytes).map_err(|err| match err {
+        NarError::NotOneFile { .. } => Unread::NotOne(format!("it is no file: {err}")),
+        err => damaged(&err),
+    })?;
+    let (found, _) = nar.finish().map_err(|err| damaged(&err))?;
+    if found != info.nar_hash {
+        return Err(Unread::Damaged("its archive has another hash than it was stored with".to_owned()));
+    }
+    Ok(bytes)
 }
 
 /// Returns the outputs of a derivation whose paths are known before the build.
@@ -205,6 +225,9 @@ const KEPT_ADDED_BYTES_MAX: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {
+    use kiln_nix::scan::Candidates;
+    use kiln_store::Packer;
+
     use super::*;
 
     #[test]
@@ -226,5 +249,27 @@ mod tests {
         assert!(derivations.held().by_path.len() > 1, "some are kept");
         (0..200).for_each(|number| derivations.forget(&path(number)));
         assert_eq!(derivations.held().bytes, 0);
+    }
+
+    #[test]
+    fn what_the_store_has_lost_is_no_fault_of_the_derivation() {
+        let path = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-x.drv").expect("a path");
+        let packed = Packer { level: 3, spool_dir: std::env::temp_dir() };
+        let pack = |bytes: &[u8]| packed.pack_file(path.as_str(), bytes, &Candidates::new([])).expect("packed");
+        let blob = |bytes: &[u8]| {
+            let mut blob = Vec::new();
+            pack(bytes).spool.into_bytes().reader().read_to_end(&mut blob).expect("read");
+            blob
+        };
+        let text = b"Derive([],[],[],\"s\",\"b\",[],[])";
+        let info = pack(text).path_info(path.as_path().clone(), None, None);
+        assert_eq!(read_file(&info, &*blob(text)).expect("it is whole"), text);
+        let mut other = text.to_vec();
+        other[0] = b'd';
+        let whole = blob(text);
+        for damaged in [&whole[..whole.len() - 4], &blob(&other), b"nonsense", b""] {
+            let read = read_file(&info, damaged);
+            assert!(matches!(read, Err(Unread::Damaged(_))), "{read:?}");
+        }
     }
 }

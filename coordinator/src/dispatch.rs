@@ -79,7 +79,7 @@ async fn assignment(
 ) -> Result<Assignment, DispatchError> {
     let (inputs, input_outputs) = input_closure(parts, &lease.derivation).await?;
     let resolved = parts.farm(|farm| farm.resolved(&lease.derivation).cloned());
-    let derivation = parts.derivations.bytes(&parts.store, resolved.as_ref().unwrap_or(&lease.derivation)).await?.to_vec();
+    let derivation = parts.derivations.bytes(parts, resolved.as_ref().unwrap_or(&lease.derivation)).await?.to_vec();
     Ok(Assignment {
         leader,
         lease: lease.clone(),
@@ -102,11 +102,11 @@ pub(crate) fn built_as(parts: &Parts, derivation: &DrvPath) -> DrvPath {
 
 /// Returns the closure of the inputs of what is built for a derivation, and where the outputs of its input derivations are.
 pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result<(Vec<PathInfo>, InputOutputs), DispatchError> {
-    let parsed = parts.derivations.get(&parts.store, &built_as(parts, derivation)).await?;
+    let parsed = parts.derivations.get(parts, &built_as(parts, derivation)).await?;
     let mut input_outputs = InputOutputs::new();
     let mut paths: Vec<StorePath> = parsed.sources.iter().cloned().collect();
     for (input, wanted) in &parsed.inputs {
-        let all = output_paths(parts.derivations.get(&parts.store, input).await?.as_ref());
+        let all = output_paths(parts.derivations.get(parts, input).await?.as_ref());
         paths.extend(all.iter().filter(|(name, _)| wanted.outputs.contains(*name)).map(|(_, path)| path.clone()));
         input_outputs.insert(input.clone(), all);
     }
@@ -121,7 +121,7 @@ pub(crate) async fn reference_candidates(
     output: &OutputName,
     stated: &BTreeSet<StorePath>,
 ) -> Result<BTreeSet<StorePath>, DispatchError> {
-    let parsed = parts.derivations.get(&parts.store, &built_as(parts, derivation)).await?;
+    let parsed = parts.derivations.get(parts, &built_as(parts, derivation)).await?;
     // Attributes that cannot be read are the worker's to refuse.
     if parsed.attributes().and_then(|attributes| attributes.discards_references(output.as_str())).unwrap_or(false) {
         return Ok(BTreeSet::new());

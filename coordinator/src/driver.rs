@@ -153,7 +153,7 @@ impl Driver {
                 tokio::spawn(publish::publish(parts.clone(), leader, derivation, outputs));
             }
             Effect::Resolve { derivation } => {
-                tokio::spawn(resolve::resolve(parts.clone(), derivation));
+                tokio::spawn(resolve::resolve(parts.clone(), leader, derivation));
             }
             Effect::Notify { builds, event } => {
                 parts.meter.count(&event);

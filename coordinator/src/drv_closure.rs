@@ -37,7 +37,7 @@ impl DrvClosure {
             while let Some(path) = waiting.pop_if(|_| loading.len() < LOADS_MAX) {
                 loading.push(async move {
                     touch(parts, [path.as_path()]).await;
-                    (parts.derivations.get(&parts.store, &path).await, path)
+                    (parts.derivations.get(parts, &path).await, path)
                 });
             }
             match loading.next().await {

@@ -14,6 +14,7 @@ use kiln_store::StoreError;
 use kiln_wire::client::{Refusal, RefusalKind};
 use kiln_wire::limits::RESOLVED_INPUTS_PER_JOB_MAX;
 use kiln_wire::{DrvPath, JobSpec, OutputName, RequestId, Root, StorePath};
+use tokio::sync::SemaphorePermit;
 
 use crate::derivations::DerivationError;
 use crate::driver::propose_patiently;
@@ -65,17 +66,15 @@ impl GrownError {
 ///
 /// # Errors
 /// [`GrownError`] says what was made that cannot be built, or what failed.
-pub(crate) async fn look(
-    parts: &Arc<Parts>,
+pub(crate) async fn look<'a>(
+    parts: &'a Arc<Parts>,
     path: &DrvPath,
     derivation: &Derivation,
     realised: &mut Realised,
-) -> Result<Option<Resolution>, GrownError> {
-    // Derivations of which all is there that is needed: nothing is built for them.
-    let mut settled: BTreeSet<DrvPath> = BTreeSet::new();
+) -> Result<Option<(Resolution, SemaphorePermit<'a>)>, GrownError> {
+    let mut settled = Settled::new();
     loop {
-        let mut lacking = find(parts, path, derivation, realised, &settled).await?;
-        lacking.retain(|made, _| !settled.contains(made));
+        let lacking = unsettled(find(parts, path, derivation, realised, &settled).await?, &settled);
         if lacking.is_empty() {
             return Ok(None);
         }
@@ -84,21 +83,42 @@ pub(crate) async fn look(
             return Err(GrownError::TooManyRows { rows });
         }
         let roots: Vec<Root> = lacking.into_iter().map(|(derivation, outputs)| Root { derivation, outputs }).collect();
+        // Each stages what may be a whole closure, and there is room for few.
+        let turn = parts.growths.acquire().await.expect("never closed");
         let jobs = submit::jobs(parts, &roots).await.map_err(GrownError::Refused)?;
         let built: BTreeSet<&DrvPath> = jobs.iter().map(|job| &job.derivation).collect();
-        let (needs, there): (Vec<DrvPath>, Vec<DrvPath>) =
-            roots.into_iter().map(|root| root.derivation).partition(|root| built.contains(root));
+        let (needs, there): (Vec<Root>, Vec<Root>) = roots.into_iter().partition(|root| built.contains(&root.derivation));
         if !needs.is_empty() {
-            return stage(parts, path, &jobs, needs).await.map(Some);
+            let needs = needs.into_iter().map(|root| root.derivation).collect();
+            return Ok(Some((stage(parts, path, jobs, needs).await?, turn)));
         }
         // An upstream cache had it, or it was built before; what it makes may lead further.
-        settled.extend(there);
+        settled.extend(
+            there.into_iter().flat_map(|Root { derivation, outputs }| outputs.into_iter().map(move |output| (derivation.clone(), output))),
+        );
     }
 }
 
-async fn stage(parts: &Arc<Parts>, path: &DrvPath, jobs: &[JobSpec], needs: Vec<DrvPath>) -> Result<Resolution, GrownError> {
+/// Outputs that are there: nothing is built for them.
+type Settled = BTreeSet<(DrvPath, OutputName)>;
+
+/// Outputs that are not there, of derivations that were made.
+type Lacking = BTreeMap<DrvPath, BTreeSet<OutputName>>;
+
+/// Leaves out what is settled. Of one derivation some outputs may be, and others not.
+fn unsettled(mut lacking: Lacking, settled: &Settled) -> Lacking {
+    for (made, outputs) in &mut lacking {
+        outputs.retain(|output| !settled.contains(&(made.clone(), output.clone())));
+    }
+    lacking.retain(|_, outputs| !outputs.is_empty());
+    lacking
+}
+
+/// Stages what the farm lacks of some jobs.
+async fn stage(parts: &Arc<Parts>, path: &DrvPath, mut jobs: Vec<JobSpec>, needs: Vec<DrvPath>) -> Result<Resolution, GrownError> {
     let request = draw_request(path);
-    for stage in submit::stages(request, jobs, parts.clock.now()) {
+    jobs.retain(|job| !parts.farm(|farm| farm.has_job(&job.derivation)));
+    for stage in submit::stages(request, &jobs, parts.clock.now()) {
         let answers = propose_patiently(parts.clone(), stage).await?.answers;
         if let Some(refused) = answers.into_iter().find_map(refusal) {
             return Err(refused.into());
@@ -121,9 +141,9 @@ async fn find(
     path: &DrvPath,
     derivation: &Derivation,
     realised: &mut Realised,
-    settled: &BTreeSet<DrvPath>,
-) -> Result<BTreeMap<DrvPath, BTreeSet<OutputName>>, GrownError> {
-    let mut lacking: BTreeMap<DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
+    settled: &Settled,
+) -> Result<Lacking, GrownError> {
+    let mut lacking = Lacking::new();
     let mut looked: BTreeSet<(DrvPath, OutputName)> = BTreeSet::new();
     loop {
         let mut is_new = false;
@@ -137,7 +157,7 @@ async fn find(
             if recipe.is_impure() && !derivation.is_impure() && !derivation.is_fixed_output() {
                 return Err(JobError::NeedsImpure { derivation: path.clone(), input }.into());
             }
-            match at(parts, &input, &recipe, &output, settled.contains(&input)).await? {
+            match at(parts, &input, &recipe, &output, settled.contains(&(input.clone(), output.clone()))).await? {
                 Some(at) => {
                     realised.entry(input).or_default().insert(output, at);
                     is_new = true;
@@ -154,10 +174,7 @@ async fn find(
 /// Returns a derivation that was made.
 async fn recipe(parts: &Parts, made: &DrvPath) -> Result<Arc<Derivation>, GrownError> {
     touch(parts, [made.as_path()]).await;
-    Ok(match parts.path_info(made.as_path()).await? {
-        Some(info) => parts.derivations.made(&parts.store, made, &info).await?,
-        None => parts.derivations.get(&parts.store, made).await?,
-    })
+    Ok(parts.derivations.get(parts, made).await?)
 }
 
 /// Returns where an output of a derivation that was made is, if it is there. Unless that `is_settled`, what a job of the farm makes is not: who
@@ -192,4 +209,20 @@ fn draw_request(path: &DrvPath) -> RequestId {
     let mut hasher = std::hash::RandomState::new().build_hasher();
     hasher.write(path.as_str().as_bytes());
     RequestId(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_that_is_there_settles_no_other() {
+        let drv = |letter: &str| DrvPath::parse(&format!("{}-x.drv", letter.repeat(32))).expect("a path");
+        let names = |text: &str| text.split_whitespace().map(|name| OutputName::parse(name).expect("a name")).collect::<BTreeSet<_>>();
+        let lacking = Lacking::from([(drv("a"), names("out dev")), (drv("b"), names("out"))]);
+        let settled = |of: &str, outputs: &str| names(outputs).into_iter().map(|output| (drv(of), output)).collect::<Settled>();
+        assert_eq!(unsettled(lacking.clone(), &Settled::new()), lacking);
+        assert_eq!(unsettled(lacking.clone(), &settled("a", "out")), Lacking::from([(drv("a"), names("dev")), (drv("b"), names("out"))]));
+        assert_eq!(unsettled(lacking, &settled("b", "out dev")), Lacking::from([(drv("a"), names("out dev"))]));
+    }
 }

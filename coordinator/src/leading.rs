@@ -3,8 +3,10 @@
 use kiln_link::{LinkError, Receiver, Sender};
 use kiln_wire::client::{Request, Response};
 use kiln_wire::{Leader, LeaderAt, NotLeader, WhoLeads};
+use tokio::sync::watch;
 
 use crate::parts::Parts;
+use crate::raft::Leadership;
 
 /// Tells who leads until the asker has heard enough.
 pub(crate) async fn tell(parts: &Parts, sender: &mut Sender, receiver: &mut Receiver) -> Result<(), LinkError> {
@@ -44,8 +46,48 @@ pub(crate) fn has_ended(parts: &Parts, leader: Leader) -> bool {
     leadership.has_changed().is_err() || leadership.borrow().leader != leader
 }
 
+/// Works until another leadership than `leader` is known of, or consensus has stopped: then nothing is returned. One that is uncertain for a
+/// moment has not ended.
+pub(crate) async fn while_under<T>(
+    mut leadership: watch::Receiver<Leadership>,
+    leader: Leader,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        // An error says that consensus has stopped, which is the same.
+        _ = leadership.wait_for(|known| known.leader != leader) => None,
+        done = work => Some(done),
+    }
+}
+
 /// Returns what whoever asks this coordinator is told while it does not lead.
 pub(crate) fn elsewhere(parts: &Parts) -> NotLeader {
     let other = parts.consensus.leader().filter(|(leader, _)| leader.node != parts.consensus.node());
     NotLeader { leader: other.map(|(leader, member)| LeaderAt { leader, link: member.link }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_ends_with_the_leadership_that_it_was_begun_under() {
+        let (mine, next) = (Leader { term: 1, ..Leader::default() }, Leader { term: 2, ..Leader::default() });
+        let known = |leader, is_self| Leadership { leader, is_self };
+        let (sender, leadership) = watch::channel(known(mine, true));
+        assert_eq!(while_under(leadership.clone(), mine, ready(7)).await, Some(7));
+        let mut working = tokio::spawn(while_under(leadership.clone(), mine, pending::<()>()));
+        // A quorum has not answered lately.
+        sender.send_replace(known(mine, false));
+        tokio::task::yield_now().await;
+        assert!(futures::poll!(&mut working).is_pending());
+        sender.send_replace(known(next, false));
+        assert_eq!(working.await.expect("no panic"), None);
+        assert_eq!(while_under(leadership.clone(), mine, pending::<()>()).await, None, "it ended before");
+        drop(sender);
+        assert_eq!(while_under(leadership, next, pending::<()>()).await, None, "consensus has stopped");
+    }
 }

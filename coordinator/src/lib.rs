@@ -4,6 +4,7 @@
 //! leader's loop, which plans and does what effects say; `dispatch` sends a job out; `transfer` takes its outputs; `worker_session`
 //! hears how it ended; `publish` makes the result visible; `garbage` deletes what nobody keeps. Decisions are in `kiln-core`: nothing here knows why a job is ready.
 
+mod absent;
 mod archive;
 mod archiving;
 mod backing_up;

@@ -6,6 +6,7 @@ use kiln_core::Farm;
 use kiln_nix::Keyring;
 use kiln_store::{Store, StoreError, Uploads};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
+use tokio::sync::Semaphore;
 
 use crate::archive::Archive;
 use crate::checked::Checked;
@@ -48,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) intake: Intake,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
+    /// Growths of builds that are prepared at a time.
+    pub(crate) growths: Semaphore,
     /// Builds that last as long as their clients.
     pub(crate) holders: Holders,
     /// What is deleted, and what must not be.

@@ -1,4 +1,4 @@
-//! Pauses between tries of what a store that is away holds up.
+//! Pauses between tries of what cannot be done at the moment, mostly because a store is away.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub(crate) struct Pauses(Duration);
 impl Pauses {
     /// Says that it failed, and waits before the next try.
     pub(crate) async fn after(&mut self, error: &(dyn std::error::Error + Send + Sync)) {
-        tracing::warn!(error = %Chain(error), "the store is away; tried again in {:?}", self.0);
+        tracing::warn!(error = %Chain(error), "tried again in {:?}", self.0);
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(LONGEST);
     }

@@ -15,8 +15,9 @@ use kiln_nix::scan::Candidates;
 use kiln_store::{Endorsed, Packer, Provenance, StoreError};
 use kiln_wire::client::Refusal;
 use kiln_wire::limits::JOBS_PER_SUBMISSION_MAX;
-use kiln_wire::{DrvPath, PathInfo, StorePath};
+use kiln_wire::{DrvPath, Leader, PathInfo, StorePath};
 
+use crate::absent::Absent;
 use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::garbage::touch;
@@ -29,39 +30,46 @@ use crate::refuse;
 ///
 /// # Errors
 /// A [`Refusal`] if one is none, or the store failed.
-pub(crate) async fn make_valid(parts: &Parts, derivations: Vec<StorePath>) -> Result<Vec<StorePath>, Refusal> {
-    let (files, missing) = load(parts, derivations).await?;
-    if missing.is_empty() {
+pub(crate) async fn make_valid(parts: &Parts, derivations: Vec<StorePath>) -> Result<Absent, Refusal> {
+    let leader = leading::own(parts);
+    let (files, absent) = load(parts, derivations).await?;
+    if absent.is_empty() {
         let references = files.iter().map(|(path, derivation)| (path.clone(), derivation.references())).collect();
         for layer in layers(&references) {
             let publications = futures::stream::iter(layer.iter().map(Ok));
-            publications.try_for_each_concurrent(PUBLICATIONS_MAX, |path| publish(parts, path, &files[path])).await?;
+            publications.try_for_each_concurrent(PUBLICATIONS_MAX, |path| publish(parts, leader, path, &files[path])).await?;
         }
     }
-    Ok(missing.into_iter().collect())
+    Ok(absent)
 }
 
 /// Derivations by their paths.
 type Files = BTreeMap<StorePath, Arc<Derivation>>;
 
 /// Loads derivations and those that they refer to, as far as they are no valid paths. Returns also what the farm lacks.
-async fn load(parts: &Parts, derivations: Vec<StorePath>) -> Result<(Files, BTreeSet<StorePath>), Refusal> {
-    let (mut files, mut missing) = (Files::new(), BTreeSet::new());
+async fn load(parts: &Parts, derivations: Vec<StorePath>) -> Result<(Files, Absent), Refusal> {
+    let (mut files, mut absent) = (Files::new(), Absent::default());
     let mut seen: BTreeSet<StorePath> = derivations.iter().cloned().collect();
     let mut open = derivations;
     while let Some(path) = open.pop() {
         touch(parts, [&path]).await;
+        // Before the store is: what is published in between is there.
+        let is_committed = parts.farm(|farm| farm.path_info(&path).is_some());
         if parts.store.path_info(&path).await.map_err(|error| refuse::unavailable("submit", &error))?.is_some() {
             continue;
         }
+        if is_committed {
+            absent.coming.insert(path);
+            continue;
+        }
         let Ok(drv_path) = DrvPath::from_path(path.clone()) else {
-            missing.insert(path);
+            absent.missing.insert(path);
             continue;
         };
-        let derivation = match parts.derivations.get(&parts.store, &drv_path).await {
+        let derivation = match parts.derivations.get(parts, &drv_path).await {
             Ok(derivation) => derivation,
             Err(DerivationError::Missing(_)) => {
-                missing.insert(path);
+                absent.missing.insert(path);
                 continue;
             }
             Err(error @ DerivationError::Store { .. }) => return Err(refuse::unavailable("submit", &error)),
@@ -75,7 +83,7 @@ async fn load(parts: &Parts, derivations: Vec<StorePath>) -> Result<(Files, BTre
             )));
         }
     }
-    Ok((files, missing))
+    Ok((files, absent))
 }
 
 /// Divides paths into layers, each of which refers to those before it only, and to what is not among the paths.
@@ -103,14 +111,12 @@ fn layers(references: &BTreeMap<StorePath, BTreeSet<StorePath>>) -> Vec<BTreeSet
     layers
 }
 
-async fn publish(parts: &Parts, path: &StorePath, derivation: &Derivation) -> Result<(), Refusal> {
-    let leader = leading::own(parts);
+async fn publish(parts: &Parts, leader: Option<Leader>, path: &StorePath, derivation: &Derivation) -> Result<(), Refusal> {
     let info = store(parts, path, derivation).await.map_err(|error| refuse::unavailable("submit", &error))?;
     match intake::publish(parts, leader, &Endorsed { info, signatures: Vec::new() }).await {
         Ok(()) => Ok(()),
-        Err(error @ (IntakeError::Differs { .. } | IntakeError::Store(StoreError::MissingReference { .. }))) => {
-            Err(refuse::invalid(format!("submit: {}", Chain(&error))))
-        }
+        Err(error @ IntakeError::Differs { .. }) => Err(refuse::invalid(format!("submit: {}", Chain(&error)))),
+        // Also if something that it refers to is gone again: whoever asks anew is told what is missing.
         Err(error) => Err(refuse::unavailable("submit", &error)),
     }
 }

@@ -62,8 +62,8 @@ pub(crate) async fn outputs(
 
 async fn made(parts: &Parts, path: &DrvPath) -> Result<BTreeMap<OutputName, StorePath>, DerivationError> {
     let mut made = BTreeMap::new();
-    let derivation = match parts.derivations.get(&parts.store, path).await {
-        Err(DerivationError::Missing(_) | DerivationError::NotOne { .. }) => return Ok(made),
+    let derivation = match parts.derivations.get(parts, path).await {
+        Err(DerivationError::Missing(_) | DerivationError::NotOne { .. } | DerivationError::Parse { .. }) => return Ok(made),
         read => read?,
     };
     // What is impure is made anew for everybody who asks.
@@ -95,7 +95,7 @@ pub(crate) async fn record(parts: &Parts, derivation: &DrvPath, outputs: &[Built
 
 /// Returns a derivation. One that is gone or damaged does not hold up what it made: that has no realisations then.
 async fn readable(parts: &Parts, path: &DrvPath) -> Result<Option<Arc<Derivation>>, DerivationError> {
-    match parts.derivations.get(&parts.store, path).await {
+    match parts.derivations.get(parts, path).await {
         Err(error @ (DerivationError::Missing(_) | DerivationError::NotOne { .. } | DerivationError::Parse { .. })) => {
             tracing::warn!(error = %Chain(&error), "its outputs are published without realisations");
             Ok(None)

@@ -274,7 +274,7 @@ async fn derivations(parts: &Parts, paths: Vec<DrvPath>, sender: &mut Sender) ->
     touch(parts, paths.iter().map(DrvPath::as_path)).await;
     let mut reads = futures::stream::iter(paths)
         .map(|path| async move {
-            match parts.derivations.bytes(&parts.store, &path).await {
+            match parts.derivations.bytes(parts, &path).await {
                 Ok(bytes) => Ok(Some(DerivationFile { path, bytes: bytes.to_vec() })),
                 Err(DerivationError::Missing(_)) => Ok(None),
                 Err(error @ DerivationError::Store { .. }) => Err(refuse::unavailable("read derivation", &error)),

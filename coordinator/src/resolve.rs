@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_core::{Answer, Command, Refused, Resolution, ResolvedInput};
 use kiln_nix::derivation::{Derivation, Output};
 use kiln_nix::resolve::{Realised, ResolveError, Resolved, needed, resolve as put_in};
 use kiln_store::StoreError;
 use kiln_wire::limits::FAILURE_MESSAGE_BYTES_MAX;
-use kiln_wire::{BuiltOutput, DrvPath};
+use kiln_wire::{BuiltOutput, DrvPath, Leader};
+use tokio::sync::SemaphorePermit;
 
 use crate::brought_back::{BroughtBack, Next};
 use crate::derivations::DerivationError;
@@ -18,7 +20,7 @@ use crate::garbage::touch;
 use crate::grown::{self, GrownError};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
-use crate::realised;
+use crate::{leading, realised};
 
 /// A derivation that cannot be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -45,31 +47,47 @@ impl Failed {
     }
 }
 
-/// Resolves a job and proposes what it comes to; a store that fails is waited for. Ends early once the job waits for it no more: twice
-/// is as good as once.
-pub(crate) async fn resolve(parts: Arc<Parts>, derivation: DrvPath) {
+/// Resolves a job and proposes what it comes to; a store that fails is waited for. Ends early once the job waits for it no more, or once
+/// another leadership than `leader` is known of: twice is as good as once.
+pub(crate) async fn resolve(parts: Arc<Parts>, leader: Leader, derivation: DrvPath) {
+    let work = async {
+        tokio::select! {
+            () = no_longer_wanted(&parts, &derivation) => {}
+            () = resolve_wanted(&parts, &derivation) => {}
+        }
+    };
+    if leading::while_under(parts.consensus.leadership(), leader, work).await.is_none() {
+        tracing::debug!(%derivation, "another coordinator resolves it");
+    }
+}
+
+/// Waits until a job waits no more to be resolved. What upstream caches have of its inputs may take hours to bring.
+async fn no_longer_wanted(parts: &Parts, derivation: &DrvPath) {
+    while parts.farm(|farm| farm.is_to_be_resolved(derivation)) {
+        tokio::time::sleep(WANTED_PAUSE).await;
+    }
+}
+
+async fn resolve_wanted(parts: &Arc<Parts>, derivation: &DrvPath) {
     let (mut pauses, mut brought_back) = (Pauses::default(), BroughtBack::default());
-    while parts.farm(|farm| farm.is_to_be_resolved(&derivation)) {
-        let (inputs, to) = match resolution(&parts, &derivation).await {
-            Err(Failed::Resolve(error @ ResolveError::Unrealised { .. })) => {
-                let ResolveError::Unrealised { input, output, .. } = &error else { continue };
-                match brought_back.bring(&parts, input, output).await {
-                    Next::Wait => {
-                        pauses.after(&error).await;
-                        continue;
-                    }
-                    Next::GiveUp => match resolution(&parts, &derivation).await {
-                        Err(error) if error.is_for_good() => (one_of_each(&parts, &derivation), impossible(&error)),
-                        Err(error) => {
-                            pauses.after(&error).await;
-                            continue;
-                        }
-                        // It came with the build's end.
-                        Ok(found) => found,
-                    },
+    while parts.farm(|farm| farm.is_to_be_resolved(derivation)) {
+        let mut looked = resolution(parts, derivation).await;
+        if let Err(Failed::Resolve(error @ ResolveError::Unrealised { input, output, .. })) = &looked {
+            match brought_back.bring(parts, input, output).await {
+                Next::Wait => {
+                    pauses.after(error).await;
+                    continue;
                 }
+                // It may have come with the build's end.
+                Next::GiveUp => looked = resolution(parts, derivation).await,
             }
-            Err(error) if error.is_for_good() => (one_of_each(&parts, &derivation), impossible(&error)),
+        }
+        let Found { inputs, to, turn } = match looked {
+            Err(error) if error.is_for_good() => Found { inputs: one_of_each(parts, derivation), to: impossible(&error), turn: None },
+            Err(Failed::Grown(GrownError::Stage(error))) => {
+                tracing::warn!(%derivation, error = %Chain(&error), "stage what a derivation needs; the next leader does");
+                return;
+            }
             Err(error) => {
                 pauses.after(&error).await;
                 continue;
@@ -84,14 +102,16 @@ pub(crate) async fn resolve(parts: Arc<Parts>, derivation: DrvPath) {
                 return;
             }
         };
+        // Nothing is staged for it any more.
+        drop(turn);
         match refused {
             // What it was made from is committed no more, what was staged is gone, or something here is wrong: nobody else would try it again.
             Some(refused @ (Refused::WrongResolution(_) | Refused::StageDropped(_) | Refused::UnknownInput { .. })) => {
                 pauses.after(&refused).await;
             }
-            Some(refused @ (Refused::Cycle(_) | Refused::TooManyJobs { .. })) => {
+            Some(refused @ (Refused::Cycle(_) | Refused::TooManyJobs { .. } | Refused::GrownTooFar { .. })) => {
                 let message = format!("what its inputs made cannot be built for it: {refused}");
-                let (inputs, to) = (one_of_each(&parts, &derivation), Resolution::Impossible { message });
+                let (inputs, to) = (one_of_each(parts, derivation), Resolution::Impossible { message });
                 let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now: parts.clock.now() };
                 if let Err(error) = propose_patiently(parts.clone(), command).await {
                     tracing::warn!(%derivation, error = %Chain(&error), "report a derivation that cannot be built");
@@ -138,8 +158,16 @@ fn committed(parts: &Parts, derivation: &DrvPath) -> Vec<ResolvedInput> {
     })
 }
 
-async fn resolution(parts: &Arc<Parts>, path: &DrvPath) -> Result<(Vec<ResolvedInput>, Resolution), Failed> {
-    let derivation = parts.derivations.get(&parts.store, path).await?;
+/// What a job comes to.
+struct Found<'a> {
+    inputs: Vec<ResolvedInput>,
+    to: Resolution,
+    /// Of a growth, until what is staged for it is taken.
+    turn: Option<SemaphorePermit<'a>>,
+}
+
+async fn resolution<'a>(parts: &'a Arc<Parts>, path: &DrvPath) -> Result<Found<'a>, Failed> {
+    let derivation = parts.derivations.get(parts, path).await?;
     let inputs = committed(parts, path);
     let mut realised = Realised::new();
     for ResolvedInput { derivation, output, path } in &inputs {
@@ -147,7 +175,7 @@ async fn resolution(parts: &Arc<Parts>, path: &DrvPath) -> Result<(Vec<ResolvedI
     }
     // Those that are no jobs were there when the job was submitted.
     for (input, wanted) in derivation.inputs.iter().filter(|(input, _)| !realised.contains_key(*input)).collect::<Vec<_>>() {
-        let recipe = parts.derivations.get(&parts.store, input).await?;
+        let recipe = parts.derivations.get(parts, input).await?;
         for name in wanted.all() {
             let known = recipe.outputs.get(&name).and_then(Output::path).cloned();
             let at = match known {
@@ -160,13 +188,13 @@ async fn resolution(parts: &Arc<Parts>, path: &DrvPath) -> Result<(Vec<ResolvedI
     let grow = if derivation.is_dynamic() { grown::look(parts, path, &derivation, &mut realised).await? } else { None };
     let used: BTreeSet<_> = needed(path, &derivation, &realised)?.into_iter().map(|one| (one.input, one.output)).collect();
     let is_used = |input: &ResolvedInput| used.contains(&(input.derivation.clone(), input.output.clone()));
-    let used = inputs.into_iter().filter(is_used).collect();
-    if let Some(grow) = grow {
-        return Ok((used, grow));
+    let inputs = inputs.into_iter().filter(is_used).collect();
+    if let Some((to, turn)) = grow {
+        return Ok(Found { inputs, to, turn: Some(turn) });
     }
     let resolved = put_in(&parts.store_dir, path, &derivation, &realised)?;
     let to = keep(parts, resolved, parts.farm(|farm| farm.is_check(path))).await?;
-    Ok((used, to))
+    Ok(Found { inputs, to, turn: None })
 }
 
 /// Keeps a resolved derivation for the worker, and for whoever asks what made an output; returns what it comes to. One that `is_check` is
@@ -202,6 +230,9 @@ async fn existing(parts: &Parts, path: &DrvPath, derivation: &Derivation) -> Res
     }
     Ok(Some(outputs))
 }
+
+/// How often a resolution looks whether anybody wants it: what it does meanwhile is not lost, only not needed.
+const WANTED_PAUSE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

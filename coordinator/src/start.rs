@@ -9,7 +9,8 @@ use kiln_link::{Identity, LinkError, Listener, Protocol};
 use kiln_nix::Keyring;
 use kiln_store::keys::{self, KeyFileError};
 use kiln_store::{Location, Store, StoreConfig, StoreError, Uploads};
-use tokio::sync::Notify;
+use kiln_wire::limits::GROWTHS_UNDER_WAY_MAX;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::archive::{Archive, ArchiveError};
@@ -264,6 +265,7 @@ async fn parts(
         intake: Intake::new(config.tokens.clone(), config.trusted_upload_keys.clone()),
         granted: Granted::default(),
         turns: Turns::default(),
+        growths: Semaphore::new(GROWTHS_UNDER_WAY_MAX),
         holders: Default::default(),
         garbage: Garbage::new(config.gc.clone()),
         watchers: Watchers::new(),

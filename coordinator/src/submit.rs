@@ -11,6 +11,7 @@ use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, RESOLVED_INPUTS_PER_JOB_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, RequestId, Root, StorePath, Timestamp};
 
+use crate::absent::Absent;
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
@@ -242,9 +243,12 @@ async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) ->
     let sources = |job: &JobSpec| closure.parsed[&job.derivation].sources.clone();
     let wanted: BTreeSet<StorePath> = jobs.iter().flat_map(sources).collect();
     let (derivations, others): (Vec<StorePath>, Vec<StorePath>) = wanted.into_iter().partition(|path| path.name().ends_with(".drv"));
-    let mut missing = missing(parts, others).await?;
-    missing.extend(readable::make_valid(parts, derivations).await?);
-    if missing.is_empty() { Ok(()) } else { Err(refuse::missing("submit", "input sources", missing)) }
+    let is_committed = |path: &StorePath| parts.farm(|farm| farm.path_info(path).is_some());
+    let (coming, missing_at_first): (Vec<_>, Vec<_>) = missing(parts, others).await?.into_iter().partition(is_committed);
+    // Asked for again: the farm may have let go of what it has published since.
+    let missing = missing(parts, missing_at_first).await?.into_iter().collect();
+    let absent = readable::make_valid(parts, derivations).await?;
+    absent.and(Absent { coming: coming.into_iter().collect(), missing }).refuse("submit", "input sources")
 }
 
 /// Returns those of some paths that the store lacks.

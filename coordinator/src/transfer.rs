@@ -49,7 +49,7 @@ async fn upload_provenance(parts: &Parts, lease: &Lease, output: &BuiltOutput) -
         return Err(refuse::stale_lease(format!("upload `{}`: attempt {} holds no lease", output.info.path, lease.attempt)));
     }
     let built = built_as(parts, &lease.derivation);
-    let derivation = parts.derivations.get(&parts.store, &built).await.map_err(|error| refuse::unavailable("upload", &error))?;
+    let derivation = parts.derivations.get(parts, &built).await.map_err(|error| refuse::unavailable("upload", &error))?;
     made::check(&parts.store_dir, &built, &derivation, output).map_err(|error| refuse::invalid(format!("upload: {}", Chain(&error))))?;
     // Outputs may refer to each other, and come in any order: whether those that they name are outputs, the report will tell.
     let stated = made::stated(&derivation, &output.info);

@@ -205,7 +205,7 @@ impl CheckError {
 async fn check_outputs(parts: &Parts, lease: &Lease, outputs: &[BuiltOutput]) -> Result<Vec<BuiltOutput>, CheckError> {
     let mut checked = Vec::with_capacity(outputs.len());
     let built = built_as(parts, &lease.derivation);
-    let derivation = parts.derivations.get(&parts.store, &built).await.map_err(DispatchError::from)?;
+    let derivation = parts.derivations.get(parts, &built).await.map_err(DispatchError::from)?;
     let paths: BTreeSet<StorePath> = outputs.iter().map(|output| output.info.path.clone()).collect();
     touch(parts, outputs.iter().flat_map(|output| [Key::from(&output.info.path), Key::Blob(output.info.blob.sha256)])).await;
     for output in outputs {

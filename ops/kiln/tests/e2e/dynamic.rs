@@ -37,6 +37,11 @@ rec {
   twin = { user = user hello; deferred = deferred hello; above = above hello; fixed = fixed hello; deep = user hello;
     other = plain "other" "${boot}/busybox cat ${known} > $out" floating; };
 
+  # Makes a derivation that reads what is made beside it.
+  both = plain "reads.drv" ''echo sibling > $data; echo -n 'Derive([("out","","r:sha256","")],[],["'$data'"],"x86_64-linux","${boot}/busybox",["sh","-c","${boot}/busybox cat '$data' > $out"],[("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])' > $out'' (text // { outputs = [ "out" "data" ]; });
+  beside = plain "needs-it" "${boot}/busybox cat ${of both "out"} > $out" floating;
+  said = plain "needs-it" "echo sibling > $out" floating;
+
   # What a builder may make in place of a derivation.
   bad = name: script: plain "needs-it" "echo ${of (plain name script text) "out"} > $out" floating;
   nonsense = bad "x.drv" "echo nonsense > $out";
@@ -167,6 +172,14 @@ fn a_build_may_ask_for_what_it_turns_out_to_need() {
         let twin = if wanted[1] == "once" { "twin.deep" } else { "twin.deferred" };
         assert_eq!(last["paths"][0].as_str(), dynamic.realise(twin, "out").first().map(String::as_str), "{wanted:?}");
     }
+}
+
+#[test]
+fn a_derivation_may_read_what_was_made_beside_it() {
+    // Both are committed at once, and are published while what needs them is looked at.
+    let dynamic = Dynamic::new();
+    let (ours, ran) = dynamic.farm(&dynamic.instantiate("beside"));
+    assert_eq!((ours, ran), (dynamic.realise("said", "out"), 3));
 }
 
 #[test]
