@@ -108,7 +108,14 @@ class Faces:
 
     def farm_hook(self, asked, log):
         options = ["-j0", "--option", "build-hook", str(self.hook), "--option", "builders", "farm"]
-        return self._realise(asked, log, options, None, [self.farm.process])
+        before = sum(kiln.cpu_of_tree(agent) for agent in self._hook_agents())
+        cost = self._realise(asked, log, options, None, [self.farm.process])
+        cost.cpu += sum(kiln.settled_cpu(agent) for agent in self._hook_agents()) - before
+        return cost
+
+    def _hook_agents(self):
+        """What hooks share is kept by a process that is nobody's child."""
+        return [int(file.read_text()) for file in (self.work / "locks").glob("*.pid")]
 
 
 def log_of(work, name):
