@@ -9,7 +9,7 @@ use kiln_link::BlobSource;
 use kiln_nix::closure::{Closure, ClosureError};
 use kiln_nix::content::{ContentAddress, Method};
 use kiln_nix::hash::{Algorithm, Hash, Hasher};
-use kiln_nix::nar;
+use kiln_nix::nar::{self, NarError};
 use kiln_nix::scan::Candidates;
 use kiln_store::{BlobBytes, Packed, Packer};
 use kiln_wire::client::{DerivationFile, Request, Response};
@@ -253,17 +253,22 @@ async fn send(leader: &Leading, request: &Request, size_bytes: u64, body: &BlobB
 /// it, a file flat, or a text with its references.
 fn describe(store_dir: &StoreDir, path: &StorePath, file: &Path, packed: &Packed) -> anyhow::Result<PathInfo> {
     let meta = file.symlink_metadata().with_context(|| format!("read `{}`", file.display()))?;
-    let mut tried = vec![(Method::Nar, BTreeSet::new())];
+    let sha256 = Algorithm::Sha256;
+    let mut tried = vec![(Method::Nar, sha256, BTreeSet::new())];
     if meta.is_file() {
-        tried.push((Method::Flat, BTreeSet::new()));
-        tried.push((Method::Text, packed.references.iter().filter(|reference| *reference != path).cloned().collect()));
+        tried.push((Method::Flat, sha256, BTreeSet::new()));
+        tried.push((Method::Text, sha256, packed.references.iter().filter(|reference| *reference != path).cloned().collect()));
     }
-    tried.push((Method::Git, BTreeSet::new()));
-    for (method, references) in tried {
+    tried.extend([Algorithm::Sha1, sha256].map(|algorithm| (Method::Git, algorithm, BTreeSet::new())));
+    for (method, algorithm, references) in tried {
         let hash: Hash = match method {
             Method::Nar => packed.nar_hash.into(),
             Method::Flat | Method::Text => flat_hash(file)?,
-            Method::Git => nar::git_hash_path(file, Algorithm::Sha1)?,
+            Method::Git => match nar::git_hash_path(file, algorithm) {
+                // Then it was not added so.
+                Err(NarError::LongTrees) => continue,
+                hash => hash?,
+            },
         };
         let address = ContentAddress { method, hash };
         if address.path(store_dir, path.name(), &references, false)? == *path {
@@ -294,3 +299,32 @@ fn flat_hash(file: &Path) -> anyhow::Result<Hash> {
 pub const UPLOAD_LEVEL: i32 = 3;
 /// Derivations in one batch: few enough that one is through before the next change of leader, which has it sent again.
 const FILES_PER_BATCH: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_what_its_path_says_by_any_of_the_ways_in_which_nix_adds_it() {
+        let (dir, store_dir) = (tempfile::tempdir().expect("temporary directory"), StoreDir::default());
+        let file = dir.path().join("source");
+        fs::write(&file, "a source\n").expect("write");
+        let packer = Packer { level: UPLOAD_LEVEL, spool_dir: dir.path().to_owned() };
+        let packed = packer.pack(&file, &Candidates::new(std::iter::empty())).expect("packs");
+        let git = |algorithm| nar::git_hash_path(&file, algorithm).expect("hashes");
+        let table = [
+            (Method::Nar, Hash::from(packed.nar_hash)),
+            (Method::Flat, flat_hash(&file).expect("hashes")),
+            (Method::Git, git(Algorithm::Sha1)),
+            (Method::Git, git(Algorithm::Sha256)),
+        ];
+        for (method, hash) in table {
+            let address = ContentAddress { method, hash };
+            let path = address.path(&store_dir, "source", &BTreeSet::new(), false).expect("a path");
+            let info = describe(&store_dir, &path, &file, &packed).expect("it is what its path says");
+            assert_eq!(info.content_address, Some(address.to_string()));
+        }
+        let other = StorePath::parse(&format!("{}-source", "0".repeat(32))).expect("a path");
+        assert!(describe(&store_dir, &other, &file, &packed).is_err());
+    }
+}

@@ -60,7 +60,8 @@ pub struct HashArgs {
     /// Print hash and size as JSON
     #[arg(long)]
     json: bool,
-    /// Print the hash of the Git object that it is instead, as `nix hash path --mode git` does; empty directories count
+    /// Print the hash of the Git object that it is instead, of the algorithm in `--algo`, as `nix hash path --mode git` finds it; empty
+    /// directories count
     #[arg(long)]
     git: bool,
     /// By which algorithm Git hashes: sha1 or sha256
