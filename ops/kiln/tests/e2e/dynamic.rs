@@ -38,8 +38,8 @@ rec {
     other = plain "other" "${boot}/busybox cat ${known} > $out" floating; };
 
   # Makes a derivation that reads what is made beside it.
-  both = plain "reads.drv" ''echo sibling > $data; echo -n 'Derive([("out","","r:sha256","")],[],["'$data'"],"x86_64-linux","${boot}/busybox",["sh","-c","${boot}/busybox cat '$data' > $out"],[("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])' > $out'' (text // { outputs = [ "out" "data" ]; });
-  beside = plain "needs-it" "${boot}/busybox cat ${of both "out"} > $out" floating;
+  both = plain "both" ''echo sibling > $data; echo -n 'Derive([("out","","r:sha256","")],[],["'$data'"],"x86_64-linux","/bin/sh",["-c","read line < '$data'; echo $line > $out"],[("out","/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9")])' > $made'' (text // { outputs = [ "data" "x.drv" ]; made = builtins.placeholder "x.drv"; });
+  beside = plain "needs-it" "${boot}/busybox cat ${of both."x.drv" "out"} > $out" floating;
   said = plain "needs-it" "echo sibling > $out" floating;
 
   # What a builder may make in place of a derivation.
