@@ -91,7 +91,7 @@ fn json_about_a_live_farm_is_as_the_readme_says() {
     check(&status["builds"][0], BUILD);
     check(&place.run(&["jobs", "--json"]).expect_success().json()[0], JOB);
     let worker = "worker:text connected:truth systems:list features:list slots:number cores:number memoryMiB:number coresUsed:number \
-                  memoryUsedMiB:number guarantees:object running:list";
+                  memoryUsedMiB:number guarantees:object running:list strain:?text";
     check(&place.run(&["workers", "--json"]).expect_success().json()[0], worker);
 }
 
