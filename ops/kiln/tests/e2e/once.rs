@@ -89,14 +89,16 @@ fn an_attempt_goes_on_while_its_coordinator_is_dead_and_is_committed_by_the_next
     daemons.wait_until_up();
     let mut build = Process::start(daemons.place.kiln(&[&["build", "-f", "set.nix", "--json"], &farm[..]].concat()).stderr(Stdio::null()));
     let started: serde_json::Value = serde_json::from_str(&build.wait_for_line("\"event\":\"started\"")).expect("JSON");
+    let derivation = started["derivation"].as_str().expect("text").rsplit('/').next().expect("a name").to_owned();
+    let attempt = started["attempt"].as_u64().expect("a number");
+    let logs = daemons.place.path("coordinator/logs").join(&derivation);
+    // The lease was given; its worker may not have heard of it yet, and then the attempt is another one.
+    wait_for("the worker's first words", || logs.join(format!("{attempt}.log")).exists().then_some(()));
     coordinator.kill_9();
     build.kill_9();
     let _coordinator = daemons.start("coordinator");
     daemons.wait_until_up();
     let again = daemons.place.run(&[&["build", "-f", "set.nix", "--json"], &farm[..]].concat()).expect_success();
-    let derivation = started["derivation"].as_str().expect("text").rsplit('/').next().expect("a name").to_owned();
-    let attempt = started["attempt"].as_u64().expect("a number");
-    let logs = daemons.place.path("coordinator/logs").join(&derivation);
     let kept: Vec<String> = std::fs::read_dir(&logs)
         .expect("it has a log")
         .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
