@@ -25,7 +25,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
         driver.plan();
         let parts = driver.parts.clone();
         // A moment that has come is not put off by what else happens: under load something always does.
-        let now = Instant::now();
+        let now = tokio::time::Instant::now();
         let soonest = now + driver.wake_after();
         let due = driver.due.map_or(soonest, |due| due.min(soonest));
         driver.due = Some(due);
@@ -48,7 +48,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
             },
             () = parts.sessions.strains_changed() => driver.lead.changed(),
             Some(fate) = fates.recv() => driver.settle(fate),
-            () = tokio::time::sleep_until(due.into()) => driver.enforce_deadlines(),
+            () = tokio::time::sleep_until(due) => driver.enforce_deadlines(),
         }
     }
 }
@@ -60,7 +60,7 @@ struct Driver {
     /// Decides when to plan and what deadlines ask for.
     lead: Lead,
     /// When deadlines are looked at, whatever else happens.
-    due: Option<Instant>,
+    due: Option<tokio::time::Instant>,
 }
 
 /// What became of a proposal of the loop's own.
