@@ -224,12 +224,26 @@ fn salted_drv(path: &DrvPath, salt: u32) -> DrvPath {
     DrvPath::parse(&salted_name(path.as_str(), salt)).expect("a changed hash is a hash")
 }
 
-/// Turns each of the first eight letters by as many places as the salt says.
+/// Turns the first eight letters, each by as many places as a digit of the salt says in base 32.
 fn salted_name(name: &str, salt: u32) -> String {
     const LETTERS: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
-    let turned = name.bytes().take(8).map(|letter| {
+    let digits = (0..8).map(|place| (u64::from(salt) >> (5 * place)) as usize % 32);
+    let turned = name.bytes().zip(digits).map(|(letter, digit)| {
         let at = LETTERS.iter().position(|other| *other == letter).expect("a hash is in base 32");
-        char::from(LETTERS[(at + salt as usize) % 32])
+        char::from(LETTERS[(at + digit) % 32])
     });
     turned.chain(name.chars().skip(8)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_salts_give_one_name() {
+        let name = "0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv";
+        let names: BTreeSet<String> = (0..1025).chain([u32::MAX]).map(|salt| salted_name(name, salt)).collect();
+        assert_eq!((names.len(), names.contains(name)), (1026, true));
+        assert!(names.iter().all(|name| DrvPath::parse(name).is_ok()));
+    }
 }
