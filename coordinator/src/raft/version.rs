@@ -9,6 +9,7 @@
 //! | 2 | 0.2 | 3 | 3 | the farm's version in the log and in snapshots; a greeting says which program it comes from |
 //! | 3 | 0.3 | 4 | 4 | commands, and fields of commands, for which `Command::version` says so |
 //! | 4 | 0.4 | 5 | 5 | the same, and what farms learn of durations and sizes |
+//! | 5 | 0.5 | 6 | 6 | the same, and whose turn it is: shares, and how workers do |
 //!
 //! Source: ADR 0025.
 
@@ -20,7 +21,7 @@ use kiln_wire::{NodeId, Program, Version};
 use super::state_machine::StateMachine;
 
 /// The newest version that this program reads and writes.
-pub const NEWEST: Version = Version(4);
+pub const NEWEST: Version = Version(5);
 /// The oldest version that it reads and writes: where every farm begins, a new one too. Being able to take part in a farm at any version
 /// since costs nothing as long as later versions only add.
 pub const OLDEST: Version = Version(1);
