@@ -167,6 +167,7 @@ async fn route_client(
         }
         Request::Garbage(request) => garbage::answer(parts, peer, request, sender).await,
         Request::ImportDurations(measured) => reply(sender, durations::import(parts, peer, measured).await).await,
+        Request::Explain(derivation) => reply(sender, views::explain(parts, &derivation).map(Response::Explained)).await,
         Request::Packages(pname) => durations::tell(parts, pname.as_deref(), sender).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use kiln_core::{Answer, Command};
-use kiln_wire::BuildId;
 use kiln_wire::client::{BuildView, FarmView, JobView, Refusal, WorkerView};
+use kiln_wire::{BuildId, DrvPath, Explanation};
 
 use crate::archive;
 use crate::driver::{Chain, propose};
@@ -30,6 +30,19 @@ pub(crate) fn farm(parts: &Parts) -> FarmView {
 /// The jobs of live builds.
 pub(crate) fn jobs(parts: &Parts) -> Vec<JobView> {
     parts.farm(|farm| farm.jobs_while(&parts.sessions.away(farm.registrations().map(|(worker, _)| worker))).collect())
+}
+
+/// Why a job is where it is.
+pub(crate) fn explain(parts: &Parts, derivation: &DrvPath) -> Result<Explanation, Refusal> {
+    let now = parts.clock.now();
+    let explanation = parts.farm(|farm| {
+        let away = parts.sessions.away(farm.registrations().map(|(worker, _)| worker));
+        farm.explanation(derivation, now, &away)
+    });
+    explanation.ok_or_else(|| {
+        let message = format!("explain `{derivation}`: no live build has such a job; `kiln jobs` lists those that there are");
+        refuse::not_found(message)
+    })
 }
 
 /// The fleet, with who is connected right now.

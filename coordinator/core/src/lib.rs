@@ -17,6 +17,7 @@ mod command;
 mod contacts;
 mod effect;
 mod estimate;
+mod explain;
 mod farm;
 mod fleet;
 pub mod garbage;

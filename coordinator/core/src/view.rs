@@ -185,7 +185,7 @@ impl Farm {
     }
 
     /// As [`Self::view`], with the rank that counts; records hold the one that every version of this program gives.
-    fn live_view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
+    pub(crate) fn live_view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
         let view = self.view(key, job, reasons);
         if job.is_built() { view } else { JobView { upward_rank_ms: self.index.rank_ms(key), ..view } }
     }
@@ -210,7 +210,7 @@ impl Farm {
         }
     }
 
-    fn state_word(&self, key: JobKey, job: &Job) -> &'static str {
+    pub(crate) fn state_word(&self, key: JobKey, job: &Job) -> &'static str {
         match &job.state {
             State::Waiting if !self.is_wanted(key) => "cancelled",
             State::Waiting if self.index.unbuilt(key) > 0 || job.is_unresolved() => "blocked",
@@ -222,7 +222,7 @@ impl Farm {
         }
     }
 
-    fn reason(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> String {
+    pub(crate) fn reason(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> String {
         match &job.state {
             State::Waiting if !self.is_wanted(key) => String::from("no live build wants it started"),
             State::Waiting if self.index.unbuilt(key) > 0 => self.reason_blocked(key, job),

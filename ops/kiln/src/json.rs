@@ -1,7 +1,7 @@
 //! The JSON that `--json` prints: stable names, full store paths, units in the names. The README documents it.
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, FarmView, JobCounts, JobView, WorkerView};
-use kiln_wire::{DrvPath, PathInfo, StoreDir, Usage};
+use kiln_wire::{DrvPath, Explanation, PathInfo, Step, StoreDir, Usage, WorkersFor};
 use serde_json::{Value, json};
 
 /// A build's state in one word.
@@ -65,6 +65,29 @@ pub fn job(view: &JobView, store_dir: &StoreDir) -> Value {
         "builds": view.builds,
         "upwardRankMs": view.upward_rank_ms,
         "attempts": view.attempts.iter().map(attempt).collect::<Vec<_>>(),
+    })
+}
+
+/// Why a job is where it is.
+pub fn explanation(view: &Explanation, store_dir: &StoreDir) -> Value {
+    let step = |step: &Step| json!({ "derivation": full(&step.derivation, store_dir), "state": step.state, "reason": step.reason, "expectedMs": step.expected_ms });
+    let workers = |group: &WorkersFor| json!({ "what": group.what, "count": group.count, "first": group.first });
+    json!({
+        "job": job(&view.job, store_dir),
+        "expectedMs": view.expected_ms,
+        "runningMs": view.running_ms,
+        "system": view.system,
+        "features": view.features,
+        "cores": view.resources.cores,
+        "memoryMiB": view.resources.memory_mib,
+        "memoryWishMiB": view.memory_wish_mib,
+        "workers": view.workers.iter().map(workers).collect::<Vec<_>>(),
+        "ahead": view.ahead,
+        "inputsUnbuilt": view.inputs_unbuilt,
+        "behind": view.behind.iter().map(step).collect::<Vec<_>>(),
+        "behindMs": view.behind_ms,
+        "dependents": view.dependents,
+        "dependentsAll": view.dependents_all,
     })
 }
 

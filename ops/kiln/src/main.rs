@@ -19,6 +19,7 @@ mod drv;
 mod durations;
 mod embedded;
 mod evaluate;
+mod explain;
 mod failures;
 mod gc;
 mod hook;
@@ -77,6 +78,8 @@ enum Command {
     Status(operate::Args),
     /// List the jobs of live builds
     Jobs(operate::Args),
+    /// Say why a job is where it is: what it waits for, what each worker is to it, who waits for it
+    Explain(explain::Args),
     /// List the workers
     Workers(operate::Args),
     /// Print the log of a job
@@ -156,6 +159,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::ExternalBuilder(args) => hook::run_external(args),
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Workers(args) => operate::workers(&args),
         Command::Log(args) => operate::log(&args),
         Command::Cancel(args) => operate::cancel(&args),

@@ -241,7 +241,11 @@ async fn print_log(leader: &Leading, request: &Request, printed: &mut Printed) -
     Ok(())
 }
 
-fn parse_job(job: &str) -> anyhow::Result<DrvPath> {
+/// Reads the name of a job.
+///
+/// # Errors
+/// Exit code 2 if it is no derivation's.
+pub fn parse_job(job: &str) -> anyhow::Result<DrvPath> {
     let base_name = job.rsplit('/').next().unwrap_or(job);
     DrvPath::parse(base_name).map_err(|error| bad_input(format!("{error}; name a derivation, as `kiln jobs --json` does")))
 }

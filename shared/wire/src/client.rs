@@ -10,9 +10,9 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, FailureClass, GarbageAnswer, GarbageRequest, Lease, Measured,
-    NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, StoreDir, StorePath, Timestamp,
-    Usage, WhoLeads, WorkerId,
+    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Explanation, FailureClass, GarbageAnswer, GarbageRequest, Lease,
+    Measured, NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, StoreDir, StorePath,
+    Timestamp, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -127,6 +127,8 @@ pub enum Request {
     ImportDurations(Vec<Measured>),
     /// Client: what the farm expects of packages; of all, or of those of this name. Answered by [`Response::Packages`] frames.
     Packages(Option<String>),
+    /// Client: why a job is where it is. Answered by [`Response::Explained`].
+    Explain(DrvPath),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -212,6 +214,8 @@ pub enum Response {
     Damaged(Vec<Damage>),
     /// Packages.
     Packages(Vec<PackageView>),
+    /// Why a job is where it is.
+    Explained(Explanation),
 }
 
 /// How closely stored paths are looked at.

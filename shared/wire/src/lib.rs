@@ -9,6 +9,7 @@ extern crate alloc;
 pub mod client;
 mod cluster;
 mod duration;
+mod explanation;
 pub mod frame;
 mod garbage;
 mod hash;
@@ -25,6 +26,7 @@ pub mod worker;
 
 pub use cluster::{ClusterRequest, ClusterView, MemberView};
 pub use duration::{Measured, PackageView};
+pub use explanation::{Explanation, Step, WorkersFor};
 pub use garbage::{Collect, Collected, GarbageAnswer, GarbageRequest};
 pub use hash::{Blake3Hash, HashError, Sha256Hash};
 pub use hold::{OutOfPatience, Patience};

@@ -48,6 +48,12 @@ pub const GROWTHS_PER_BUILD_MAX: u32 = 65_536;
 /// Growths of builds that a leader prepares at a time: each may stage a whole closure, of at most [`STAGES_MAX`]. What is over waits.
 pub const GROWTHS_UNDER_WAY_MAX: usize = 8;
 
+/// Jobs on the way to what holds one up that `kiln explain` names: a screen has room for about as many. The way's length in time counts all.
+pub const EXPLAINED_STEPS_MAX: usize = 16;
+
+/// Workers that `kiln explain` names of those that are the same to a job.
+pub const EXPLAINED_WORKERS_MAX: usize = 8;
+
 /// Bytes of a NAR that the farm stores or unpacks. Passing it: the upload is refused.
 pub const NAR_BYTES_MAX: u64 = 64 << 30;
 

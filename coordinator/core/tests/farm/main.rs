@@ -1,6 +1,7 @@
 //! The farm from outside: transcripts, random commands, models, real graphs. Everything goes through the public interface.
 
 mod drain;
+mod explained;
 mod facts;
 mod golden;
 mod graphs;

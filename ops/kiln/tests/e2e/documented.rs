@@ -89,7 +89,15 @@ fn json_about_a_live_farm_is_as_the_readme_says() {
     );
     check(&status["jobs"], COUNTS);
     check(&status["builds"][0], BUILD);
-    check(&place.run(&["jobs", "--json"]).expect_success().json()[0], JOB);
+    let job = place.run(&["jobs", "--json"]).expect_success().json()[0].clone();
+    check(&job, JOB);
+    let explained = place.run(&["explain", job["derivation"].as_str().expect("a path"), "--json"]).expect_success().json();
+    let fields = "job:object expectedMs:number runningMs:?number system:text features:list cores:number memoryMiB:number memoryWishMiB:number \
+                  workers:list ahead:?number inputsUnbuilt:number behind:list behindMs:number dependents:number dependentsAll:number";
+    check(&explained, fields);
+    check(&explained["workers"][0], "what:text count:number first:list");
+    assert_eq!(explained["job"], job);
+    assert_eq!(explained["workers"][0]["what"], "run other systems");
     let worker = "worker:text connected:truth systems:list features:list slots:number cores:number memoryMiB:number coresUsed:number \
                   memoryUsedMiB:number guarantees:object running:list strain:?text";
     check(&place.run(&["workers", "--json"]).expect_success().json()[0], worker);

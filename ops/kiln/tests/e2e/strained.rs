@@ -55,6 +55,10 @@ fn a_worker_with_a_full_disk_takes_no_job_until_there_is_room() {
     assert_eq!(job["state"], "ready", "{job}");
     assert!(job["reason"].as_str().is_some_and(|why| why.contains("takes nothing new at present")), "{job}");
     assert_eq!(job["attempts"], serde_json::json!([]), "nothing was tried");
+    let words = [&["explain", job["derivation"].as_str().expect("a path")], &daemons.farm()[..]].concat();
+    let explained = place.run(&words).expect_success().out();
+    let says = |what: &str| explained.lines().any(|line| line.contains(what));
+    assert!(says("ready: every worker that has room for it takes nothing new") && says("workers    w1: take nothing new"), "{explained}");
 
     fs::remove_file(place.path("worker/filler")).expect("make room");
     let (code, rest) = build.finish();
