@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kiln_core::{Command, Resolution, ResolvedInput};
+use kiln_core::{Command, Placement, Resolution, ResolvedInput};
 use kiln_wire::{
-    Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, OutputName, PathInfo, RequestId, Sha256Hash, StorePath, Timestamp, Version,
+    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, Epoch, Failure, FailureClass, Lease, Measured, Outcome, OutputName,
+    PathInfo, RequestId, Resources, Sha256Hash, StorePath, Timestamp, Usage, Version, WorkerId,
 };
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -328,6 +329,38 @@ fn a_growth_stays_readable() {
     let command = Command::Resolve { derivation: drv("b"), inputs, to, now: Timestamp(9) };
     let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
     check_golden(&Record::Entry(entry), 5, "-grow");
+}
+
+/// What version 4 of a farm brought to learn from, for ever: a report that counts, what was measured elsewhere, and a lease of another size.
+#[test]
+fn what_a_farm_learns_from_stays_readable() {
+    let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar-1.2.drv").expect("a path");
+    let (worker, epoch, now) = (WorkerId::parse("w1").expect("a name"), Epoch(4), Timestamp(9));
+    let lease = Lease { derivation: derivation.clone(), attempt: AttemptId(5), worker: worker.clone(), epoch };
+    let usage = Usage { wall_ms: 7, cpu_ms: 6, memory_peak_bytes: 5, log_bytes: 4, cpu_throttled_ms: Some(3), disk_write_bytes: None };
+    let failure = Failure { class: FailureClass::OutOfMemory, message: "no".into() };
+    let measured = Measured {
+        pname: "bar".into(),
+        version: Some("1.2".into()),
+        system: "x86_64-linux".into(),
+        wall_ms: 70,
+        cpu_ms: Some(60),
+        peak_memory_mib: Some(50),
+        output_bytes: Some(40),
+        fetch: true,
+        count: Some(3),
+        derivation: Some(derivation.clone()),
+    };
+    let resources = Some(Resources { cores: 2, memory_mib: 3 });
+    let placement = Placement { derivation, worker, epoch, resources, light: true };
+    for (what, command) in [
+        ("-learn", Command::Finish { lease, outcome: Outcome::Failed { failure, usage }, learn: true, now }),
+        ("-durations", Command::ImportDurations { durations: vec![measured], now }),
+        ("-placement", Command::Assign { placements: vec![placement], now }),
+    ] {
+        let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
+        check_golden(&Record::Entry(entry), 5, what);
+    }
 }
 
 /// A command that version 3 of a farm brought, for ever.
