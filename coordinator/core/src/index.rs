@@ -55,6 +55,8 @@ pub(crate) struct Links {
     pub expected: Expected,
     /// Its upward rank: see [`crate::rank`].
     pub rank_ms: u64,
+    /// Expected milliseconds from its start to the end of the longest chain that needs it, without a surprise.
+    pub path_ms: u64,
 }
 
 /// What a worker's live leases hold.
@@ -192,7 +194,7 @@ impl Index {
             State::Built { outputs, .. } => {
                 self.paths.extend(outputs.iter().map(|output| (output.info.path.clone(), key)));
                 if let Some(links) = self.links.get_mut(&key) {
-                    (links.expected, links.rank_ms) = (Expected::default(), 0);
+                    (links.expected, links.rank_ms, links.path_ms) = (Expected::default(), 0, 0);
                 }
             }
             State::Failed { .. } | State::DependencyFailed { .. } => {}

@@ -7,6 +7,7 @@ use alloc::string::{String, ToString};
 use kiln_wire::limits::INFRASTRUCTURE_WORKERS_MAX;
 
 use crate::build::Phase;
+use crate::estimate::Expected;
 use crate::farm::{Facts, Farm};
 use crate::fleet::Free;
 use crate::index::Index;
@@ -182,12 +183,12 @@ fn committed_outputs_are_the_declared_ones(farm: &Farm) -> Result<(), Violation>
 }
 
 fn ranks_cover_what_waits_behind(farm: &Farm) -> Result<(), Violation> {
-    const INVARIANT: &str = "an unbuilt job's rank is its own expected time and the highest rank of what waits for it";
+    const INVARIANT: &str = "an unbuilt job's rank is what is expected of it and of what waits for it";
     for (key, job) in &farm.facts.jobs {
-        let behind = farm.index.dependents(*key).map(|dependent| farm.index.rank_ms(dependent)).max().unwrap_or(0);
-        let own = farm.facts.estimates.expected(job).wall_ms;
-        let rank = if job.is_built() { 0 } else { behind.saturating_add(own) };
-        ensure(farm.index.rank_ms(*key) == rank, INVARIANT, || job.derivation.to_string())?;
+        let expected = if job.is_built() { Expected::default() } else { farm.facts.estimates.expected(job) };
+        let ranks = farm.index.rank_now(&farm.facts, *key).unwrap_or_default();
+        let holds = farm.index.expected(*key) == expected && (farm.index.rank_ms(*key), farm.index.path_ms(*key)) == ranks;
+        ensure(holds, INVARIANT, || job.derivation.to_string())?;
     }
     Ok(())
 }

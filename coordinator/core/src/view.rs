@@ -184,10 +184,11 @@ impl Farm {
         build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| choose(job)).map(view).collect()
     }
 
-    /// As [`Self::view`], with the rank that counts; records hold the one that every version of this program gives.
+    /// As [`Self::view`], with what is expected by now and without surprises, for it is read as a time; records hold the rank that every
+    /// version of this program gives.
     pub(crate) fn live_view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
         let view = self.view(key, job, reasons);
-        if job.is_built() { view } else { JobView { upward_rank_ms: self.index.rank_ms(key), ..view } }
+        if job.is_built() { view } else { JobView { upward_rank_ms: self.index.path_ms(key), ..view } }
     }
 
     fn view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
@@ -271,7 +272,7 @@ impl Farm {
         let open = build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| !job.is_final());
         let (mut chain_ms, mut work_ms, mut any) = (0u64, 0u64, false);
         for (key, _) in open {
-            chain_ms = chain_ms.max(self.index.rank_ms(key));
+            chain_ms = chain_ms.max(self.index.path_ms(key));
             work_ms = work_ms.saturating_add(self.index.expected(key).wall_ms);
             any = true;
         }

@@ -54,6 +54,8 @@ struct Derived {
 pub(crate) struct Expected {
     /// Milliseconds from its start to its end, on a machine of standard speed.
     pub wall_ms: u64,
+    /// Milliseconds that it takes if it is one of the few of its kind that take far longer; 0 if something is known of its like.
+    pub surprise_ms: u64,
     /// Memory to ask for in MiB, where the job does not say itself; 0 if nothing is known.
     pub memory_mib: u32,
     /// Hundredths of cores that it keeps busy; 0 if nothing is known.
@@ -103,14 +105,15 @@ impl Estimates {
         let name = Name::of(job);
         let package = self.packages.get(name.key());
         let derived = self.derivations.get(DerivationKey::of(&job.derivation));
-        let wall = match (derived, package) {
-            (Some(derived), _) => derived.quote,
-            (None, Some(package)) if package.total > 0 => package.expected(name.version),
-            (None, _) => self.of_kind(Class::of(job)),
+        let (wall, surprise_ms) = match (derived, package) {
+            (Some(derived), _) => (derived.quote, 0),
+            (None, Some(package)) if package.total > 0 => (package.expected(name.version), 0),
+            (None, _) => (self.of_kind(Class::of(job)), self.surprise_of_kind(Class::of(job))),
         };
         let small = |large: u64| u32::try_from(large).unwrap_or(u32::MAX);
         Expected {
             wall_ms: scale::exp(wall),
+            surprise_ms,
             memory_mib: package.map_or(0, |package| small(package.memory_mib())),
             cores_hundredths: package.map_or(0, |package| small(package.cores_hundredths())),
         }
@@ -175,6 +178,10 @@ impl Estimates {
 
     fn of_kind(&self, class: Class) -> Log {
         self.kinds.get(&class).map_or_else(|| Kind::default().expected(class), |kind| kind.expected(class))
+    }
+
+    fn surprise_of_kind(&self, class: Class) -> u64 {
+        self.kinds.get(&class).map_or_else(|| Kind::default().surprise_ms(class), |kind| kind.surprise_ms(class))
     }
 
     fn package(&mut self, name: &Name<'_>) -> (Touched, &mut Package) {

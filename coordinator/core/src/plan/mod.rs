@@ -72,8 +72,8 @@ pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSe
     for (at, lane) in lanes.iter_mut().enumerate() {
         heads.extend(lane.next().map(|entry| Reverse((entry, at))));
     }
-    let rank_ms_max = heads.peek().map_or(0, |Reverse(((Reverse(rank_ms), ..), _))| *rank_ms);
-    let mut planner = Planner { space: Space::of(farm, away), now, rank_ms_max, reservation: None, outlasting: 0 };
+    let path_ms_max = heads.iter().map(|Reverse(((.., key), _))| farm.index.path_ms(*key)).max().unwrap_or(0);
+    let mut planner = Planner { space: Space::of(farm, away), now, path_ms_max, reservation: None, outlasting: 0 };
     let mut placements = Vec::new();
     while placements.len() < limits.placements_max {
         let Some(Reverse((entry, at))) = heads.pop() else { break };
@@ -108,8 +108,8 @@ pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSe
 struct Planner<'a> {
     space: Space<'a>,
     now: Timestamp,
-    /// The highest rank of a ready job: about what is left of the critical path.
-    rank_ms_max: u64,
+    /// The longest path of a class's most urgent job: about what is left of the critical path.
+    path_ms_max: u64,
     /// The worker that is kept for the most urgent job without room, so that smaller jobs do not overtake it for ever.
     reservation: Option<Reservation>,
     /// Jobs that were passed over because they outlast the reservation.
@@ -184,7 +184,7 @@ impl Planner<'_> {
     /// Returns the cores that a job gets. On the critical path a job that is known to use them gets more, as far as nobody has them.
     fn cores(&self, key: JobKey, asked: u32, free: Free) -> u32 {
         let index = &self.space.farm.index;
-        let critical = index.rank_ms(key) / 9 >= self.rank_ms_max / 10;
+        let critical = index.path_ms(key) / 9 >= self.path_ms_max / 10;
         let busy = u64::from(index.expected(key).cores_hundredths);
         if asked < 2 || !critical || busy < u64::from(asked) * CORES_BUSY_PERCENT {
             return asked;

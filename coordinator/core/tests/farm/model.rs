@@ -14,14 +14,14 @@ const FEATURES: [&str; 2] = ["kvm", "nixos-test"];
 /// What a worker has left: cores, slots, memory, in the order that decides.
 type Left = (u32, u32, u64);
 
-fn model(jobs: &[JobView], workers: &[WorkerView], specs: &BTreeMap<DrvPath, JobSpec>) -> Vec<String> {
+fn model(jobs: &[JobView], workers: &[WorkerView], specs: &BTreeMap<DrvPath, JobSpec>, rank_ms: impl Fn(&DrvPath) -> u64) -> Vec<String> {
     let left = |view: &WorkerView| -> Left {
         let running = u32::try_from(view.running.len()).expect("small");
         (view.offer.capacity.cores - running, view.offer.slots - running, view.offer.capacity.memory_mib)
     };
     let mut free: Vec<(&WorkerView, Left)> = workers.iter().map(|view| (view, left(view))).collect();
     let mut ready: Vec<&JobView> = jobs.iter().filter(|job| job.state == "ready").collect();
-    ready.sort_by(|a, b| b.upward_rank_ms.cmp(&a.upward_rank_ms).then(a.derivation.cmp(&b.derivation)));
+    ready.sort_by(|a, b| rank_ms(&b.derivation).cmp(&rank_ms(&a.derivation)).then(a.derivation.cmp(&b.derivation)));
     let mut placements = Vec::new();
     for job in ready {
         let spec = &specs[&job.derivation];
@@ -74,11 +74,12 @@ fn the_plan_is_the_models_plan() {
             offer.features = FEATURES.iter().filter(|_| !dice.once_in(3)).map(|feature| (*feature).to_owned()).collect();
             apply(&mut farm, Command::Register { worker: worker(&format!("w{number}")), offer, attempts: Vec::new(), since: None, now });
         }
-        apply(&mut farm, Command::Stage { request: RequestId(1), jobs: specs, now });
+        apply(&mut farm, Command::Stage { request: RequestId(1), jobs: specs.clone(), now });
         apply(&mut farm, Command::Submit { request: RequestId(1), name: String::new(), roots: Vec::new(), keep_going: true, now });
         for round in 0..30 {
             let jobs: Vec<JobView> = farm.jobs().collect();
-            let expect = model(&jobs, &farm.workers(), &by_path);
+            let rank_ms = |derivation: &DrvPath| own_surprise_ms(&by_path[derivation]) + surprised_chain_ms(&specs, derivation);
+            let expect = model(&jobs, &farm.workers(), &by_path, rank_ms);
             let (plan, _) = plan(&farm, now, &Limits::STANDARD);
             let found: Vec<String> = plan.placements.iter().map(|p| format!("{}@{}", p.derivation.name(), p.worker)).collect();
             assert_eq!(found, expect, "seed {seed}, round {round}");
@@ -93,9 +94,27 @@ fn the_plan_is_the_models_plan() {
 
 /// Returns the length in milliseconds of the longest chain that starts at `name`, by trying every path.
 fn longest_chain_ms(specs: &[JobSpec], name: &DrvPath) -> u64 {
-    let behind = specs.iter().filter(|spec| spec.inputs.iter().any(|input| input.derivation == *name));
-    let own = specs.iter().find(|spec| spec.derivation == *name).map_or(0, |spec| if spec.prefer_local { 700 } else { 56_968 });
-    own + behind.map(|spec| longest_chain_ms(specs, &spec.derivation)).max().unwrap_or(0)
+    own_ms(specs, name) + behind(specs, name).map(|spec| longest_chain_ms(specs, &spec.derivation)).max().unwrap_or(0)
+}
+
+/// Returns the length of the longest chain in which one job at most takes as long as a surprise, by trying every path.
+fn surprised_chain_ms(specs: &[JobSpec], name: &DrvPath) -> u64 {
+    let later_ms = behind(specs, name).map(|spec| surprised_chain_ms(specs, &spec.derivation)).max().unwrap_or(0);
+    let now_ms = behind(specs, name).map(|spec| longest_chain_ms(specs, &spec.derivation)).max().unwrap_or(0);
+    let surprise_ms = specs.iter().find(|spec| spec.derivation == *name).map_or(0, own_surprise_ms);
+    (own_ms(specs, name) + later_ms).max(surprise_ms + now_ms)
+}
+
+fn behind<'a>(specs: &'a [JobSpec], name: &'a DrvPath) -> impl Iterator<Item = &'a JobSpec> {
+    specs.iter().filter(|spec| spec.inputs.iter().any(|input| input.derivation == *name))
+}
+
+fn own_ms(specs: &[JobSpec], name: &DrvPath) -> u64 {
+    specs.iter().find(|spec| spec.derivation == *name).map_or(0, |spec| if spec.prefer_local { 700 } else { 56_968 })
+}
+
+fn own_surprise_ms(spec: &JobSpec) -> u64 {
+    if spec.prefer_local { 0 } else { 4 * 3_600_000 }
 }
 
 #[test]

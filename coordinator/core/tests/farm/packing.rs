@@ -96,10 +96,31 @@ fn the_longest_expected_chain_goes_first_as_soon_as_it_is_known_to_be_long() {
     yard.submit(vec![spec("aaa-1", &[]), spec("zzz-1", &[]), spec("end-1", &["zzz-1"])]);
     let first = |yard: &Yard| plan(&yard.farm, yard.now, &Limits::STANDARD).0.placements[0].derivation.name().to_owned();
     assert_eq!(first(&yard), "zzz-1");
-    yard.import("aaa", 4_000, None);
+    yard.import("aaa", 40_000, None);
     assert_eq!(first(&yard), "aaa-1", "ready jobs are put in order again");
-    yard.import("end", 9_000, None);
+    yard.import("end", 60_000, None);
     assert_eq!(first(&yard), "zzz-1", "and so is what they wait for");
+}
+
+#[test]
+fn what_nothing_is_known_of_goes_ahead_of_all_but_the_longest_and_is_not_said_to_take_hours() {
+    let mut yard = Yard::new();
+    yard.worker("w1", 1, |_| {});
+    yard.submit(vec![spec("aaa-1", &[]), spec("before-1", &[]), spec("zzz-1", &["before-1"])]);
+    let first = |yard: &Yard| plan(&yard.farm, yard.now, &Limits::STANDARD).0.placements[0].derivation.name().to_owned();
+    yard.import("before", 10, None);
+    yard.import("aaa", 3_600, None);
+    assert_eq!(first(&yard), "before-1", "whoever waits for it may be a surprise");
+    let expected_ms = |yard: &Yard, name: &str| yard.farm.job_view(&drv(name)).expect("it is there").upward_rank_ms;
+    assert!(expected_ms(&yard, "before-1") < 120_000, "people are told what is likely: {}", expected_ms(&yard, "before-1"));
+    yard.import("aaa", 30_000, None);
+    yard.import("aaa", 30_000, None);
+    assert_eq!(first(&yard), "aaa-1");
+    yard.import("zzz", 30, None);
+    yard.import("aaa", 60, None);
+    yard.import("aaa", 60, None);
+    yard.import("aaa", 60, None);
+    assert_eq!(first(&yard), "aaa-1", "nothing is unknown any more: the longer chain is first");
 }
 
 #[test]
@@ -248,6 +269,7 @@ fn the_most_urgent_jobs_go_to_the_fastest_worker_and_those_that_use_cores_get_mo
         ..Measured::default()
     };
     yard.apply(Command::ImportDurations { durations: vec![busy], now: yard.now });
+    yard.import("other", 100, None);
     yard.submit(vec![wide("wide-1", 2), wide("other-1", 2)]);
     let (placements, _) = yard.go();
     let granted: Vec<(&str, String, Option<u32>)> =
