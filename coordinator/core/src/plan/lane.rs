@@ -1,6 +1,6 @@
 //! Lanes: the ready jobs of one class, in the order in which they are placed.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
@@ -17,6 +17,8 @@ use crate::report::{WaitReason, Waiting};
 pub(super) struct Lane<'a> {
     pub needs: Arc<Needs>,
     ready: Option<Peekable<alloc::collections::btree_set::Iter<'a, ReadyEntry>>>,
+    /// Jobs that were looked at and not taken yet, in order.
+    ahead: VecDeque<ReadyEntry>,
     /// Jobs whose back-off is over, last one first.
     retried: Vec<ReadyEntry>,
     /// Jobs that are not placed yet.
@@ -36,6 +38,27 @@ pub(super) struct Lane<'a> {
 impl Lane<'_> {
     /// Takes the next job.
     pub fn next(&mut self) -> Option<ReadyEntry> {
+        self.ahead.pop_front().or_else(|| self.draw())
+    }
+
+    /// Returns those that come next, at most `count`, as far as they have at least this rank.
+    pub fn ahead(&mut self, count: usize, rank_ms_min: u64) -> impl Iterator<Item = &ReadyEntry> {
+        let near = move |entry: &ReadyEntry| entry.0.0 >= rank_ms_min;
+        while self.ahead.len() < count && self.ahead.back().is_none_or(near) {
+            let Some(entry) = self.draw() else { break };
+            self.ahead.push_back(entry);
+        }
+        self.ahead.iter().take(count).take_while(move |entry| near(entry))
+    }
+
+    /// Puts a job back that was taken, and takes the one that comes at some place after it.
+    pub fn swap(&mut self, entry: ReadyEntry, at: usize) -> Option<ReadyEntry> {
+        let other = self.ahead.remove(at);
+        self.ahead.push_front(entry);
+        other
+    }
+
+    fn draw(&mut self) -> Option<ReadyEntry> {
         let ready = self.ready.as_mut().and_then(|ready| ready.peek().copied());
         match (ready, self.retried.last()) {
             (Some(first), Some(other)) if other < first => self.retried.pop(),
@@ -93,6 +116,7 @@ fn lane<'a>(needs: &Arc<Needs>, ready: Option<&'a BTreeSet<ReadyEntry>>, retried
     Lane {
         needs: Arc::clone(needs),
         ready: ready.map(|ready| ready.iter().peekable()),
+        ahead: VecDeque::new(),
         retried: retried.into_iter().rev().collect(),
         left,
         failed_there: 0,

@@ -78,7 +78,7 @@ pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSe
     while placements.len() < limits.placements_max {
         let Some(Reverse((entry, at))) = heads.pop() else { break };
         let lane = &mut lanes[at];
-        match planner.place(lane, &entry) {
+        match planner.place(lane, entry) {
             Spot::On(placement) => {
                 lane.left -= 1;
                 placements.push(placement);
@@ -127,25 +127,28 @@ enum Spot {
 }
 
 impl Planner<'_> {
-    fn place(&mut self, lane: &mut Lane<'_>, entry: &ReadyEntry) -> Spot {
+    fn place(&mut self, lane: &mut Lane<'_>, entry: ReadyEntry) -> Spot {
         let able = lane.able.get_or_insert_with(|| self.space.able(&lane.needs)).clone();
         let (farm, needs, key) = (self.space.farm, Arc::clone(&lane.needs), entry.2);
         let failed_on = &farm.job(key).tries.failed_on;
         // What must have memory is held to it, and takes it from others: that is no light job.
         let light = needs.light && needs.resources.memory_mib == 0;
         if let Some(seat) = light.then(|| self.space.take_light(&able, failed_on)).flatten() {
-            return Spot::On(Placement { light: true, ..placement(&seat, entry, Some(Resources::default())) });
+            return Spot::On(Placement { light: true, ..placement(&seat, &entry, Some(Resources::default())) });
         }
         let (seat, free) = match self.with_room(lane, &able, key, &needs) {
             Ok(found) => found,
             Err(spot) => return spot,
         };
+        // On the worker that is kept runs what is over in time, and that was looked at for this job alone.
+        let entry = if lane.full { entry } else { self.lacking_least(lane, entry, &seat) };
+        let key = entry.2;
         let asked = fleet::grant(seat.capacity, &needs);
         let granted = Resources { cores: self.cores(key, asked.cores, free), ..asked };
         self.space.take(&seat, granted);
         // What a farm that learned nothing gives of itself need not be said.
         let said = granted != fleet::grant(seat.capacity, &farm.job(key).needs_next(0));
-        Spot::On(placement(&seat, entry, said.then_some(granted)))
+        Spot::On(placement(&seat, &entry, said.then_some(granted)))
     }
 
     /// Finds the worker for a job, with what it has free.

@@ -1,8 +1,9 @@
-//! Near the inputs: a job goes where its inputs are, if fetching them elsewhere takes longer than a moment.
+//! Near the inputs: a job goes where its inputs are, if fetching them elsewhere takes longer than a moment; and of the jobs that are nearly
+//! as urgent, the one goes that lacks least where there is room.
 //!
 //! What is known of who has what is a record of who made it or fetched it lately ([`crate::job::Held`]). It may be wrong either way: the
 //! worker fetches what it lacks. Only workers of the same speed are compared, and only those with room: a job never waits for its inputs'
-//! neighbour while another worker is free. Source: delay scheduling, Zaharia et al. 2010, with a delay of nothing; ADR 0037.
+//! neighbour while another worker is free. Source: delay scheduling, Zaharia et al. 2010, with a delay of nothing; ADR 0037, ADR 0042.
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
@@ -11,9 +12,11 @@ use alloc::vec::Vec;
 use kiln_wire::WorkerId;
 use kiln_wire::limits::HOLDERS_MAX;
 
+use super::lane::Lane;
 use super::{Planner, has_room};
 use crate::farm::Farm;
 use crate::fleet::Free;
+use crate::index::ReadyEntry;
 use crate::job::{Held, JobKey, Needs};
 use crate::pool::Seat;
 
@@ -27,7 +30,10 @@ impl Planner<'_> {
         failed_on: &BTreeSet<WorkerId>,
         best: &Seat,
     ) -> Option<(Arc<Seat>, Free)> {
-        let inputs = self.space.farm.held_inputs(key);
+        let inputs: Vec<&Held> = self.space.farm.held_inputs(key).collect();
+        if inputs.is_empty() {
+            return None;
+        }
         let bytes_at = |id: &WorkerId| inputs.iter().filter(|held| held.by.contains(id)).map(|held| held.bytes).sum::<u64>();
         let holders: BTreeSet<&WorkerId> = inputs.iter().flat_map(|held| &held.by).collect();
         let kept = self.reservation.as_ref().map(|reservation| &reservation.seat.id);
@@ -41,13 +47,44 @@ impl Planner<'_> {
         let good = seat.speed_per_mille == best.speed_per_mille && self.space.holds(able, &seat) && has_room(&seat, free, needs);
         good.then_some((seat, free))
     }
+
+    /// Returns the job that goes to a worker in the place of `first`: of those of its class that are nearly as urgent, the first one that
+    /// lacks nothing there that is worth a thought, else the one that lacks least. `first`, if that saves too little.
+    pub(super) fn lacking_least(&self, lane: &mut Lane<'_>, first: ReadyEntry, seat: &Seat) -> ReadyEntry {
+        let farm = self.space.farm;
+        let worth = |bytes: u64| transfer_ms(bytes, seat.fetch_mib_per_second) >= SAVED_MS_MIN;
+        let lacks = farm.lacking_bytes(first.2, &seat.id);
+        if !worth(lacks) {
+            return first;
+        }
+        let rank_ms_min = first.0.0 / NEARLY.1 * NEARLY.0;
+        let mut least = None;
+        for (at, (.., key)) in lane.ahead(NEAR_MAX, rank_ms_min).enumerate() {
+            let bytes = farm.lacking_bytes(*key, &seat.id);
+            if least.is_none_or(|(fewest, _)| bytes < fewest) && !farm.job(*key).tries.failed_on.contains(&seat.id) {
+                least = Some((bytes, at));
+                if !worth(bytes) {
+                    break;
+                }
+            }
+        }
+        match least.filter(|(bytes, _)| worth(lacks.saturating_sub(*bytes))) {
+            Some((_, at)) => lane.swap(first.clone(), at).unwrap_or(first),
+            None => first,
+        }
+    }
 }
 
 impl Farm {
+    /// Returns how many bytes of a job's inputs a worker lacks, as far as that is known.
+    fn lacking_bytes(&self, key: JobKey, worker: &WorkerId) -> u64 {
+        self.held_inputs(key).filter(|held| !held.by.contains(worker)).map(|held| held.bytes).sum()
+    }
+
     /// Returns the records of a job's inputs that not all workers count as having.
-    fn held_inputs(&self, key: JobKey) -> Vec<&Held> {
+    fn held_inputs(&self, key: JobKey) -> impl Iterator<Item = &Held> {
         let inputs = self.job(key).inputs.iter().take(INPUTS_MAX);
-        inputs.filter_map(|input| self.job(*input).held.as_deref()).filter(|held| held.by.len() < HOLDERS_MAX).collect()
+        inputs.filter_map(|input| self.job(*input).held.as_deref()).filter(|held| held.by.len() < HOLDERS_MAX)
     }
 }
 
@@ -62,6 +99,12 @@ const MIB_PER_SECOND: u32 = 100;
 
 /// Saving less than this many milliseconds is not worth a thought.
 const SAVED_MS_MIN: u64 = 20;
+
+/// Jobs of a class that are looked at for one that lacks less than the first one.
+const NEAR_MAX: usize = 63;
+
+/// What of the first one's rank they have at least: nine of ten parts.
+const NEARLY: (u64, u64) = (9, 10);
 
 /// Inputs of one job that are looked at: a bound on what it costs. Real jobs have 2,000 at most, most of them 10.
 const INPUTS_MAX: usize = 64;

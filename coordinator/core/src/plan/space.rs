@@ -28,7 +28,7 @@ type Used<'a> = BTreeMap<&'a WorkerId, Free>;
 type Rest<'a> = Peekable<Rev<alloc::collections::btree_set::Iter<'a, OpenEntry>>>;
 
 struct PoolSpace<'a> {
-    shape: &'a Shape,
+    shape: &'a Arc<Shape>,
     /// Open workers that were looked at, as they are by now.
     seen: BTreeSet<OpenEntry>,
     /// Those that were not, as they were.
@@ -58,7 +58,7 @@ impl<'a> Space<'a> {
 
     /// Returns whether a worker is of one of some pools.
     pub fn holds(&self, able: &[usize], seat: &Seat) -> bool {
-        able.iter().any(|at| *self.pools[*at].shape == *seat.shape)
+        able.iter().any(|at| *self.pools[*at].shape == seat.shape)
     }
 
     /// Returns the first worker of some pools, best one first, that `fits`, with what it has free.
@@ -94,7 +94,7 @@ impl<'a> Space<'a> {
         let free = self.used.get(id).copied().or_else(|| self.farm.index.free_on(&self.farm.facts, id)).unwrap_or(Free::NONE);
         let rest = free.take(granted).expect("whoever takes has looked whether it fits");
         self.used.insert(id, rest);
-        let Some(pool) = self.pools.iter_mut().find(|pool| *pool.shape == *seat.shape) else { return };
+        let Some(pool) = self.pools.iter_mut().find(|pool| *pool.shape == seat.shape) else { return };
         // If it was not looked at yet, it is passed over where it lies.
         pool.seen.remove(&(seat.speed_per_mille, free, Reverse(Arc::clone(known))));
         if rest.slots > 0 {

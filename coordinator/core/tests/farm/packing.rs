@@ -257,6 +257,29 @@ fn a_job_goes_where_its_large_inputs_are() {
 }
 
 #[test]
+fn a_freed_slot_gets_the_job_that_lacks_least_there_of_those_that_are_nearly_as_urgent() {
+    for (known, expect) in [(None, true), (Some((4_000, 3_900)), true), (Some((4_000, 1_000)), false)] {
+        let mut yard = Yard::new();
+        ["w1", "w2"].iter().for_each(|name| yard.worker(name, 1, |_| {}));
+        if let Some((many, one)) = known {
+            yard.import("many", many, None);
+            yard.import("one", one, None);
+        }
+        let many = |number: usize| format!("many-{number}");
+        let jobs = (1..9).map(|number| spec(&many(number), &["x"])).chain([spec("x", &[]), spec("y", &[]), spec("one-1", &["y"])]);
+        yard.submit(jobs.collect());
+        yard.go();
+        let at = yard.on("y").expect("it runs");
+        yard.now = Timestamp(5_000);
+        yard.finish("x", 0, 500 << 20);
+        yard.finish("y", 0, 500 << 20);
+        yard.go();
+        assert_eq!(yard.on("one-1") == Some(at), expect, "{known:?}");
+        assert!((1..9).any(|number| yard.on(&many(number)).is_some()), "{known:?}");
+    }
+}
+
+#[test]
 fn the_most_urgent_jobs_go_to_the_fastest_worker_and_those_that_use_cores_get_more() {
     let mut yard = Yard::new();
     yard.worker("slow", 8, |_| {});
