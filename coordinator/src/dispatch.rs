@@ -57,7 +57,8 @@ pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, re
             tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "dispatch");
             let failure = Failure { class: FailureClass::Infrastructure, message: format!("dispatch: {}", Chain(&error)) };
             let now = parts.clock.now();
-            let finish = Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, learn: false, now };
+            let finish =
+                Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, learn: false, judge: false, now };
             if let Err(error) = propose_patiently(parts, finish).await {
                 tracing::warn!(error = %Chain(&error), "report a dispatch that failed");
             }

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_core::{Command, Effect, Lead, Turn};
+use kiln_core::{Command, Effect, JUDGING, Lead, Limits, Turn};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{Leader, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
 use crate::parts::Parts;
 use crate::raft::{Applied, ConsensusError, EffectReceiver, Leadership};
-use crate::{archiving, dispatch, garbage, kept_logs, publish, resolve};
+use crate::{archiving, dispatch, drain, garbage, kept_logs, publish, resolve};
 
 /// Runs the loop until consensus stops or `stop` is told.
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
@@ -162,6 +162,7 @@ impl Driver {
             Effect::Archive(record) => {
                 tokio::spawn(archiving::archive(parts.clone(), record));
             }
+            Effect::Judged { worker, ailing } => drain::tell(&worker, ailing.as_ref()),
             // Whoever proposed the command has the answer from its proposal.
             Effect::Answer(_) => {}
         }
@@ -179,6 +180,7 @@ impl Driver {
             return;
         }
         let started = Instant::now();
+        self.lead.bounded(self.limits());
         let (lead, sessions) = (&mut self.lead, &self.parts.sessions);
         let planned = self.parts.farm(|farm| {
             lead.away(sessions.away(farm.registrations().map(|(worker, _)| worker)));
@@ -190,6 +192,11 @@ impl Driver {
         }
     }
 
+    /// Returns what bounds a plan: what the farm's version allows.
+    fn limits(&self) -> Limits {
+        Limits { judges: self.parts.consensus.version() >= JUDGING, ..Limits::STANDARD }
+    }
+
     fn enforce_deadlines(&mut self) {
         self.due = None;
         let silent = self.parts.sessions.take_silent(self.parts.clock.steady());
@@ -198,6 +205,7 @@ impl Driver {
             self.parts.granted.forget_worker(worker);
         }
         let now = self.parts.clock.now();
+        self.lead.bounded(self.limits());
         let lead = &mut self.lead;
         let commands = self.parts.farm(|farm| lead.enforce(farm, silent, now));
         self.propose(Proposed::Deadlines, commands);

@@ -18,6 +18,7 @@ mod cluster;
 mod config;
 mod derivations;
 mod dispatch;
+mod drain;
 mod driver;
 mod drv_closure;
 mod durations;

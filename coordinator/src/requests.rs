@@ -19,7 +19,8 @@ use crate::garbage::{self, touch};
 use crate::parts::Parts;
 use crate::register::{RegisterError, register};
 use crate::{
-    backing_up, cluster, durations, follow, hold, leading, mend, realised, refuse, submit, substitute, transfer, views, worker_session,
+    backing_up, cluster, drain, durations, follow, hold, leading, mend, realised, refuse, submit, substitute, transfer, views,
+    worker_session,
 };
 
 /// Answers a peer's requests until its connection ends.
@@ -168,6 +169,7 @@ async fn route_client(
         Request::Garbage(request) => garbage::answer(parts, peer, request, sender).await,
         Request::ImportDurations(measured) => reply(sender, durations::import(parts, peer, measured).await).await,
         Request::Explain(derivation) => reply(sender, views::explain(parts, &derivation).map(Response::Explained)).await,
+        Request::Drain { worker, drain } => reply(sender, drain::drain(parts, peer, worker, drain).await).await,
         Request::Packages(pname) => durations::tell(parts, pname.as_deref(), sender).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use kiln_wire::client::BuildState;
+use kiln_wire::{Ailing, Standing};
 
 use crate::http::Snapshot;
 use crate::meter::CLASSES;
@@ -20,6 +21,10 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
         let active = farm.builds().filter_map(|build| farm.build_view(build)).filter(|view| view.state == BuildState::Active).count();
         (farm.counts(), u64::try_from(active).unwrap_or(u64::MAX))
     });
+    let ailing = |is: fn(&Ailing) -> bool| {
+        let found = workers.iter().filter_map(|worker| worker.ailing.as_ref()).filter(|ailing| is(ailing));
+        u64::try_from(found.count()).unwrap_or(u64::MAX)
+    };
     let raft = parts.consensus.metrics();
     let members = parts.consensus.members();
     let others = || members.iter().filter(|member| member.node != parts.consensus.node());
@@ -29,6 +34,10 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
         jobs,
         jobs_unplaceable: meter.unplaceable.load(Ordering::Relaxed),
         workers_connected: u64::try_from(workers.iter().filter(|worker| worker.connected).count()).unwrap_or(u64::MAX),
+        workers_resting: ailing(|of| matches!(of.standing, Standing::Resting { .. })),
+        workers_on_probation: ailing(|of| matches!(of.standing, Standing::Probation { .. })),
+        workers_quarantined: ailing(|of| matches!(of.standing, Standing::Quarantined { .. })),
+        workers_drained: ailing(|of| of.drained),
         leases,
         slots,
         slots_used,

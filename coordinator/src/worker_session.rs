@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_core::garbage::Key;
-use kiln_core::{Command, LEARNING};
+use kiln_core::{Command, JUDGING, LEARNING};
 use kiln_link::{LinkError, Receiver, Sender};
 use kiln_store::{Provenance, StoreError};
 use kiln_wire::client::NOT_DETERMINISTIC;
@@ -117,7 +117,8 @@ async fn register(parts: &Arc<Parts>, hello: Hello) -> bool {
     let Hello { worker, offer, attempts, since, .. } = hello;
     // What a farm does not know yet, the worker says again when it opens its next session.
     let offer = if parts.consensus.version() < LEARNING { offer.as_before_4() } else { offer };
-    let command = Command::Register { worker: worker.clone(), offer, attempts, since, now: parts.clock.now() };
+    let judge = parts.consensus.version() >= JUDGING;
+    let command = Command::Register { worker: worker.clone(), offer, attempts, since, judge, now: parts.clock.now() };
     let proposed = propose(parts.clone(), vec![command]).await;
     if let Err(error) = &proposed {
         tracing::warn!(%worker, error = %Chain(error), "register worker");
@@ -162,8 +163,10 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
         }
         outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
     };
-    let (learn, now) = (parts.consensus.version() >= LEARNING, parts.clock.now());
-    if let Err(error) = propose_patiently(parts.clone(), Command::Finish { lease: lease.clone(), outcome, learn, now }).await {
+    let (version, now) = (parts.consensus.version(), parts.clock.now());
+    let (learn, judge) = (version >= LEARNING, version >= JUDGING);
+    let finish = Command::Finish { lease: lease.clone(), outcome, learn, judge, now };
+    if let Err(error) = propose_patiently(parts.clone(), finish).await {
         // The worker keeps its report until it is acknowledged, and sends it again.
         tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "commit the end of an attempt");
     }

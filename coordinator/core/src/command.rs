@@ -25,6 +25,9 @@ pub enum Command {
         /// The first registration of its process: other leases given since never reached it, which is nobody's failure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         since: Option<Epoch>,
+        /// What it lost counts against it.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        judge: bool,
         /// The leader's time.
         now: Timestamp,
     },
@@ -34,6 +37,9 @@ pub enum Command {
         worker: WorkerId,
         /// The registration that was silent; a later one is left alone.
         epoch: Epoch,
+        /// It counts against it.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        judge: bool,
         /// The leader's time.
         now: Timestamp,
     },
@@ -84,6 +90,9 @@ pub enum Command {
         /// The farm learns from it what builds of its like take.
         #[serde(default, skip_serializing_if = "core::ops::Not::not")]
         learn: bool,
+        /// It counts for or against its worker.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        judge: bool,
         /// The leader's time.
         now: Timestamp,
     },
@@ -126,6 +135,22 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// The rest of a worker on which jobs kept failing is over: it gets one job at a time until one is built.
+    Rouse {
+        /// Which worker.
+        worker: WorkerId,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// An administrator says that a worker takes nothing new, or that it takes jobs again.
+    Drain {
+        /// Which worker.
+        worker: WorkerId,
+        /// It takes nothing new. If not, whatever is held against it is forgotten too.
+        drain: bool,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// The archive holds an ended build: it leaves the farm, and with it every job that no other build wants.
     Retire {
         /// Which.
@@ -140,16 +165,21 @@ impl Command {
     /// its own here, and is proposed only to a farm that is at it.
     pub fn version(&self) -> Version {
         match self {
-            Self::Register { offer, .. } => {
+            Self::Register { judge: true, .. }
+            | Self::Lose { judge: true, .. }
+            | Self::Finish { judge: true, .. }
+            | Self::Rouse { .. }
+            | Self::Drain { .. } => JUDGING,
+            Self::Register { offer, judge: false, .. } => {
                 if offer.needs_4() {
                     LEARNING
                 } else {
                     Version::FIRST
                 }
             }
-            Self::Lose { .. }
+            Self::Lose { judge: false, .. }
             | Self::Submit { .. }
-            | Self::Finish { learn: false, .. }
+            | Self::Finish { learn: false, judge: false, .. }
             | Self::Publish { .. }
             | Self::Cancel { .. }
             | Self::Revoke { .. }
@@ -161,7 +191,7 @@ impl Command {
                     Version::FIRST
                 }
             }
-            Self::Finish { learn: true, .. } | Self::ImportDurations { .. } => LEARNING,
+            Self::Finish { learn: true, judge: false, .. } | Self::ImportDurations { .. } => LEARNING,
             Self::Check { .. } => CHECKING,
             Self::Stage { jobs, .. } => {
                 if jobs.iter().any(|job| job.resolve) {
@@ -190,6 +220,8 @@ impl Command {
             | Self::Cancel { now, .. }
             | Self::Revoke { now, .. }
             | Self::ImportDurations { now, .. }
+            | Self::Rouse { now, .. }
+            | Self::Drain { now, .. }
             | Self::Retire { now, .. } => *now,
         }
     }
@@ -200,6 +232,9 @@ pub const CHECKING: Version = Version(3);
 
 /// The version from which on a farm learns what builds take.
 pub const LEARNING: Version = Version(4);
+
+/// The version from which on a farm judges its workers by what fails on them.
+pub const JUDGING: Version = Version(5);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use kiln_wire::client::{BuildState, Event, JobCounts, JobView};
 use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX};
 use kiln_wire::{
-    AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, StorePath, Timestamp, WorkerId,
+    Ailing, AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, StorePath, Timestamp,
+    WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,13 @@ pub enum Effect {
     },
     /// Write an ended build to the archive, then propose `Command::Retire`. Owed only once every output it built is published.
     Archive(BuildRecord),
+    /// Tell operators that the farm gives a worker less than it has room for, or as much again.
+    Judged {
+        /// Which worker.
+        worker: WorkerId,
+        /// How it stands; none if it is well.
+        ailing: Option<Ailing>,
+    },
     /// Answer whoever proposed the command.
     Answer(Answer),
 }
@@ -131,6 +139,9 @@ pub enum Refused {
     /// There is no such build.
     #[error("there is no live build {0}")]
     NoSuchBuild(BuildId),
+    /// The farm knows no such worker.
+    #[error("the farm knows no worker {0}")]
+    NoSuchWorker(WorkerId),
     /// There is no such job.
     #[error("there is no live job `{0}`")]
     NoSuchJob(DrvPath),

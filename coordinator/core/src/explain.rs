@@ -120,6 +120,8 @@ impl Farm {
             Fit::NoSlots
         } else if worker.is_finishing {
             Fit::Finishing
+        } else if self.takes_nothing(id) {
+            Fit::Ailing
         } else if away.contains(id) {
             Fit::Away
         } else if job.tries.failed_on.contains(id) {
@@ -145,6 +147,7 @@ enum Fit {
     Full,
     FailedThere,
     Away,
+    Ailing,
     Finishing,
     NoSlots,
     LittleMemory,
@@ -159,6 +162,7 @@ impl core::fmt::Display for Fit {
             Self::Full => "are full",
             Self::FailedThere => "it failed there before",
             Self::Away => "take nothing new at present, or are not connected",
+            Self::Ailing => "rest after failures of their own, are quarantined, or are drained",
             Self::Finishing => "finish what they have and take nothing new",
             Self::NoSlots => "have 0 slots",
             Self::LittleMemory => "have too little memory",

@@ -13,6 +13,7 @@ use crate::build::{Build, Stage};
 use crate::effect::Effect;
 use crate::estimate::Estimates;
 use crate::fleet::{Free, Worker};
+use crate::health::Health;
 use crate::index::Index;
 use crate::job::{Job, JobKey};
 
@@ -41,6 +42,9 @@ pub(crate) struct Facts {
     pub dropped: BTreeMap<RequestId, Timestamp>,
     /// Submissions whose builds left the farm.
     pub retired: BTreeMap<BuildId, RequestId>,
+    /// Workers against which something is held, registered or not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub health: BTreeMap<WorkerId, Health>,
     /// What builds are expected to take.
     #[serde(default, skip_serializing_if = "Estimates::is_empty")]
     pub estimates: Estimates,

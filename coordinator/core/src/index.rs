@@ -27,6 +27,8 @@ pub(crate) struct Index {
     pub delayed: BTreeSet<(Timestamp, JobKey)>,
     /// Running jobs that nobody wants, by the time at which they may be revoked.
     pub grace: BTreeSet<(Timestamp, JobKey)>,
+    /// Workers that rest, by the time at which that is over.
+    pub rests: BTreeSet<(Timestamp, WorkerId)>,
     /// What workers hold. No idle workers.
     pub loads: BTreeMap<WorkerId, Load>,
     /// Committed outputs and the jobs that made them (a changed fixed-output recipe keeps its output path).
@@ -84,6 +86,7 @@ impl Index {
         for id in facts.workers.keys() {
             index.seat(facts, id);
         }
+        index.rests = facts.health.iter().filter_map(|(id, health)| Some((health.rests_until()?, id.clone()))).collect();
         for (id, build) in &facts.builds {
             index.add_build(*id, build);
         }

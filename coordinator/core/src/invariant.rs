@@ -71,7 +71,7 @@ pub(crate) fn check_references(facts: &Facts) -> Result<(), Violation> {
 
 fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "the index is what the facts give";
-    let Index { by_path, links, ready, delayed, grace, loads, paths, requests, tallies, topics, fleet } = Index::of(&farm.facts);
+    let Index { by_path, links, ready, delayed, grace, rests, loads, paths, requests, tallies, topics, fleet } = Index::of(&farm.facts);
     let index = &farm.index;
     let table = [
         ("by_path", by_path == index.by_path),
@@ -79,6 +79,7 @@ fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
         ("ready", ready == index.ready),
         ("delayed", delayed == index.delayed),
         ("grace", grace == index.grace),
+        ("rests", rests == index.rests),
         ("loads", loads == index.loads),
         ("paths", paths == index.paths),
         ("requests", requests == index.requests),

@@ -32,6 +32,8 @@ pub struct Lead {
     /// Registered workers that have no session with this leader, or one that is not registered yet, or that take nothing new: nothing is
     /// placed on them.
     away: BTreeSet<WorkerId>,
+    /// Bounds of its plans.
+    limits: Limits,
 }
 
 /// What changed with the leadership.
@@ -71,6 +73,11 @@ impl Lead {
         self.away = away;
     }
 
+    /// Notes what bounds the plans that follow, and what the farm's version allows.
+    pub fn bounded(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Returns whether [`Lead::plan`] would plan.
     pub fn is_due(&self, steady: Steady) -> bool {
         self.leader.is_some() && self.changed && !self.assigning && self.again_at.is_none_or(|at| at <= steady)
@@ -83,7 +90,7 @@ impl Lead {
             return None;
         }
         self.changed = false;
-        let (plan, report) = plan_without(farm, now, &Limits::STANDARD, &self.away);
+        let (plan, report) = plan_without(farm, now, &self.limits, &self.away);
         // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
         let assign = |placement| Command::Assign { placements: vec![placement], now };
         let commands: Vec<Command> = plan.placements.into_iter().map(assign).collect();
@@ -108,7 +115,8 @@ impl Lead {
         self.changed = true;
         self.again_at = None;
         self.looked_at = now;
-        let lose = |(worker, epoch): (WorkerId, Option<Epoch>)| epoch.map(|epoch| Command::Lose { worker, epoch, now });
+        let judge = self.limits.judges;
+        let lose = |(worker, epoch): (WorkerId, Option<Epoch>)| epoch.map(|epoch| Command::Lose { worker, epoch, judge, now });
         let mut commands = farm.due(now);
         commands.extend(silent.into_iter().filter_map(lose));
         commands
@@ -176,7 +184,7 @@ mod tests {
         };
         let (request, now) = (RequestId(1), Timestamp(5));
         let mut farm = Farm::new();
-        farm.apply(LogIndex(1), Command::Register { worker, offer, attempts: Vec::new(), since: None, now });
+        farm.apply(LogIndex(1), Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now });
         farm.apply(LogIndex(2), Command::Stage { request, jobs: vec![job], now: Timestamp(9) });
         farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: false, now });
         farm
@@ -215,7 +223,7 @@ mod tests {
         let (plan, _) = crate::plan(&farm, Timestamp(10), &Limits::STANDARD);
         farm.apply(LogIndex(4), Command::Assign { placements: plan.placements, now: Timestamp(10) });
         let worker = WorkerId::parse("w1").expect("a name");
-        farm.apply(LogIndex(5), Command::Lose { worker, epoch: Epoch(1), now: Timestamp(10) });
+        farm.apply(LogIndex(5), Command::Lose { worker, epoch: Epoch(1), judge: false, now: Timestamp(10) });
         lead.follow(Some(HERE));
         lead.enforce(&farm, [], Timestamp(10));
         let back_off = kiln_wire::limits::RETRY_BACKOFF_MS_MIN;

@@ -21,6 +21,7 @@ mod explain;
 mod farm;
 mod fleet;
 pub mod garbage;
+mod health;
 mod index;
 mod invariant;
 mod job;
@@ -34,7 +35,7 @@ mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, GROWING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput};
+pub use command::{CHECKING, Command, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
 pub use estimate::split_name;

@@ -107,20 +107,22 @@ impl Index {
         (free.slots > 0 || free.light > 0).then(|| (Arc::clone(seat), free))
     }
 
-    /// Returns what a registered worker's live leases leave free. A worker that finishes has nothing free.
+    /// Returns what a registered worker's live leases leave free. A worker that finishes or rests has nothing free.
     pub fn free_on(&self, facts: &Facts, worker: &WorkerId) -> Option<Free> {
         let known = facts.workers.get(worker)?;
         if known.is_finishing {
             return Some(Free::NONE);
         }
+        let bound = |free: Free, is_idle: bool| facts.health.get(worker).map_or(free, |health| health.bound(free, is_idle));
         let whole = Free::whole(&known.offer);
-        let Some(load) = self.loads.get(worker) else { return Some(whole) };
+        let Some(load) = self.loads.get(worker) else { return Some(bound(whole, true)) };
         let held = u32::try_from(load.jobs.len()).unwrap_or(u32::MAX).saturating_sub(load.light);
-        Some(Free {
+        let free = Free {
             cores: whole.cores.saturating_sub(load.used.cores),
             slots: whole.slots.saturating_sub(held),
             memory_mib: whole.memory_mib.saturating_sub(load.used.memory_mib),
             light: whole.light.saturating_sub(load.light),
-        })
+        };
+        Some(bound(free, false))
     }
 }

@@ -11,6 +11,7 @@ use kiln_wire::{Timestamp, WorkerId};
 
 use crate::farm::Farm;
 use crate::fleet::{self, Free, Worker};
+use crate::health::Health;
 use crate::index::ReadyEntry;
 use crate::job::{Job, JobKey, Needs};
 use crate::wake::WakeReason;
@@ -44,6 +45,8 @@ pub enum WaitReason {
     Away,
     /// Every worker that could run it finishes what it has and takes nothing new.
     Finishing,
+    /// Every worker that could run it finishes, rests after failures of its own, is quarantined, or is drained.
+    Ailing,
     /// It failed for infrastructure reasons and its back-off is not over.
     BackOff,
     /// There is room only on workers on which it failed before, and another worker could run it.
@@ -80,6 +83,7 @@ impl WaitReason {
             Self::Busy
             | Self::Away
             | Self::Finishing
+            | Self::Ailing
             | Self::BackOff
             | Self::FailedThere
             | Self::Reserved
@@ -99,6 +103,9 @@ impl fmt::Display for WaitReason {
                 f.write_str("every worker that has room for it takes nothing new at present, or is not connected; `kiln workers` says why")
             }
             Self::Finishing => f.write_str("every worker that could run it finishes what it has and takes nothing new"),
+            Self::Ailing => f.write_str(
+                "every worker that could run it rests after failures of its own, is quarantined, or is drained; `kiln workers` says why",
+            ),
             Self::BackOff => f.write_str("waits a while before it is tried again, after an infrastructure failure"),
             Self::FailedThere => f.write_str("the only room is on workers on which it failed before; another could run it"),
             Self::Reserved => f.write_str("the only room is kept for a more urgent job that needs more of it"),
@@ -164,11 +171,17 @@ impl Farm {
     pub(crate) fn without_room(&self, needs: &Needs, away: &BTreeSet<WorkerId>) -> WaitReason {
         if self.able(needs).all(|(_, worker, _)| worker.is_finishing) {
             WaitReason::Finishing
+        } else if self.able(needs).all(|(id, worker, _)| worker.is_finishing || self.takes_nothing(id)) {
+            WaitReason::Ailing
         } else if self.with_room(needs).any(|worker| away.contains(worker)) {
             WaitReason::Away
         } else {
             WaitReason::Busy
         }
+    }
+
+    pub(crate) fn takes_nothing(&self, worker: &WorkerId) -> bool {
+        self.facts.health.get(worker).is_some_and(Health::takes_nothing)
     }
 
     /// Returns the workers that have room for a job with these needs at this moment, whether or not they take it.

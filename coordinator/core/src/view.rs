@@ -7,10 +7,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, JobCounts, JobView, WorkerView};
-use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PackageView, PathInfo, StorePath, WorkerId};
+use kiln_wire::{
+    AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PackageView, PathInfo, Standing, StorePath, WorkerId,
+};
 
 use crate::build::{Build, Phase};
 use crate::farm::Farm;
+use crate::health::Health;
 use crate::job::{Attempt, AttemptEnd, Job, JobKey, Needs, State};
 use crate::report::{NOBODY, WaitReason};
 
@@ -76,7 +79,15 @@ impl Farm {
         let view = |(id, worker): (&WorkerId, &crate::fleet::Worker)| {
             let load = self.index.loads.get(id).cloned().unwrap_or_default();
             let running = load.jobs.iter().map(|key| (*self.job(*key).derivation).clone()).collect();
-            WorkerView { worker: id.clone(), connected: true, offer: worker.offer.clone(), used: load.used, running, strain: None }
+            WorkerView {
+                worker: id.clone(),
+                connected: true,
+                offer: worker.offer.clone(),
+                used: load.used,
+                running,
+                strain: None,
+                ailing: self.facts.health.get(id).filter(|health| health.drained || health.standing != Standing::Working).map(Health::view),
+            }
         };
         self.facts.workers.iter().map(view).collect()
     }

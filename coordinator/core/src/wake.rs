@@ -15,6 +15,8 @@ pub enum WakeReason {
     CancelGrace,
     /// A job's back-off ends: plan again.
     RetryBackoff,
+    /// A worker's rest ends: ask [`Farm::due`].
+    RestOver,
 }
 
 impl fmt::Display for WakeReason {
@@ -22,6 +24,7 @@ impl fmt::Display for WakeReason {
         f.write_str(match self {
             Self::CancelGrace => "the grace period of a cancelled job ends",
             Self::RetryBackoff => "the back-off of a failed job ends",
+            Self::RestOver => "the rest of a worker ends on which jobs kept failing",
         })
     }
 }
@@ -30,7 +33,9 @@ impl Farm {
     /// Returns the commands that time alone has made necessary. They stay due until they are applied.
     pub fn due(&self, now: Timestamp) -> Vec<Command> {
         let over = self.index.grace.iter().take_while(|(at, _)| *at <= now);
-        over.filter_map(|(_, key)| self.job(*key).lease()).map(|lease| Command::Revoke { lease, now }).collect()
+        let revoke = over.filter_map(|(_, key)| self.job(*key).lease()).map(|lease| Command::Revoke { lease, now });
+        let rested = self.index.rests.iter().take_while(|(until, _)| *until <= now);
+        revoke.chain(rested.map(|(_, worker)| Command::Rouse { worker: worker.clone(), now })).collect()
     }
 
     /// Returns the first time after `now` at which [`Farm::due`] or a plan may say something new; none if only commands can change that.
@@ -39,6 +44,7 @@ impl Farm {
         let later = |at: Timestamp| at > now;
         let grace = self.index.grace.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::CancelGrace));
         let retry = self.index.delayed.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::RetryBackoff));
-        grace.into_iter().chain(retry).min()
+        let rest = self.index.rests.iter().map(|(until, _)| *until).find(|until| later(*until)).map(|until| (until, WakeReason::RestOver));
+        grace.into_iter().chain(retry).chain(rest).min()
     }
 }

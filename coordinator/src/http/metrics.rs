@@ -17,6 +17,14 @@ pub struct Snapshot {
     pub jobs_unplaceable: u64,
     /// Workers with a live session.
     pub workers_connected: u64,
+    /// Registered workers that rest because jobs kept failing there.
+    pub workers_resting: u64,
+    /// Registered workers that have rested and get one job at a time.
+    pub workers_on_probation: u64,
+    /// Registered workers on which jobs failed after every rest.
+    pub workers_quarantined: u64,
+    /// Registered workers that an administrator drained.
+    pub workers_drained: u64,
     /// Live leases.
     pub leases: u64,
     /// Slots of connected workers.
@@ -74,6 +82,14 @@ impl Snapshot {
         states.iter().for_each(|(state, count)| page.labelled("kiln_jobs", "state", state, *count));
         page.gauge("kiln_jobs_unplaceable", "Ready jobs that no worker could ever run.", self.jobs_unplaceable);
         page.gauge("kiln_workers_connected", "Workers with a live session.", self.workers_connected);
+        page.family("kiln_workers_ailing", "gauge", "Workers that get less than they have room for, by reason.");
+        let reasons = [
+            ("resting", self.workers_resting),
+            ("probation", self.workers_on_probation),
+            ("quarantined", self.workers_quarantined),
+            ("drained", self.workers_drained),
+        ];
+        reasons.iter().for_each(|(reason, count)| page.labelled("kiln_workers_ailing", "reason", reason, *count));
         page.gauge("kiln_leases", "Live leases.", self.leases);
         page.gauge("kiln_slots", "Slots of connected workers.", self.slots);
         page.gauge("kiln_slots_used", "Slots of connected workers that a lease holds.", self.slots_used);

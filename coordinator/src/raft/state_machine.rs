@@ -108,6 +108,7 @@ impl StateMachine {
             | Effect::Publish { .. }
             | Effect::Resolve { .. }
             | Effect::Notify { .. }
+            | Effect::Judged { .. }
             | Effect::Archive(_) => true,
         });
         // A command that was only answered changed the farm all the same: the driver must plan again.

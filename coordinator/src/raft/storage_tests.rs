@@ -354,12 +354,26 @@ fn what_a_farm_learns_from_stays_readable() {
     let resources = Some(Resources { cores: 2, memory_mib: 3 });
     let placement = Placement { derivation, worker, epoch, resources, light: true };
     for (what, command) in [
-        ("-learn", Command::Finish { lease, outcome: Outcome::Failed { failure, usage }, learn: true, now }),
+        ("-learn", Command::Finish { lease, outcome: Outcome::Failed { failure, usage }, learn: true, judge: false, now }),
         ("-durations", Command::ImportDurations { durations: vec![measured], now }),
         ("-placement", Command::Assign { placements: vec![placement], now }),
     ] {
         let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
         check_golden(&Record::Entry(entry), 5, what);
+    }
+}
+
+/// What version 5 of a farm brought, for ever: workers are judged.
+#[test]
+fn judgements_stay_readable() {
+    let (worker, now) = (WorkerId::parse("w1").expect("a name"), Timestamp(9));
+    for (what, command) in [
+        ("-lose", Command::Lose { worker: worker.clone(), epoch: Epoch(3), judge: true, now }),
+        ("-rouse", Command::Rouse { worker: worker.clone(), now }),
+        ("-drain", Command::Drain { worker, drain: true, now }),
+    ] {
+        let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
+        check_golden(&Record::Entry(entry), 6, what);
     }
 }
 

@@ -41,6 +41,7 @@ pub fn tell(index: LogIndex, effects: &[Effect]) {
             | Effect::Publish { .. }
             | Effect::Resolve { .. }
             | Effect::Welcome { .. }
+            | Effect::Judged { .. }
             | Effect::Archive(_)
             | Effect::Answer(_) => {}
         }

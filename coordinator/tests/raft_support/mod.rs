@@ -36,6 +36,7 @@ pub fn register(number: u64) -> Command {
         },
         attempts: Vec::new(),
         since: None,
+        judge: false,
         now: Timestamp(1000 + number),
     }
 }

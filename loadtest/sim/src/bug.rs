@@ -80,6 +80,8 @@ pub enum Bug {
     RetryIsANewBuild,
     /// A build leaves the farm before the archive has it.
     RetiresUnarchived,
+    /// What fails on a worker is not held against it.
+    FailuresAreForgotten,
     /// A leader's task takes an input to be elsewhere than it was committed.
     ResolvesFromElsewhere,
 }
@@ -128,6 +130,7 @@ impl Bug {
         (Self::JournalForgetsLeader, Some(24), "a worker obeys no leader below the highest that it has obeyed"),
         (Self::AsksForWhatExists, Some(25), "a submission asks for nothing that is published"),
         (Self::TwoWorkersStart, Some(25), "no second worker starts what another holds the lease of"),
+        (Self::FailuresAreForgotten, Some(26), "a worker on which everything fails gets nothing more for a while"),
         (Self::SilenceIsNotBroken, Some(27), "a worker is given up only after its whole silence"),
         (Self::FailoverIsCharged, Some(29), "trouble among coordinators repeats no work"),
         // The farm takes no such resolution, so that the job stays where it is.

@@ -218,6 +218,10 @@ impl World {
         if !there {
             return self.attempt_ended(host, &lease, failed(FailureClass::Infrastructure, "an input cannot be fetched"));
         }
+        // Never the first: it alone may be able to run a job.
+        if self.options.black_hole && !self.healed && host > 0 && host + 1 == self.hosts.len() {
+            return self.attempt_ended(host, &lease, failed(FailureClass::Infrastructure, "the sandbox cannot start"));
+        }
         let actions = self.hosts[host].agent.started(&lease);
         self.do_actions(host, actions);
         let needed = self.graph.of(&lease.derivation).duration_ms * self.hosts[host].slowness;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::{Answer, Command, Effect, Resolution, ResolvedInput, Turn};
+use kiln_core::{Answer, Command, Effect, Limits, Resolution, ResolvedInput, Turn};
 use kiln_wire::worker::{Assignment, ToWorker};
 use kiln_wire::{BuiltOutput, DrvPath, Failure, FailureClass, Leader, Lease, Outcome, PathInfo, StoreDir, Timestamp, Usage};
 
@@ -14,6 +14,9 @@ use crate::log::Body;
 use crate::node::{Fate, Then, Waiting};
 use crate::planted::share_an_entry;
 use crate::world::World;
+
+/// What bounds a leader's plans: all that a farm at the newest version does.
+const BOUNDS: Limits = Limits { judges: true, ..Limits::STANDARD };
 
 /// A task that failed for a passing reason goes on after so long.
 const AGAIN_US: u64 = 300_000;
@@ -65,6 +68,7 @@ impl World {
         let memory = &mut self.nodes[node].memory;
         let away = memory.away();
         memory.lead.away(away);
+        memory.lead.bounded(BOUNDS);
         if let Some((mut commands, mut report)) = memory.lead.plan(&memory.farm, planned_for, steady) {
             if self.has(Bug::ReportIsCutShort) {
                 report.waiting.pop();
@@ -120,6 +124,7 @@ impl World {
             self.close_at_node(node, worker);
         }
         let memory = &mut self.nodes[node].memory;
+        memory.lead.bounded(BOUNDS);
         let mut commands = memory.lead.enforce(&memory.farm, silent, stamp);
         if self.has(Bug::LossIsFailure) {
             commands = self.as_failures(node, commands);
@@ -226,7 +231,7 @@ impl World {
                 self.task(node, delay + slow, Task::Publish { derivation, outputs });
             }
             Effect::Resolve { derivation } => self.task(node, delay, Task::Resolve { derivation }),
-            Effect::Notify { .. } | Effect::Answer(_) => {}
+            Effect::Notify { .. } | Effect::Judged { .. } | Effect::Answer(_) => {}
             Effect::Archive(record) => {
                 if self.has(Bug::RetiresUnarchived) {
                     let now = self.stamp(node);
@@ -318,7 +323,7 @@ impl World {
         let now = self.stamp(node);
         self.propose_again(
             node,
-            Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, learn: true, now },
+            Command::Finish { lease, outcome: Outcome::Failed { failure, usage: Usage::default() }, learn: true, judge: true, now },
         );
     }
 
@@ -335,8 +340,8 @@ impl World {
             },
             outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
         };
-        let now = self.stamp(node);
-        self.propose_again(node, Command::Finish { lease, outcome, learn: true, now });
+        let (judge, now) = (!self.has(Bug::FailuresAreForgotten), self.stamp(node));
+        self.propose_again(node, Command::Finish { lease, outcome, learn: true, judge, now });
     }
 
     fn check_outputs(&self, node: usize, lease: &Lease, outputs: &[BuiltOutput]) -> Result<Vec<BuiltOutput>, Lacks> {

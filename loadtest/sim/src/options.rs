@@ -35,6 +35,8 @@ pub struct Options {
     pub workers_fail: bool,
     /// Workers' machines are short of something for a while.
     pub workers_strain: bool,
+    /// One worker fails everything that it is given, until everything is mended.
+    pub black_hole: bool,
     /// Workers are cut off from coordinators.
     pub workers_part: bool,
     /// The store fails for a while.
@@ -73,11 +75,12 @@ impl Options {
             busy: [0, 0, 30][dice.place(3)],
             // Drawn aside: runs without it stay what they were.
             workers_strain: dice.clone().chance(300),
+            black_hole: dice.clone().place(10) == 9,
         }
     }
 
     /// Returns whether a worker, its link or the store may fail a job that is sound.
     pub(crate) fn sound_work_may_fail(&self) -> bool {
-        self.workers_fail || self.workers_part || self.store_fails
+        self.workers_fail || self.workers_part || self.store_fails || self.black_hole
     }
 }

@@ -34,7 +34,7 @@ impl World {
         let leases = farm.registrations().flat_map(|(worker, _)| farm.leases_of(worker));
         let failure = Failure { class: FailureClass::Infrastructure, message: "the leader is gone".to_owned() };
         let outcome = Outcome::Failed { failure, usage: Usage::default() };
-        let commands = leases.map(|lease| Command::Finish { lease, outcome: outcome.clone(), learn: true, now }).collect();
+        let commands = leases.map(|lease| Command::Finish { lease, outcome: outcome.clone(), learn: true, judge: true, now }).collect();
         self.propose(node, commands, Then::Nobody);
     }
 
@@ -81,6 +81,7 @@ impl World {
                     lease,
                     outcome: outcome.clone(),
                     learn: true,
+                    judge: true,
                     now: *now,
                 }));
             }
@@ -112,7 +113,7 @@ impl World {
         let Some(live) = live.filter(|live| *live != lease && self.has(Bug::LateReportCounts)) else { return lease };
         // The worker is told all the same that its report has come.
         let now = self.stamp(node);
-        self.propose_again(node, Command::Finish { lease, outcome: outcome.clone(), learn: true, now });
+        self.propose_again(node, Command::Finish { lease, outcome: outcome.clone(), learn: true, judge: true, now });
         live
     }
 

@@ -247,8 +247,9 @@ impl World {
             let this = &mut self.nodes[node];
             this.memory.applied = index;
             let effects = match &entry.body {
-                Body::Command(Command::Finish { lease, outcome, learn, .. }) if own_clock => {
-                    let command = Command::Finish { lease: lease.clone(), outcome: outcome.clone(), learn: *learn, now: own_stamp };
+                Body::Command(Command::Finish { lease, outcome, learn, judge, .. }) if own_clock => {
+                    let command =
+                        Command::Finish { lease: lease.clone(), outcome: outcome.clone(), learn: *learn, judge: *judge, now: own_stamp };
                     this.memory.farm.apply(LogIndex(index), command)
                 }
                 Body::Command(command) => this.memory.farm.apply(LogIndex(index), command.clone()),

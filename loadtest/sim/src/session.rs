@@ -192,6 +192,6 @@ impl World {
         self.nodes[node].memory.contacts.strained(&hello.worker, number, hello.strain);
         let Hello { worker, offer, attempts, since, .. } = hello;
         let now = self.stamp(node);
-        self.propose(node, vec![Command::Register { worker, offer, attempts, since, now }], Then::Nobody);
+        self.propose(node, vec![Command::Register { worker, offer, attempts, since, judge: true, now }], Then::Nobody);
     }
 }

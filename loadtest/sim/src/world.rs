@@ -7,7 +7,7 @@ use std::rc::Rc;
 use kiln_agent::Agent;
 use kiln_core::{Effect, Farm};
 use kiln_wire::worker::Offer;
-use kiln_wire::{LogIndex, NodeId, Resources, WorkerId};
+use kiln_wire::{LogIndex, NodeId, Resources, Standing, WorkerId};
 
 use crate::Broken;
 use crate::bug::{Bug, ENDS};
@@ -380,7 +380,12 @@ impl World {
         let hosts = self.hosts.iter().all(|host| host.running.is_empty() && host.agent.unacknowledged().next().is_none());
         let builds = self.farm.builds().next().is_none() && self.farm.pending_effects().is_empty();
         let heard = self.hosts.iter().all(|host| host.conn.is_some_and(|conn| self.serves(conn)));
-        clients && hosts && builds && heard && self.in_step()
+        let rested = self
+            .farm
+            .workers()
+            .iter()
+            .all(|worker| worker.ailing.as_ref().is_none_or(|ailing| !matches!(ailing.standing, Standing::Resting { .. })));
+        clients && hosts && builds && heard && rested && self.in_step()
     }
 
     /// Returns whether both ends of a session live and hear each other.

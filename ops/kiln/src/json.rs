@@ -1,8 +1,10 @@
 //! The JSON that `--json` prints: stable names, full store paths, units in the names. The README documents it.
 
 use kiln_wire::client::{AttemptView, BuildState, BuildView, FarmView, JobCounts, JobView, WorkerView};
-use kiln_wire::{DrvPath, Explanation, PathInfo, Step, StoreDir, Usage, WorkersFor};
+use kiln_wire::{DrvPath, Explanation, PathInfo, Standing, Step, StoreDir, Usage, WorkersFor};
 use serde_json::{Value, json};
+
+use crate::drain;
 
 /// A build's state in one word.
 pub fn state(state: BuildState) -> &'static str {
@@ -130,6 +132,16 @@ pub fn worker(view: &WorkerView) -> Value {
         "guarantees": offer.guarantees,
         "running": view.running,
         "strain": view.strain.as_ref().map(|strain| &strain.message),
+        "ailing": view.ailing.as_ref().map(|ailing| json!({
+            "state": drain::state(ailing),
+            "until": match ailing.standing {
+                Standing::Resting { until } => Some(until),
+                Standing::Working | Standing::Probation { .. } | Standing::Quarantined { .. } => None,
+            },
+            "rests": ailing.rests,
+            "failures": ailing.failures,
+            "message": ailing.message,
+        })),
     })
 }
 

@@ -15,6 +15,7 @@ mod client;
 mod cluster;
 mod daemon;
 mod daemons;
+mod drain;
 mod drv;
 mod durations;
 mod embedded;
@@ -86,6 +87,10 @@ enum Command {
     Log(operate::LogArgs),
     /// Stop wanting a build
     Cancel(operate::CancelArgs),
+    /// Let a worker take nothing new: it finishes what it has
+    Drain(drain::DrainArgs),
+    /// Let a worker take jobs again that was drained, rests or is quarantined
+    Undrain(drain::DrainArgs),
     /// Look at the coordinators, and change who they are
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -163,6 +168,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Workers(args) => operate::workers(&args),
         Command::Log(args) => operate::log(&args),
         Command::Cancel(args) => operate::cancel(&args),
+        Command::Drain(args) => drain::drain(&args, true),
+        Command::Undrain(args) => drain::drain(&args, false),
         Command::Cluster(command) => cluster::run(command),
         Command::PathInfo(args) => operate::path_info(&args),
         Command::Gc(args) => gc::gc(&args),

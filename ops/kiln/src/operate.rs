@@ -11,6 +11,7 @@ use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir, StorePath};
 use crate::args::FarmArgs;
 use crate::client::{AskError, Client, Leading, unexpected};
 use crate::daemons::runtime;
+use crate::drain;
 use crate::json;
 use crate::tables;
 use crate::tame::{self, Tame};
@@ -154,6 +155,11 @@ pub fn workers(args: &Args) -> anyhow::Result<ExitCode> {
     for (worker, strain) in workers.iter().filter_map(|worker| Some((&worker.worker, worker.strain.as_ref()?))) {
         println!("{worker} takes nothing new: {}", tame::line(&strain.message));
     }
+    for worker in &workers {
+        if let Some(ailing) = &worker.ailing {
+            println!("{}", tame::line(&drain::why(&worker.worker, ailing)));
+        }
+    }
     Ok(ExitCode::from(words::SUCCESS))
 }
 
@@ -161,10 +167,11 @@ fn worker_row(worker: &WorkerView) -> Vec<String> {
     let offer = &worker.offer;
     vec![
         worker.worker.to_string(),
-        match (worker.connected, &worker.strain) {
-            (false, _) => "away".to_owned(),
-            (true, Some(strain)) => format!("short of {}", lacking(strain.lacks)),
-            (true, None) => "connected".to_owned(),
+        match (worker.connected, &worker.ailing, &worker.strain) {
+            (false, ..) => "away".to_owned(),
+            (true, Some(ailing), _) => drain::state(ailing).to_owned(),
+            (true, None, Some(strain)) => format!("short of {}", lacking(strain.lacks)),
+            (true, None, None) => "connected".to_owned(),
         },
         format!("{}/{}", worker.used.cores, offer.capacity.cores),
         format!("{}/{} MiB", worker.used.memory_mib, offer.capacity.memory_mib),

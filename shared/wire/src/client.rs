@@ -129,6 +129,13 @@ pub enum Request {
     Packages(Option<String>),
     /// Client: why a job is where it is. Answered by [`Response::Explained`].
     Explain(DrvPath),
+    /// Admin: a worker takes nothing new, or takes jobs again, whatever kept it from that. Answered by [`Response::Done`].
+    Drain {
+        /// Which.
+        worker: WorkerId,
+        /// It takes nothing new and finishes what it has; if not, it takes jobs again.
+        drain: bool,
+    },
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -383,6 +390,9 @@ pub struct WorkerView {
     /// Why it takes nothing new at present, as it says; none if it does, or has no session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strain: Option<crate::worker::Strain>,
+    /// Why the farm gives it nothing new, or little; none if it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ailing: Option<crate::Ailing>,
 }
 
 /// The farm at a glance.

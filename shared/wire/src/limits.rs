@@ -88,6 +88,26 @@ pub const STRAIN_MESSAGE_BYTES_MAX: usize = 512;
 /// Different workers on which a job may fail for infrastructure reasons before it is quarantined as poisoned.
 pub const INFRASTRUCTURE_WORKERS_MAX: usize = 3;
 
+/// Jobs that fail on a worker for infrastructure reasons, and on no other, since it last built one, before it rests.
+pub const WORKER_FAILURES_MAX: usize = 3;
+
+/// The same, with those that failed on other workers too: one job or the store may be to blame for many of them, but not for ever.
+pub const WORKER_FAILURES_EXCUSED_MAX: usize = 12;
+
+/// First rest of a worker on which jobs keep failing, in milliseconds; doubled each time up to [`WORKER_REST_MS_MAX`].
+pub const WORKER_REST_MS_MIN: u64 = 20_000;
+
+/// Longest rest of a worker, in milliseconds: what is mended meanwhile is used again within ten minutes.
+pub const WORKER_REST_MS_MAX: u64 = 600_000;
+
+/// Rests of a worker after each of which the first job failed again, before it is quarantined: with the failures that led to the first rest
+/// a handful of jobs in two and a half minutes.
+pub const WORKER_RESTS_MAX: u32 = 3;
+
+/// Workers whose health is remembered: those with failures, and those that are drained. Machines of a cloud come with new names each day. What
+/// is over: the worker without a registration that failed longest ago is forgotten.
+pub const WORKERS_AILING_MAX: usize = 4_096;
+
 /// First back-off after an infrastructure failure, in milliseconds; doubled each time up to [`RETRY_BACKOFF_MS_MAX`].
 pub const RETRY_BACKOFF_MS_MIN: u64 = 1_000;
 

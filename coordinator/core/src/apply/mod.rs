@@ -6,6 +6,7 @@ mod ending;
 mod failure;
 mod finish;
 mod grow;
+mod health;
 mod learn;
 mod lease;
 mod resolve;
@@ -35,10 +36,10 @@ impl Farm {
         self.facts.latest = self.facts.latest.max(command.now());
         let mut fx = Effects::new();
         match command {
-            Command::Register { worker, offer, attempts, since, now } => {
-                self.register(index, session::Arrival { worker, offer, attempts, since }, now, &mut fx);
+            Command::Register { worker, offer, attempts, since, judge, now } => {
+                self.register(index, session::Arrival { worker, offer, attempts, since, judge }, now, &mut fx);
             }
-            Command::Lose { worker, epoch, now } => self.lose(&worker, epoch, now, &mut fx),
+            Command::Lose { worker, epoch, judge, now } => self.lose(&worker, epoch, judge, now, &mut fx),
             Command::Stage { request, jobs, now } => self.stage(request, jobs, now, &mut fx),
             Command::Check { request, derivations, now } => self.check_staged(request, derivations, now, &mut fx),
             Command::Submit { request, name, roots, keep_going, now } => {
@@ -46,9 +47,12 @@ impl Farm {
                 self.submit(index, wish, now, &mut fx);
             }
             Command::Assign { placements, now } => self.assign(index, placements, now, &mut fx),
-            Command::Finish { lease, outcome, learn, now } => {
+            Command::Finish { lease, outcome, learn, judge, now } => {
                 if learn {
                     self.learn(&lease, &outcome);
+                }
+                if judge {
+                    self.judge(&lease, &outcome, now, &mut fx);
                 }
                 self.finish(&lease, outcome, now, &mut fx);
             }
@@ -57,6 +61,8 @@ impl Farm {
             Command::Publish { derivation, now: _ } => self.publish(&derivation, &mut fx),
             Command::Cancel { build, now } => self.cancel(build, now, &mut fx),
             Command::Revoke { lease, now } => self.revoke(&lease, now, &mut fx),
+            Command::Rouse { worker, now } => self.rouse(&worker, now, &mut fx),
+            Command::Drain { worker, drain, now: _ } => self.drain(&worker, drain, &mut fx),
             Command::Retire { build, now: _ } => self.retire(build, &mut fx),
         }
         fx

@@ -20,21 +20,29 @@ pub(super) struct Arrival {
     pub offer: Offer,
     pub attempts: Vec<Lease>,
     pub since: Option<Epoch>,
+    pub judge: bool,
 }
 
 impl Farm {
     /// Gives a worker a new epoch. Of its leases those go on that it names, that are live, and that fit what it offers.
     pub(super) fn register(&mut self, index: LogIndex, arrival: Arrival, now: Timestamp, fx: &mut Effects) {
-        let Arrival { worker, offer, attempts, since } = arrival;
+        let Arrival { worker, offer, attempts, since, judge } = arrival;
         let (keep, kept_jobs) = self.kept_leases(&worker, &offer, attempts);
         let lost: Vec<JobKey> = self.jobs_on(&worker).into_iter().filter(|key| !kept_jobs.contains(key)).collect();
         let epoch = Epoch(index.0);
         let arrived = Worker { epoch, offer, registered_at: now, is_finishing: false };
         self.change_worker(&worker, |workers| workers.insert(worker.clone(), arrived));
         fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
+        let undelivered = |farm: &Self, key: JobKey| {
+            let leased_at = farm.job(key).running().map(|running| running.epoch);
+            since.is_some_and(|since| leased_at >= Some(since))
+        };
+        if judge {
+            let dropped: Vec<JobKey> = lost.iter().copied().filter(|key| !undelivered(self, *key)).collect();
+            self.judge_lost(&dropped, &worker, "it came back without what it had been given", now, fx);
+        }
         for key in lost {
-            let leased_at = self.job(key).running().map(|running| running.epoch);
-            if since.is_some_and(|since| leased_at >= Some(since)) {
+            if undelivered(self, key) {
                 self.end_undelivered_attempt(key, format!("the assignment never reached worker {worker}"), now, fx);
             } else {
                 self.lose_lease(key, format!("worker {worker} came back without the attempt"), now, fx);
@@ -43,9 +51,13 @@ impl Farm {
     }
 
     /// Ends a registration that was silent for too long, unless the worker has a later one.
-    pub(super) fn lose(&mut self, worker: &WorkerId, epoch: Epoch, now: Timestamp, fx: &mut Effects) {
+    pub(super) fn lose(&mut self, worker: &WorkerId, epoch: Epoch, judge: bool, now: Timestamp, fx: &mut Effects) {
         if self.facts.workers.get(worker).is_none_or(|known| known.epoch != epoch) {
             return refuse(Refused::StaleEpoch { worker: worker.clone(), epoch }, fx);
+        }
+        if judge {
+            let lost = self.jobs_on(worker);
+            self.judge_lost(&lost, worker, "it was silent for too long while it had jobs", now, fx);
         }
         self.change_worker(worker, |workers| workers.remove(worker));
         for key in self.jobs_on(worker) {

@@ -67,7 +67,7 @@ impl Planted {
             guarantees: BTreeMap::new(),
             ..Offer::default()
         };
-        planted.apply(Command::Register { worker: worker("w1"), offer, attempts: vec![], since: None, now: Timestamp(0) });
+        planted.apply(Command::Register { worker: worker("w1"), offer, attempts: vec![], since: None, judge: false, now: Timestamp(0) });
         let graph = vec![spec("gcc", &[]), spec("lib", &["gcc"]), spec("app", &["lib"]), spec("bad", &[]), spec("user", &["bad"])];
         planted.submit(1, true, graph.into_iter().chain([spec("tool", &[]), spec("more", &[])]).collect());
         planted.submit(2, false, vec![spec("one", &[]), spec("two", &[])]);
@@ -109,7 +109,7 @@ impl Planted {
             Some(class) => Outcome::Failed { failure: Failure { class, message: String::new() }, usage },
             None => Outcome::Built { outputs: vec![BuiltOutput { name: out(), info: info(path(job)) }], usage },
         };
-        self.apply(Command::Finish { lease, outcome, learn: true, now: Timestamp(0) });
+        self.apply(Command::Finish { lease, outcome, learn: true, judge: false, now: Timestamp(0) });
     }
 }
 

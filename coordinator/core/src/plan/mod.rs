@@ -24,6 +24,7 @@ use self::space::Space;
 use crate::command::Placement;
 use crate::farm::Farm;
 use crate::fleet::{self, Free, Worker};
+use crate::health::Health;
 use crate::index::ReadyEntry;
 use crate::job::{JobKey, Needs};
 use crate::pool::Seat;
@@ -41,11 +42,13 @@ pub struct Plan {
 pub struct Limits {
     /// Placements in one plan; what is left is in the next one.
     pub placements_max: usize,
+    /// Workers are judged by what fails on them: only in a farm at a version that knows it.
+    pub judges: bool,
 }
 
 impl Limits {
     /// What a farm uses.
-    pub const STANDARD: Self = Self { placements_max: PLACEMENTS_PER_PLAN_MAX };
+    pub const STANDARD: Self = Self { placements_max: PLACEMENTS_PER_PLAN_MAX, judges: false };
 }
 
 impl Default for Limits {
@@ -180,8 +183,9 @@ impl Planner<'_> {
     /// Returns whether a worker that takes jobs could run one with these needs that failed on others.
     fn could_run_elsewhere(&self, needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> bool {
         let could = |worker: &Worker| !worker.is_finishing && fleet::could_run(&worker.offer, needs);
-        let workers = &self.space.farm.facts.workers;
-        workers.iter().any(|(id, worker)| could(worker) && !failed_on.contains(id) && !self.space.away.contains(id))
+        let facts = &self.space.farm.facts;
+        let takes = |id: &WorkerId| !facts.health.get(id).is_some_and(Health::takes_nothing);
+        facts.workers.iter().any(|(id, worker)| could(worker) && takes(id) && !failed_on.contains(id) && !self.space.away.contains(id))
     }
 
     /// Returns the cores that a job gets. On the critical path a job that is known to use them gets more, as far as nobody has them.

@@ -59,7 +59,7 @@ impl Drain {
                 ..Offer::default()
             };
             let worker = WorkerId::parse(&format!("w{number:04}")).expect("a valid name");
-            drain.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: drain.now });
+            drain.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now: drain.now });
         }
         drain
     }
@@ -107,7 +107,7 @@ impl Drain {
         self.now = end;
         let outcome = outcome(&self.specs[&lease.derivation]);
         let derivation = lease.derivation.clone();
-        self.apply(Command::Finish { lease, outcome, learn: true, now: end });
+        self.apply(Command::Finish { lease, outcome, learn: true, judge: false, now: end });
         self.apply(Command::Publish { derivation, now: end });
         true
     }

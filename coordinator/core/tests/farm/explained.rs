@@ -20,7 +20,7 @@ impl Place {
         let mut place = Self { farm: Farm::new(), index: 0 };
         let (request, now) = (RequestId(1), Timestamp(0));
         for (name, slots) in workers {
-            place.apply(Command::Register { worker: worker(name), offer: offer(*slots), attempts: Vec::new(), since: None, now });
+            place.apply(Command::Register { worker: worker(name), offer: offer(*slots), attempts: Vec::new(), since: None, judge: false, now });
         }
         place.apply(Command::Stage { request, jobs: jobs.to_vec(), now });
         place.apply(Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, now });
@@ -41,7 +41,7 @@ impl Place {
 
     fn finish(&mut self, name: &str, outcome: Outcome) {
         let lease = self.farm.live_lease(&drv(name)).expect("it runs");
-        self.apply(Command::Finish { lease, outcome, learn: false, now: Timestamp(50) });
+        self.apply(Command::Finish { lease, outcome, learn: false, judge: false, now: Timestamp(50) });
     }
 
     fn explain(&self, name: &str, away: &[&str]) -> Explanation {

@@ -62,7 +62,8 @@ fn an_entry_over_its_limit_drops_its_submission() {
 #[test]
 fn an_entry_that_is_applied_again_changes_nothing() {
     let mut log = log();
-    let register = Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, now: Timestamp(0) };
+    let register =
+        Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, judge: false, now: Timestamp(0) };
     assert_eq!(log.apply(register.clone()).len(), 1);
     let before = log.farm.clone();
     assert_eq!(log.farm.apply(LogIndex(log.index), register), []);
@@ -73,7 +74,7 @@ fn an_entry_that_is_applied_again_changes_nothing() {
 fn a_job_keeps_few_attempts_and_short_messages_however_often_it_fails() {
     let mut log = log();
     let mut now = Timestamp(0);
-    log.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, now });
+    log.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, judge: false, now });
     log.apply(Command::Stage { request: RequestId(1), jobs: vec![spec("a", &[])], now });
     log.apply(Command::Submit { request: RequestId(1), name: String::new(), roots: vec![root("a")], keep_going: false, now });
     for _ in 0..ATTEMPTS_KEPT_MAX + 5 {
@@ -82,7 +83,7 @@ fn a_job_keeps_few_attempts_and_short_messages_however_often_it_fails() {
         log.apply(Command::Assign { placements: plan.placements, now });
         let lease = log.farm.live_lease(&drv("a")).expect("the only worker takes it again after each back-off");
         let message = "é".repeat(FAILURE_MESSAGE_BYTES_MAX);
-        log.apply(Command::Finish { lease, outcome: failed(FailureClass::Infrastructure, &message, 0), learn: false, now });
+        log.apply(Command::Finish { lease, outcome: failed(FailureClass::Infrastructure, &message, 0), learn: false, judge: false, now });
         log.farm.check_invariants().expect("invariants hold");
     }
     let view = log.farm.job_view(&drv("a")).expect("the job is there");

@@ -13,7 +13,7 @@ const NOW: Timestamp = Timestamp(10);
 /// A farm whose worker `w1` was registered at entry 1 and got the job `a` at entry 4.
 fn leased() -> Farm {
     let mut farm = Farm::new();
-    let register = Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, now: NOW };
+    let register = Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, judge: false, now: NOW };
     farm.apply(LogIndex(1), register);
     let request = RequestId(1);
     farm.apply(LogIndex(2), Command::Stage { request, jobs: vec![spec("a", &[])], now: NOW });
@@ -29,7 +29,10 @@ fn an_assignment_that_never_arrived_is_charged_to_nobody() {
     // Of the process that was registered at entry 1 the lease is; a process that began later has lost what its predecessor ran.
     for (since, waits) in [(Some(Epoch(1)), false), (Some(Epoch(5)), true), (None, true)] {
         let mut farm = leased();
-        farm.apply(LogIndex(5), Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since, now: NOW });
+        farm.apply(
+            LogIndex(5),
+            Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since, judge: false, now: NOW },
+        );
         let (plan, _) = plan(&farm, NOW, &Limits::STANDARD);
         assert_eq!(plan.placements.is_empty(), waits, "since {since:?}");
         farm.check_invariants().expect("the farm is sound");
@@ -52,8 +55,11 @@ fn no_job_waits_for_a_worker_that_takes_nothing_while_another_has_room() {
     let mut farm = leased();
     let lease = Lease { derivation: drv("a"), attempt: AttemptId(4), worker: worker("w1"), epoch: Epoch(1) };
     let outcome = failed(FailureClass::Infrastructure, "no input", 0);
-    farm.apply(LogIndex(5), Command::Finish { lease, outcome, learn: false, now: NOW });
-    farm.apply(LogIndex(6), Command::Register { worker: worker("w2"), offer: offer(1), attempts: vec![], since: None, now: NOW });
+    farm.apply(LogIndex(5), Command::Finish { lease, outcome, learn: false, judge: false, now: NOW });
+    farm.apply(
+        LogIndex(6),
+        Command::Register { worker: worker("w2"), offer: offer(1), attempts: vec![], since: None, judge: false, now: NOW },
+    );
     let later = Timestamp(1_000_000);
     for (away, placed) in [(vec![], Some("w2")), (vec!["w2"], Some("w1")), (vec!["w1"], Some("w2")), (vec!["w1", "w2"], None)] {
         let absent: BTreeSet<WorkerId> = away.iter().map(|name| worker(name)).collect();

@@ -72,7 +72,10 @@ fn the_plan_is_the_models_plan() {
             offer.capacity.cores += u32::try_from(dice.below(2)).expect("small");
             offer.systems = SYSTEMS[..2].iter().filter(|_| dice.once_in(2)).map(|system| (*system).to_owned()).collect();
             offer.features = FEATURES.iter().filter(|_| !dice.once_in(3)).map(|feature| (*feature).to_owned()).collect();
-            apply(&mut farm, Command::Register { worker: worker(&format!("w{number}")), offer, attempts: Vec::new(), since: None, now });
+            apply(
+                &mut farm,
+                Command::Register { worker: worker(&format!("w{number}")), offer, attempts: Vec::new(), since: None, judge: false, now },
+            );
         }
         apply(&mut farm, Command::Stage { request: RequestId(1), jobs: specs.clone(), now });
         apply(&mut farm, Command::Submit { request: RequestId(1), name: String::new(), roots: Vec::new(), keep_going: true, now });
@@ -87,7 +90,7 @@ fn the_plan_is_the_models_plan() {
             let running: Vec<DrvPath> = farm.jobs().filter(|job| job.state == "running").map(|job| job.derivation).collect();
             let Some(derivation) = dice.choose(&running).cloned() else { break };
             let lease = farm.live_lease(&derivation).expect("it runs");
-            apply(&mut farm, Command::Finish { lease, outcome: built(&by_path[&derivation], 1), learn: false, now });
+            apply(&mut farm, Command::Finish { lease, outcome: built(&by_path[&derivation], 1), learn: false, judge: false, now });
         }
     }
 }

@@ -32,7 +32,7 @@ impl Yard {
     fn worker(&mut self, name: &str, slots: u32, change: impl FnOnce(&mut kiln_wire::worker::Offer)) {
         let mut offer = offer(slots);
         change(&mut offer);
-        self.apply(Command::Register { worker: worker(name), offer, attempts: Vec::new(), since: None, now: self.now });
+        self.apply(Command::Register { worker: worker(name), offer, attempts: Vec::new(), since: None, judge: false, now: self.now });
     }
 
     fn import(&mut self, pname: &str, seconds: u64, memory_mib: Option<u64>) {
@@ -72,7 +72,7 @@ impl Yard {
             usage.memory_peak_bytes = memory_mib << 20;
             outputs.iter_mut().for_each(|output| output.info.nar_size_bytes = bytes);
         }
-        self.apply(Command::Finish { lease, outcome, learn: true, now: self.now });
+        self.apply(Command::Finish { lease, outcome, learn: true, judge: false, now: self.now });
         self.apply(Command::Publish { derivation: drv(name), now: self.now });
     }
 
@@ -149,7 +149,7 @@ fn a_job_that_was_killed_for_want_of_memory_teaches_its_package() {
     let granted = yard.go().0[0].resources.expect("learned memory is said").memory_mib;
     let lease = yard.farm.live_lease(&drv("ld-1")).expect("it runs");
     let outcome = crate::facts::failed(kiln_wire::FailureClass::OutOfMemory, "killed", 0);
-    yard.apply(Command::Finish { lease, outcome, learn: true, now: yard.now });
+    yard.apply(Command::Finish { lease, outcome, learn: true, judge: false, now: yard.now });
     yard.submit(vec![spec("ld-2", &[])]);
     let (placements, _) = yard.go();
     let memory: Vec<u64> = placements.iter().filter_map(|placement| placement.resources).map(|granted| granted.memory_mib).collect();

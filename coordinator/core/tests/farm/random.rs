@@ -54,6 +54,7 @@ impl Chaos {
                 | Effect::Publish { .. }
                 | Effect::Resolve { .. }
                 | Effect::Notify { .. }
+                | Effect::Judged { .. }
                 | Effect::Archive(_) => {}
             }
         }
@@ -67,7 +68,7 @@ impl Chaos {
             1 => {
                 let name = self.worker();
                 let epoch = self.epoch(&name);
-                Command::Lose { worker: worker(&name), epoch, now }
+                Command::Lose { worker: worker(&name), epoch, judge: self.dice.once_in(2), now }
             }
             3 if self.dice.once_in(3) => {
                 Command::Check { request: self.request(), derivations: vec![drv(self.name()), drv(self.name())], now }
@@ -79,11 +80,15 @@ impl Chaos {
                 Command::Submit { request: self.request(), name: "chaos".to_owned(), roots, keep_going, now }
             }
             6..=9 => {
-                let (plan, _) = plan(farm, now, &Limits { placements_max: 3 });
+                let (plan, _) = plan(farm, now, &Limits { placements_max: 3, ..Limits::STANDARD });
                 Command::Assign { placements: plan.placements, now }
             }
             10 => Command::Assign { placements: (0..3).map(|_| self.placement()).collect(), now },
-            11..=14 => Command::Finish { lease: self.lease(farm), outcome: self.outcome(), learn: self.dice.once_in(2), now },
+            11..=14 => {
+                let (lease, outcome) = (self.lease(farm), self.outcome());
+                Command::Finish { lease, outcome, learn: self.dice.once_in(2), judge: !self.dice.once_in(3), now }
+            }
+            15 if self.dice.once_in(12) => Command::Drain { worker: worker(&self.worker()), drain: self.dice.once_in(4), now },
             15 if self.dice.once_in(4) => self.growth(farm),
             15 if self.dice.once_in(2) => {
                 let name = self.name();
@@ -136,7 +141,7 @@ impl Chaos {
         }
         let recent: Vec<Lease> = self.leases.iter().rev().take(8).cloned().collect();
         let attempts = (0..self.dice.below(6)).filter_map(|_| self.dice.choose(&recent).cloned()).collect();
-        Command::Register { worker: worker(&name), offer, attempts, since: None, now: self.now }
+        Command::Register { worker: worker(&name), offer, attempts, since: None, judge: self.dice.once_in(2), now: self.now }
     }
 
     /// Mostly a graph in the order of names; sometimes with cycles or inputs that nobody has.
@@ -215,7 +220,7 @@ impl Chaos {
 /// Gives an outcome the outputs that its lease's job declares, most of the time.
 fn fit(farm: &Farm, command: Command, wrong: bool) -> Command {
     match command {
-        Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, learn, now } if !wrong => {
+        Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, learn, judge, now } if !wrong => {
             let content = outputs[0].info.nar_hash.0[0];
             let names = farm.outputs_declared(&lease.derivation).unwrap_or_default();
             let outputs = names
@@ -225,7 +230,7 @@ fn fit(farm: &Farm, command: Command, wrong: bool) -> Command {
                     BuiltOutput { name, info: info(path, content) }
                 })
                 .collect();
-            Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, learn, now }
+            Command::Finish { lease, outcome: Outcome::Built { outputs, usage }, learn, judge, now }
         }
         other => other,
     }
@@ -261,7 +266,7 @@ fn seeds(count: u64) -> Vec<u64> {
 
 /// Every ready job is in the plan or in the report, and a plan is taken whole by the farm that it was made for.
 fn check_plan(farm: &Farm, index: u64, now: Timestamp, seed: u64) {
-    let limits = Limits { placements_max: usize::try_from(seed % 5).expect("small") };
+    let limits = Limits { placements_max: usize::try_from(seed % 5).expect("small"), ..Limits::STANDARD };
     for limits in [limits, Limits::STANDARD] {
         let (plan, report) = plan(farm, now, &limits);
         let ready = farm.jobs().filter(|job| job.state == "ready").count();
@@ -387,7 +392,7 @@ fn drain(farm: &mut Farm, chaos: &mut Chaos, seed: u64) {
         let mut offer = offer(3);
         offer.features.insert("kvm".to_owned());
         offer.capacity.memory_mib = 1 << 40;
-        apply(farm, Command::Register { worker: worker(name), offer, attempts: Vec::new(), since: None, now });
+        apply(farm, Command::Register { worker: worker(name), offer, attempts: Vec::new(), since: None, judge: false, now });
     }
     for _ in 0..200 {
         now = Timestamp(now.0 + 400_000);
@@ -406,7 +411,7 @@ fn drain(farm: &mut Farm, chaos: &mut Chaos, seed: u64) {
         for effect in apply(farm, Command::Assign { placements: plan.placements, now }) {
             let Effect::Dispatch { lease, .. } = effect else { continue };
             let outcome = built(&spec("a", &[]), 1);
-            let finish = fit(farm, Command::Finish { lease, outcome, learn: true, now }, false);
+            let finish = fit(farm, Command::Finish { lease, outcome, learn: true, judge: false, now }, false);
             apply(farm, finish);
         }
     }

@@ -36,14 +36,14 @@ impl Script {
     }
 
     /// Runs one line:
-    /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c keep=gcc,lib` · `lose w1 [epoch=N]` ·
+    /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c keep=gcc,lib` · `lose w1 [epoch=N] [judge]` ·
     /// `job gcc mem=N cores=N system=S features=a,b kind=fod|builtin local=yes resolve=yes outputs=out,dev|out,dev?` (for later
     /// graphs) ·
     /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [: graph]` · `plan` · `go` (plan and assign) ·
-    /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b]` ·
+    /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b] [judge]` ·
     /// `resolve app as=r [outputs=out] [exists=yes|impossible=yes|grow=9 needs=made,other] [content=N]: lib gcc!dev` (its
     /// inputs) ·
-    /// `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `time 2000` · `jobs` · `build 1` · `pending`
+    /// `drain w1` · `undrain w1` · `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `time 2000` · `jobs` · `build 1` · `pending`
     pub fn run(&mut self, line: &str) -> Vec<String> {
         let (head, graph) = line.split_once(':').unwrap_or((line, ""));
         let mut words = head.split_whitespace();
@@ -81,7 +81,7 @@ impl Script {
             "worker" => vec![self.register(words[0], &options(&words[1..]))],
             "lose" => {
                 let epoch = self.epoch(words[0], &options(&words[1..]));
-                vec![Command::Lose { worker: worker(words[0]), epoch, now }]
+                vec![Command::Lose { worker: worker(words[0]), epoch, judge: words.contains(&"judge"), now }]
             }
             "stage" => vec![Command::Stage { request: request(words[0]), jobs: self.graph(graph), now }],
             "check" => {
@@ -106,6 +106,8 @@ impl Script {
             "publish" => vec![Command::Publish { derivation: drv(words[0]), now }],
             "cancel" => vec![Command::Cancel { build: self.build(words[0]), now }],
             "retire" => vec![Command::Retire { build: self.build(words[0]), now }],
+            "drain" => vec![Command::Drain { worker: worker(words[0]), drain: true, now }],
+            "undrain" => vec![Command::Drain { worker: worker(words[0]), drain: false, now }],
             "revoke" => vec![Command::Revoke { lease: self.lease(words[0]), now }],
             "due" => self.farm.due(now),
             other => panic!("no such step: {other}"),
@@ -148,7 +150,7 @@ impl Script {
                 other => panic!("no such option of a worker: {other}"),
             }
         }
-        Command::Register { worker: worker(name), offer, attempts, since: None, now: self.now }
+        Command::Register { worker: worker(name), offer, attempts, since: None, judge: false, now: self.now }
     }
 
     fn submit(&mut self, request: RequestId, words: &[&str], graph: &str) -> Vec<Command> {
@@ -232,7 +234,7 @@ impl Script {
             let output = |name: &str| BuiltOutput { name: output_name(name), info: crate::facts::info(output_path(job, name), content) };
             *outputs = names.split(',').map(output).collect();
         }
-        Command::Finish { lease, outcome, learn: words.contains(&"learn"), now: self.now }
+        Command::Finish { lease, outcome, learn: words.contains(&"learn"), judge: words.contains(&"judge"), now: self.now }
     }
 
     /// Inputs are said to be where jobs of the test put their outputs; one that is called `lib=other` is said to be at `other`'s.

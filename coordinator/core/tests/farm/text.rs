@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kiln_core::{Answer, Effect, Farm, Plan, PlanReport};
 use kiln_wire::client::EventKind;
-use kiln_wire::{BuildId, DrvPath, Lease};
+use kiln_wire::{Ailing, BuildId, DrvPath, Lease, Standing};
 
 use crate::facts::HASH;
 
@@ -35,6 +35,7 @@ pub fn effect(effect: &Effect) -> String {
         Effect::Notify { builds, event } => {
             format!("notify {}: {} {}", ids(builds), event.derivation.name(), kind(&event.kind))
         }
+        Effect::Judged { worker, ailing } => format!("judged {worker}: {}", ailing.as_ref().map_or_else(|| "well".to_owned(), standing)),
         Effect::Archive(record) => {
             let failures: Vec<&str> = record.failures.iter().map(|job| job.derivation.name()).collect();
             let counts = counts(&record.counts);
@@ -49,6 +50,17 @@ pub fn effect(effect: &Effect) -> String {
         Effect::Answer(Answer::Submitted { request, build }) => format!("submitted r{request} as b{build}"),
         Effect::Answer(Answer::Refused(refused)) => format!("refused {}", short(&refused.to_string())),
     }
+}
+
+fn standing(ailing: &Ailing) -> String {
+    let standing = match ailing.standing {
+        Standing::Working => "working".to_owned(),
+        Standing::Resting { until } => format!("rests until {}, for the {}. time", until.0, ailing.rests),
+        Standing::Probation { .. } => "on probation".to_owned(),
+        Standing::Quarantined { .. } => "quarantined".to_owned(),
+    };
+    let drained = if ailing.drained { ", drained" } else { "" };
+    format!("{standing}{drained}")
 }
 
 fn kind(kind: &EventKind) -> String {

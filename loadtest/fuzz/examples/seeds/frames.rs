@@ -180,6 +180,7 @@ fn responses() -> Vec<Response> {
         used: Resources::default(),
         running: vec![drv()],
         strain: None,
+        ailing: None,
     }];
     let refusal = Refusal { kind: RefusalKind::Missing, message: "upload it first".to_owned(), paths: vec![path()] };
     vec![

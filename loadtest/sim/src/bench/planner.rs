@@ -35,7 +35,7 @@ impl Planner {
         let mut planner = Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new(), blind: !locality };
         for worker in &fleet.workers {
             let (worker, offer) = (worker.id.clone(), worker.offer.clone());
-            planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, now: Timestamp(0) });
+            planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now: Timestamp(0) });
         }
         for durations in history(load).chunks(DURATIONS_PER_ENTRY_MAX) {
             planner.apply(Command::ImportDurations { durations: durations.to_vec(), now: Timestamp(0) });
@@ -90,6 +90,7 @@ impl Policy for Planner {
             lease,
             outcome: outcome(task, span, if self.blind { 0 } else { task.output_bytes }),
             learn: true,
+            judge: false,
             now,
         });
         self.apply(Command::Publish { derivation, now });

@@ -6,6 +6,7 @@ mod acknowledged_builds_exist;
 mod archived_before_forgotten;
 mod attempts_are_unique;
 mod back_off_is_kept;
+mod black_holes_rest;
 mod blobs_are_what_they_say;
 mod builds_end_as_they_must;
 mod built_means_readable;
@@ -103,5 +104,6 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(acknowledged_builds_exist::AcknowledgedBuildsExist::default()),
         Box::new(archived_before_forgotten::ArchivedBeforeForgotten),
         Box::new(back_off_is_kept::BackOffIsKept::default()),
+        Box::new(black_holes_rest::BlackHolesRest::default()),
     ]
 }

@@ -65,6 +65,7 @@ mod tests {
                 used: Resources { cores: 0, memory_mib: 0 },
                 running: Vec::new(),
                 strain: None,
+                ailing: None,
             }
         };
         text.split(';').filter(|text| !text.trim().is_empty()).enumerate().map(worker).collect()

@@ -10,6 +10,7 @@
 //! | an input cannot be fetched, on three workers | [`what_three_workers_cannot_begin_is_set_aside_with_their_names`] |
 //! | no worker could ever run it | `bad_input::a_job_that_no_worker_can_run_waits_with_a_reason_until_it_is_cancelled` |
 //! | the last interested build is cancelled | `stops::an_interrupt_cancels_the_build_and_frees_its_slot` |
+//! | unrelated jobs keep failing on a worker | `quarantined::a_worker_with_a_broken_disk_is_quarantined_and_its_jobs_are_built_elsewhere` |
 //! | a worker gives it back | `stops::what_is_sent_to_a_worker_that_finishes_is_built_elsewhere_at_once` |
 
 use std::fs;
@@ -38,7 +39,7 @@ rec {
 "#;
 
 /// Writes the configuration of one more worker of the farm, with these lines more.
-fn worker(daemons: &Daemons, number: u32, more: &str) -> String {
+pub fn worker(daemons: &Daemons, number: u32, more: &str) -> String {
     let (place, name) = (&daemons.place, format!("w{number}"));
     if number > 1 {
         place
@@ -54,7 +55,8 @@ fn worker(daemons: &Daemons, number: u32, more: &str) -> String {
     file
 }
 
-fn wait_for_workers(daemons: &Daemons, names: &[&str]) {
+/// Waits until these workers are connected.
+pub fn wait_for_workers(daemons: &Daemons, names: &[&str]) {
     wait_for("the workers", || {
         let workers = daemons.place.run(&[&["workers", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
         let connected = workers.as_array()?.iter().filter(|worker| worker["connected"] == true).cloned().collect::<Vec<_>>();
@@ -67,7 +69,7 @@ fn build(daemons: &Daemons, attribute: &str) -> Ran {
 }
 
 /// The events of a kind, of one derivation.
-fn events(ran: &Ran, kind: &str) -> Vec<Value> {
+pub fn events(ran: &Ran, kind: &str) -> Vec<Value> {
     let lines = ran.out();
     let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON"));
     events.filter(|event| event["event"] == kind).collect()

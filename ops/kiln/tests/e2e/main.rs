@@ -35,6 +35,7 @@ mod nix;
 mod once;
 mod package_set;
 mod parity;
+mod quarantined;
 mod repaired;
 #[path = "repaired.rs"]
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]

@@ -154,7 +154,7 @@ impl World {
                 let now = self.now();
                 self.propose(Command::Publish { derivation, now });
             }
-            Effect::Notify { .. } | Effect::Archive(_) | Effect::Answer(_) | Effect::Resolve { .. } => {}
+            Effect::Notify { .. } | Effect::Judged { .. } | Effect::Archive(_) | Effect::Answer(_) | Effect::Resolve { .. } => {}
         }
     }
 
@@ -208,10 +208,11 @@ impl World {
                     offer: hello.offer,
                     attempts: hello.attempts,
                     since: hello.since,
+                    judge: false,
                     now,
                 });
             }
-            FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, learn: false, now }),
+            FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, learn: false, judge: false, now }),
             FromWorker::Heartbeat | FromWorker::Admission(_) | FromWorker::Started(_) | FromWorker::Log { .. } => {}
         }
     }
@@ -298,7 +299,7 @@ impl World {
         for (worker, epoch) in lost {
             if self.silent_since.get(&worker).is_some_and(|since| tick - since > SILENCE_TICKS_MAX) {
                 self.silent_since.remove(&worker);
-                self.propose(Command::Lose { worker, epoch, now });
+                self.propose(Command::Lose { worker, epoch, judge: false, now });
             }
         }
         self.farm.due(now).into_iter().for_each(|command| self.propose(command));
