@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use kiln_link::{Dialer, Identity};
 use kiln_route::{Found, Scouts};
-use kiln_wire::client::{BuildState, BuildView, DerivationFile, EventKind, Request, Response, Submission};
+use kiln_wire::client::{BuildState, BuildView, DerivationFile, EventKind, FarmView, JobCounts, Request, Response, Submission};
 use kiln_wire::limits::DERIVATION_BATCH_BYTES;
-use kiln_wire::{BuildId, RequestId, Root};
+use kiln_wire::{BuildId, RequestId, Root, StorePath};
 
 use crate::recipe::Recipes;
 
@@ -125,6 +125,45 @@ impl Client {
         }
     }
 
+    /// Waits until the farm has no jobs: all that was built is published then.
+    ///
+    /// # Errors
+    /// As [`Client::one`].
+    pub async fn wait_until_empty(&self) -> anyhow::Result<()> {
+        while self.status().await?.counts != JobCounts::default() {
+            tokio::time::sleep(PAUSE_SHORT).await;
+        }
+        Ok(())
+    }
+
+    /// Returns how many of some paths have a signed description.
+    ///
+    /// # Errors
+    /// As [`Client::one`].
+    pub async fn fetchable(&self, paths: impl Iterator<Item = &StorePath>) -> anyhow::Result<usize> {
+        let hash_parts: Vec<String> = paths.map(|path| path.hash_part().to_owned()).collect();
+        let mut count = 0;
+        for some in hash_parts.chunks(NARINFOS_ASKED) {
+            let (mut sender, mut receiver) = self.find().await?.connection.open().await?;
+            sender.send(&Request::Narinfos(some.to_vec())).await?;
+            while let Some(answer) = receiver.recv::<Response>().await? {
+                match answer {
+                    Response::Narinfos(found) => count += found.len(),
+                    Response::Refused(refusal) => bail!("the farm refuses: {}", refusal.message),
+                    _ => bail!("the farm gave another answer"),
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    async fn status(&self) -> anyhow::Result<FarmView> {
+        match self.one(&Request::Status).await? {
+            Response::Status(view) => Ok(view),
+            _ => bail!("the farm gave another answer"),
+        }
+    }
+
     /// Stops wanting a build.
     ///
     /// # Errors
@@ -140,10 +179,7 @@ impl Client {
     pub async fn wait_for_workers(&self, count: u64) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + CONNECTED;
         loop {
-            let connected = match self.one(&Request::Status).await? {
-                Response::Status(view) => view.workers_connected,
-                _ => bail!("the farm gave another answer"),
-            };
+            let connected = self.status().await?.workers_connected;
             if connected >= count {
                 return Ok(());
             }
@@ -159,3 +195,7 @@ const LEADERLESS: Duration = Duration::from_secs(60);
 const CONNECTED: Duration = Duration::from_secs(180);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks whether all is published: short beside any run.
+const PAUSE_SHORT: Duration = Duration::from_millis(20);
+/// Descriptions that are asked for at a time.
+const NARINFOS_ASKED: usize = 1000;

@@ -25,8 +25,9 @@ pub enum Work {
         /// The median.
         median: Duration,
     },
-    /// As `Build`, each taking exactly this long.
-    Exactly(Duration),
+    /// As `Build`, each taking exactly this long, but those without inputs a drawn part of it: of many chains that begin together, jobs
+    /// become ready evenly.
+    Paced(Duration),
     /// Fails it at once, so that nothing but scheduling costs anything.
     Refuse,
 }
@@ -140,11 +141,12 @@ impl Seen {
 }
 
 impl Work {
-    /// Returns how long a derivation takes, the same each time.
-    pub(crate) fn duration(self, derivation: &DrvPath) -> Duration {
+    /// Returns how long a derivation takes, the same each time; `is_first` says that it has no inputs.
+    pub(crate) fn duration(self, derivation: &DrvPath, is_first: bool) -> Duration {
         match self {
             Self::Refuse => Duration::ZERO,
-            Self::Exactly(duration) => duration,
+            Self::Paced(duration) if is_first => duration.mul_f64(uniform(derivation, 0) / 2f64.powi(32)),
+            Self::Paced(duration) => duration,
             Self::Build { median } => {
                 // Two numbers in (0, 1), and from them one of the normal distribution (Box and Muller 1958).
                 let [one, two] = [0u8, 1].map(|which| (uniform(derivation, which) + 0.5) / 2f64.powi(32));
@@ -171,13 +173,17 @@ mod tests {
     fn drawn_times_have_the_median_and_the_spread_that_were_asked_for() {
         let recipes = Recipes::write(&Shape::wide(1000), "d", 0).expect("written");
         let work = Work::Build { median: Duration::from_secs(10) };
-        let mut drawn: Vec<f64> = recipes.all.iter().map(|recipe| work.duration(&recipe.path).as_secs_f64()).collect();
+        let mut drawn: Vec<f64> = recipes.all.iter().map(|recipe| work.duration(&recipe.path, true).as_secs_f64()).collect();
         drawn.sort_by(f64::total_cmp);
         // A normal distribution has 16 % below minus one σ, which is a factor of e.
         let [low, middle, high] = [160, 500, 840].map(|at| drawn[at]);
         assert!((8.5..11.7).contains(&middle), "{middle}");
         assert!((3.0..4.5).contains(&low) && (22.0..33.0).contains(&high), "{low} {high}");
         assert!(drawn[999] <= 200.0);
-        assert_eq!(Work::Build { median: Duration::ZERO }.duration(&recipes.all[0].path), Duration::ZERO);
+        assert_eq!(Work::Build { median: Duration::ZERO }.duration(&recipes.all[0].path, true), Duration::ZERO);
+        let paced = Work::Paced(Duration::from_secs(8));
+        let below_half = recipes.all.iter().filter(|recipe| paced.duration(&recipe.path, true) < Duration::from_secs(4)).count();
+        assert!((430..570).contains(&below_half), "{below_half} of 1000 first ones take less than half");
+        assert_eq!(paced.duration(&recipes.all[0].path, false), Duration::from_secs(8));
     }
 }

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -73,7 +75,8 @@ impl Farm {
             farm.http.push(free_tcp()?);
         }
         for number in 1..=coordinators {
-            let config = farm.write_config(number, coordinators > 1, store_addr, dir)?;
+            let election_ms = if programs.is_some() { ELECTION_MS } else { ELECTION_MS_INSIDE };
+            let config = farm.write_config(number, election_ms, coordinators > 1, store_addr, dir)?;
             farm.nodes.push(start_node(programs, number, &config, dir).await?);
             if number > 1 {
                 farm.take_in(number).await.with_context(|| format!("take in coordinator {number}"))?;
@@ -106,18 +109,26 @@ impl Farm {
         Client::connect(&self.identity(&role)?, &self.addresses).await
     }
 
-    /// Returns what each coordinator's process has used, and the place of the leader's.
+    /// Returns what each coordinator's process has used. One in this process is counted with all that this process does beside it, workers
+    /// and client among them: such figures are for tests of this program.
     ///
     /// # Errors
-    /// If one has ended, or there is no leader.
-    pub async fn usage(&self, client: &Client) -> anyhow::Result<(Vec<Usage>, usize)> {
-        let leader = client.leader().await?;
-        let place = self.addresses.iter().position(|address| *address == leader).context("the leader is one of the farm")?;
+    /// If one has ended.
+    pub fn usage(&self) -> anyhow::Result<Vec<Usage>> {
         let usage = self.nodes.iter().map(|node| match node {
             Node::Process(process) => host::usage(process.0.id()),
             Node::Inside(_) => host::usage(std::process::id()),
         });
-        Ok((usage.collect::<anyhow::Result<_>>()?, place))
+        usage.collect()
+    }
+
+    /// Returns the place of the leader.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn leader(&self, client: &Client) -> anyhow::Result<usize> {
+        let leader = client.leader().await?;
+        self.addresses.iter().position(|address| *address == leader).context("the leader is one of the farm")
     }
 
     /// Returns the metrics of the coordinator at `place`.
@@ -160,13 +171,13 @@ impl Farm {
         }
     }
 
-    fn write_config(&self, number: u8, shared: bool, store: SocketAddr, dir: &Path) -> anyhow::Result<PathBuf> {
+    fn write_config(&self, number: u8, election_ms: [u64; 2], shared: bool, store: SocketAddr, dir: &Path) -> anyhow::Result<PathBuf> {
         let identity = dir.join(format!("id-{number}"));
         self.authority.issue(&Role::Coordinator(NodeId(u64::from(number))), LIFETIME)?.write(&identity)?;
         let at = usize::from(number) - 1;
         let mut text = format!(
             "dir = '{dir}/coordinator-{number}'\nfarm = '{FARM}'\nnode = {number}\nlisten = '{link}'\nhttp = '{http}'\n\
-             identity = '{identity}'\nsigning_key = '{dir}/signing.key'\nelection_ms = {ELECTION_MS:?}\n",
+             identity = '{identity}'\nsigning_key = '{dir}/signing.key'\nelection_ms = {election_ms:?}\n",
             dir = dir.display(),
             link = self.addresses[at],
             http = self.http[at],
@@ -257,11 +268,28 @@ fn spawn(command: &mut Command, log: &Path) -> anyhow::Result<Process> {
 }
 
 fn free_udp() -> anyhow::Result<SocketAddr> {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).context("find a free port")
+    free_port(|addr| UdpSocket::bind(addr).is_ok())
 }
 
 fn free_tcp() -> anyhow::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).context("find a free port")
+    free_port(|addr| TcpListener::bind(addr).is_ok())
+}
+
+/// Finds a port that is free, and stays so until it is used: none that the kernel gives to whoever asks for any, as each simulated worker
+/// does, and none that another farm of this process was given.
+fn free_port(is_free: impl Fn(SocketAddr) -> bool) -> anyhow::Result<SocketAddr> {
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    for _ in 0..count {
+        // Processes begin at places of their own.
+        let at = (std::process::id().wrapping_mul(61) + TRIED.fetch_add(1, Ordering::Relaxed)) % count;
+        let port = PORTS.start + u16::try_from(at).context("a port")?;
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if is_free(addr) {
+            return Ok(addr);
+        }
+    }
+    anyhow::bail!("none of the ports {} to {} is free", PORTS.start, PORTS.end - 1)
 }
 
 /// The farm's name.
@@ -270,6 +298,10 @@ const ACCESS_KEY: &str = "load";
 const SECRET_KEY: &str = "not-a-secret";
 /// A machine that does other work too must not lose its leader for that.
 const ELECTION_MS: [u64; 2] = [2000, 3000];
+/// Nor must a test, which shares one process with all that the farm does.
+const ELECTION_MS_INSIDE: [u64; 2] = [20_000, 30_000];
+/// Below the ports that Linux gives to those that ask for any.
+const PORTS: Range<u16> = 12_000..32_000;
 const LOG_FILTER: &str = "warn,openraft=error";
 /// How long certificates hold: longer than any run.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);

@@ -31,8 +31,9 @@ impl Cost {
     /// # Errors
     /// If a coordinator is gone.
     pub async fn begin(farm: &Farm, client: &Client) -> anyhow::Result<Self> {
-        let (usages, leader) = farm.usage(client).await?;
+        let leader = farm.leader(client).await?;
         let metrics = farm.metrics(leader).await?;
+        let usages = farm.usage()?;
         let (begin, ends, ends_metrics) = (Instant::now(), usages.clone(), metrics.clone());
         Ok(Self { begin, wall: Duration::ZERO, leader, usages, ends, metrics, ends_metrics })
     }
@@ -43,11 +44,31 @@ impl Cost {
     /// If a coordinator is gone, or another leads.
     pub async fn end(mut self, farm: &Farm, client: &Client) -> anyhow::Result<Self> {
         self.wall = self.begin.elapsed();
-        let (ends, leader) = farm.usage(client).await?;
+        self.ends = farm.usage()?;
+        let leader = farm.leader(client).await?;
         anyhow::ensure!(leader == self.leader, "another coordinator leads: the figures would be of two");
-        self.ends = ends;
         self.ends_metrics = farm.metrics(leader).await?;
         Ok(self)
+    }
+
+    /// Ends measuring, and begins with the same look: nothing is in neither.
+    ///
+    /// # Errors
+    /// As [`Cost::end`].
+    pub async fn then(self, farm: &Farm, client: &Client) -> anyhow::Result<(Self, Self)> {
+        let ended = self.end(farm, client).await?;
+        let (usages, metrics) = (ended.ends.clone(), ended.ends_metrics.clone());
+        let begin = ended.begin + ended.wall;
+        let next = Self {
+            begin,
+            wall: Duration::ZERO,
+            usages: usages.clone(),
+            metrics: metrics.clone(),
+            ends: usages,
+            ends_metrics: metrics,
+            ..ended.clone()
+        };
+        Ok((ended, next))
     }
 
     fn cpu(&self, place: usize) -> Duration {
@@ -102,14 +123,20 @@ pub struct Figures {
     pub jobs: usize,
     /// What handing them over cost.
     pub submitted: Submitted,
-    /// What it cost from the submission's answer to the end of the build.
+    /// What it cost from the submission's answer until all was built and published, or had failed.
     pub doing: Cost,
     /// What all of it cost.
     pub all: Cost,
     /// From the submission's answer to the end of the build.
     pub wall: Duration,
-    /// Jobs that workers received, and the time between the first and the last.
+    /// From the submission's answer until all that was built was published.
+    pub published: Duration,
+    /// Outputs that clients can fetch then.
+    pub fetchable: usize,
+    /// Jobs that workers received, and the time from the submission's answer to the last receipt.
     pub received: (usize, Duration),
+    /// How many jobs became ready in a second by the end of others.
+    pub ready_per_second: Option<f64>,
     /// How often each job was received.
     pub receipts: Vec<u32>,
     /// From the report of a job's last input to its receipt.
@@ -132,10 +159,18 @@ impl Figures {
         let submitting = &self.submitted.submitting;
         claims
             .tell("submission", format!("{:.2} s, {:.1} µs of the leader a job", secs(submitting.wall), per_job(submitting.leader_cpu())));
-        claims.tell("jobs a second, submitted to ended", format!("{:.0}", self.jobs as f64 / secs(self.wall)));
+        let per_second = |time: Duration| self.jobs as f64 / secs(time);
+        let (ended, published) = (per_second(self.wall), per_second(self.published));
+        claims.tell(
+            "jobs a second, from the submission's answer",
+            format!("{ended:.0} to the build's end, {published:.0} to the last publication"),
+        );
         claims.tell("assignments a second", format!("{:.0}", self.assignments_per_second()));
         let follower = self.doing.follower_cpu().map_or(String::new(), |cpu| format!(", of the busiest follower {:.1}", per_job(cpu)));
-        claims.tell("processor time a job, from ready to ended", format!("{:.1} µs of the leader{follower}", self.leader_us_per_job()));
+        claims.tell(
+            "processor time a job, from the submission's answer until all is published",
+            format!("{:.1} µs of the leader{follower}", self.leader_us_per_job()),
+        );
         if let Some(hops) = self.hops {
             let ms = |time: Duration| micros(time) / 1000.0;
             claims.tell(
@@ -152,12 +187,13 @@ impl Figures {
         }
     }
 
-    /// Returns assignments a second, between the first and the last receipt.
+    /// Returns assignments a second, from the submission's answer to the last receipt.
     pub fn assignments_per_second(&self) -> f64 {
         self.received.0 as f64 / secs(self.received.1).max(1e-6)
     }
 
-    /// Returns the leader's processor time a job in microseconds, from ready to ended.
+    /// Returns the leader's processor time a job in microseconds, from the submission's answer until all is published.
+    /// It is that of the leader's process alone, all threads of it, in the kernel too.
     pub fn leader_us_per_job(&self) -> f64 {
         micros(self.doing.leader_cpu()) / self.jobs as f64
     }

@@ -40,6 +40,9 @@ struct Options {
     /// The longest time for one run, in seconds
     #[arg(long, default_value_t = 600)]
     limit: u64,
+    /// Where the farm's directory is made: a disk, since durable writes are part of what is measured
+    #[arg(long, value_name = "DIR", env = "PROVE_PARENT", default_value = "/var/tmp")]
+    parent: PathBuf,
     #[command(subcommand)]
     preset: Preset,
 }
@@ -125,6 +128,7 @@ async fn perform(options: &Options, claims: &mut Claims) -> anyhow::Result<()> {
         graph: options.graph.clone(),
         rate: options.rate,
         limit: Duration::from_secs(options.limit),
+        parent: options.parent.clone(),
     };
     match &options.preset {
         Preset::Submit => presets::submit(&setting, claims).await,

@@ -33,6 +33,8 @@ pub struct Setting {
     pub rate: usize,
     /// The longest time for one run.
     pub limit: Duration,
+    /// Where the farm's directory is made: a disk, since durable writes are part of what is measured.
+    pub parent: PathBuf,
 }
 
 /// A farm with its crew, in a directory that goes with it.
@@ -45,12 +47,13 @@ struct Stage {
 
 impl Setting {
     async fn stage(&self, crew: &Crew, claims: &Claims) -> anyhow::Result<Stage> {
-        let dir = tempfile::tempdir().context("make a directory for the farm")?;
+        let made = tempfile::Builder::new().prefix("kiln-load.").tempdir_in(&self.parent);
+        let dir = made.with_context(|| format!("make a directory for the farm in `{}`", self.parent.display()))?;
         let farm = Farm::start(Some(&self.programs), self.coordinators, dir.path()).await?;
         let client = farm.client("client").await?;
         let hired = crew.hire(&farm)?;
         client.wait_for_workers(u64::from(crew.workers)).await?;
-        let (_, leader) = farm.usage(&client).await?;
+        let leader = farm.leader(&client).await?;
         let process = farm.process(leader).map_or(String::new(), |pid| format!("; the leader is process {pid}"));
         claims.tell("farm", format!("{} coordinators, {} workers of {} slots{process}", self.coordinators, crew.workers, crew.slots));
         Ok(Stage { farm, client, hired, dir })
@@ -106,7 +109,8 @@ pub async fn submit(setting: &Setting, claims: &mut Claims) -> anyhow::Result<()
     submitting.tell_leader(claims);
     let took = secs(submitting.wall);
     let scaled = took * 100_000.0 / jobs;
-    claims.check("time of a submission of 100,000 derivations", format!("{scaled:.2} s"), "goal: under 5 s", scaled < 5.0);
+    let how = if jobs < 100_000.0 { format!("{scaled:.2} s, {took:.2} s of {jobs} scaled up") } else { format!("{scaled:.2} s") };
+    claims.check("time of a submission of 100,000 derivations", how, "goal: under 5 s", scaled < 5.0);
     let per_job = |grew: u64| grew as f64 / jobs;
     let state = all.follower_grew_bytes().map(per_job);
     if let Some(state) = state {
@@ -148,10 +152,10 @@ pub async fn latency(setting: &Setting, claims: &mut Claims) -> anyhow::Result<(
     let length = (setting.jobs.unwrap_or(20 * chains) / chains).max(2);
     let shape = Shape::chains(chains, length);
     let crew = setting.crew(&shape, 100, 16);
-    let figures = setting.perform(&shape, &crew, Work::Exactly(Duration::from_secs(1)), claims).await?;
+    let figures = setting.perform(&shape, &crew, Work::Paced(Duration::from_secs(1)), claims).await?;
     check_built(&figures, claims);
-    let rate = figures.assignments_per_second();
-    claims.tell("rate of jobs that become ready", format!("{rate:.0} a second, wanted {chains}"));
+    let rate = figures.ready_per_second.unwrap_or_default();
+    claims.tell("rate of jobs that become ready by the end of others", format!("{rate:.0} a second, wanted {chains}"));
     let p99 = figures.hops.map_or(f64::INFINITY, |hops| hops.p99.as_secs_f64() * 1000.0);
     let figure = format!("{p99:.2} ms at {rate:.0} jobs a second");
     claims.check("from ready to received by the worker, p99, both commits in it", figure, "goal: under 10 ms at 1000", p99 < 10.0);
@@ -208,11 +212,14 @@ pub async fn replay(setting: &Setting, median: Duration, claims: &mut Claims) ->
     Ok(())
 }
 
-/// Everything must have been built, and nothing twice.
+/// Everything must have been built and published, and nothing twice.
 fn check_built(figures: &Figures, claims: &mut Claims) {
     let built = figures.ended.view.counts.built;
     let holds = u64::try_from(figures.jobs).is_ok_and(|jobs| jobs == built);
     claims.check("built", format!("{built} of {}", figures.jobs), "goal: all", holds);
+    let outputs = figures.ended.view.outputs.values().map(|outputs| outputs.len()).sum::<usize>();
+    let fetchable = figures.fetchable;
+    claims.check("outputs of roots that are published", format!("{fetchable} of {outputs}"), "goal: all", fetchable == outputs);
     let again = figures.receipts.iter().filter(|count| **count > 1).count();
     claims.check("jobs that workers received again", again, "goal: none", again == 0);
 }

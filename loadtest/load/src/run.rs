@@ -17,13 +17,17 @@ use crate::tally::Tally;
 /// # Errors
 /// What the farm said.
 pub async fn submit(farm: &Farm, client: &Client, recipes: &Recipes, number: u64) -> anyhow::Result<(Submitted, kiln_wire::BuildId)> {
-    let adding = Cost::begin(farm, client).await?;
-    client.add(recipes).await?;
-    let adding = adding.end(farm, client).await?;
-    let submitting = Cost::begin(farm, client).await?;
+    let (adding, submitting) = add(farm, client, recipes).await?;
     let build = client.submit(recipes, number).await?;
     let submitting = submitting.end(farm, client).await?;
     Ok((Submitted { adding, submitting }, build))
+}
+
+/// Hands derivations over; returns what that cost, and begins to measure what follows.
+async fn add(farm: &Farm, client: &Client, recipes: &Recipes) -> anyhow::Result<(Cost, Cost)> {
+    let adding = Cost::begin(farm, client).await?;
+    client.add(recipes).await?;
+    adding.then(farm, client).await
 }
 
 /// What a submission cost.
@@ -52,9 +56,12 @@ pub async fn run(
     let tally = Arc::new(Tally::new(recipes.clone()));
     hired.set_to(work, tally.clone());
     let all = Cost::begin(farm, client).await?;
-    let (submitted, build) = submit(farm, client, &recipes, number).await?;
-    let doing = Cost::begin(farm, client).await?;
+    let (adding, submitting) = add(farm, client, &recipes).await?;
+    let build = client.submit(&recipes, number).await?;
+    tally.submitted();
     let begin = Instant::now();
+    // By one look: what the farm does between is in one of both.
+    let (submitting, doing) = submitting.then(farm, client).await?;
     let ended: Ended = match tokio::time::timeout(limit, client.follow(build)).await {
         Ok(ended) => ended?,
         Err(_) => {
@@ -65,12 +72,20 @@ pub async fn run(
         }
     };
     let wall = begin.elapsed();
+    // A build has ended when all of it is committed. What nobody waits for any more stays until it is published.
+    tokio::time::timeout(limit, client.wait_until_empty()).await.context("wait until everything is published")??;
+    let published = begin.elapsed();
+    let (doing, all) = (doing.end(farm, client).await?, all.end(farm, client).await?);
     Ok(Figures {
         jobs: recipes.all.len(),
-        submitted,
-        doing: doing.end(farm, client).await?,
-        all: all.end(farm, client).await?,
+        submitted: Submitted { adding, submitting },
+        doing,
+        all,
         wall,
+        published,
+        // Asked after all is measured: to answer costs the leader too.
+        fetchable: client.fetchable(ended.view.outputs.values().flat_map(|outputs| outputs.values())).await?,
+        ready_per_second: tally.ready_per_second(),
         received: tally.received_within(),
         receipts: tally.receipts(),
         hops: tally.hops(),

@@ -14,6 +14,7 @@ pub struct Tally {
     begin: Instant,
     recipes: Arc<Recipes>,
     rows: Vec<Row>,
+    submitted_us: AtomicU64,
 }
 
 /// Microseconds since the tally began, 0 for what has not happened.
@@ -41,7 +42,7 @@ impl Tally {
     /// Begins.
     pub fn new(recipes: Arc<Recipes>) -> Self {
         let rows = recipes.all.iter().map(|_| Row::default()).collect();
-        Self { begin: Instant::now(), recipes, rows }
+        Self { begin: Instant::now(), recipes, rows, submitted_us: AtomicU64::new(0) }
     }
 
     fn now_us(&self) -> u64 {
@@ -50,6 +51,11 @@ impl Tally {
 
     fn row(&self, derivation: &DrvPath) -> Option<&Row> {
         self.rows.get(self.recipes.place(derivation)?)
+    }
+
+    /// The farm has answered the submission: what needs nothing is ready.
+    pub fn submitted(&self) {
+        self.submitted_us.store(self.now_us(), Ordering::Relaxed);
     }
 
     /// A worker has received a job.
@@ -75,11 +81,25 @@ impl Tally {
         self.rows.iter().map(|row| row.receipts.load(Ordering::Relaxed)).collect()
     }
 
-    /// Returns how many jobs were received, and the time between the first and the last.
+    /// Returns how many jobs were received, and the time from when the farm had them, or the first receipt if that came before, to the last
+    /// receipt: the first plan is in it.
     pub fn received_within(&self) -> (usize, Duration) {
         let times = || self.rows.iter().map(|row| row.received_us.load(Ordering::Relaxed)).filter(|at| *at > 0);
-        let span = times().max().unwrap_or_default() - times().min().unwrap_or_default();
+        let first = times().chain(Some(self.submitted_us.load(Ordering::Relaxed)).filter(|at| *at > 0)).min();
+        let span = times().max().unwrap_or_default().saturating_sub(first.unwrap_or_default());
         (times().count(), Duration::from_micros(span))
+    }
+
+    /// Returns how many jobs became ready by the end of others in a second: those that were received after one of their inputs was reported,
+    /// between the first report and the last receipt.
+    pub fn ready_per_second(&self) -> Option<f64> {
+        let first = self.rows.iter().map(|row| row.reported_us.load(Ordering::Relaxed)).filter(|at| *at > 0).min()?;
+        let later = |(row, recipe): (&Row, &crate::recipe::Recipe)| {
+            Some(row.received_us.load(Ordering::Relaxed)).filter(|at| *at > first && !recipe.inputs.is_empty())
+        };
+        let received: Vec<u64> = self.rows.iter().zip(&self.recipes.all).filter_map(later).collect();
+        let last = *received.iter().max()?;
+        Some(received.len() as f64 * 1e6 / (last - first) as f64)
     }
 
     /// Returns how long it took from the report of a job's last input until a worker had the job: both commits, plan and wire. Jobs without
@@ -133,5 +153,37 @@ mod tests {
         let hops = tally.hops().expect("one");
         assert_eq!((hops.count, tally.receipts()), (1, vec![1, 1]));
         assert_eq!(tally.received_within().0, 2);
+    }
+
+    /// Makes a tally of chains in which each job was received and reported at these microseconds.
+    fn told(chains: usize, length: usize, times: &[(u64, u64)]) -> Tally {
+        let recipes = Arc::new(Recipes::write(&Shape::chains(chains, length), "t", 0).expect("written"));
+        let mut tally = Tally::new(recipes);
+        for (row, (received, reported)) in tally.rows.iter_mut().zip(times) {
+            (row.received_us, row.reported_us) = (AtomicU64::new(*received), AtomicU64::new(*reported));
+        }
+        tally
+    }
+
+    #[test]
+    fn assignments_are_counted_from_when_the_farm_had_the_jobs() {
+        let tally = told(3, 1, &[(5_000, 0), (7_000, 0), (9_000, 0)]);
+        let within = |submitted| {
+            tally.submitted_us.store(submitted, Ordering::Relaxed);
+            tally.received_within()
+        };
+        assert_eq!(within(1_000), (3, Duration::from_micros(8_000)), "the first plan is in it");
+        assert_eq!(within(6_000), (3, Duration::from_micros(4_000)), "an answer that comes late shortens nothing");
+    }
+
+    #[test]
+    fn the_rate_of_what_becomes_ready_leaves_out_what_was_ready_at_once() {
+        // Two chains of three, a job a second: four become ready in the two seconds after the first report.
+        let second = 1_000_000;
+        let row = |at: u64| (at * second + 1, (at + 1) * second);
+        let tally = told(2, 3, &[row(0), row(0), row(1), row(1), row(2), row(2)]);
+        let rate = tally.ready_per_second().expect("some became ready");
+        assert!((3.9..4.1).contains(&rate), "{rate}");
+        assert_eq!(told(2, 1, &[row(0), row(0)]).ready_per_second(), None);
     }
 }

@@ -68,9 +68,12 @@ impl Worker {
         let period = Duration::from_millis(HEARTBEAT_MS);
         let mut heartbeat = interval_at(Instant::now() + self.heartbeat_offset, period);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pending_bytes = 0;
         loop {
             tokio::select! {
-                _ = heartbeat.tick() => drop(sender.feed(&FromWorker::Heartbeat)?),
+                // As real workers have it: what is due at one time leaves together.
+                biased;
+                _ = heartbeat.tick() => pending_bytes = sender.feed(&FromWorker::Heartbeat)?,
                 message = receiver.recv::<ToWorker>() => {
                     let Some(message) = message? else { anyhow::bail!("the coordinator ended the session") };
                     match &message {
@@ -79,32 +82,36 @@ impl Worker {
                         ToWorker::Welcome { .. } | ToWorker::Revoke { .. } | ToWorker::Acknowledge { .. } => {}
                     }
                     let actions = self.agent.receive(message);
-                    self.act(actions, attempts, &found.connection, &mut sender)?;
+                    pending_bytes += self.act(actions, attempts, &found.connection, &mut sender)?;
                 }
                 Some((lease, outcome)) = ends.recv() => {
                     attempts.running.remove(&lease);
                     self.seen.reported(&lease.derivation);
                     let actions = self.agent.ended(&lease, outcome);
-                    self.act(actions, attempts, &found.connection, &mut sender)?;
+                    pending_bytes += self.act(actions, attempts, &found.connection, &mut sender)?;
                 }
                 () = scouts.superseded(found.leader) => return Ok(()),
+                flushed = sender.flush(), if pending_bytes > 0 => {
+                    flushed?;
+                    pending_bytes = 0;
+                }
             }
-            sender.flush().await?;
         }
     }
 
-    fn act(&self, actions: Vec<Action>, attempts: &mut Attempts, connection: &Connection, sender: &mut Sender) -> anyhow::Result<()> {
+    fn act(&self, actions: Vec<Action>, attempts: &mut Attempts, connection: &Connection, sender: &mut Sender) -> anyhow::Result<usize> {
+        let mut fed = 0;
         for action in actions {
             match action {
                 Action::Start(assignment) => attempts.start(*assignment, &self.seen, connection),
                 Action::Kill(lease) => attempts.kill(&lease),
-                Action::Send(message) => drop(sender.feed(&message)?),
+                Action::Send(message) => fed = sender.feed(&message)?,
                 // There is no journal: a simulated worker does not outlive its process.
                 Action::Keep { .. } | Action::Forget(_) | Action::Remember(_) => {}
                 Action::Disconnect(stale) => return Err(stale.into()),
             }
         }
-        Ok(())
+        Ok(fed)
     }
 }
 
@@ -142,7 +149,7 @@ impl Attempts {
 /// Takes as long as the work does, and uploads what it makes.
 async fn attempt(assignment: Assignment, work: Work, connection: &Connection) -> anyhow::Result<Outcome> {
     let begin = Instant::now();
-    let pause = work.duration(&assignment.lease.derivation);
+    let pause = work.duration(&assignment.lease.derivation, assignment.input_outputs.is_empty());
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;
     }

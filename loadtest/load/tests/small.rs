@@ -32,6 +32,7 @@ fn check_built_once(figures: &Figures, jobs: usize, roots: usize) {
     assert_eq!(figures.ended.view.state, BuildState::Built, "{:?}", figures.troubles);
     assert_eq!((figures.jobs, figures.ended.view.counts.built), (jobs, jobs as u64));
     assert_eq!(figures.ended.view.outputs.values().filter(|outputs| outputs.len() == 1).count(), roots, "each has its output");
+    assert_eq!(figures.fetchable, roots, "and can be fetched");
     assert_eq!(figures.receipts.iter().copied().collect::<BTreeSet<u32>>(), BTreeSet::from([1]), "no job is received twice");
     assert_eq!((figures.ended.built, figures.ended.retried), (jobs, 0), "the client is told of each");
     assert_eq!(figures.troubles, [].into());
