@@ -299,7 +299,7 @@ const SECRET_KEY: &str = "not-a-secret";
 /// A machine that does other work too must not lose its leader for that.
 const ELECTION_MS: [u64; 2] = [2000, 3000];
 /// Nor must a test, which shares one process with all that the farm does.
-const ELECTION_MS_INSIDE: [u64; 2] = [20_000, 30_000];
+const ELECTION_MS_INSIDE: [u64; 2] = [5000, 7500];
 /// Below the ports that Linux gives to those that ask for any.
 const PORTS: Range<u16> = 12_000..32_000;
 const LOG_FILTER: &str = "warn,openraft=error";

@@ -135,6 +135,10 @@ pub struct Figures {
     pub fetchable: usize,
     /// Jobs that workers received, and the time from the submission's answer to the last receipt.
     pub received: (usize, Duration),
+    /// From the receipt of a job to its report.
+    pub making: Option<Quantiles>,
+    /// From the submission's answer to the last report.
+    pub reported: Duration,
     /// How many jobs became ready in a second by the end of others.
     pub ready_per_second: Option<f64>,
     /// How often each job was received.
@@ -171,12 +175,14 @@ impl Figures {
             "processor time a job, from the submission's answer until all is published",
             format!("{:.1} µs of the leader{follower}", self.leader_us_per_job()),
         );
-        if let Some(hops) = self.hops {
+        let parts = [
+            ("from the report of the last input to the worker that has the job", self.hops),
+            ("from the receipt of a job to its report, uploads in it", self.making),
+        ];
+        for (what, of) in parts.into_iter().filter_map(|(what, of)| Some((what, of?))) {
             let ms = |time: Duration| micros(time) / 1000.0;
-            claims.tell(
-                "from the report of the last input to the worker that has the job",
-                format!("p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms, {} of them", ms(hops.p50), ms(hops.p99), ms(hops.max), hops.count),
-            );
+            let Quantiles { count, p50, p99, max } = of;
+            claims.tell(what, format!("p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms, {count} of them", ms(p50), ms(p99), ms(max)));
         }
         let memory = |grew: u64| format!("{:.0} B", grew as f64 / self.jobs as f64);
         let follower = self.all.follower_grew_bytes().map_or(String::new(), |grew| format!(", of a follower {}", memory(grew)));

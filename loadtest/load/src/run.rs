@@ -85,6 +85,8 @@ pub async fn run(
         published,
         // Asked after all is measured: to answer costs the leader too.
         fetchable: client.fetchable(ended.view.outputs.values().flat_map(|outputs| outputs.values())).await?,
+        making: tally.making(),
+        reported: tally.reported_within(),
         ready_per_second: tally.ready_per_second(),
         received: tally.received_within(),
         receipts: tally.receipts(),

@@ -81,6 +81,23 @@ impl Tally {
         self.rows.iter().map(|row| row.receipts.load(Ordering::Relaxed)).collect()
     }
 
+    /// Returns how long it took from the receipt of a job to its report: what the work took, and uploads.
+    pub fn making(&self) -> Option<Quantiles> {
+        let times = self.rows.iter().map(|row| (row.received_us.load(Ordering::Relaxed), row.reported_us.load(Ordering::Relaxed)));
+        Quantiles::of(
+            times
+                .filter(|(received, reported)| *received > 0 && reported > received)
+                .map(|(received, reported)| Duration::from_micros(reported - received))
+                .collect(),
+        )
+    }
+
+    /// Returns the time from when the farm had the jobs to the last report.
+    pub fn reported_within(&self) -> Duration {
+        let last = self.rows.iter().map(|row| row.reported_us.load(Ordering::Relaxed)).max().unwrap_or_default();
+        Duration::from_micros(last.saturating_sub(self.submitted_us.load(Ordering::Relaxed)))
+    }
+
     /// Returns how many jobs were received, and the time from when the farm had them, or the first receipt if that came before, to the last
     /// receipt: the first plan is in it.
     pub fn received_within(&self) -> (usize, Duration) {
@@ -173,6 +190,7 @@ mod tests {
             tally.received_within()
         };
         assert_eq!(within(1_000), (3, Duration::from_micros(8_000)), "the first plan is in it");
+        assert_eq!((tally.making(), tally.reported_within()), (None, Duration::ZERO));
         assert_eq!(within(6_000), (3, Duration::from_micros(4_000)), "an answer that comes late shortens nothing");
     }
 
@@ -184,6 +202,8 @@ mod tests {
         let tally = told(2, 3, &[row(0), row(0), row(1), row(1), row(2), row(2)]);
         let rate = tally.ready_per_second().expect("some became ready");
         assert!((3.9..4.1).contains(&rate), "{rate}");
+        assert_eq!(tally.making().map(|making| (making.count, making.max)), Some((6, Duration::from_micros(second - 1))));
+        assert_eq!(tally.reported_within(), Duration::from_secs(3));
         assert_eq!(told(2, 1, &[row(0), row(0)]).ready_per_second(), None);
     }
 }
