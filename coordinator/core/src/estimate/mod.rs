@@ -87,11 +87,17 @@ impl<'a> Name<'a> {
     fn key(&self) -> PackageKey {
         PackageKey::of(self.pname, self.system, self.is_fetch)
     }
+
+    fn topic_of_version(&self, version: &str) -> Topic {
+        Topic::of_version(self.pname, self.system, self.is_fetch, version)
+    }
 }
 
 /// Returns what may be learned of a job.
-pub(crate) fn topics_of(job: &Job) -> [Topic; 2] {
-    [Name::of(job).key().into(), DerivationKey::of(&job.derivation).into()]
+pub(crate) fn topics_of(job: &Job) -> impl Iterator<Item = Topic> {
+    let name = Name::of(job);
+    let version = name.version.map(|version| name.topic_of_version(version));
+    [name.key().into(), DerivationKey::of(&job.derivation).into()].into_iter().chain(version)
 }
 
 impl Estimates {
@@ -195,10 +201,13 @@ impl Estimates {
     fn add(&mut self, name: &Name<'_>, class: Class, derivation: Option<&DrvPath>, measures: &Measures) -> Touched {
         let above = self.of_kind(class);
         let (mut touched, package) = self.package(name);
-        // A name such as `source` has thousands of live jobs: they are looked at only if there is something to see.
-        if package.add(name.version, measures, above) {
+        // A name such as `source` has thousands of live jobs, and as many versions may have one name: only those are looked at of which
+        // something else is expected.
+        let change = package.add(name.version, measures, above);
+        if change.package {
             touched.topics.push(name.key().into());
         }
+        touched.topics.extend(change.versions.iter().map(|version| name.topic_of_version(version)));
         let expected = package.expected(name.version);
         if let Some(derivation) = derivation {
             let (derived, forgotten) = self.derivations.touch(DerivationKey::of(derivation));

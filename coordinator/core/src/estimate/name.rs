@@ -25,7 +25,7 @@ pub fn split_name(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// What something may be learned of: a package or a derivation. A job is found by either.
+/// What something may be learned of: a package, a version of it, or a derivation. A job is found by each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Topic(u64);
 
@@ -39,6 +39,13 @@ impl PackageKey {
 impl DerivationKey {
     pub fn of(derivation: &DrvPath) -> Self {
         Self(fnv(&[derivation.as_str()]))
+    }
+}
+
+impl Topic {
+    /// Returns the topic of one version of a package.
+    pub fn of_version(pname: &str, system: &str, is_fetch: bool, version: &str) -> Self {
+        Self(fnv(&[pname, "\0", system, if is_fetch { "\0f" } else { "\0b" }, "\0", version]))
     }
 }
 

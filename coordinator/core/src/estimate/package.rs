@@ -63,6 +63,15 @@ pub(crate) struct Version {
     pub quote: Log,
 }
 
+/// Of what something else is expected than before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The package: of any version, that is.
+    pub package: bool,
+    /// These versions, whatever is expected of the package.
+    pub versions: Vec<Box<str>>,
+}
+
 /// What is expected of a package; 0 where nothing was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Quote {
@@ -85,11 +94,10 @@ impl Sizes {
 }
 
 impl Package {
-    /// Adds what an attempt at a version took; `above` is what is expected of its kind. Returns whether anything is expected of a job of the
-    /// package that was not expected of it before.
-    pub fn add(&mut self, version: Option<&str>, measures: &Measures, above: Log) -> bool {
+    /// Adds what an attempt at a version took; `above` is what is expected of its kind. Returns of what something else is expected than before.
+    pub fn add(&mut self, version: Option<&str>, measures: &Measures, above: Log) -> Change {
         let is_first = self.total == 0;
-        let before = (self.quote, self.expected(version));
+        let (quote_before, before) = (self.quote, self.expected(version));
         self.sizes.add(measures);
         self.total = self.total.saturating_add(measures.times);
         // Each move costs a look at every live job of the package, and some names have thousands.
@@ -102,12 +110,13 @@ impl Package {
             memory: moved(self.quote.memory, fresh.memory, tolerance, is_first),
             cores: moved(self.quote.cores, fresh.cores, tolerance, is_first),
         };
-        let forgot = version.is_some_and(|version| self.add_version(version, measures, tolerance));
-        is_first || forgot || before != (self.quote, self.expected(version))
+        let forgotten = version.and_then(|version| self.add_version(version, measures, tolerance));
+        let moved = version.filter(|_| before != self.expected(version)).map(Box::from);
+        Change { package: is_first || quote_before != self.quote, versions: forgotten.into_iter().chain(moved).collect() }
     }
 
-    /// Returns whether another version was forgotten for it.
-    fn add_version(&mut self, version: &str, measures: &Measures, tolerance: Log) -> bool {
+    /// Returns which other version was forgotten for it.
+    fn add_version(&mut self, version: &str, measures: &Measures, tolerance: Log) -> Option<Box<str>> {
         let at = self.versions.iter().position(|known| *known.version == *version);
         let mut known = match at {
             Some(at) => self.versions.remove(at),
@@ -115,12 +124,9 @@ impl Package {
         };
         known.wall.add(measures.wall, measures.times);
         known.quote = moved(known.quote, quote(&known.wall, self.quote.wall, VERSION_QUARTERS), tolerance, at.is_none());
-        let forgot = self.versions.len() >= VERSIONS_PER_PACKAGE_MAX;
-        if forgot {
-            self.versions.remove(0);
-        }
+        let forgotten = (self.versions.len() >= VERSIONS_PER_PACKAGE_MAX).then(|| self.versions.remove(0).version);
         self.versions.push(known);
-        forgot
+        forgotten
     }
 
     /// Returns the wall time that is expected of a version.
@@ -206,6 +212,19 @@ mod tests {
             package.add(Some(version), &seconds(1_000), above);
         }
         assert_eq!(package.versions.len(), VERSIONS_PER_PACKAGE_MAX);
+    }
+
+    #[test]
+    fn a_version_that_is_new_concerns_itself_and_the_one_that_is_forgotten_for_it() {
+        let (mut package, above) = (Package::default(), scale::log(57_000));
+        assert!(package.add(Some("0"), &seconds(1_000), above).package);
+        for number in 1..100 {
+            package.add(Some(&alloc::format!("{number}")), &seconds(1_000), above);
+        }
+        let kept = package.versions.clone();
+        let change = package.add(Some("100"), &seconds(4_000), above);
+        let versions: Vec<&str> = change.versions.iter().map(|version| &**version).collect();
+        assert_eq!((change.package, versions), (false, Vec::from([&*kept[0].version, "100"])));
     }
 
     #[test]
