@@ -7,19 +7,18 @@ use std::time::{Duration, Instant};
 use kiln_core::{Command, Farm};
 use kiln_link::Connection;
 use kiln_wire::{Leader, LogIndex, NodeId, Program, Version};
-use openraft::errors::ClientWriteError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::api::{
     Applied, ConsensusConfig, ConsensusError, ConsensusMetrics, EffectReceiver, Leadership, PROPOSALS_IN_FLIGHT_MAX, Standing,
 };
 use super::cluster::{ClusterError, Order, Ordered};
+use super::feed::Proposed;
 use super::follow::Progress;
 use super::latency::Recorder;
 use super::member::Member;
-use super::node::{self, Inbox, Proposed};
+use super::node::{self, Inbox};
 use super::state_machine::StateMachine;
-use super::types::{Answers, Change, Responder, TypeConfig};
 use super::wal::{Room, WalStats};
 
 /// A running member of the farm's consensus. Clones are handles of the same member; it stops when the last one is dropped.
@@ -32,7 +31,7 @@ pub struct Consensus {
 struct Inner {
     node: NodeId,
     program: Program,
-    proposals: mpsc::UnboundedSender<Vec<Proposed>>,
+    proposals: mpsc::UnboundedSender<Proposed>,
     connections: mpsc::UnboundedSender<Connection>,
     orders: mpsc::UnboundedSender<Ordered>,
     machine: StateMachine,
@@ -49,7 +48,7 @@ struct Inner {
 #[derive(Debug)]
 #[must_use = "a proposal's fate is known only to whoever waits for it"]
 pub struct Pending {
-    answers: Vec<Answers>,
+    settled: oneshot::Receiver<Result<Applied, ConsensusError>>,
     leader: Leader,
     since: Instant,
     slot: Slot,
@@ -122,7 +121,7 @@ impl Consensus {
 
     /// Proposes commands without waiting. Proposals are written in the order of the calls; what is proposed while the disk writes
     /// goes into one write together, so that batches are of size 1 when idle and grow under load. They are written under the
-    /// leadership that is known now or not at all.
+    /// leadership that is known now or not at all; should another begin in the very moment, their fate is [`ConsensusError::Unknown`].
     ///
     /// # Errors
     /// [`ConsensusError::NotLeader`], [`ConsensusError::Busy`], [`ConsensusError::Stopped`] or [`ConsensusError::Empty`].
@@ -130,19 +129,41 @@ impl Consensus {
         if commands.is_empty() {
             return Err(ConsensusError::Empty);
         }
-        let Leadership { leader, is_self } = *self.inner.leadership.borrow();
-        if !is_self {
-            return Err(if *self.inner.ended.borrow() { self.inner.stopped() } else { self.inner.not_leader() });
+        self.inner.leads()?;
+        let slot = self.slot().ok_or(ConsensusError::Busy)?;
+        self.propose_in(slot, commands)
+    }
+
+    /// As [`Consensus::propose`], of what must not be forgotten while this node leads: a queue that is full is waited for.
+    ///
+    /// # Errors
+    /// As [`Consensus::propose`], but for [`ConsensusError::Busy`].
+    pub async fn propose_patiently(&self, commands: Vec<Command>) -> Result<Applied, ConsensusError> {
+        if commands.is_empty() {
+            return Err(ConsensusError::Empty);
         }
+        let slot = loop {
+            self.inner.leads()?;
+            match self.slot() {
+                Some(slot) => break slot,
+                None => tokio::time::sleep(BUSY_PAUSE).await,
+            }
+        };
+        self.propose_in(slot, commands)?.applied().await
+    }
+
+    fn slot(&self) -> Option<Slot> {
         let in_flight = self.inner.in_flight.fetch_add(1, Ordering::Relaxed);
         let slot = Slot(Arc::clone(&self.inner));
-        if in_flight >= PROPOSALS_IN_FLIGHT_MAX {
-            return Err(ConsensusError::Busy);
-        }
+        (in_flight < PROPOSALS_IN_FLIGHT_MAX).then_some(slot)
+    }
+
+    fn propose_in(&self, slot: Slot, commands: Vec<Command>) -> Result<Pending, ConsensusError> {
+        let leader = self.inner.leads()?;
         let since = Instant::now();
-        let (proposed, answers) = commands.into_iter().map(|command| propose_one(leader, command)).unzip();
-        self.inner.proposals.send(proposed).map_err(|_| self.inner.stopped())?;
-        Ok(Pending { answers, leader, since, slot })
+        let (settle, settled) = oneshot::channel();
+        self.inner.proposals.send(Proposed { leader, commands, settled: settle }).map_err(|_| self.inner.stopped())?;
+        Ok(Pending { settled, leader, since, slot })
     }
 
     /// Looks at the farm. Nothing is applied meanwhile: `look` must be short and must not propose or block.
@@ -293,33 +314,38 @@ impl Pending {
     pub async fn applied(self) -> Result<Applied, ConsensusError> {
         let inner = &self.slot.0;
         let mut leadership = inner.leadership.clone();
-        let mut applied = Applied { index: LogIndex(0), answers: Vec::new() };
-        for answer in self.answers {
-            let answer = tokio::select! {
-                biased;
-                answer = answer => answer,
-                // A leader that hears no quorum may wait for ever, while others commit it or throw it away.
-                Ok(_) = leadership.wait_for(|known| !known.is_self || known.leader != self.leader) => return Err(ConsensusError::Unknown),
-            };
-            let mut response = match answer.map_err(|_| inner.stopped())? {
-                Ok(response) => response,
-                Err(err) => {
-                    // Raft knows a moment before it is told to all that this node leads no more. Who hears it from here must find
-                    // it so.
-                    let lost = leadership.wait_for(|known| !known.is_self || known.leader != self.leader);
-                    let _told_or_leads_again = tokio::time::timeout(TELL_MAX, lost).await;
-                    return Err(refused(err));
-                }
-            };
-            applied.index = LogIndex(response.log_id.index);
-            applied.answers.append(&mut response.data);
+        let settled = tokio::select! {
+            biased;
+            settled = self.settled => settled.map_err(|_| inner.stopped())?,
+            // A leader that hears no quorum may wait for ever, while others commit it or throw it away.
+            Ok(_) = leadership.wait_for(|known| !known.is_self || known.leader != self.leader) => return Err(ConsensusError::Unknown),
+        };
+        match settled {
+            Ok(applied) => {
+                inner.commit.record(self.since.elapsed());
+                Ok(applied)
+            }
+            Err(err) => {
+                // Raft knows a moment before it is told to all that this node leads no more. Who hears it from here must find it so.
+                let lost = leadership.wait_for(|known| !known.is_self || known.leader != self.leader);
+                let _told_or_leads_again = tokio::time::timeout(TELL_MAX, lost).await;
+                Err(err)
+            }
         }
-        inner.commit.record(self.since.elapsed());
-        Ok(applied)
     }
 }
 
 impl Inner {
+    /// Returns the leadership of this node.
+    fn leads(&self) -> Result<Leader, ConsensusError> {
+        let Leadership { leader, is_self } = *self.leadership.borrow();
+        match is_self {
+            true => Ok(leader),
+            false if *self.ended.borrow() => Err(self.stopped()),
+            false => Err(self.not_leader()),
+        }
+    }
+
     fn not_leader(&self) -> ConsensusError {
         ConsensusError::NotLeader { leader: self.progress.borrow().leader }
     }
@@ -336,19 +362,8 @@ impl Drop for Slot {
     }
 }
 
-fn propose_one(leader: Leader, command: Command) -> (Proposed, Answers) {
-    let (responder, answer) = Responder::complete_only();
-    (Proposed { leader, change: Change::Command(command), responder }, answer)
-}
-
-fn refused(err: ClientWriteError<TypeConfig>) -> ConsensusError {
-    match err {
-        ClientWriteError::ForwardToLeader(to) => ConsensusError::NotLeader { leader: to.leader_id.map(NodeId) },
-        ClientWriteError::LogEntryDiscarded(_) => ConsensusError::Unknown,
-        // Asked for by changes of membership and by guarded writes only, neither of which is proposed here.
-        ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_) => ConsensusError::Unknown,
-    }
-}
+/// How long a proposal waits that found the queue full.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest wait until a loss of leadership that raft knows of is told.
 const TELL_MAX: Duration = Duration::from_secs(1);

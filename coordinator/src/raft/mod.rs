@@ -10,6 +10,7 @@ mod backup;
 mod cluster;
 mod consensus;
 mod disk;
+mod feed;
 mod follow;
 mod latency;
 mod log_state;

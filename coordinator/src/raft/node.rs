@@ -16,34 +16,24 @@ use tokio::time::Instant;
 use super::api::{ConsensusConfig, ConsensusError, EffectReceiver, Leadership};
 use super::cluster::{self, Group, Ordered};
 use super::disk::{self, File, Lock};
+use super::feed::{self, Proposed};
 use super::follow::{self, Progress, Watched};
 use super::log_store::LogStore;
 use super::member::Member;
 use super::network::{self, Caller, Dial, Host, Moved, Pace, Peers};
-use super::record::to_leader_id;
 use super::snapshot::{self, Snapshot, SnapshotDir};
 use super::state_machine::{Led, StateMachine};
-use super::types::{Change, Responder, TypeConfig};
+use super::types::TypeConfig;
 use super::version::Versions;
 use super::wal::WalStats;
 
 /// openraft over our types.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
-/// A command on its way to the log.
-pub struct Proposed {
-    /// Under whose leadership it was decided; under another it must not be written.
-    pub leader: Leader,
-    /// The command.
-    pub change: Change,
-    /// Who waits for it.
-    pub responder: Responder,
-}
-
 /// What comes in from the handle.
 pub struct Inbox {
     /// Commands for the log.
-    pub proposals: mpsc::UnboundedReceiver<Vec<Proposed>>,
+    pub proposals: mpsc::UnboundedReceiver<Proposed>,
     /// Connections of other coordinators.
     pub connections: mpsc::UnboundedReceiver<Connection>,
     /// Changes of the group.
@@ -128,7 +118,7 @@ async fn live(
     let Inbox { proposals, connections, orders, mut stop } = inbox;
     let host = Arc::clone(&group.host);
     tokio::select! {
-        () = feed(&host.raft, proposals) => {}
+        () = feed::feed(&host.raft, proposals) => {}
         () = answer(&host, connections) => {}
         () = cluster::run(Arc::clone(&group), orders) => {}
         () = cluster::mind_the_disk(&group, disk.log.stats().room.subscribe()) => {}
@@ -301,17 +291,6 @@ fn settings(config: &ConsensusConfig) -> openraft::Config {
         // A restarted leader must win a new term: what it sent before is fenced by it.
         enable_leader_restore: Some(false),
         ..openraft::Config::default()
-    }
-}
-
-/// Hands proposals to raft, in order, until no handle is left or raft stops.
-async fn feed(raft: &Raft, mut inbox: mpsc::UnboundedReceiver<Vec<Proposed>>) {
-    while let Some(proposal) = inbox.recv().await {
-        for Proposed { leader, change, responder } in proposal {
-            if raft.write(change).responder(responder).with_leader(to_leader_id(leader)).await.is_err() {
-                return;
-            }
-        }
     }
 }
 

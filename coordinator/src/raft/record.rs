@@ -95,7 +95,7 @@ impl Record {
     /// [`FrameError::Encode`] if serde refuses a command.
     pub fn encode(&self) -> Result<NewRecord, FrameError> {
         let (kind, index, payload) = match self {
-            Self::Entry(entry) => (Kind::Entry, entry.log_id.index, frame::to_bytes(&Entry::from_raft(entry))?),
+            Self::Entry(entry) => (Kind::Entry, entry.log_id.index, frame::to_bytes(&EntryOf::from(entry))?),
             Self::Vote(vote) => (Kind::Vote, 0, frame::to_bytes(&VoteRecord::from(vote))?),
             Self::Truncate(after) => (Kind::Truncate, 0, frame::to_bytes(&after.as_ref().map(Position::from))?),
             Self::Purge(upto) => (Kind::Purge, upto.index, frame::to_bytes(&Position::from(upto))?),
@@ -162,17 +162,35 @@ fn read<T: DeserializeOwned>(stored: Stored<'_>) -> Result<T, String> {
     })
 }
 
-impl Entry {
-    fn from_raft(entry: &types::Entry) -> Self {
+/// An [`Entry`] to be written, whose command stays where it is. The same fields in the same order.
+#[derive(Serialize)]
+struct EntryOf<'a> {
+    position: Position,
+    content: ContentOf<'a>,
+}
+
+/// A [`Content`] to be written.
+#[derive(Serialize)]
+enum ContentOf<'a> {
+    Blank,
+    Command(&'a Command),
+    Members(Members),
+    Raise(Version),
+}
+
+impl<'a> From<&'a types::Entry> for EntryOf<'a> {
+    fn from(entry: &'a types::Entry) -> Self {
         let content = match &entry.payload {
-            EntryPayload::Blank => Content::Blank,
-            EntryPayload::Normal(Change::Command(command)) => Content::Command(command.clone()),
-            EntryPayload::Normal(Change::Raise(to)) => Content::Raise(*to),
-            EntryPayload::Membership(membership) => Content::Members(membership.into()),
+            EntryPayload::Blank => ContentOf::Blank,
+            EntryPayload::Normal(Change::Command(command)) => ContentOf::Command(command),
+            EntryPayload::Normal(Change::Raise(to)) => ContentOf::Raise(*to),
+            EntryPayload::Membership(membership) => ContentOf::Members(membership.into()),
         };
         Self { position: Position::from(&entry.log_id), content }
     }
+}
 
+impl Entry {
     /// Returns the entry as openraft has it; the error says what is wrong with it.
     pub fn into_raft(self) -> Result<types::Entry, String> {
         let payload = match self.content {

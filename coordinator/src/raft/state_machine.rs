@@ -1,6 +1,6 @@
 //! The farm as openraft's state machine: applies committed entries, answers proposers, owes effects, makes snapshots.
 //!
-//! The farm lives in memory behind a lock that is held for one entry at a time; durable are the log and the snapshots. Effects are
+//! The farm lives in memory behind a lock that is held for a few entries at a time; durable are the log and the snapshots. Effects are
 //! owed only for entries that this process wrote as leader: what a restart applies again was answered by an earlier leader, and
 //! what that one left undone is in `Farm::pending_effects`.
 
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use kiln_core::{Answer, Command, Effect, Farm};
 use kiln_wire::{Leader, LogIndex, Program};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -68,11 +68,42 @@ impl StateMachine {
         self.shared.state.read().expect("no user of the farm panics while changing it")
     }
 
-    /// Applies one entry and returns what the farm answered.
+    /// Applies entries that are there at one time, and tells what the farm answered and owes.
+    ///
+    /// # Errors
+    /// As [`StateMachine::apply_entry`]; what came before the entry is applied and told.
+    fn apply_all(&self, entries: &mut Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let mut told = Vec::with_capacity(entries.len());
+        let mut outcome = Ok(());
+        {
+            let mut state = self.shared.state.write().expect("no user of the farm panics while changing it");
+            for (entry, responder) in entries.drain(..) {
+                match self.apply_entry(&mut state, entry) {
+                    Ok((owed, answers)) => told.push((owed, answers, responder)),
+                    Err(err) => {
+                        outcome = Err(err);
+                        break;
+                    }
+                }
+            }
+        }
+        for (owed, answers, responder) in told {
+            if let Some(owed) = owed {
+                // The driver may have ended before consensus.
+                let _ = self.shared.effects.send(owed);
+            }
+            if let Some(responder) = responder {
+                responder.send(answers);
+            }
+        }
+        outcome
+    }
+
+    /// Applies one entry; returns what the leader owes because of it, if that is this process, and what the farm answered.
     ///
     /// # Errors
     /// If this program is too old for what the entry asks for: skipped, it would make another farm of this one.
-    fn apply_entry(&self, entry: Entry) -> io::Result<Vec<Answer>> {
+    fn apply_entry(&self, state: &mut Snapshot, entry: Entry) -> io::Result<(Option<Owed>, Vec<Answer>)> {
         let needs = record::needs(&entry);
         if self.shared.program.is_too_old_for(needs) {
             let why = format!("log entry {} cannot be applied: {} cannot read version {needs}", entry.log_id.index, self.shared.program);
@@ -81,19 +112,16 @@ impl StateMachine {
         let index = LogIndex(entry.log_id.index);
         let leader = from_leader_id(&entry.log_id.leader_id);
         let mut effects = Vec::new();
-        {
-            let mut state = self.shared.state.write().expect("no user of the farm panics while changing it");
-            match entry.payload {
-                EntryPayload::Blank => {}
-                EntryPayload::Normal(Change::Command(command)) => effects = self.apply_command(&mut state.farm, index, command),
-                EntryPayload::Normal(Change::Raise(to)) => {
-                    tracing::info!(version = to.0, "the farm is raised: what all coordinators can read is written from here on");
-                    state.version = state.version.max(to);
-                }
-                EntryPayload::Membership(members) => state.change_members(StoredMembership::new(Some(entry.log_id), members)),
+        match entry.payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(Change::Command(command)) => effects = self.apply_command(&mut state.farm, index, command),
+            EntryPayload::Normal(Change::Raise(to)) => {
+                tracing::info!(version = to.0, "the farm is raised: what all coordinators can read is written from here on");
+                state.version = state.version.max(to);
             }
-            state.last = Some(entry.log_id);
+            EntryPayload::Membership(members) => state.change_members(StoredMembership::new(Some(entry.log_id), members)),
         }
+        state.last = Some(entry.log_id);
         trace::tell(index, &effects);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
@@ -112,11 +140,8 @@ impl StateMachine {
             | Effect::Archive(_) => true,
         });
         // A command that was only answered changed the farm all the same: the driver must plan again.
-        if self.shared.led.holds(leader) && (!effects.is_empty() || !answers.is_empty()) {
-            // The driver may have ended before consensus.
-            let _ = self.shared.effects.send(Owed { index, leader, effects });
-        }
-        Ok(answers)
+        let is_owed = self.shared.led.holds(leader) && (!effects.is_empty() || !answers.is_empty());
+        Ok((is_owed.then_some(Owed { index, leader, effects }), answers))
     }
 
     #[cfg(not(feature = "simulation"))]
@@ -162,12 +187,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         Entries: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
+        let mut some = Vec::new();
         while let Some(next) = entries.next().await {
-            let (entry, responder) = next?;
-            let answers = self.apply_entry(entry)?;
-            if let Some(responder) = responder {
-                responder.send(answers);
+            some.push(next?);
+            while some.len() < TOGETHER_MAX
+                && let Some(Some(next)) = entries.next().now_or_never()
+            {
+                some.push(next?);
             }
+            self.apply_all(&mut some)?;
         }
         Ok(())
     }
@@ -232,5 +260,7 @@ fn tell(what: &'static str, path: &std::path::Path, begin: Instant) {
     tracing::info!(bytes, ms = begin.elapsed().as_millis() as u64, "{what}");
 }
 
+/// Entries that are applied under one hold of the lock: whoever looks at the farm meanwhile waits for some tenths of a millisecond.
+const TOGETHER_MAX: usize = 32;
 /// How often a snapshot that found no room is tried again.
 const FULL_RETRY: Duration = Duration::from_secs(5);

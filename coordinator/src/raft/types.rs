@@ -63,11 +63,5 @@ pub type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
 pub type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
 /// Told when entries are durable.
 pub type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
-/// What became of an entry.
-pub type WriteResult = openraft::raft::ClientWriteResult<TypeConfig>;
 /// A snapshot whose content is `Data`.
 pub type SnapshotOf<Data> = alias::SnapshotOf<TypeConfig, Data>;
-/// Tells a proposer what became of its entry.
-pub type Responder = openraft::impls::ProgressResponder<TypeConfig, WriteResult>;
-/// Hears what became of an entry.
-pub type Answers = alias::OneshotReceiverOf<TypeConfig, WriteResult>;
