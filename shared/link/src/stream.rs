@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use kiln_wire::frame::{self, Assembler, Step};
 use quinn::VarInt;
 use serde::Serialize;
@@ -20,14 +20,15 @@ const END_MARK: [u8; frame::HEADER_BYTES] = [0; frame::HEADER_BYTES];
 const ENOUGH: VarInt = VarInt::from_u32(0);
 /// Why a receiver stopped, or a sender reset: something went wrong in the middle of a message or blob.
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
-/// A buffer that grew beyond this for one large message is not kept.
-const BUFFER_KEPT_BYTES: usize = 256 << 10;
 
 /// The sending half of a stream. Dropped without [`Sender::finish`], what was sent still arrives (while the connection lives),
 /// and the receiver then gets [`LinkError::Truncated`].
 pub struct Sender {
     pub(crate) quinn: quinn::SendStream,
-    pending: BytesMut,
+    /// Frames that were fed since the last flush.
+    pending: Vec<u8>,
+    /// What a flush has begun to hand over.
+    leaving: Bytes,
     pub(crate) open: bool,
     _connection: Arc<Inner>,
 }
@@ -48,7 +49,7 @@ pub struct Receiver {
 
 impl Sender {
     pub(crate) fn new(quinn: quinn::SendStream, connection: Arc<Inner>) -> Self {
-        Self { quinn, pending: BytesMut::new(), open: true, _connection: connection }
+        Self { quinn, pending: Vec::new(), leaving: Bytes::new(), open: true, _connection: connection }
     }
 
     /// Sends a message, after those that wait. Returns once the transport has taken it, which waits for a slow peer.
@@ -72,8 +73,8 @@ impl Sender {
         if !self.open {
             return Err(LinkError::NotOpen);
         }
-        self.pending.extend_from_slice(&frame::to_frame(&message)?);
-        Ok(self.pending.len())
+        frame::append_frame(&mut self.pending, &message)?;
+        Ok(self.leaving.len() + self.pending.len())
     }
 
     /// Hands all that waits to the transport. Cancel safe: what is left goes out with the next call.
@@ -81,14 +82,16 @@ impl Sender {
     /// # Errors
     /// [`LinkError::Stopped`], [`LinkError::Lost`], [`LinkError::NotOpen`].
     pub async fn flush(&mut self) -> Result<(), LinkError> {
-        while !self.pending.is_empty() {
-            let taken = self.quinn.write(&self.pending).await?;
-            self.pending.advance(taken);
+        loop {
+            if self.leaving.is_empty() {
+                // The transport takes the buffer itself: nothing is copied.
+                self.leaving = std::mem::take(&mut self.pending).into();
+            }
+            if self.leaving.is_empty() {
+                return Ok(());
+            }
+            self.quinn.write_chunks(std::slice::from_mut(&mut self.leaving)).await?;
         }
-        if self.pending.capacity() > BUFFER_KEPT_BYTES {
-            self.pending = BytesMut::new();
-        }
-        Ok(())
     }
 
     /// Ends the stream in good order and waits until the peer has all of it (or has said that it has read enough). Without this
@@ -146,7 +149,7 @@ impl Sender {
 
     pub(crate) fn give_up(&mut self) {
         self.open = false;
-        self.pending.clear();
+        (self.pending, self.leaving) = (Vec::new(), Bytes::new());
         let _already_closed = self.quinn.reset(GIVEN_UP);
     }
 }

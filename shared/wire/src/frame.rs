@@ -51,12 +51,29 @@ pub fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
 /// # Errors
 /// [`FrameError::TooLong`] if the body is over the limit, [`FrameError::Encode`] if serde refuses the message.
 pub fn to_frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
-    let mut frame = Vec::from([0; HEADER_BYTES]);
-    frame.append(&mut to_bytes(message)?);
-    let size_bytes = frame.len() - HEADER_BYTES;
-    let header = body_header(size_bytes)?;
-    frame[..HEADER_BYTES].copy_from_slice(&header);
+    let mut frame = Vec::new();
+    append_frame(&mut frame, message)?;
     Ok(frame)
+}
+
+/// Appends a whole frame to others, without making it elsewhere first. After an error the buffer is as it was.
+///
+/// # Errors
+/// As [`to_frame`].
+pub fn append_frame<T: Serialize>(buffer: &mut Vec<u8>, message: &T) -> Result<(), FrameError> {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; HEADER_BYTES]);
+    let written = rmp_serde::encode::write_named(buffer, message).map_err(FrameError::Encode);
+    match written.and_then(|()| body_header(buffer.len() - start - HEADER_BYTES)) {
+        Ok(header) => {
+            buffer[start..start + HEADER_BYTES].copy_from_slice(&header);
+            Ok(())
+        }
+        Err(err) => {
+            buffer.truncate(start);
+            Err(err)
+        }
+    }
 }
 
 /// Reads a header and returns the length of the body that follows.
@@ -139,6 +156,16 @@ fn body_header(size_bytes: usize) -> Result<[u8; HEADER_BYTES], FrameError> {
 mod tests {
     use super::*;
     use crate::client::Request;
+
+    #[test]
+    fn frames_follow_each_other_and_one_that_is_too_long_leaves_no_trace() {
+        let mut buffer = to_frame(&Request::Status).expect("small");
+        let status = buffer.clone();
+        let long = append_frame(&mut buffer, &alloc::string::String::from_iter(core::iter::repeat_n('x', FRAME_BYTES_MAX)));
+        assert!(matches!(long, Err(FrameError::TooLong { .. })), "{long:?}");
+        append_frame(&mut buffer, &Request::Leader).expect("small");
+        assert_eq!(buffer, [status, to_frame(&Request::Leader).expect("small")].concat());
+    }
 
     #[test]
     fn a_frame_survives_its_bytes() {
