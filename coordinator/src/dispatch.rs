@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use kiln_core::Command;
 use kiln_wire::worker::{Assignment, ToWorker};
 use kiln_wire::{DrvPath, Failure, FailureClass, JobLimits, Leader, Lease, Outcome, OutputName, PathInfo, Resources, StorePath, Usage};
@@ -32,9 +33,44 @@ impl DispatchError {
     }
 }
 
+/// A lease whose job is to be sent to its worker.
+#[derive(Debug)]
+pub(crate) struct Due {
+    pub(crate) leader: Leader,
+    pub(crate) lease: Lease,
+    pub(crate) resources: Resources,
+    pub(crate) limits: JobLimits,
+}
+
+/// Sends jobs to their workers. What is at hand is sent at once, worker by worker, so that what one worker gets leaves together; what must be
+/// read from the store first holds up nobody.
+pub(crate) async fn dispatch_all(parts: Arc<Parts>, mut due: Vec<Due>) {
+    due.sort_by(|one, other| one.lease.worker.cmp(&other.lease.worker));
+    for (at, Due { leader, lease, resources, limits }) in due.into_iter().enumerate() {
+        if at % BETWEEN_YIELDS == BETWEEN_YIELDS - 1 {
+            tokio::task::yield_now().await;
+        }
+        match assignment(&parts, leader, &lease, resources, limits).now_or_never() {
+            Some(Ok(assignment)) => send(&parts, leader, lease, assignment),
+            Some(Err(_)) | None => drop(tokio::spawn(dispatch(parts.clone(), leader, lease, resources, limits))),
+        }
+    }
+}
+
+fn send(parts: &Parts, leader: Leader, lease: Lease, assignment: Assignment) {
+    parts.granted.note(&lease, assignment.inputs.iter().map(|info| &info.path));
+    parts.sessions.dispatch(&lease.worker, assignment);
+    if !is_live(parts, &lease) {
+        // The lease ended while the assignment was made: the worker must not run it on.
+        let worker = lease.worker.clone();
+        parts.granted.forget(&worker, &lease.derivation, lease.attempt);
+        parts.sessions.send(&worker, ToWorker::Revoke { leader, lease });
+    }
+}
+
 /// Sends the job to its worker. What cannot be assembled ends the attempt as an infrastructure failure, so that the slot is free
 /// again; a store that is away is waited for, for no other worker would get more of it.
-pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, resources: Resources, limits: JobLimits) {
+async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, resources: Resources, limits: JobLimits) {
     let mut pauses = Pauses::default();
     let made = loop {
         match assignment(&parts, leader, &lease, resources, limits).await {
@@ -43,16 +79,7 @@ pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, re
         }
     };
     match made {
-        Ok(assignment) => {
-            let worker = lease.worker.clone();
-            parts.granted.note(&lease, assignment.inputs.iter().map(|info| &info.path));
-            parts.sessions.dispatch(&worker, assignment);
-            if !is_live(&parts, &lease) {
-                // The lease ended while the assignment was made: the worker must not run it on.
-                parts.granted.forget(&worker, &lease.derivation, lease.attempt);
-                parts.sessions.send(&worker, ToWorker::Revoke { leader, lease });
-            }
-        }
+        Ok(assignment) => send(&parts, leader, lease, assignment),
         Err(error) => {
             tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "dispatch");
             let failure = Failure { class: FailureClass::Infrastructure, message: format!("dispatch: {}", Chain(&error)) };
@@ -68,7 +95,7 @@ pub(crate) async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, re
 
 /// Returns whether the lease is the live one of its job.
 pub(crate) fn is_live(parts: &Parts, lease: &Lease) -> bool {
-    parts.farm(|farm| farm.live_lease(&lease.derivation).as_ref() == Some(lease))
+    parts.farm(|farm| farm.is_live(lease))
 }
 
 async fn assignment(
@@ -131,3 +158,6 @@ pub(crate) async fn reference_candidates(
     let own = output_paths(parsed.as_ref());
     Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).chain(stated.iter().cloned()).collect())
 }
+
+/// Jobs that are sent before others get their turn: each takes some microseconds.
+const BETWEEN_YIELDS: usize = 64;

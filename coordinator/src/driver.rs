@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use kiln_core::{Command, Effect, JUDGING, Lead, Limits, Turn};
 use kiln_wire::worker::ToWorker;
-use kiln_wire::{Leader, WorkerId};
+use kiln_wire::{AttemptId, DrvPath, Leader, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
+use crate::dispatch::Due;
 use crate::parts::Parts;
 use crate::raft::{Applied, ConsensusError, EffectReceiver, Leadership};
 use crate::{archiving, dispatch, drain, garbage, kept_logs, publish, resolve};
@@ -19,7 +20,7 @@ use crate::{archiving, dispatch, drain, garbage, kept_logs, publish, resolve};
 pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Arc<Notify>) {
     let mut leadership = parts.consensus.leadership();
     let (settled, mut fates) = mpsc::unbounded_channel();
-    let mut driver = Driver { parts, settled, lead: Lead::default(), due: None };
+    let mut driver = Driver { parts, settled, lead: Lead::default(), due: None, leased: Vec::new(), acknowledged: Vec::new() };
     loop {
         driver.follow(*leadership.borrow_and_update());
         driver.plan();
@@ -43,6 +44,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
                         driver.follow(*leadership.borrow_and_update());
                         driver.act_as(owed.leader, owed.effects);
                     }
+                    driver.send_due();
                 }
                 None => return,
             },
@@ -61,6 +63,10 @@ struct Driver {
     lead: Lead,
     /// When deadlines are looked at, whatever else happens.
     due: Option<tokio::time::Instant>,
+    /// Leases whose jobs are to be sent, once what was applied together is gone through.
+    leased: Vec<Due>,
+    /// Reports that are to be acknowledged then.
+    acknowledged: Vec<(WorkerId, DrvPath, AttemptId)>,
 }
 
 /// What became of a proposal of the loop's own.
@@ -90,6 +96,7 @@ impl Driver {
                 kept_logs::sweep(&self.parts);
                 let owed = self.parts.farm(|farm| farm.pending_effects());
                 self.act(leader, owed);
+                self.send_due();
                 self.enforce_deadlines();
             }
             Turn::StepsDown => {
@@ -127,7 +134,7 @@ impl Driver {
         }
     }
 
-    fn act_on(&self, leader: Leader, effect: Effect) {
+    fn act_on(&mut self, leader: Leader, effect: Effect) {
         let parts = &self.parts;
         match effect {
             Effect::Welcome { worker, epoch, keep } => {
@@ -137,7 +144,7 @@ impl Driver {
                 self.send(&worker, ToWorker::Welcome { leader, epoch, keep, log_bytes, hears_strain: true });
             }
             Effect::Dispatch { lease, resources, limits } => {
-                tokio::spawn(dispatch::dispatch(parts.clone(), leader, lease, resources, limits));
+                self.leased.push(Due { leader, lease, resources, limits });
             }
             Effect::Revoke(lease) => {
                 let worker = lease.worker.clone();
@@ -147,7 +154,7 @@ impl Driver {
             Effect::Acknowledge { worker, derivation, attempt } => {
                 parts.verified.forget(&derivation, attempt);
                 parts.granted.forget(&worker, &derivation, attempt);
-                kept_logs::end(parts, worker, derivation, attempt);
+                self.acknowledged.push((worker, derivation, attempt));
             }
             Effect::Publish { derivation, outputs } => {
                 tokio::spawn(publish::publish(parts.clone(), leader, derivation, outputs));
@@ -165,6 +172,18 @@ impl Driver {
             Effect::Judged { worker, ailing } => drain::tell(&worker, ailing.as_ref()),
             // Whoever proposed the command has the answer from its proposal.
             Effect::Answer(_) => {}
+        }
+    }
+
+    /// Sends what one round of effects left to send, worker by worker: what one worker gets leaves together.
+    fn send_due(&mut self) {
+        let mut acknowledged = std::mem::take(&mut self.acknowledged);
+        acknowledged.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+        for (worker, derivation, attempt) in acknowledged {
+            kept_logs::end(&self.parts, worker, derivation, attempt);
+        }
+        if !self.leased.is_empty() {
+            tokio::spawn(dispatch::dispatch_all(self.parts.clone(), std::mem::take(&mut self.leased)));
         }
     }
 
@@ -253,12 +272,7 @@ pub(crate) async fn propose(parts: Arc<Parts>, commands: Vec<Command>) -> Result
 
 /// Proposes what must not be forgotten while this node leads: a queue that is full is waited for.
 pub(crate) async fn propose_patiently(parts: Arc<Parts>, command: Command) -> Result<Applied, ConsensusError> {
-    loop {
-        match propose(parts.clone(), vec![command.clone()]).await {
-            Err(ConsensusError::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
-            settled => return settled,
-        }
-    }
+    parts.consensus.propose_patiently(vec![command]).await
 }
 
 /// Prints an error with everything that caused it.
@@ -278,7 +292,5 @@ impl std::fmt::Display for Chain<'_> {
 
 /// Entries whose effects are done before the loop looks elsewhere again: leadership, deadlines and proposals must not wait for long.
 const OWED_MAX: usize = 1024;
-/// How long a proposal waits that found the queue full.
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// How long to sleep when nothing has a deadline; any effect ends it at once.
 const IDLE: Duration = Duration::from_secs(3600);

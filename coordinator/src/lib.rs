@@ -45,6 +45,7 @@ mod readable;
 mod realised;
 mod refuse;
 mod register;
+mod reports;
 mod requests;
 mod resolve;
 mod round;

@@ -20,6 +20,7 @@ use crate::intake::Intake;
 use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::raft::{About, Consensus};
+use crate::reports::Reports;
 use crate::sessions::Sessions;
 use crate::substitute::Substitution;
 use crate::turns::Turns;
@@ -49,6 +50,8 @@ pub(crate) struct Parts {
     pub(crate) intake: Intake,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
+    /// Reports of attempts that made nothing.
+    pub(crate) reports: Reports,
     /// Growths of builds that are prepared at a time.
     pub(crate) growths: Semaphore,
     /// Builds that last as long as their clients.

@@ -265,6 +265,7 @@ async fn parts(
         intake: Intake::new(config.tokens.clone(), config.trusted_upload_keys.clone()),
         granted: Granted::default(),
         turns: Turns::default(),
+        reports: Default::default(),
         growths: Semaphore::new(GROWTHS_UNDER_WAY_MAX),
         holders: Default::default(),
         garbage: Garbage::new(config.gc.clone()),

@@ -10,7 +10,7 @@ use kiln_link::{LinkError, Receiver, Sender};
 use kiln_store::{Provenance, StoreError};
 use kiln_wire::client::NOT_DETERMINISTIC;
 use kiln_wire::worker::{FromWorker, Hello, ToWorker};
-use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, Sha256Hash, StorePath, WorkerId};
+use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, Sha256Hash, StorePath, Usage, WorkerId};
 use tokio::sync::mpsc;
 
 use crate::dispatch::{DispatchError, built_as, is_live, reference_candidates};
@@ -21,6 +21,7 @@ use crate::made::{self, NotMade};
 use crate::mend;
 use crate::parts::Parts;
 use crate::pauses::Pauses;
+use crate::reports;
 use crate::sessions::Outbox;
 
 /// Serves a session until its stream ends. The worker's leases outlive it: it comes back, or its silence ends them.
@@ -100,9 +101,10 @@ async fn read(
             FromWorker::Admission(strain) => parts.sessions.strained(worker, session, strain),
             FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
             FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),
-            FromWorker::Finished { lease, outcome } if lease.worker == *worker => {
-                tokio::spawn(finish(parts.clone(), lease, outcome));
-            }
+            FromWorker::Finished { lease, outcome } if lease.worker == *worker => match outcome {
+                Outcome::Built { outputs, usage } => drop(tokio::spawn(finish(parts.clone(), lease, outputs, usage))),
+                outcome @ Outcome::Failed { .. } => reports::note(parts, lease, outcome),
+            },
             FromWorker::Finished { lease, .. } => {
                 tracing::warn!(%worker, lease_of = %lease.worker, "a report of another worker's lease is ignored")
             }
@@ -138,13 +140,10 @@ fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, 
 }
 
 /// Proposes the end of an attempt, after making sure that every output it claims is stored and is what it is said to be.
-async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
-    let made: &[BuiltOutput] = if let Outcome::Built { outputs, .. } = &outcome { outputs } else { &[] };
-    let made: Vec<StorePath> = made.iter().map(|output| output.info.path.clone()).collect();
-    let _turn = parts.turns.take(made.iter()).await;
-    let outcome = match outcome {
-        // A report that came too late is refused by the farm, which also lets the worker forget it.
-        Outcome::Built { outputs, usage } if is_live(&parts, &lease) => {
+async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usage: Usage) {
+    let _turn = parts.turns.take(outputs.iter().map(|output| &output.info.path)).await;
+    let outcome = match is_live(&parts, &lease) {
+        true => {
             // A store that is away does not undo a build: the report waits for it.
             let mut pauses = Pauses::default();
             let checked = loop {
@@ -161,7 +160,8 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outcome: Outcome) {
                 }
             }
         }
-        outcome @ (Outcome::Built { .. } | Outcome::Failed { .. }) => outcome,
+        // A report that came too late is refused by the farm, which also lets the worker forget it.
+        false => Outcome::Built { outputs, usage },
     };
     let (version, now) = (parts.consensus.version(), parts.clock.now());
     let (learn, judge) = (version >= LEARNING, version >= JUDGING);

@@ -133,6 +133,11 @@ impl Farm {
         self.find(derivation)?.1.lease()
     }
 
+    /// Returns whether a lease is the live one of its job.
+    pub fn is_live(&self, lease: &Lease) -> bool {
+        self.find(&lease.derivation).is_some_and(|(_, job)| job.holds(lease))
+    }
+
     /// Returns whether a live job had this attempt on this worker, and it has ended.
     pub fn has_ended_on(&self, derivation: &DrvPath, attempt: AttemptId, worker: &WorkerId) -> bool {
         let ended = self.find(derivation).map(|(_, job)| &job.tries.ended);
