@@ -21,9 +21,10 @@ pub const IDLE_MAX: Duration = Duration::from_secs(8);
 /// these, and an election must not wait for the 333 ms that suit the open Internet. A longer trip costs one more packet.
 pub const RAFT_ROUND_TRIP: Duration = Duration::from_millis(30);
 
-/// How often a quiet dialer says that it lives: several fit in [`IDLE_MAX`]. Only dialers do; 1,000 of them cost a listener
-/// a few per cent of one core.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How often a quiet dialer says that it lives, if it does not speak anyway, as a worker in its session does (`HEARTBEAT_MS` is shorter). What is
+/// lost on the way is sent again, several times before [`IDLE_MAX`] is over. Only dialers do; 1,000 of them cost a listener about one per cent
+/// of a core.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// From the first packet to a usable connection. A handshake costs about a millisecond, so this only has to outlast lost packets.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
