@@ -139,6 +139,26 @@ async fn concurrent_proposals_get_indexes_of_their_own_and_share_syncs() {
 }
 
 /// Proposes until a snapshot was made and the log before it dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn proposals_that_are_written_together_get_each_its_own_answers() {
+    let dir = dir();
+    let (consensus, _effects) = start(dir.path()).await;
+    let builds = |number: u64| (0..=number % 3).map(move |place| 10 * number + place);
+    let propose = |number| consensus.propose_nowait(builds(number).map(cancel).collect()).expect("takes it");
+    let pending: Vec<_> = (0..600).map(propose).collect();
+    let mut last = None;
+    for (number, pending) in (0..).zip(pending) {
+        let applied = pending.applied().await.expect("commits");
+        let refused: Vec<_> = builds(number).map(|build| Answer::Refused(Refused::NoSuchBuild(BuildId(build)))).collect();
+        assert_eq!(applied.answers, refused);
+        if let Some(last) = last {
+            assert_eq!(applied.index.0, last + refused.len() as u64, "in the order of the calls, and nothing between");
+        }
+        last = Some(applied.index.0);
+    }
+    consensus.shutdown().await;
+}
+
 async fn fill(consensus: &Consensus) {
     let mut highest = 0;
     for round in 0..2000 {
