@@ -6,6 +6,8 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::{Text, text_serde};
+
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -56,14 +58,12 @@ pub struct Leader {
 }
 
 /// A worker's name, as its certificate states it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct WorkerId(String);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(Text);
 
 /// The name of one output of a derivation (`out`, `dev`, …).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct OutputName(String);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OutputName(Text);
 
 /// A name that breaks the rule for its kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,14 +85,17 @@ macro_rules! name_id {
             /// # Errors
             /// [`IdError`] if the name is empty, too long, or has a character outside `A-Z a-z 0-9 + - . _ ? =`.
             pub fn parse(name: &str) -> Result<Self, IdError> {
-                parse_name($kind, name, $length_max).map(Self)
+                check_name($kind, name, $length_max)?;
+                Ok(Self(Text::from(name)))
             }
 
             /// Returns the name as text.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
+
+        text_serde!($name);
 
         impl TryFrom<String> for $name {
             type Error = IdError;
@@ -104,13 +107,13 @@ macro_rules! name_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
     };
@@ -119,7 +122,7 @@ macro_rules! name_id {
 name_id!(WorkerId, "worker name", 64);
 name_id!(OutputName, "output name", 211);
 
-fn parse_name(kind: &'static str, name: &str, length_max: usize) -> Result<String, IdError> {
+fn check_name(kind: &'static str, name: &str, length_max: usize) -> Result<(), IdError> {
     let rule = if name.is_empty() {
         "must not be empty"
     } else if name.len() > length_max {
@@ -129,7 +132,7 @@ fn parse_name(kind: &'static str, name: &str, length_max: usize) -> Result<Strin
     } else if name.starts_with('.') {
         "must not start with a dot"
     } else {
-        return Ok(name.to_owned());
+        return Ok(());
     };
     Err(IdError { kind, name: name.chars().take(80).collect(), rule })
 }

@@ -21,6 +21,7 @@ mod leader;
 pub mod limits;
 mod outcome;
 mod path;
+mod text;
 mod time;
 mod version;
 pub mod worker;
