@@ -19,7 +19,7 @@ use crate::pool::Fleet;
 /// Everything derived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Index {
-    pub by_path: BTreeMap<Arc<DrvPath>, JobKey>,
+    pub by_path: BTreeMap<DrvPath, JobKey>,
     pub links: BTreeMap<JobKey, Links>,
     /// Ready jobs by class, each class in the order in which it is planned. No empty classes.
     pub ready: BTreeMap<Arc<Needs>, BTreeSet<ReadyEntry>>,
@@ -126,7 +126,7 @@ impl Index {
 
     /// Links a job to its inputs; its state is then attached apart.
     pub fn add_job(&mut self, facts: &Facts, key: JobKey, job: &Job) {
-        self.by_path.insert(Arc::clone(&job.derivation), key);
+        self.by_path.insert((*job.derivation).clone(), key);
         let mut unbuilt = 0;
         for input in &job.inputs {
             self.links.entry(*input).or_default().dependents.insert(key);
@@ -140,7 +140,7 @@ impl Index {
 
     /// Undoes [`Self::add_job`]; the job must be detached and nothing may depend on it.
     pub fn remove_job(&mut self, key: JobKey, job: &Job) {
-        self.by_path.remove(&job.derivation);
+        self.by_path.remove(&*job.derivation);
         for topic in estimate::topics_of(job) {
             self.topics.remove(&(topic, key));
         }

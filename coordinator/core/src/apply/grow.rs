@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use kiln_wire::client::EventKind;
 use kiln_wire::{BuildId, DrvPath, JobSpec, RequestId, Timestamp};
 
+use super::order::Order;
 use super::submit::too_many;
 use super::{boxed, refuse};
 use crate::effect::Refused;
@@ -21,7 +22,7 @@ use crate::job::{Job, JobKey, Resolving, State};
 struct Growth {
     /// Jobs that the farm lacks, and an order in which inputs come first.
     specs: BTreeMap<DrvPath, JobSpec>,
-    order: Vec<DrvPath>,
+    order: Order,
 }
 
 impl Farm {
@@ -36,7 +37,7 @@ impl Farm {
             Ok(growth) => growth,
             Err(refused) => return refuse(refused, fx),
         };
-        self.add_jobs(order, specs);
+        self.add_jobs(&order, specs);
         let needs: Vec<JobKey> = needs.iter().filter_map(|need| self.key_of(need)).collect();
         let joined = self.closure(needs.iter().copied());
         let failed_elsewhere = self.failed_elsewhere(key, &joined);

@@ -9,6 +9,7 @@ mod grow;
 mod health;
 mod learn;
 mod lease;
+mod order;
 mod resolve;
 mod session;
 mod submit;

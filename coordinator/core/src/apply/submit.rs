@@ -3,11 +3,13 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use kiln_wire::limits::{JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX, REQUESTS_REMEMBERED_MAX, STAGE_MS_MAX, STAGES_MAX};
 use kiln_wire::{BuildId, DrvPath, JobSpec, LogIndex, RequestId, Root, Timestamp};
 
+use super::order::{Input, Order};
 use super::{boxed, refuse};
 use crate::build::{Build, Phase, Stage};
 use crate::effect::{Answer, Effect, Refused};
@@ -78,7 +80,7 @@ impl Farm {
         specs.retain(|derivation, _| self.key_of(derivation).is_none());
         match self.check_new(request, &specs) {
             Ok(order) => {
-                let added = self.add_jobs(order, specs);
+                let added = self.add_jobs(&order, specs);
                 for key in check.iter().filter_map(|derivation| self.key_of(derivation)).collect::<Vec<_>>() {
                     self.change(key, |job| job.check = true);
                 }
@@ -101,26 +103,21 @@ impl Farm {
     }
 
     /// Checks the jobs that the farm lacks and returns them in an order in which inputs come first.
-    pub(super) fn check_new(&self, request: RequestId, specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Vec<DrvPath>, Refused> {
+    pub(super) fn check_new(&self, request: RequestId, specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Order, Refused> {
         let room = usize::try_from(u32::MAX - self.facts.job_next).unwrap_or(usize::MAX);
         if specs.len() > room {
             return Err(too_many(request, specs.len(), room));
         }
-        for spec in specs.values() {
-            let unknown =
-                spec.inputs.iter().find(|input| !specs.contains_key(&input.derivation) && self.key_of(&input.derivation).is_none());
-            if let Some(input) = unknown {
-                return Err(Refused::UnknownInput { derivation: spec.derivation.clone(), input: input.derivation.clone() });
-            }
-        }
-        inputs_first(specs)
+        Order::of(specs, |derivation| self.key_of(derivation))
     }
 
-    pub(super) fn add_jobs(&mut self, order: Vec<DrvPath>, mut specs: BTreeMap<DrvPath, JobSpec>) -> Vec<JobKey> {
+    pub(super) fn add_jobs(&mut self, order: &Order, specs: BTreeMap<DrvPath, JobSpec>) -> Vec<JobKey> {
         let mut needs_known: BTreeSet<Arc<Needs>> = BTreeSet::new();
-        let mut added = Vec::with_capacity(order.len());
-        for derivation in order {
-            let mut spec = specs.remove(&derivation).expect("the order names each job once");
+        let mut keys = vec![JobKey::default(); specs.len()];
+        let mut specs: Vec<Option<JobSpec>> = specs.into_values().map(Some).collect();
+        let mut added = Vec::with_capacity(specs.len());
+        for place in order.places() {
+            let mut spec = specs[*place].take().expect("the order names each job once");
             let needs = Needs {
                 memory_wish_mib: 0,
                 light: false,
@@ -129,13 +126,18 @@ impl Farm {
                 resources: spec.resources,
             };
             let needs = self.shared_needs(needs, &mut needs_known);
-            let inputs = spec.inputs.iter().filter_map(|input| self.key_of(&input.derivation)).collect();
+            let inputs = order.inputs(*place).iter().map(|input| match input {
+                Input::New(place) => keys[*place],
+                Input::Known(key) => *key,
+            });
+            let inputs = inputs.collect();
             let key = JobKey(self.facts.job_next);
             self.facts.job_next += 1;
             let job = Job::new(spec, needs, inputs);
             self.index.add_job(&self.facts, key, &job);
             self.facts.jobs.insert(key, job);
             self.index.attach(&self.facts, key);
+            keys[*place] = key;
             added.push(key);
         }
         added
@@ -215,51 +217,4 @@ impl Farm {
 
 pub(super) fn too_many(request: RequestId, jobs: usize, jobs_max: usize) -> Refused {
     Refused::TooManyJobs { request, jobs: u64::try_from(jobs).unwrap_or(u64::MAX), jobs_max: u64::try_from(jobs_max).unwrap_or(u64::MAX) }
-}
-
-/// Returns the jobs with inputs before those that need them. Inputs outside `specs` do not count.
-///
-/// # Errors
-/// [`Refused::Cycle`] names one cycle.
-fn inputs_first(specs: &BTreeMap<DrvPath, JobSpec>) -> Result<Vec<DrvPath>, Refused> {
-    let mut missing: BTreeMap<&DrvPath, usize> = BTreeMap::new();
-    let mut dependents: BTreeMap<&DrvPath, Vec<&DrvPath>> = BTreeMap::new();
-    for (derivation, spec) in specs {
-        let inputs: BTreeSet<&DrvPath> =
-            spec.inputs.iter().map(|input| &input.derivation).filter(|input| specs.contains_key(*input)).collect();
-        missing.insert(derivation, inputs.len());
-        for input in inputs {
-            dependents.entry(input).or_default().push(derivation);
-        }
-    }
-    let mut open: Vec<&DrvPath> = missing.iter().filter(|(_, count)| **count == 0).map(|(derivation, _)| *derivation).collect();
-    let mut order: Vec<DrvPath> = Vec::with_capacity(specs.len());
-    while let Some(derivation) = open.pop() {
-        order.push(derivation.clone());
-        for dependent in dependents.get(derivation).into_iter().flatten() {
-            let count = missing.get_mut(dependent).expect("every job has a count");
-            *count -= 1;
-            if *count == 0 {
-                open.push(dependent);
-            }
-        }
-    }
-    if order.len() == specs.len() { Ok(order) } else { Err(Refused::Cycle(cycle(specs, &missing))) }
-}
-
-/// Walks from input to input among the jobs that no order could place; each has such an input, so the walk comes back to itself.
-fn cycle(specs: &BTreeMap<DrvPath, JobSpec>, missing: &BTreeMap<&DrvPath, usize>) -> Vec<DrvPath> {
-    let stuck = |derivation: &DrvPath| missing.get(derivation).is_some_and(|count| *count > 0);
-    let mut walk: Vec<&DrvPath> = Vec::new();
-    let mut seen: BTreeMap<&DrvPath, usize> = BTreeMap::new();
-    let mut at = specs.keys().find(|derivation| stuck(derivation));
-    while let Some(derivation) = at {
-        if let Some(start) = seen.get(derivation) {
-            return walk[*start..].iter().map(|derivation| (*derivation).clone()).collect();
-        }
-        seen.insert(derivation, walk.len());
-        walk.push(derivation);
-        at = specs.get(derivation).and_then(|spec| spec.inputs.iter().map(|input| &input.derivation).filter(|input| stuck(input)).min());
-    }
-    Vec::new()
 }
