@@ -11,11 +11,12 @@ use openraft::storage::RaftLogStorage;
 use openraft::{LogState as RaftLogState, OptionalSend, RaftLogReader};
 use tokio::sync::{Notify, oneshot};
 
-use super::log_state::LogState;
+use super::disk;
+use super::log_state::{Found, LogState};
 use super::member::DirectoryId;
 use super::record::{Record, VERSION};
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
-use super::wal::{NewRecord, Wal, WalError, WalStats};
+use super::wal::{Kind, NewRecord, Stored, Wal, WalError, WalStats};
 
 /// The log. Clones share it.
 #[derive(Clone, Debug)]
@@ -25,7 +26,8 @@ pub struct LogStore {
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<LogState>,
+    /// Apart: what tells of writes must not keep the log itself open.
+    state: Arc<Mutex<LogState>>,
     wal: Wal,
     growth: Growth,
 }
@@ -52,17 +54,59 @@ impl LogStore {
                 newer = Some(WalError::Newer { path: dir.to_owned(), what: what.clone() });
                 return Err(what);
             }
-            state.take(Record::decode(stored)?, stored.payload.len() as u64)
+            let record = Record::decode(stored)?;
+            let entry = entry_id(&record);
+            state.take(record, stored.payload.len() as u64)?;
+            entry.into_iter().for_each(|id| state.written(id));
+            Ok(())
         });
         let wal = opened.map_err(|err| newer.unwrap_or(err))?;
         state.check_whole().map_err(|what| WalError::Damaged { path: dir.to_owned(), offset: 0, what })?;
         let growth = Growth { bytes: AtomicU64::new(0), bytes_max: snapshot_log_bytes, full: Notify::new() };
-        Ok(Self { shared: Arc::new(Shared { state: Mutex::new(state), wal, growth }) })
+        Ok(Self { shared: Arc::new(Shared { state: Arc::new(Mutex::new(state)), wal, growth }) })
     }
 
     /// Returns what the log holds. Held briefly: nothing else can use the log meanwhile.
     pub fn state(&self) -> MutexGuard<'_, LogState> {
-        self.shared.state.lock().expect("no user of the log panics")
+        lock(&self.shared.state)
+    }
+
+    /// Returns entries, those that were let go from their files. What was purged meanwhile is left out.
+    ///
+    /// # Errors
+    /// What the disk says, or that an entry there is damaged.
+    pub fn read_back(&self, found: Vec<Found>) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::with_capacity(found.len());
+        for found in found {
+            match found {
+                Found::Here(entry) => entries.push(entry),
+                Found::There(id) => match self.read_entry(id) {
+                    Ok(entry) => entries.push(entry),
+                    Err(_) if self.state().purged().is_some_and(|purged| id.index <= purged.index) => {}
+                    Err(err) => return Err(err),
+                },
+            }
+        }
+        Ok(entries)
+    }
+
+    fn read_entry(&self, id: LogId) -> io::Result<Entry> {
+        let wrong = |what: String| io::Error::other(format!("read log entry {} back: {what}", id.index));
+        let read = self.shared.wal.read(id.index).map_err(io::Error::other)?;
+        let (version, payload) = read.ok_or_else(|| wrong("it is in no file".to_owned()))?;
+        match Record::decode(Stored { kind: Kind::Entry, index: id.index, version, payload: &payload }).map_err(wrong)? {
+            Record::Entry(entry) if entry.log_id == id => Ok(entry),
+            other => Err(wrong(format!("the file has {other:?}"))),
+        }
+    }
+
+    /// Reads where that holds nobody up; most of what is asked for is in memory.
+    async fn fetch(&self, found: Vec<Found>) -> io::Result<Vec<Entry>> {
+        if found.iter().all(|found| matches!(found, Found::Here(_))) {
+            return self.read_back(found);
+        }
+        let log = self.clone();
+        disk::blocking(move || log.read_back(found)).await?
     }
 
     /// Returns the directory's identity: that of its log.
@@ -104,12 +148,14 @@ impl LogStore {
 
 impl RaftLogReader<TypeConfig> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> io::Result<Vec<Entry>> {
-        Ok(self.state().entries(range).cloned().collect())
+        let found = self.state().entries(range);
+        self.fetch(found).await
     }
 
     /// As many as travel well in one message, but at least one.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        Ok(self.state().entries_within(start..end, APPEND_BYTES_MAX).cloned().collect())
+        let found = self.state().entries_within(start..end, APPEND_BYTES_MAX);
+        self.fetch(found).await
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -149,9 +195,18 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = self.take(entries.into_iter().map(Record::Entry).collect())?;
+        let records: Vec<Record> = entries.into_iter().map(Record::Entry).collect();
+        let last = records.last().and_then(entry_id);
+        let records = self.take(records)?;
         self.shared.growth.add(records.iter().map(|record| record.payload.len() as u64).sum());
-        self.shared.wal.append(records, Box::new(move |result| callback.io_completed(result)));
+        let state = Arc::clone(&self.shared.state);
+        let done = move |result: io::Result<()>| {
+            if let (Ok(()), Some(last)) = (&result, last) {
+                lock(&state).written(last);
+            }
+            callback.io_completed(result);
+        };
+        self.shared.wal.append(records, Box::new(done));
         Ok(())
     }
 
@@ -161,6 +216,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         self.write_durably(Record::Purge(upto)).await
+    }
+}
+
+fn lock(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {
+    state.lock().expect("no user of the log panics")
+}
+
+fn entry_id(record: &Record) -> Option<LogId> {
+    match record {
+        Record::Entry(entry) => Some(entry.log_id),
+        Record::Vote(_) | Record::Truncate(_) | Record::Purge(_) | Record::Committed(_) => None,
     }
 }
 

@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use super::log_state::Found;
 use super::log_store::LogStore;
 use super::member::{DirectoryId, Member};
 use super::record::{Record, VERSION, VERSION_FIRST};
@@ -90,8 +91,11 @@ struct Model {
 
 impl Model {
     fn of(log: &LogStore) -> Self {
-        let state = log.state();
-        Self { vote: state.vote(), committed: state.committed(), purged: state.purged(), entries: state.entries(..).cloned().collect() }
+        let (vote, committed, purged, found) = {
+            let state = log.state();
+            (state.vote(), state.committed(), state.purged(), state.entries(..))
+        };
+        Self { vote, committed, purged, entries: log.read_back(found).expect("reads") }
     }
 
     fn next(&self) -> u64 {
@@ -141,10 +145,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_log_holds_what_a_list_would_hold(steps in steps()) {
+    fn a_log_holds_what_a_list_would_hold(steps in steps(), held_bytes in prop_oneof![Just(u64::MAX), 0..1500u64]) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let dir = TempDir::new().expect("a directory");
         let (mut log, mut model) = (open(dir.path()), Model::default());
+        log.state().hold_at_most(held_bytes);
         for (term, next) in (1..).zip(&steps) {
             let waited = runtime.block_on(step(&mut log, &mut model, term, next));
             prop_assert_eq!(&Model::of(&log), &model);
@@ -155,6 +160,7 @@ proptest! {
             if matches!(next, Step::Reopen) {
                 drop(log);
                 log = open(dir.path());
+                log.state().hold_at_most(held_bytes);
                 prop_assert_eq!(&Model::of(&log), &model);
             }
         }
@@ -200,11 +206,40 @@ async fn a_message_to_a_follower_holds_what_fits_and_at_least_one_entry() {
     let dir = TempDir::new().expect("a directory");
     let mut log = open(dir.path());
     log.blocking_append((0..100).map(|index| entry(1, index)).collect::<Vec<_>>()).await.expect("appends");
-    let indexes = |bytes_max| -> Vec<u64> { log.state().entries_within(10..20, bytes_max).map(|entry| entry.log_id.index).collect() };
+    let index = |found: &Found| match found {
+        Found::Here(entry) => entry.log_id.index,
+        Found::There(id) => id.index,
+    };
+    let indexes = |bytes_max| -> Vec<u64> { log.state().entries_within(10..20, bytes_max).iter().map(index).collect() };
     assert_eq!(indexes(u64::MAX), (10..20).collect::<Vec<_>>());
     assert_eq!(indexes(0), [10], "the very first, whatever its size");
     let some = indexes(250);
     assert!((2..10).contains(&some.len()) && some.starts_with(&[10, 11]), "{some:?}");
+}
+
+#[tokio::test]
+async fn old_entries_are_read_back_and_no_more_are_held_than_may_be() {
+    let dir = TempDir::new().expect("a directory");
+    let mut log = open(dir.path());
+    log.state().hold_at_most(500);
+    let written: Vec<Entry> = (0..200).map(|index| entry(1, index)).collect();
+    log.blocking_append(written.clone()).await.expect("appends");
+    assert!((1..20).contains(&log.state().held()), "{} are held", log.state().held());
+    assert_eq!(log.try_get_log_entries(0..200).await.expect("reads"), written);
+    // Others in their place are other entries, though older records of these indexes are in the files.
+    log.truncate_after(Some(log_id(1, 49))).await.expect("truncates");
+    let others: Vec<Entry> = (50..120).map(|index| entry(2, index)).collect();
+    log.blocking_append(others.clone()).await.expect("appends");
+    assert_eq!(log.try_get_log_entries(40..500).await.expect("reads"), [&written[40..50], &others[..]].concat());
+    log.purge(log_id(2, 99)).await.expect("purges");
+    assert_eq!(log.try_get_log_entries(0..500).await.expect("reads"), others[50..]);
+    drop(log);
+    let mut log = open(dir.path());
+    log.state().hold_at_most(0);
+    assert_eq!(log.try_get_log_entries(0..500).await.expect("reads"), others[50..]);
+    log.blocking_append([entry(3, 120)]).await.expect("appends");
+    assert_eq!(log.state().held(), 0);
+    assert_eq!(log.try_get_log_entries(119..121).await.expect("reads"), [others[69].clone(), entry(3, 120)]);
 }
 
 /// Version 2 for ever: `UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.

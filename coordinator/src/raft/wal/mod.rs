@@ -5,6 +5,7 @@
 //! cut; anything else that is wrong is an error that names file and offset.
 //! Source of the scheme: PostgreSQL's and etcd's logs; the recovery rules follow Protocol-Aware Recovery, Alagappan et al. 2018.
 
+mod back;
 mod layout;
 #[cfg_attr(feature = "simulation", path = "prepare_simulated.rs")]
 mod prepare;
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::disk::{self, Server};
 use super::latency::Recorder;
 
+use back::Places;
 pub use layout::Kind;
 pub use recover::Stored;
 
@@ -126,6 +128,8 @@ pub enum Room {
 /// An open log. Requests are done in the order of the calls.
 #[derive(Debug)]
 pub struct Wal {
+    dir: PathBuf,
+    places: Arc<Places>,
     /// Dropped, it waits until everything asked for is written.
     server: Server<Request>,
     stats: Arc<WalStats>,
@@ -142,10 +146,11 @@ impl Wal {
         disk::create_dir_all(dir).map_err(at("create", dir))?;
         let recovered = recover::recover(dir, &mut replay)?;
         let stats = Arc::new(WalStats::default());
-        let mut writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats))?;
+        let places = Arc::new(Places::default());
+        let mut writer = writer::Writer::start(dir, segment_bytes, recovered, Arc::clone(&stats), Arc::clone(&places))?;
         let log_id = writer.log_id();
         let server = Server::start("wal", dir, move |requests| writer.serve(requests)).map_err(at("start a thread for", dir))?;
-        Ok(Self { server, stats, log_id })
+        Ok(Self { dir: dir.to_owned(), places, server, stats, log_id })
     }
 
     /// Writes `records` and calls `done` once they, and everything asked for before, are durable, or with the error.
@@ -159,6 +164,14 @@ impl Wal {
     pub fn note(&self, record: NewRecord) {
         // A thread that has ended has told why to whoever waited for a sync.
         let _ = self.server.ask(Request::Note(record));
+    }
+
+    /// Reads an entry back that was written and not purged: the version of its payload, and the payload. `None`: it is not in a file.
+    ///
+    /// # Errors
+    /// [`WalError::Io`] also if it was purged meanwhile, [`WalError::Damaged`] if it is not what was written.
+    pub fn read(&self, index: u64) -> Result<Option<(u8, Vec<u8>)>, WalError> {
+        self.places.read(&self.dir, index)
     }
 
     /// Returns what was drawn when the log was begun. No other log has it.

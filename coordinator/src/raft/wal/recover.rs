@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::super::disk::{self, File, FileExt, OpenOptions};
+use super::back::Place;
 use super::layout::{BLOCK_BYTES, Found, Header, Kind, RECORDS_AT, decode_record, decode_seal, find_proof};
 use super::segment::{self, PREPARED};
 use super::{Closed, Heads, NewRecord, WalError, at};
@@ -20,6 +21,8 @@ pub struct Recovered {
     pub newest: Option<Newest>,
     /// What the head of the next segment must repeat.
     pub heads: Heads,
+    /// Where entries lie, in the order in which they were written.
+    pub places: Vec<(u64, Place)>,
 }
 
 /// The segment that grows.
@@ -58,17 +61,18 @@ pub fn recover(dir: &Path, replay: &mut dyn FnMut(Stored<'_>) -> Result<(), Stri
     let mut closed = VecDeque::new();
     let mut heads = Heads::default();
     let mut before: Option<Segment> = None;
+    let mut places = Vec::new();
     for number in segment::list(dir)? {
         let mut segment = Segment::read(dir, number)?;
         if let Some(before) = before.take() {
             before.check_complete(&segment)?;
             closed.push_back(before.close(dir)?);
         }
-        segment.scan(&mut heads, replay)?;
+        segment.scan(&mut heads, &mut places, replay)?;
         before = Some(segment);
     }
     let newest = before.map(Segment::cut).transpose()?;
-    Ok(Recovered { closed, newest, heads })
+    Ok(Recovered { closed, newest, heads, places })
 }
 
 /// One segment in memory, read up to `end`.
@@ -108,7 +112,12 @@ impl Segment {
         Ok(Self { path, file, header, sealed_at, bytes, end, last_seq, index_max: None, bad: None })
     }
 
-    fn scan(&mut self, heads: &mut Heads, replay: &mut dyn FnMut(Stored<'_>) -> Result<(), String>) -> Result<(), WalError> {
+    fn scan(
+        &mut self,
+        heads: &mut Heads,
+        places: &mut Vec<(u64, Place)>,
+        replay: &mut dyn FnMut(Stored<'_>) -> Result<(), String>,
+    ) -> Result<(), WalError> {
         loop {
             let (head, payload, size) = match decode_record(&self.header, &self.bytes[self.end..]) {
                 Found::Record(head, payload, size) => (head, payload, size),
@@ -127,6 +136,7 @@ impl Segment {
             heads.note(&NewRecord { kind: head.kind, index: head.index, version: head.version, payload: payload.to_owned() });
             if head.kind == Kind::Entry {
                 self.index_max = self.index_max.max(Some(head.index));
+                places.push((head.index, Place { segment: self.header.number, offset: self.end as u64, bytes: size }));
             }
             self.last_seq = head.seq;
             self.end += size;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::disk::{self, File, FileExt};
+use super::back::{Place, Places};
 use super::layout::{Header, RECORDS_AT, RecordHead, encode_record, record_bytes};
 use super::prepare::Preparer;
 use super::recover::Recovered;
@@ -28,6 +29,9 @@ pub struct Writer {
     failed: Option<String>,
     preparer: Preparer,
     stats: Arc<WalStats>,
+    /// Entries in the buffer, and where they will lie.
+    placed: Vec<(u64, Place)>,
+    places: Arc<Places>,
 }
 
 /// The segment that grows. `offset` is where the buffer will go.
@@ -40,7 +44,14 @@ struct Current {
 
 impl Writer {
     /// Takes over a recovered log; begins a new one if nothing was there.
-    pub fn start(dir: &Path, segment_bytes: u64, recovered: Recovered, stats: Arc<WalStats>) -> Result<Self, WalError> {
+    pub fn start(
+        dir: &Path,
+        segment_bytes: u64,
+        recovered: Recovered,
+        stats: Arc<WalStats>,
+        places: Arc<Places>,
+    ) -> Result<Self, WalError> {
+        places.note(recovered.places);
         let (current, last_seq) = match recovered.newest {
             Some(newest) => {
                 let current = Current { file: newest.file, header: newest.header, offset: newest.offset, index_max: newest.index_max };
@@ -61,6 +72,8 @@ impl Writer {
             failed: None,
             preparer: Preparer::start(dir, segment_bytes, Arc::clone(&stats))?,
             stats,
+            placed: Vec::new(),
+            places,
         };
         writer.sync_recovered()?;
         writer.count();
@@ -105,10 +118,15 @@ impl Writer {
         if self.current.offset + self.buffer.len() as u64 + size > self.current.header.size_bytes {
             self.rotate(size)?;
         }
+        let offset = self.current.offset + self.buffer.len() as u64;
         self.encode(&record);
         self.heads.note(&record);
         match record.kind {
-            Kind::Entry => self.current.index_max = self.current.index_max.max(Some(record.index)),
+            Kind::Entry => {
+                self.current.index_max = self.current.index_max.max(Some(record.index));
+                let (segment, bytes) = (self.current.header.number, record_bytes(record.payload.len()));
+                self.placed.push((record.index, Place { segment, offset, bytes }));
+            }
             Kind::Purge => self.purged = self.purged.max(Some(record.index)),
             Kind::Vote | Kind::Truncate | Kind::Committed => {}
         }
@@ -138,6 +156,7 @@ impl Writer {
         self.current.file.write_all_at(&self.buffer, self.current.offset).map_err(at("write", &self.path()))?;
         self.current.offset += self.buffer.len() as u64;
         self.buffer.clear();
+        self.places.note(self.placed.drain(..));
         Ok(())
     }
 
@@ -185,6 +204,7 @@ impl Writer {
     /// Deletes the oldest segments that hold nothing but purged entries. Their votes are repeated at the head of later ones.
     fn drop_purged(&mut self) -> Result<(), WalError> {
         let Some(purged) = self.purged.take() else { return Ok(()) };
+        self.places.forget(purged);
         let count = self.closed.len();
         while let Some(oldest) = self.closed.front().filter(|oldest| oldest.index_max.is_none_or(|index| index <= purged)) {
             let path = segment::path(&self.dir, oldest.number);
