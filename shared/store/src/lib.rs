@@ -13,6 +13,7 @@
 //! read: a worker's stream is verified against the blob's BLAKE3, Nix checks the NAR hash of what HTTP gives it (HTTP serves bytes as
 //! they lie), and [`Store::verify_all`] reads everything. Each names the object.
 
+mod batch;
 mod blob;
 mod cache;
 mod debug;
@@ -60,7 +61,7 @@ pub use publish::Endorsed;
 pub use receive::{BlobReceiver, Provenance, RESUME_BYTES, Received};
 pub use s3::{S3, S3Credentials};
 pub use spool::{SPOOL_MEMORY_BYTES, Spool};
-pub use store::{Location, Store, StoreConfig, Traffic};
+pub use store::{Location, Store, StoreConfig, Traffic, parse_derivation};
 pub use unpack::{NarReader, UnpackError, unpack};
 pub use uploads::{Begun, Uploads};
 pub use verify::VerifyReport;

@@ -8,13 +8,14 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 
+use crate::batch;
 use crate::error::StoreError;
 use crate::s3::S3;
 use crate::spool::Spool;
@@ -24,6 +25,8 @@ use crate::spool::Spool;
 const PART_BYTES: usize = 8 << 20;
 /// Parts of one object under way at a time: what a fast link to S3 can carry, in 32 MiB of memory.
 const PARTS_MAX: usize = 4;
+/// Small objects under way at a time where each is a request.
+const PUTS_MAX: usize = 64;
 
 /// Where objects lie.
 #[derive(Clone, Debug)]
@@ -90,6 +93,21 @@ impl Objects {
     /// Writes an object in place of what was there.
     pub(crate) async fn put(&self, key: &Path, bytes: Bytes) -> Result<(), StoreError> {
         self.inner.put(key, PutPayload::from_bytes(bytes)).await.map(drop).map_err(|err| failed("write", key, err))
+    }
+
+    /// Writes many small objects in place of what was there; on an error, any of them may be written.
+    pub(crate) async fn put_all(&self, objects: Vec<(Path, Bytes)>) -> Result<(), StoreError> {
+        let Some(dir) = self.durable_dir.clone().filter(|_| objects.len() > 1) else {
+            let puts = futures::stream::iter(objects).map(|(key, bytes)| {
+                let objects = self.clone();
+                async move { objects.put(&key, bytes).await }
+            });
+            return puts.buffer_unordered(PUTS_MAX).try_collect().await;
+        };
+        let first = objects[0].0.clone();
+        let written = tokio::task::spawn_blocking(move || batch::write_all(&dir, &objects)).await;
+        let written = written.map_err(|err| StoreError::Task { operation: "write objects", err })?;
+        written.map_err(|err| failed("write", &first, generic(err.into())))
     }
 
     /// Writes spooled bytes in place of what was there; many in parts, which are seen once the last has arrived.

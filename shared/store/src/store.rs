@@ -219,10 +219,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::WrongDerivation`] names the rule that is broken; nothing is stored then.
     pub async fn put_derivation(&self, path: &DrvPath, bytes: Bytes) -> Result<Derivation, StoreError> {
-        let parsed = check_derivation(&self.inner.store_dir, path, &bytes);
-        let parsed = parsed.map_err(|reason| StoreError::WrongDerivation { path: path.clone(), reason })?;
+        let parsed = parse_derivation(&self.inner.store_dir, path, &bytes)?;
         self.inner.objects.put(&key::derivation(path), bytes).await?;
         Ok(parsed)
+    }
+
+    /// Keeps derivations that [`parse_derivation`] has taken. On return all are on stable storage, for which they waited together.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails; any of them may be stored then.
+    pub async fn put_checked_derivations(&self, files: Vec<(DrvPath, Bytes)>) -> Result<(), StoreError> {
+        self.inner.objects.put_all(files.into_iter().map(|(path, bytes)| (key::derivation(&path), bytes)).collect()).await
     }
 
     /// Returns the bytes of a derivation, checked against its path, and their parse. `None`: the store does not have it.
@@ -354,6 +361,14 @@ impl Store {
 
 pub(crate) fn damaged_narinfo(key: &Path, reason: String) -> StoreError {
     StoreError::DamagedNarinfo { key: key.to_string(), reason }
+}
+
+/// Reads a derivation whose path must be the one that follows from its bytes.
+///
+/// # Errors
+/// [`StoreError::WrongDerivation`] names the rule that is broken.
+pub fn parse_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<Derivation, StoreError> {
+    check_derivation(store_dir, path, bytes).map_err(|reason| StoreError::WrongDerivation { path: path.clone(), reason })
 }
 
 fn check_derivation(store_dir: &StoreDir, path: &DrvPath, bytes: &[u8]) -> Result<Derivation, String> {
