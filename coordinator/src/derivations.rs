@@ -1,16 +1,20 @@
-//! Derivations in memory: bytes and parse of those that were used lately, and what has been checked of each.
+//! Derivations in memory: outlines of what is brought and submitted, and bytes and parse of the few that were used lately.
+//!
+//! A submission needs the outlines of its whole closure at once, and seldom a file: its memory is bounded by that. Source: ADR 0043.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use kiln_nix::Outline;
 use kiln_nix::derivation::{Derivation, DerivationError as ParseError, path_of_parsed};
 use kiln_nix::nar::{self, NarError};
 use kiln_store::{NarReader, Store, StoreError};
 use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, OutputName, PathInfo, StoreDir, StorePath};
 
+use crate::checked::Checked;
 use crate::heavy::heavy;
 use crate::parts::Parts;
 
@@ -52,6 +56,44 @@ pub(crate) enum DerivationError {
 pub(crate) struct Derivations {
     store_dir: StoreDir,
     kept: Mutex<Held>,
+    outlines: Mutex<Outlines>,
+}
+
+#[derive(Default)]
+struct Outlines {
+    by_path: BTreeMap<DrvPath, Arc<Outline>>,
+    /// What they take, about.
+    bytes: usize,
+}
+
+impl Outlines {
+    /// Keeps an outline, which names others by the paths that are held here already.
+    fn keep(&mut self, path: DrvPath, mut outline: Outline) -> Arc<Outline> {
+        if let Some(known) = self.by_path.get(&path) {
+            return known.clone();
+        }
+        outline.share(|input| self.by_path.get_key_value(input).map(|(held, _)| held.clone()));
+        let outline = Arc::new(outline);
+        let taken = bytes_of(&outline);
+        if self.bytes + taken > OUTLINES_BYTES_MAX {
+            // Everything is in the store: starting over costs reads, and no bookkeeping on the way.
+            *self = Self::default();
+        }
+        self.bytes += taken;
+        self.by_path.insert(path, outline.clone());
+        outline
+    }
+
+    fn forget(&mut self, path: &DrvPath) {
+        if let Some(outline) = self.by_path.remove(path) {
+            self.bytes -= bytes_of(&outline);
+        }
+    }
+}
+
+/// What an outline takes of memory, about, with its own path and its place in the map.
+fn bytes_of(outline: &Outline) -> usize {
+    outline.bytes_taken() + 160
 }
 
 #[derive(Default)]
@@ -69,7 +111,7 @@ struct Kept {
 
 impl Derivations {
     pub(crate) fn new(store_dir: StoreDir) -> Self {
-        Self { store_dir, kept: Mutex::default() }
+        Self { store_dir, kept: Mutex::default(), outlines: Mutex::default() }
     }
 
     /// Returns the parse of a derivation.
@@ -77,8 +119,23 @@ impl Derivations {
         Ok(self.load(parts, path).await?.parsed)
     }
 
+    /// Returns the outline of a derivation, if it is in memory.
+    pub(crate) fn known(&self, path: &DrvPath) -> Option<Arc<Outline>> {
+        self.outlines().by_path.get(path).cloned()
+    }
+
+    /// Returns the outline of a derivation.
+    pub(crate) async fn outline(&self, parts: &Parts, path: &DrvPath) -> Result<Arc<Outline>, DerivationError> {
+        if let Some(outline) = self.known(path) {
+            return Ok(outline);
+        }
+        let parsed = self.get(parts, path).await?;
+        Ok(self.outlines().keep(path.clone(), Outline::of(&parsed)))
+    }
+
     /// Forgets a derivation that is deleted.
     pub(crate) fn forget(&self, path: &DrvPath) {
+        self.outlines().forget(path);
         let mut held = self.held();
         if let Some(kept) = held.by_path.remove(path) {
             held.bytes -= kept.bytes_taken();
@@ -88,6 +145,7 @@ impl Derivations {
     /// Forgets all: another leader may have deleted some.
     pub(crate) fn forget_all(&self) {
         *self.held() = Held::default();
+        *self.outlines() = Outlines::default();
     }
 
     /// Returns the bytes of a derivation.
@@ -100,6 +158,9 @@ impl Derivations {
         let kept = Kept { bytes, parsed };
         let taken = kept.bytes_taken();
         let mut held = self.held();
+        if taken > KEPT_BYTES_MAX / 16 {
+            return;
+        }
         if held.bytes + taken > KEPT_BYTES_MAX {
             // Everything is in the store: starting over costs reads, and no bookkeeping on the way.
             *held = Held::default();
@@ -114,17 +175,34 @@ impl Derivations {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a derivation that a client brought into the store, and keeps it: it is about to be submitted.
+    fn outlines(&self) -> MutexGuard<'_, Outlines> {
+        self.outlines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts derivations that a client brought into the store, and keeps what their submission will need of them. Each is read and checked
+    /// once, inputs first where they came so.
     ///
     /// # Errors
-    /// What the store says.
-    pub(crate) async fn add(&self, store: &Store, path: DrvPath, bytes: Bytes) -> Result<(), StoreError> {
-        let parsed = store.put_derivation(&path, bytes.clone()).await?;
-        // One that Nix would have written differently is refused when it is read for use.
-        if bytes.len() <= KEPT_ADDED_BYTES_MAX && parsed.check_canonical(&self.store_dir, &bytes).is_ok() {
-            self.keep(path, bytes, Arc::new(parsed));
+    /// What the store says, or what is wrong with one of them: nothing is stored then.
+    pub(crate) async fn add(&self, store: &Store, checked: &Checked, files: Vec<(DrvPath, Bytes)>) -> Result<(), (DrvPath, StoreError)> {
+        let outlines = heavy(|| files.iter().map(|(path, bytes)| self.read(checked, path, bytes)).collect::<Result<Vec<_>, _>>())?;
+        let paths: Vec<DrvPath> = files.iter().map(|(path, _)| path.clone()).collect();
+        store.put_checked_derivations(files).await.map_err(|error| (paths[0].clone(), error))?;
+        let mut kept = self.outlines();
+        for (path, outline) in paths.into_iter().zip(outlines) {
+            outline.map(|outline| kept.keep(path, outline));
         }
         Ok(())
+    }
+
+    /// Reads what a client brought. One that Nix would have written differently is refused when it is submitted, and has no outline here.
+    fn read(&self, checked: &Checked, path: &DrvPath, bytes: &[u8]) -> Result<Option<Outline>, (DrvPath, StoreError)> {
+        let parsed = kiln_store::parse_derivation(&self.store_dir, path, bytes).map_err(|error| (path.clone(), error))?;
+        if parsed.check_canonical(&self.store_dir, bytes).is_err() {
+            return Ok(None);
+        }
+        checked.check_if_known(path, &parsed);
+        Ok(Some(Outline::of(&parsed)))
     }
 
     async fn load(&self, parts: &Parts, path: &DrvPath) -> Result<Kept, DerivationError> {
@@ -218,10 +296,10 @@ impl Kept {
     }
 }
 
-/// Bytes of derivations kept in memory, parses among them: all of a package set of 60,000.
-const KEPT_BYTES_MAX: usize = 768 << 20;
-/// A derivation that a client brings and that is larger waits in the store until somebody submits it: those of real packages have a few KiB.
-const KEPT_ADDED_BYTES_MAX: usize = 256 << 10;
+/// Bytes of derivations kept in memory, parses among them: those that are handed to workers at the time.
+const KEPT_BYTES_MAX: usize = 48 << 20;
+/// Bytes of outlines kept in memory: those of a package set of 100,000, so that who submits it again asks the store for none.
+const OUTLINES_BYTES_MAX: usize = 96 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -238,7 +316,7 @@ mod tests {
         let parsed = Derivation::parse(&StoreDir::default(), "a", text).expect("a derivation");
         let parsed = Arc::new(parsed);
         let path = |number: usize| DrvPath::parse(&format!("{number:032}-a.drv")).expect("a path");
-        let bytes = Bytes::from(vec![0; 4 << 20]);
+        let bytes = Bytes::from(vec![0; 256 << 10]);
         for number in 0..200 {
             derivations.keep(path(number), bytes.clone(), parsed.clone());
             derivations.keep(path(number), bytes.clone(), parsed.clone());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use kiln_nix::derivation::Derivation;
+use kiln_nix::Outline;
 use kiln_wire::client::Refusal;
 use kiln_wire::limits::JOBS_PER_SUBMISSION_MAX;
 use kiln_wire::{DrvPath, Root};
@@ -19,7 +19,7 @@ use crate::refuse;
 /// The derivations of a closure, inputs before what needs them.
 pub(crate) struct DrvClosure {
     pub(crate) ordered: Vec<DrvPath>,
-    pub(crate) parsed: BTreeMap<DrvPath, Arc<Derivation>>,
+    pub(crate) outlines: BTreeMap<DrvPath, Arc<Outline>>,
 }
 
 impl DrvClosure {
@@ -30,20 +30,35 @@ impl DrvClosure {
     pub(crate) async fn load(parts: &Parts, roots: &[Root]) -> Result<Self, Refusal> {
         let mut waiting: Vec<DrvPath> = roots.iter().map(|root| root.derivation.clone()).collect();
         let mut seen: BTreeSet<DrvPath> = waiting.iter().cloned().collect();
-        let mut loading = FuturesUnordered::new();
-        let mut parsed = BTreeMap::new();
+        let (mut lacking, mut loading) = (Vec::new(), FuturesUnordered::new());
+        let mut outlines: BTreeMap<DrvPath, Arc<Outline>> = BTreeMap::new();
         let mut missing = BTreeSet::new();
         loop {
-            while let Some(path) = waiting.pop_if(|_| loading.len() < LOADS_MAX) {
-                loading.push(async move {
-                    touch(parts, [path.as_path()]).await;
-                    (parts.derivations.get(parts, &path).await, path)
-                });
+            // What is in memory costs one turn at the gate for each level of the graph.
+            while !waiting.is_empty() {
+                touch(parts, waiting.iter().map(DrvPath::as_path)).await;
+                for path in std::mem::take(&mut waiting) {
+                    match parts.derivations.known(&path) {
+                        Some(outline) => {
+                            waiting.extend(unseen(&outline, &mut seen));
+                            outlines.insert(path, outline);
+                        }
+                        None => lacking.push(path),
+                    }
+                }
+            }
+            if outlines.len() > JOBS_PER_SUBMISSION_MAX {
+                return Err(refuse::invalid(format!(
+                    "submit: the closure has over {JOBS_PER_SUBMISSION_MAX} derivations; submit it in parts"
+                )));
+            }
+            while let Some(path) = lacking.pop_if(|_| loading.len() < LOADS_MAX) {
+                loading.push(async move { (parts.derivations.outline(parts, &path).await, path) });
             }
             match loading.next().await {
-                Some((Ok(derivation), path)) => {
-                    waiting.extend(derivation.inputs.keys().filter(|input| seen.insert((*input).clone())).cloned());
-                    parsed.insert(path, derivation);
+                Some((Ok(outline), path)) => {
+                    waiting.extend(unseen(&outline, &mut seen));
+                    outlines.insert(path, outline);
                 }
                 Some((Err(DerivationError::Missing(path)), _)) => {
                     missing.insert(path);
@@ -51,21 +66,21 @@ impl DrvClosure {
                 Some((Err(error), _)) => return Err(unreadable(&error)),
                 None => break,
             }
-            if parsed.len() > JOBS_PER_SUBMISSION_MAX {
-                return Err(refuse::invalid(format!(
-                    "submit: the closure has over {JOBS_PER_SUBMISSION_MAX} derivations; submit it in parts"
-                )));
-            }
         }
         if missing.is_empty() {
-            return Ok(Self { ordered: ordered(&parsed, roots), parsed });
+            return Ok(Self { ordered: ordered(&outlines, roots), outlines });
         }
         Err(refuse::missing("submit", "derivations", missing.iter().map(|path| path.as_path().clone()).collect()))
     }
 }
 
+/// Returns the inputs of a derivation that nobody has seen yet.
+fn unseen(outline: &Outline, seen: &mut BTreeSet<DrvPath>) -> Vec<DrvPath> {
+    outline.inputs().map(|(input, _)| input).filter(|input| seen.insert((*input).clone())).cloned().collect()
+}
+
 /// Returns the derivations of a whole closure, inputs before what needs them, by a walk without recursion.
-fn ordered(parsed: &BTreeMap<DrvPath, Arc<Derivation>>, roots: &[Root]) -> Vec<DrvPath> {
+fn ordered(outlines: &BTreeMap<DrvPath, Arc<Outline>>, roots: &[Root]) -> Vec<DrvPath> {
     enum Step<'a> {
         Enter(&'a DrvPath),
         Leave(&'a DrvPath),
@@ -78,7 +93,7 @@ fn ordered(parsed: &BTreeMap<DrvPath, Arc<Derivation>>, roots: &[Root]) -> Vec<D
             Step::Leave(path) => ordered.push(path.clone()),
             Step::Enter(path) if entered.insert(path) => {
                 steps.push(Step::Leave(path));
-                steps.extend(parsed[path].inputs.keys().map(Step::Enter));
+                steps.extend(outlines[path].inputs().map(|(input, _)| Step::Enter(input)));
             }
             Step::Enter(_) => {}
         }
@@ -87,7 +102,7 @@ fn ordered(parsed: &BTreeMap<DrvPath, Arc<Derivation>>, roots: &[Root]) -> Vec<D
 }
 
 /// A file that is no derivation stays none; a store that fails may answer the next time.
-fn unreadable(error: &DerivationError) -> Refusal {
+pub(crate) fn unreadable(error: &DerivationError) -> Refusal {
     match error {
         DerivationError::Parse { .. } | DerivationError::NotOne { .. } | DerivationError::Missing(_) => {
             refuse::invalid(format!("submit: {}", Chain(error)))

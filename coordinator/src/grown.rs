@@ -118,7 +118,7 @@ fn unsettled(mut lacking: Lacking, settled: &Settled) -> Lacking {
 async fn stage(parts: &Arc<Parts>, path: &DrvPath, mut jobs: Vec<JobSpec>, needs: Vec<DrvPath>) -> Result<Resolution, GrownError> {
     let request = draw_request(path);
     jobs.retain(|job| !parts.farm(|farm| farm.has_job(&job.derivation)));
-    for stage in submit::stages(request, &jobs, parts.clock.now()) {
+    for stage in submit::stages(request, jobs, parts.clock.now()) {
         let answers = propose_patiently(parts.clone(), stage).await?.answers;
         if let Some(refused) = answers.into_iter().find_map(refusal) {
             return Err(refused.into());

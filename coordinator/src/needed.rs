@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_nix::derivation::Derivation;
-use kiln_nix::job;
+use kiln_nix::{Outline, job};
 use kiln_wire::client::Refusal;
 use kiln_wire::{DrvPath, JobSpec, OutputName, Root, StorePath};
 
@@ -26,10 +25,10 @@ where
 {
     let mut wanted: BTreeMap<&DrvPath, BTreeSet<OutputName>> = BTreeMap::new();
     for root in roots {
-        wanted.entry(&root.derivation).or_default().extend(wanted_outputs(root, &closure.parsed[&root.derivation]));
+        wanted.entry(&root.derivation).or_default().extend(wanted_outputs(root, &closure.outlines[&root.derivation]));
     }
     let mut users: BTreeMap<&DrvPath, usize> = closure.ordered.iter().map(|path| (path, 0)).collect();
-    for input in closure.parsed.values().flat_map(|derivation| derivation.inputs.keys()) {
+    for input in closure.outlines.values().flat_map(|outline| outline.inputs().map(|(input, _)| input)) {
         *users.entry(input).or_default() += 1;
     }
     let mut wave: Vec<&DrvPath> = closure.ordered.iter().filter(|path| users[*path] == 0).collect();
@@ -37,11 +36,11 @@ where
     while !wave.is_empty() {
         let lacking = lacking(closure, &wave, &wanted, &missing, &realised).await?;
         for path in std::mem::take(&mut wave) {
-            let derivation = &closure.parsed[path];
+            let outline = &closure.outlines[path];
             let is_job = lacking.contains(path);
-            for (input, wanted_of_input) in &derivation.inputs {
+            for (input, needs) in outline.inputs() {
                 if is_job {
-                    wanted.entry(input).or_default().extend(wanted_of_input.all());
+                    wanted.entry(input).or_default().extend(needs.iter().filter_map(|need| need.output.clone()));
                 }
                 let left = users.entry(input).or_default();
                 *left -= 1;
@@ -51,7 +50,7 @@ where
             }
             if is_job {
                 jobs.push(
-                    job::spec(path, derivation, |input| closure.parsed.get(input).map(|input| &**input))
+                    job::spec(path, outline, |input| closure.outlines.get(input).map(|input| &**input))
                         .map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?,
                 );
             }
@@ -65,8 +64,8 @@ where
     Ok(jobs)
 }
 
-fn wanted_outputs(root: &Root, derivation: &Derivation) -> BTreeSet<OutputName> {
-    if root.outputs.is_empty() { derivation.outputs.keys().cloned().collect() } else { root.outputs.clone() }
+fn wanted_outputs(root: &Root, outline: &Outline) -> BTreeSet<OutputName> {
+    if root.outputs.is_empty() { outline.outputs().iter().map(|(name, _)| name.clone()).collect() } else { root.outputs.clone() }
 }
 
 /// An output whose path the derivation does not say.
@@ -88,14 +87,13 @@ where
     let mut known: Vec<(StorePath, &DrvPath)> = Vec::new();
     let mut unknown: BTreeMap<Unknown, &'a DrvPath> = BTreeMap::new();
     for path in wave {
-        let derivation = &closure.parsed[*path];
+        let outline = &closure.outlines[*path];
         for name in wanted.get(path).into_iter().flatten() {
-            let no_output =
-                || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", derivation.name));
-            match derivation.outputs.get(name).ok_or_else(no_output)?.path() {
+            let no_output = || refuse::invalid(format!("submit: `{}` has no output `{name}`, which something wants of it", path.name()));
+            match outline.output(name).ok_or_else(no_output)? {
                 Some(output) => known.push((output.clone(), path)),
                 // Made anew for everybody who asks.
-                None if derivation.is_impure() => {
+                None if outline.is_impure() => {
                     lacking.insert(*path);
                 }
                 None => {
@@ -121,6 +119,7 @@ mod tests {
     use std::cell::Cell;
     use std::sync::Arc;
 
+    use kiln_nix::Derivation;
     use kiln_wire::StoreDir;
 
     use super::*;
@@ -151,11 +150,11 @@ mod tests {
             };
             let text =
                 format!(r#"Derive([("out","{out}",{fixed})],[{}],[],"x86_64-linux","/bin/sh",[],[("out","{out}")])"#, inputs.join(","));
-            Arc::new(Derivation::parse(&StoreDir::default(), name, text.as_bytes()).expect("parses"))
+            Arc::new(Outline::of(&Derivation::parse(&StoreDir::default(), name, text.as_bytes()).expect("parses")))
         };
         DrvClosure {
             ordered: of.iter().map(|(name, ..)| drv(name)).collect(),
-            parsed: of.iter().map(|one| (drv(one.0), parsed(one))).collect(),
+            outlines: of.iter().map(|one| (drv(one.0), parsed(one))).collect(),
         }
     }
 
@@ -195,10 +194,10 @@ mod tests {
         let floating = |name: &str, inputs: &[&str]| {
             let inputs: Vec<String> = inputs.iter().map(|input| format!(r#"("/nix/store/{}",["out"])"#, drv(input))).collect();
             let text = format!(r#"Derive([("out","","r:sha256","")],[{}],[],"x86_64-linux","/bin/sh",[],[("out","")])"#, inputs.join(","));
-            Arc::new(Derivation::parse(&StoreDir::default(), name, text.as_bytes()).expect("parses"))
+            Arc::new(Outline::of(&Derivation::parse(&StoreDir::default(), name, text.as_bytes()).expect("parses")))
         };
-        let parsed = [(drv("a"), floating("a", &[])), (drv("b"), floating("b", &["a"]))].into();
-        let closure = DrvClosure { ordered: vec![drv("a"), drv("b")], parsed };
+        let outlines = [(drv("a"), floating("a", &[])), (drv("b"), floating("b", &["a"]))].into();
+        let closure = DrvClosure { ordered: vec![drv("a"), drv("b")], outlines };
         let roots = [Root { derivation: drv("b"), outputs: BTreeSet::new() }];
         for (realised, there, expected) in [
             (&[][..], &[][..], &[("a", false), ("b", true)][..]),

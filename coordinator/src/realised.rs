@@ -14,9 +14,9 @@ use crate::derivations::DerivationError;
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
-use crate::heavy::heavy;
 use crate::parts::Parts;
 use crate::register::turn_of_identity;
+use crate::submit;
 
 /// Returns what a published realisation says of an output, if its path is there.
 pub(crate) async fn published(parts: &Parts, derivation: &DrvPath, output: &OutputName) -> Result<Option<PathInfo>, StoreError> {
@@ -149,8 +149,12 @@ async fn identity(parts: &Parts, derivation: &DrvPath) -> Option<Sha256Hash> {
         return Some(identity);
     }
     let root = Root { derivation: derivation.clone(), outputs: Default::default() };
-    match DrvClosure::load(parts, &[root]).await {
-        Ok(closure) => heavy(|| closure.ordered.iter().for_each(|path| drop(parts.checked.check(path, &closure.parsed[path])))),
+    let checked = match DrvClosure::load(parts, &[root]).await {
+        Ok(closure) => submit::check_output_paths(parts, &closure).await,
+        Err(refusal) => Err(refusal),
+    };
+    match checked {
+        Ok(()) => {}
         Err(refusal) => tracing::warn!(%derivation, refusal.message, "name the outputs as Nix to 2.34 does"),
     }
     parts.checked.identity(derivation)

@@ -211,17 +211,15 @@ async fn substitutable(parts: &Arc<Parts>, paths: Vec<StorePath>) -> Result<Vec<
     substitute::substitutable(parts, paths).await
 }
 
-/// Keeps derivations, many at a time: each waits for the disk, which takes the waits of many together.
+/// Keeps derivations, all of them or none.
 async fn add_derivations(parts: &Parts, files: Vec<DerivationFile>) -> Result<(), Refusal> {
     check_count(files.len())?;
     touch(parts, files.iter().map(|file| file.path.as_path())).await;
-    let puts = futures::stream::iter(files).map(|DerivationFile { path, bytes }| async move {
-        parts.derivations.add(&parts.store, path.clone(), bytes.into()).await.map_err(|error| match error.is_peers_fault() {
-            true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
-            false => refuse::unavailable("add derivation", &error),
-        })
-    });
-    puts.buffer_unordered(WRITES_MAX).try_collect().await
+    let files = files.into_iter().map(|DerivationFile { path, bytes }| (path, bytes.into())).collect();
+    parts.derivations.add(&parts.store, &parts.checked, files).await.map_err(|(path, error)| match error.is_peers_fault() {
+        true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
+        false => refuse::unavailable("add derivation", &error),
+    })
 }
 
 async fn path_infos(parts: &Parts, paths: Vec<StorePath>, whole_closure: bool, sender: &mut Sender) -> Result<(), LinkError> {
@@ -323,8 +321,6 @@ async fn registered(parts: &Parts, told: &str, is_trusted: bool) -> Result<(), R
 
 /// Objects read at a time for one request.
 const READS_MAX: usize = 64;
-/// Derivations written at a time.
-const WRITES_MAX: usize = 64;
 /// Jobs in one frame: a view with attempts takes a few hundred bytes.
 const JOBS_PER_FRAME: usize = 1024;
 /// Facts in one frame: one with many references takes some KiB.

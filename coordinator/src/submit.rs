@@ -19,7 +19,7 @@ use crate::heavy::heavy;
 use crate::needed::{self, Unknown};
 use crate::parts::Parts;
 use crate::raft::ConsensusError;
-use crate::{readable, realised, refuse, substitute};
+use crate::{drv_closure, readable, realised, refuse, substitute};
 
 /// Makes a build of a submission, unless whoever asks goes away before the farm has heard of it: what upstream caches have may take long to
 /// bring. A [`Refusal`] says what is missing, wrong or over a limit; nothing has changed then.
@@ -38,7 +38,7 @@ pub(crate) async fn while_wanted(
         gone = sender.gone() => return Err(gone),
     };
     Ok(match prepared {
-        Ok(jobs) => hand_over(parts.clone(), submission, &jobs, None).await,
+        Ok(jobs) => hand_over(parts.clone(), submission, jobs, None).await,
         Err(refusal) => Err(refusal),
     })
 }
@@ -49,7 +49,7 @@ pub(crate) async fn while_wanted(
 /// A [`Refusal`] as of [`while_wanted`].
 pub(crate) async fn anew(parts: &Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
     let jobs = prepare(parts, &submission).await?;
-    hand_over(parts.clone(), submission, &jobs, None).await
+    hand_over(parts.clone(), submission, jobs, None).await
 }
 
 /// Returns the jobs of a submission.
@@ -112,14 +112,13 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         job.inputs.retain(|input| !derivations.contains(&input.derivation));
     }
     check_jobs(&parts, &closure, &jobs).await?;
-    hand_over(parts, submission, &jobs, Some(derivations.into_iter().collect())).await
+    hand_over(parts, submission, jobs, Some(derivations.into_iter().collect())).await
 }
 
 /// Reads the derivations that roots need, and checks them.
 async fn read(parts: &Parts, roots: &[Root]) -> Result<DrvClosure, Refusal> {
     let closure = DrvClosure::load(parts, roots).await?;
-    // A large closure takes seconds of hashing: other tasks of this thread move elsewhere meanwhile.
-    heavy(|| check_output_paths(parts, &closure))?;
+    check_output_paths(parts, &closure).await?;
     Ok(closure)
 }
 
@@ -127,22 +126,21 @@ async fn read(parts: &Parts, roots: &[Root]) -> Result<DrvClosure, Refusal> {
 fn outputs_to_check(closure: &DrvClosure, roots: &[Root]) -> Result<BTreeSet<StorePath>, Refusal> {
     let mut outputs = BTreeSet::new();
     for root in roots {
-        let derivation = &closure.parsed[&root.derivation];
-        for (name, output) in &derivation.outputs {
+        for (name, output) in closure.outlines[&root.derivation].outputs() {
             let unknown = || {
                 let full = &root.derivation;
                 refuse::invalid(format!(
                     "check `{full}`: the path of output `{name}` follows from what is built, so that there is none to hold it against"
                 ))
             };
-            outputs.insert(output.path().ok_or_else(unknown)?.clone());
+            outputs.insert(output.clone().ok_or_else(unknown)?);
         }
     }
     Ok(outputs)
 }
 
 /// Hands a submission's jobs to the farm. Those named by `check` are built though their outputs exist.
-async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: &[JobSpec], check: Option<Vec<DrvPath>>) -> Result<BuildId, Refusal> {
+async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: Vec<JobSpec>, check: Option<Vec<DrvPath>>) -> Result<BuildId, Refusal> {
     let now = parts.clock.now();
     let mut commands = stages(submission.request, jobs, now);
     if let Some(derivations) = check {
@@ -175,8 +173,10 @@ where
 }
 
 /// Returns the commands that stage jobs, each an entry of the log.
-pub(crate) fn stages(request: RequestId, jobs: &[JobSpec], now: Timestamp) -> Vec<Command> {
-    entries(jobs, encoded_bytes).into_iter().map(|chunk| Command::Stage { request, jobs: chunk.to_vec(), now }).collect()
+pub(crate) fn stages(request: RequestId, jobs: Vec<JobSpec>, now: Timestamp) -> Vec<Command> {
+    let counts: Vec<usize> = entries(&jobs, encoded_bytes).iter().map(|entry| entry.len()).collect();
+    let mut jobs = jobs.into_iter();
+    counts.into_iter().map(|count| Command::Stage { request, jobs: jobs.by_ref().take(count).collect(), now }).collect()
 }
 
 /// Divides jobs, in their order, into what goes into one log entry each: neither too many nor too large together.
@@ -230,17 +230,30 @@ fn refused_submission(refused: &Refused) -> Refusal {
     refusal
 }
 
-/// Refuses a derivation whose output path does not follow from its content.
-fn check_output_paths(parts: &Parts, closure: &DrvClosure) -> Result<(), Refusal> {
-    for path in &closure.ordered {
-        parts.checked.check(path, &closure.parsed[path]).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))?;
+/// Refuses a derivation whose output path does not follow from its content. Most were checked when they were brought; of the others each is
+/// read once more.
+pub(crate) async fn check_output_paths(parts: &Parts, closure: &DrvClosure) -> Result<(), Refusal> {
+    let unchecked: Vec<DrvPath> = closure.ordered.iter().filter(|path| !parts.checked.is_sound(path)).cloned().collect();
+    for paths in unchecked.chunks(CHECKED_TOGETHER_MAX) {
+        let reads = futures::stream::iter(paths.to_vec()).map(|path| async move {
+            let read = parts.derivations.get(parts, &path).await;
+            (path, read)
+        });
+        let read: Vec<_> = reads.buffered(LOOKUPS_MAX).collect().await;
+        // Hashing takes a while: other tasks of this thread move elsewhere meanwhile.
+        heavy(|| {
+            read.into_iter().try_for_each(|(path, derivation)| {
+                let derivation = derivation.map_err(|error| drv_closure::unreadable(&error))?;
+                parts.checked.check(&path, &derivation).map_err(|error| refuse::invalid(format!("submit: {}", Chain(&error))))
+            })
+        })?;
     }
     Ok(())
 }
 
 /// Refuses jobs whose input sources the store lacks.
 async fn check_sources(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
-    let sources = |job: &JobSpec| closure.parsed[&job.derivation].sources.clone();
+    let sources = |job: &JobSpec| closure.outlines[&job.derivation].sources().iter().cloned();
     let wanted: BTreeSet<StorePath> = jobs.iter().flat_map(sources).collect();
     let (derivations, others): (Vec<StorePath>, Vec<StorePath>) = wanted.into_iter().partition(|path| path.name().ends_with(".drv"));
     let is_committed = |path: &StorePath| parts.farm(|farm| farm.path_info(path).is_some());
@@ -271,7 +284,7 @@ pub(crate) async fn realised(parts: &Parts, outputs: Vec<Unknown>) -> Result<Vec
 /// In a farm that is being upgraded older coordinators could not read such jobs, or what they come to.
 fn check_version(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Result<(), Refusal> {
     let version = parts.consensus.version();
-    let is_dynamic = |job: &JobSpec| closure.parsed.get(&job.derivation).is_some_and(|derivation| derivation.is_dynamic());
+    let is_dynamic = |job: &JobSpec| closure.outlines.get(&job.derivation).is_some_and(|outline| outline.is_dynamic());
     let refused = |job: &JobSpec, what: &str| {
         let derivation = &job.derivation;
         Err(refuse::invalid(format!(
@@ -302,7 +315,9 @@ fn check_resolved_inputs(jobs: &[JobSpec], inputs_max: usize) -> Result<(), Refu
 
 /// Entries of one submission that are proposed before the first of them is applied, mostly about 2 MiB and at most 8: what others propose is not held up.
 const ENTRIES_UNDER_WAY_MAX: usize = 8;
-/// Realisations read at a time for one submission.
+/// Derivations that are read, then checked, in turns: some MiB.
+const CHECKED_TOGETHER_MAX: usize = 512;
+/// Realisations, or derivations, read at a time for one submission.
 const LOOKUPS_MAX: usize = 64;
 
 #[cfg(test)]

@@ -75,7 +75,8 @@ pub(crate) async fn jobs(parts: &Arc<Parts>, closure: &DrvClosure, roots: &[Root
             return Ok(jobs);
         }
         // What clients did not bring may be there as well.
-        let sources: BTreeSet<StorePath> = jobs.iter().flat_map(|job| closure.parsed[&job.derivation].sources.iter().cloned()).collect();
+        let sources: BTreeSet<StorePath> =
+            jobs.iter().flat_map(|job| closure.outlines[&job.derivation].sources().iter().cloned()).collect();
         search.missing(sources.iter().cloned().collect()).await?;
         let wanted = unbuilt(closure, roots, &jobs).into_iter().chain(sources);
         if search.bring(wanted).await? {
@@ -109,14 +110,14 @@ fn unbuilt(closure: &DrvClosure, roots: &[Root], jobs: &[JobSpec]) -> BTreeSet<S
     let built: BTreeSet<_> = jobs.iter().map(|job| &job.derivation).collect();
     let mut outputs = BTreeSet::new();
     for root in roots.iter().filter(|root| !built.contains(&root.derivation)) {
-        let made = closure.parsed[&root.derivation].outputs.iter();
-        let wanted = made.filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(*name));
-        outputs.extend(wanted.filter_map(|(_, output)| output.path().cloned()));
+        let made = closure.outlines[&root.derivation].outputs().iter();
+        let wanted = made.filter(|(name, _)| root.outputs.is_empty() || root.outputs.contains(name));
+        outputs.extend(wanted.filter_map(|(_, path)| path.clone()));
     }
     for job in jobs {
-        for (input, wanted) in closure.parsed[&job.derivation].inputs.iter().filter(|(input, _)| !built.contains(input)) {
-            let Some(derivation) = closure.parsed.get(input) else { continue };
-            outputs.extend(wanted.all().iter().filter_map(|name| derivation.outputs.get(name)?.path().cloned()));
+        for need in closure.outlines[&job.derivation].needs().iter().filter(|need| !built.contains(&need.derivation)) {
+            let Some(input) = closure.outlines.get(&need.derivation) else { continue };
+            outputs.extend(need.output.as_ref().and_then(|name| input.output(name)?.cloned()));
         }
     }
     outputs

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use kiln_nix::derivation::{self, Derivation};
-use kiln_nix::{Modulo, ModuloHash, drv_path_of, job};
+use kiln_nix::{Modulo, ModuloHash, Outline, drv_path_of, job};
 use kiln_wire::{DrvPath, OutputName, Sha256Hash, StoreDir, StorePath};
 
 use crate::{Target, Verdict};
@@ -48,7 +48,7 @@ fn check_computed(store_dir: &StoreDir, derivation: &Derivation, file: &[u8]) {
         modulo.tell(input.clone(), told(position, input));
     }
     let _refused = modulo.check_outputs(&path, derivation);
-    let _refused = job::spec(&path, derivation, |_| None);
+    let _refused = job::spec(&path, &Outline::of(derivation), |_| None);
     if let Ok(attributes) = derivation.attributes() {
         let _refused = attributes.required_system_features();
         let _refused = attributes.prefer_local_build();

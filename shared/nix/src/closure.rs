@@ -11,6 +11,7 @@ use kiln_wire::{DrvPath, JobSpec, StoreDir};
 use crate::derivation::{Derivation, DerivationError, path_of_parsed};
 use crate::job::{self, JobError};
 use crate::modulo::{Modulo, ModuloError, OutputMismatch};
+use crate::outline::Outline;
 
 /// Derivations, inputs before what needs them.
 #[derive(Clone, Debug)]
@@ -134,8 +135,8 @@ impl Closure {
     /// # Errors
     /// [`JobError`] names the first derivation that the farm cannot build, and why.
     pub fn jobs(&self) -> Result<Vec<JobSpec>, JobError> {
-        let all: HashMap<&DrvPath, &Derivation> = self.derivations.iter().map(|(path, derivation)| (path, derivation)).collect();
-        self.derivations.iter().map(|(path, derivation)| job::spec(path, derivation, |input| all.get(input).copied())).collect()
+        let all: HashMap<&DrvPath, Outline> = self.derivations.iter().map(|(path, derivation)| (path, Outline::of(derivation))).collect();
+        self.derivations.iter().map(|(path, _)| job::spec(path, &all[path], |input| all.get(input))).collect()
     }
 }
 

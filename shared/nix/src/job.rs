@@ -1,9 +1,12 @@
 //! A derivation as a job of the farm: what it asks of a worker.
 
-use kiln_wire::limits::DYNAMIC_DEPTH_MAX;
-use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, Resources};
+use std::collections::BTreeSet;
 
-use crate::derivation::{AttributeError, Derivation, InputOutputs, Output};
+use kiln_wire::limits::DYNAMIC_DEPTH_MAX;
+use kiln_wire::{DerivedInput, DrvPath, JobLimits, JobSpec, OutputName, Resources};
+
+use crate::derivation::AttributeError;
+use crate::outline::{Asks, Need, Outline};
 
 /// Why a derivation is no job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,91 +54,52 @@ pub const CORES_SERIAL: u32 = 1;
 /// Cores of a job that builds in parallel. Two, so that the smallest of workers can run it; a free worker gives it more.
 pub const CORES_PARALLEL: u32 = 2;
 
-/// Returns the job that builds `derivation`, with all of its inputs, which `input_of` returns. Memory and limits are 0: the worker's own.
+/// Returns the job that builds a derivation, with all of its inputs, whose outlines `input_of` returns. Memory and limits are 0: the worker's
+/// own.
 ///
 /// # Errors
 /// [`JobError`] if the farm cannot build it.
-pub fn spec<'a>(
-    path: &DrvPath,
-    derivation: &Derivation,
-    input_of: impl Fn(&DrvPath) -> Option<&'a Derivation>,
-) -> Result<JobSpec, JobError> {
-    let refuse = |err| JobError::Attribute { derivation: path.clone(), err };
-    if derivation.outputs.is_empty() {
+pub fn spec<'a>(path: &DrvPath, outline: &Outline, input_of: impl Fn(&DrvPath) -> Option<&'a Outline>) -> Result<JobSpec, JobError> {
+    if outline.outputs().is_empty() {
         return Err(JobError::NoOutputs { derivation: path.clone() });
     }
-    let is_pure = !derivation.is_impure() && !derivation.is_fixed_output();
-    let impure = derivation.inputs.keys().find(|input| is_pure && input_of(input).is_some_and(Derivation::is_impure));
-    if let Some(input) = impure {
+    let impure = outline.inputs().find(|(input, _)| outline.is_pure && input_of(input).is_some_and(Outline::is_impure));
+    if let Some((input, _)) = impure {
         return Err(JobError::NeedsImpure { derivation: path.clone(), input: input.clone() });
     }
-    let attributes = derivation.attributes().map_err(refuse)?;
-    let mut required_features = attributes.required_system_features().map_err(refuse)?;
-    let unknown = |derivation: &Derivation, name| derivation.outputs.get(name).is_some_and(|output| output.path().is_none());
-    let mut wanted = derivation.inputs.iter().flat_map(|(input, wanted)| wanted.outputs.iter().map(move |output| (input, output)));
-    let needs_unknown = wanted.any(|(input, output)| input_of(input).is_some_and(|input| unknown(input, output)));
-    // As Nix: what follows from content does not depend on the recipes of the inputs, so that these are replaced wherever there are any.
-    let resolve = needs_unknown
-        || derivation.is_dynamic()
-        || derivation.outputs.values().any(|output| match output {
-            Output::Deferred => true,
-            Output::Floating { .. } | Output::Impure { .. } => !derivation.inputs.is_empty(),
-            Output::InputAddressed(_) | Output::Fixed { .. } => false,
-        });
-    if resolve || derivation.outputs.values().any(|output| output.path().is_none()) {
+    let Asks { features, parallel, prefer_local } =
+        outline.asks.as_ref().map_err(|err| JobError::Attribute { derivation: path.clone(), err: err.clone() })?;
+    let is_unknown = |need: &Need| {
+        let output = need.output.as_ref().filter(|_| need.is_direct);
+        output.is_some_and(|name| input_of(&need.derivation).is_some_and(|input| input.output(name) == Some(None)))
+    };
+    let resolve = outline.resolves || outline.is_dynamic() || outline.needs().iter().any(is_unknown);
+    let mut required_features: BTreeSet<String> = features.iter().cloned().collect();
+    if resolve || outline.outputs().iter().any(|(_, path)| path.is_none()) {
         // As Nix: a worker must know how to give such outputs their path, and that it gets the resolved recipe of one that is leased.
         required_features.insert("ca-derivations".to_owned());
     }
-    let parallel = attributes.enable_parallel_building().map_err(refuse)?;
+    if let Some((input, depth)) = outline.too_deep.as_deref() {
+        return Err(JobError::TooDeep { derivation: path.clone(), input: input.clone(), depth: *depth });
+    }
     Ok(JobSpec {
         derivation: path.clone(),
-        system: derivation.system.clone(),
+        system: outline.system.as_ref().to_owned(),
         required_features,
-        outputs: derivation.outputs.iter().map(|(name, output)| (name.clone(), output.path().cloned())).collect(),
-        inputs: inputs(path, derivation)?,
-        kind: kind(derivation),
-        prefer_local: attributes.prefer_local_build().map_err(refuse)?,
-        resources: Resources { cores: if parallel { CORES_PARALLEL } else { CORES_SERIAL }, memory_mib: 0 },
+        outputs: outline.outputs().iter().cloned().collect(),
+        inputs: outline.inputs().filter_map(|(input, needs)| input_of_job(input, needs)).collect(),
+        kind: outline.kind,
+        prefer_local: *prefer_local,
+        resources: Resources { cores: if *parallel { CORES_PARALLEL } else { CORES_SERIAL }, memory_mib: 0 },
         limits: JobLimits::default(),
         resolve,
     })
 }
 
-fn kind(derivation: &Derivation) -> JobKind {
-    if derivation.is_builtin() {
-        JobKind::Builtin
-    } else if derivation.is_fixed_output() || derivation.is_impure() {
-        JobKind::FixedOutput
-    } else {
-        JobKind::Ordinary
-    }
-}
-
-fn inputs(path: &DrvPath, derivation: &Derivation) -> Result<Vec<DerivedInput>, JobError> {
-    let mut inputs = Vec::with_capacity(derivation.inputs.len());
-    for (input, wanted) in &derivation.inputs {
-        let depth = depth(wanted);
-        if depth > DYNAMIC_DEPTH_MAX {
-            return Err(JobError::TooDeep { derivation: path.clone(), input: input.clone(), depth });
-        }
-        let outputs = wanted.all();
-        if outputs.is_empty() {
-            // Nix takes such an input, and builds nothing for it.
-            continue;
-        }
-        inputs.push(DerivedInput { derivation: input.clone(), outputs });
-    }
-    Ok(inputs)
-}
-
-/// Returns how many derivations, each made by the one before, lead to what is wanted.
-fn depth(wanted: &InputOutputs) -> usize {
-    let (mut depth, mut level): (usize, Vec<&InputOutputs>) = (0, wanted.dynamic.values().collect());
-    while !level.is_empty() {
-        depth += 1;
-        level = level.into_iter().flat_map(|node| node.dynamic.values()).collect();
-    }
-    depth
+/// Of an input of which nothing is wanted nothing is built.
+fn input_of_job(input: &DrvPath, needs: &[Need]) -> Option<DerivedInput> {
+    let outputs: BTreeSet<OutputName> = needs.iter().filter_map(|need| need.output.clone()).collect();
+    (!outputs.is_empty()).then(|| DerivedInput { derivation: input.clone(), outputs })
 }
 
 #[cfg(test)]
@@ -143,11 +107,12 @@ mod tests {
     use kiln_wire::StoreDir;
 
     use super::*;
+    use crate::derivation::Derivation;
 
-    fn parsed(output: &str, inputs: &str) -> Derivation {
+    fn parsed(output: &str, inputs: &str) -> Outline {
         let head = if inputs.contains(",([") { "DrvWithVersion(\"xp-dyn-drv\"," } else { "Derive(" };
         let text = format!(r#"{head}[("out",{output})],[{inputs}],[],"s","b",[],[("out","")])"#);
-        Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation")
+        Outline::of(&Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation"))
     }
 
     #[test]

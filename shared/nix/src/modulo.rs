@@ -162,7 +162,17 @@ impl Modulo {
     /// # Errors
     /// As [`Modulo::add`].
     pub fn check_outputs(&mut self, path: &DrvPath, derivation: &Derivation) -> Result<Vec<OutputMismatch>, ModuloError> {
-        let computed = self.add(path, derivation)?;
+        let (computed, wrong) = self.checked(path, derivation)?;
+        self.known.insert(path.clone(), computed.hash);
+        Ok(wrong)
+    }
+
+    /// Computes what [`Modulo::add`] does and returns with it the output paths that do not follow from the content. Remembers nothing.
+    ///
+    /// # Errors
+    /// As [`Modulo::add`].
+    pub fn checked(&self, path: &DrvPath, derivation: &Derivation) -> Result<(Computed, Vec<OutputMismatch>), ModuloError> {
+        let computed = self.compute(path, derivation)?;
         let mut wrong = Vec::new();
         for (name, output) in &derivation.outputs {
             let computed = computed.outputs.get(name).cloned().flatten();
@@ -172,7 +182,7 @@ impl Modulo {
                 wrong.push(OutputMismatch { derivation: path.clone(), output: name.clone(), stated, computed });
             }
         }
-        Ok(wrong)
+        Ok((computed, wrong))
     }
 
     fn compute(&self, path: &DrvPath, derivation: &Derivation) -> Result<Computed, ModuloError> {

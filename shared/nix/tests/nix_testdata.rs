@@ -2,6 +2,7 @@
 
 mod common;
 
+use kiln_nix::Outline;
 use kiln_nix::derivation::{self, Derivation, DerivationError, Output};
 use kiln_nix::job::JobError;
 use kiln_nix::modulo::{Modulo, ModuloHash};
@@ -146,14 +147,14 @@ fn kinds_of_outputs_and_dynamic_inputs_are_told_apart() {
     let floating = floating.expect("parses");
     assert!(floating.outputs.values().all(|output| matches!(output, Output::Floating { .. })));
     let path = DrvPath::parse("c015dhfh5l0lp6wxyvdn7bmwhbbr6hr9-x.drv").expect("a path");
-    let job = kiln_nix::job::spec(&path, &floating, |_| None).expect("a job");
+    let job = kiln_nix::job::spec(&path, &Outline::of(&floating), |_| None).expect("a job");
     assert!(job.required_features.contains("ca-derivations"), "{:?}", job.required_features);
     let mut with_output = dynamic.clone();
     with_output.outputs = floating.outputs.clone();
-    let job = kiln_nix::job::spec(&path, &with_output, |_| None).expect("a job");
+    let job = kiln_nix::job::spec(&path, &Outline::of(&with_output), |_| None).expect("a job");
     let needed = job.inputs.iter().flat_map(|input| input.outputs.iter().map(OutputName::as_str)).collect::<Vec<_>>();
     assert!(job.resolve && needed == ["cat", "dog", "goose"], "{needed:?}");
-    assert!(matches!(kiln_nix::job::spec(&path, &dynamic, |_| None), Err(JobError::NoOutputs { .. })));
+    assert!(matches!(kiln_nix::job::spec(&path, &Outline::of(&dynamic), |_| None), Err(JobError::NoOutputs { .. })));
 }
 
 #[test]

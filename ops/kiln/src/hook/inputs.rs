@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use kiln_nix::hook::Inputs;
-use kiln_nix::{Derivation, job};
+use kiln_nix::{Derivation, Outline, job};
 use kiln_wire::client::{DerivationFile, Request, Response};
 use kiln_wire::limits::DERIVATION_BATCH_BYTES;
 use kiln_wire::{DrvPath, JobSpec, OutputName, Root, StoreDir, StorePath};
@@ -72,7 +72,7 @@ async fn look_at(client: &Client, store_dir: &StoreDir, places: &Places, wave: W
         let is_known = !missing.contains(path.as_path());
         if !is_built {
             // Only what it asks of a worker is looked at, and that without its inputs.
-            lacking.jobs.push(job::spec(&path, &derivation, |_| None)?);
+            lacking.jobs.push(job::spec(&path, &Outline::of(&derivation), |_| None)?);
             lacking.sources.extend(derivation.sources.iter().filter(|source| missing.contains(*source)).cloned());
         }
         if !is_built || !is_known {
