@@ -95,6 +95,16 @@ impl Cost {
         (0..self.usages.len()).filter(|place| *place != self.leader).map(|place| self.grew(place)).max()
     }
 
+    /// Tells what is resident before and after, and the most that was at any moment since the process began, of the leader and of the followers.
+    pub fn tell_resident(&self, claims: &Claims) {
+        for (place, (before, after)) in self.usages.iter().zip(&self.ends).enumerate() {
+            let who = if place == self.leader { "the leader".to_owned() } else { format!("follower {place}") };
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let [before, after, peak] = [before.resident_bytes, after.resident_bytes, after.peak_bytes].map(mib);
+            claims.tell("resident memory", format!("{who}: {before:.1} MiB before, {after:.1} after, {peak:.1} at most"));
+        }
+    }
+
     fn grew(&self, place: usize) -> u64 {
         self.ends[place].resident_bytes.saturating_sub(self.usages[place].resident_bytes)
     }

@@ -16,6 +16,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Its resident memory.
     pub resident_bytes: u64,
+    /// The most that was resident at any moment.
+    pub peak_bytes: u64,
 }
 
 /// Returns what a process has used.
@@ -31,9 +33,12 @@ fn parse(stat: &str, status: &str) -> Option<Usage> {
     // The name before may hold anything, spaces and brackets too.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(Usage { cpu: Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND), resident_bytes: kib * 1024 })
+    let bytes = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    let cpu = Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND);
+    Some(Usage { cpu, resident_bytes: bytes("VmRSS:")?, peak_bytes: bytes("VmHWM:")? })
 }
 
 /// Linux's `USER_HZ`, part of the interface of every platform that Kiln runs on.
@@ -95,8 +100,8 @@ mod tests {
     #[test]
     fn a_process_with_an_odd_name_is_read() {
         let stat = "7 (a b) c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 100 1 1";
-        let usage = parse(stat, "Name:\tx\nVmRSS:\t     2048 kB\n").expect("read");
-        assert_eq!(usage, Usage { cpu: Duration::from_secs(3), resident_bytes: 2 << 20 });
+        let usage = parse(stat, "Name:\tx\nVmHWM:\t     3072 kB\nVmRSS:\t     2048 kB\n").expect("read");
+        assert_eq!(usage, Usage { cpu: Duration::from_secs(3), resident_bytes: 2 << 20, peak_bytes: 3 << 20 });
         assert!(super::usage(std::process::id()).expect("we live").resident_bytes > 0);
     }
 

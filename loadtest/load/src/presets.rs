@@ -104,13 +104,24 @@ pub async fn submit(setting: &Setting, claims: &mut Claims) -> anyhow::Result<()
     let (Submitted { adding, submitting }, _) = run::submit(&stage.farm, &stage.client, &recipes, 1).await?;
     let all = all.end(&stage.farm, &stage.client).await?;
     let each = |time: Duration| format!("{:.1} µs", time.as_secs_f64() * 1e6 / jobs);
-    claims.tell("handing over the files", format!("{:.2} s, {} of the leader a derivation", secs(adding.wall), each(adding.leader_cpu())));
-    claims.tell("submission", format!("{} of the leader a derivation", each(submitting.leader_cpu())));
+    for (what, cost) in [("handing over the files", &adding), ("submission", &submitting)] {
+        let follower = cost.follower_cpu().map_or(String::new(), |cpu| format!(", {} of the busiest follower", each(cpu)));
+        claims.tell(what, format!("{:.2} s; a derivation {} of the leader{follower}", secs(cost.wall), each(cost.leader_cpu())));
+    }
     submitting.tell_leader(claims);
-    let took = secs(submitting.wall);
-    let scaled = took * 100_000.0 / jobs;
-    let how = if jobs < 100_000.0 { format!("{scaled:.2} s, {took:.2} s of {jobs} scaled up") } else { format!("{scaled:.2} s") };
-    claims.check("time of a submission of 100,000 derivations", how, "goal: under 5 s", scaled < 5.0);
+    let is_whole = recipes.all.len() == 100_000;
+    let of_all = |wall: Duration| secs(wall) * 100_000.0 / jobs;
+    let how = if is_whole { String::new() } else { format!(", scaled from {}", recipes.all.len()) };
+    let both = of_all(adding.wall + submitting.wall);
+    claims.tell("files handed over and submitted, of 100,000 derivations", format!("{both:.2} s{how}"));
+    let took = of_all(submitting.wall);
+    claims.check(
+        "time of a submission of 100,000 derivations whose files are there",
+        format!("{took:.2} s{how}"),
+        "goal: under 5 s",
+        took < 5.0,
+    );
+    all.tell_resident(claims);
     let per_job = |grew: u64| grew as f64 / jobs;
     let state = all.follower_grew_bytes().map(per_job);
     if let Some(state) = state {
