@@ -142,6 +142,8 @@ fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, 
 /// Proposes the end of an attempt, after making sure that every output it claims is stored and is what it is said to be.
 async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usage: Usage) {
     let _turn = parts.turns.take(outputs.iter().map(|output| &output.info.path)).await;
+    // What the coordinator cannot look up is not the worker's doing.
+    let mut says_of_worker = true;
     let outcome = match is_live(&parts, &lease) {
         true => {
             // A store that is away does not undo a build: the report waits for it.
@@ -155,6 +157,7 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usag
             match checked {
                 Ok(outputs) => Outcome::Built { outputs, usage },
                 Err(error) => {
+                    says_of_worker = !matches!(error, CheckError::Inputs(_) | CheckError::Store(_));
                     let failure = Failure { class: error.class(), message: Chain(&error).to_string() };
                     Outcome::Failed { failure, usage }
                 }
@@ -164,7 +167,7 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usag
         false => Outcome::Built { outputs, usage },
     };
     let (version, now) = (parts.consensus.version(), parts.clock.now());
-    let (learn, judge) = (version >= LEARNING, version >= JUDGING);
+    let (learn, judge) = (version >= LEARNING, version >= JUDGING && says_of_worker);
     let finish = Command::Finish { lease: lease.clone(), outcome, learn, judge, now };
     if let Err(error) = propose_patiently(parts.clone(), finish).await {
         // The worker keeps its report until it is acknowledged, and sends it again.

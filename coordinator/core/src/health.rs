@@ -7,10 +7,12 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use kiln_wire::limits::{
     WORKER_FAILURES_EXCUSED_MAX, WORKER_FAILURES_MAX, WORKER_REST_MS_MAX, WORKER_REST_MS_MIN, WORKER_RESTS_MAX, WORKERS_AILING_MAX,
 };
+use kiln_wire::worker::Offer;
 use kiln_wire::{Ailing, DrvPath, Standing, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -46,12 +48,13 @@ impl Health {
         self.drained || matches!(self.standing, Standing::Resting { .. } | Standing::Quarantined { .. })
     }
 
-    /// Returns what of its room the farm uses; `is_idle` if it holds no lease.
-    pub fn bound(&self, free: Free, is_idle: bool) -> Free {
+    /// Returns what of its room the farm uses; `began` says whether a lease that it holds was begun at some time or later. What it runs since
+    /// before its rest is no trial.
+    pub fn bound(&self, free: Free, began: impl Fn(Timestamp) -> bool) -> Free {
         match self.standing {
             _ if self.takes_nothing() => Free::NONE,
-            Standing::Probation { .. } if is_idle => Free { slots: free.slots.min(1), light: 0, ..free },
-            Standing::Probation { .. } => Free::NONE,
+            Standing::Probation { since } if began(since) => Free::NONE,
+            Standing::Probation { .. } => Free { slots: free.slots.min(1), light: 0, ..free },
             Standing::Working | Standing::Resting { .. } | Standing::Quarantined { .. } => free,
         }
     }
@@ -112,18 +115,39 @@ fn rest_ms(rests: u32) -> u64 {
 }
 
 /// Returns whether one more worker like `id` may be quarantined. At most a third of those that run the same systems with the same features, at
-/// least one of two, never the last: where most fail it is not the workers that are broken, and those that only rest go on by themselves.
+/// least one of two, never the last; and only while half of the others do well: where most fail it is not the workers that are broken, and
+/// those that only rest go on by themselves.
 pub(crate) fn may_be_quarantined(facts: &Facts, id: &WorkerId) -> bool {
     let Some(worker) = facts.workers.get(id) else { return false };
-    let alike = |offer: &kiln_wire::worker::Offer| offer.systems == worker.offer.systems && offer.features == worker.offer.features;
-    let like = facts.workers.iter().filter(|(_, other)| alike(&other.offer)).map(|(id, _)| id);
-    let (mut count, mut quarantined) = (0, 0);
-    for other in like {
+    let standings: Vec<Standing> = like(facts, &worker.offer).filter(|(other, _)| *other != id).map(|(_, standing)| standing).collect();
+    let well = standings.iter().filter(|standing| **standing == Standing::Working).count();
+    let quarantined = standings.iter().filter(|standing| matches!(standing, Standing::Quarantined { .. })).count();
+    quarantined < quarantined_max(standings.len() + 1) && 2 * well >= standings.len()
+}
+
+/// Returns the workers like one that leaves, or changes, whose quarantine has to end: too few are left beside them.
+pub(crate) fn no_longer_quarantined(facts: &Facts, offer: &Offer) -> Vec<WorkerId> {
+    let mut quarantined: Vec<(Timestamp, &WorkerId)> = Vec::new();
+    let mut count = 0;
+    for (id, standing) in like(facts, offer) {
         count += 1;
-        let standing = facts.health.get(other).map(|health| health.standing);
-        quarantined += usize::from(matches!(standing, Some(Standing::Quarantined { .. })));
+        if let Standing::Quarantined { since } = standing {
+            quarantined.push((since, id));
+        }
     }
-    quarantined < quarantined_max(count)
+    quarantined.sort_unstable();
+    let over = quarantined.len().saturating_sub(quarantined_max(count));
+    quarantined.into_iter().take(over).map(|(_, id)| id.clone()).collect()
+}
+
+/// Returns the registered workers with the same systems and features that nobody has told to take nothing, and how each stands.
+fn like<'a>(facts: &'a Facts, offer: &'a Offer) -> impl Iterator<Item = (&'a WorkerId, Standing)> {
+    let alike = |other: &&crate::fleet::Worker| other.offer.systems == offer.systems && other.offer.features == offer.features;
+    let like = facts.workers.iter().filter(move |(_, other)| alike(other) && !other.is_finishing);
+    like.filter_map(|(id, _)| match facts.health.get(id) {
+        Some(health) if health.drained => None,
+        health => Some((id, health.map_or(Standing::Working, |health| health.standing))),
+    })
 }
 
 fn quarantined_max(count: usize) -> usize {
@@ -136,7 +160,7 @@ pub(crate) fn forget_one(facts: &Facts) -> Option<WorkerId> {
         return None;
     }
     let gone = facts.health.iter().filter(|(id, _)| !facts.workers.contains_key(*id));
-    gone.min_by_key(|(id, health)| (health.failed_at, *id)).map(|(id, _)| id.clone())
+    gone.min_by_key(|(id, health)| (health.drained, health.failed_at, *id)).map(|(id, _)| id.clone())
 }
 
 #[cfg(test)]

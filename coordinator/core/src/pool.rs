@@ -8,7 +8,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::cmp::Reverse;
 
-use kiln_wire::{Epoch, Resources, WorkerId};
+use kiln_wire::{Epoch, Resources, Timestamp, WorkerId};
 
 use crate::farm::Facts;
 use crate::fleet::{Free, Worker};
@@ -113,9 +113,13 @@ impl Index {
         if known.is_finishing {
             return Some(Free::NONE);
         }
-        let bound = |free: Free, is_idle: bool| facts.health.get(worker).map_or(free, |health| health.bound(free, is_idle));
+        let began = |since: Timestamp| {
+            let mut held = self.loads.get(worker).into_iter().flat_map(|load| &load.jobs).filter_map(|key| facts.jobs.get(key)?.running());
+            held.any(|running| running.started_at >= since)
+        };
+        let bound = |free: Free| facts.health.get(worker).map_or(free, |health| health.bound(free, began));
         let whole = Free::whole(&known.offer);
-        let Some(load) = self.loads.get(worker) else { return Some(bound(whole, true)) };
+        let Some(load) = self.loads.get(worker) else { return Some(bound(whole)) };
         let held = u32::try_from(load.jobs.len()).unwrap_or(u32::MAX).saturating_sub(load.light);
         let free = Free {
             cores: whole.cores.saturating_sub(load.used.cores),
@@ -123,6 +127,6 @@ impl Index {
             memory_mib: whole.memory_mib.saturating_sub(load.used.memory_mib),
             light: whole.light.saturating_sub(load.light),
         };
-        Some(bound(free, false))
+        Some(bound(free))
     }
 }

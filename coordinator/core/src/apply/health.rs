@@ -3,9 +3,11 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use kiln_wire::limits::STRAIN_MESSAGE_BYTES_MAX;
-use kiln_wire::{FailureClass, Lease, Outcome, Standing, Timestamp, WorkerId};
+use kiln_wire::limits::{STRAIN_MESSAGE_BYTES_MAX, WORKER_REST_MS_MAX};
+use kiln_wire::worker::Offer;
+use kiln_wire::{FailureClass, JobKind, Lease, Outcome, Standing, Timestamp, WorkerId};
 
+use super::finish::declared_outputs;
 use super::refuse;
 use crate::effect::{Effect, Refused};
 use crate::farm::{Effects, Farm, cut};
@@ -18,6 +20,8 @@ impl Farm {
         let Some((key, job)) = self.find(&lease.derivation).filter(|(_, job)| job.holds(lease)) else { return };
         let Some(started_at) = job.running().map(|running| running.started_at) else { return };
         match outcome {
+            // What is no whole output set is a failure of its builder, whatever was reported.
+            Outcome::Built { outputs, .. } if declared_outputs(job, outputs.clone()).is_none() => {}
             Outcome::Built { .. } => {
                 self.built_on(&lease.worker, started_at, fx);
                 self.built_elsewhere(key, &lease.worker, now, fx);
@@ -40,13 +44,15 @@ impl Farm {
         let job = self.job(key);
         let others: Vec<WorkerId> = job.tries.failed_on.iter().filter(|other| *other != worker).cloned().collect();
         let derivation = (*job.derivation).clone();
+        // A fetch by the worker itself fails for the server's sake, mostly; if another worker can, it counts all the same.
+        let excused = !others.is_empty() || job.kind == JobKind::Builtin;
         // It is as likely to be the job's fault, or the store's.
         for other in &others {
             self.change_health(other, |health| health.failures.get_mut(&derivation).map(|excused| *excused = true));
         }
         self.change_health(worker, |health| {
             if health.counts(started_at) {
-                health.failures.insert(derivation, !others.is_empty());
+                health.failures.insert(derivation, excused);
                 health.failed_at = health.failed_at.max(now);
                 health.message = cut(message, STRAIN_MESSAGE_BYTES_MAX);
             }
@@ -95,8 +101,17 @@ impl Farm {
         }
     }
 
+    /// Ends quarantines of workers like this one, if too few are left beside them: they are tried again now and then, as the last one is.
+    pub(super) fn end_quarantines(&mut self, offer: &Offer, now: Timestamp, fx: &mut Effects) {
+        for worker in health::no_longer_quarantined(&self.facts, offer) {
+            let until = now.after_ms(WORKER_REST_MS_MAX);
+            self.change_health(&worker, |health| health.standing = Standing::Resting { until });
+            self.tell_health(&worker, fx);
+        }
+    }
+
     /// Lets a worker take nothing new, or forgets whatever kept it from taking jobs.
-    pub(super) fn drain(&mut self, worker: &WorkerId, drain: bool, fx: &mut Effects) {
+    pub(super) fn drain(&mut self, worker: &WorkerId, drain: bool, now: Timestamp, fx: &mut Effects) {
         if !self.facts.workers.contains_key(worker) && !self.facts.health.contains_key(worker) {
             return refuse(Refused::NoSuchWorker(worker.clone()), fx);
         }
@@ -108,6 +123,9 @@ impl Farm {
             }
         });
         self.tell_health(worker, fx);
+        if let Some(offer) = self.facts.workers.get(worker).map(|known| known.offer.clone()) {
+            self.end_quarantines(&offer, now, fx);
+        }
     }
 
     fn tell_health(&self, worker: &WorkerId, fx: &mut Effects) {

@@ -63,7 +63,7 @@ impl Farm {
             Command::Cancel { build, now } => self.cancel(build, now, &mut fx),
             Command::Revoke { lease, now } => self.revoke(&lease, now, &mut fx),
             Command::Rouse { worker, now } => self.rouse(&worker, now, &mut fx),
-            Command::Drain { worker, drain, now: _ } => self.drain(&worker, drain, &mut fx),
+            Command::Drain { worker, drain, now } => self.drain(&worker, drain, now, &mut fx),
             Command::Retire { build, now: _ } => self.retire(build, &mut fx),
         }
         fx

@@ -30,8 +30,8 @@ impl Farm {
         let (keep, kept_jobs) = self.kept_leases(&worker, &offer, attempts);
         let lost: Vec<JobKey> = self.jobs_on(&worker).into_iter().filter(|key| !kept_jobs.contains(key)).collect();
         let epoch = Epoch(index.0);
-        let arrived = Worker { epoch, offer, registered_at: now, is_finishing: false };
-        self.change_worker(&worker, |workers| workers.insert(worker.clone(), arrived));
+        let arrived = Worker { epoch, offer: offer.clone(), registered_at: now, is_finishing: false };
+        let before = self.change_worker(&worker, |workers| workers.insert(worker.clone(), arrived));
         fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
         let undelivered = |farm: &Self, key: JobKey| {
             let leased_at = farm.job(key).running().map(|running| running.epoch);
@@ -40,6 +40,10 @@ impl Farm {
         if judge {
             let dropped: Vec<JobKey> = lost.iter().copied().filter(|key| !undelivered(self, *key)).collect();
             self.judge_lost(&dropped, &worker, "it came back without what it had been given", now, fx);
+        }
+        // It may have left those that it was like, and come to others.
+        for offer in before.map(|before| before.offer).iter().chain([&offer]) {
+            self.end_quarantines(offer, now, fx);
         }
         for key in lost {
             if undelivered(self, key) {
@@ -59,7 +63,8 @@ impl Farm {
             let lost = self.jobs_on(worker);
             self.judge_lost(&lost, worker, "it was silent for too long while it had jobs", now, fx);
         }
-        self.change_worker(worker, |workers| workers.remove(worker));
+        let gone = self.change_worker(worker, |workers| workers.remove(worker));
+        gone.iter().for_each(|gone| self.end_quarantines(&gone.offer, now, fx));
         for key in self.jobs_on(worker) {
             self.lose_lease(key, format!("worker {worker} was lost"), now, fx);
         }
