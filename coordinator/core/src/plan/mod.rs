@@ -76,7 +76,8 @@ pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSe
         heads.extend(lane.next().map(|entry| Reverse((entry, at))));
     }
     let path_ms_max = heads.iter().map(|Reverse(((.., key), _))| farm.index.path_ms(*key)).max().unwrap_or(0);
-    let mut planner = Planner { space: Space::of(farm, away), now, path_ms_max, reservation: None, outlasting: 0 };
+    let mut planner =
+        Planner { space: Space::of(farm, away), now, path_ms_max, reservation: None, outlasting: 0, looks_left: near::LOOKS_MAX };
     let mut placements = Vec::new();
     while placements.len() < limits.placements_max {
         let Some(Reverse((entry, at))) = heads.pop() else { break };
@@ -117,6 +118,8 @@ struct Planner<'a> {
     reservation: Option<Reservation>,
     /// Jobs that were passed over because they outlast the reservation.
     outlasting: usize,
+    /// Jobs that it may still look at for one that lacks less.
+    looks_left: usize,
 }
 
 /// Where a job can go.

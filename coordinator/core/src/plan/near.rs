@@ -50,16 +50,22 @@ impl Planner<'_> {
 
     /// Returns the job that goes to a worker in the place of `first`: of those of its class that are nearly as urgent, the first one that
     /// lacks nothing there that is worth a thought, else the one that lacks least. `first`, if that saves too little.
-    pub(super) fn lacking_least(&self, lane: &mut Lane<'_>, first: ReadyEntry, seat: &Seat) -> ReadyEntry {
+    pub(super) fn lacking_least(&mut self, lane: &mut Lane<'_>, first: ReadyEntry, seat: &Seat) -> ReadyEntry {
         let farm = self.space.farm;
         let worth = |bytes: u64| transfer_ms(bytes, seat.fetch_mib_per_second) >= SAVED_MS_MIN;
         let lacks = farm.lacking_bytes(first.2, &seat.id);
         if !worth(lacks) {
             return first;
         }
-        let rank_ms_min = first.0.0 / NEARLY.1 * NEARLY.0;
+        // What is nearly as urgent stands on the chain as expected: a surprise is long, and would make all alike.
+        let rank_ms_min = first.0.0.saturating_sub(farm.index.path_ms(first.2) / NEARLY);
+        let key_max = first.2.0.saturating_add(OVERTAKING_MAX);
         let mut least = None;
-        for (at, (.., key)) in lane.ahead(NEAR_MAX, rank_ms_min).enumerate() {
+        for (at, (.., key)) in lane.ahead(NEAR_MAX.min(self.looks_left), rank_ms_min).enumerate() {
+            self.looks_left -= 1;
+            if key.0 > key_max {
+                continue;
+            }
             let bytes = farm.lacking_bytes(*key, &seat.id);
             if least.is_none_or(|(fewest, _)| bytes < fewest) && !farm.job(*key).tries.failed_on.contains(&seat.id) {
                 least = Some((bytes, at));
@@ -103,8 +109,14 @@ const SAVED_MS_MIN: u64 = 20;
 /// Jobs of a class that are looked at for one that lacks less than the first one.
 const NEAR_MAX: usize = 63;
 
-/// What of the first one's rank they have at least: nine of ten parts.
-const NEARLY: (u64, u64) = (9, 10);
+/// By what part of the first one's chain they are less urgent than it at most: a tenth.
+const NEARLY: u64 = 10;
+
+/// Jobs that came after one and may go first for what they lack, all told: numbers only grow, so that none is passed over for ever.
+const OVERTAKING_MAX: u32 = 100_000;
+
+/// Jobs that one plan looks at so: what its length is bounded by, and far more than are worth a thought in most.
+pub(super) const LOOKS_MAX: usize = 16_384;
 
 /// Inputs of one job that are looked at: a bound on what it costs. Real jobs have 2,000 at most, most of them 10.
 const INPUTS_MAX: usize = 64;
