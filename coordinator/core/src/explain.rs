@@ -4,6 +4,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
@@ -13,6 +14,7 @@ use kiln_wire::{DrvPath, Explanation, Step, Timestamp, WorkerId, WorkersFor};
 use crate::farm::Farm;
 use crate::fleet::{self, Worker};
 use crate::job::{Job, JobKey, Needs, State};
+use crate::report::WaitReason;
 
 impl Farm {
     /// Returns why a job is where it is; none if the farm has no such job. `away` are the workers that take nothing new at present, or have
@@ -21,9 +23,13 @@ impl Farm {
         let (key, job) = self.find(derivation)?;
         let needs = self.index.needs_of(key, job);
         let reasons = self.class_reasons(away);
-        let (behind, behind_ms) = self.way_behind(key);
+        let (behind, behind_ms) = self.way_behind(key, now);
+        let mut view = self.live_view(key, job, &reasons);
+        if self.is_ready(key, job) {
+            view.reason = self.reason_now(job, &needs, now, away, &reasons).to_string();
+        }
         Some(Explanation {
-            job: self.live_view(key, job, &reasons),
+            job: view,
             expected_ms: self.index.expected(key).wall_ms,
             running_ms: job.running().map(|running| now.since_ms(running.started_at)),
             system: needs.system.clone(),
@@ -33,7 +39,7 @@ impl Farm {
             workers: self.workers_for(job, &needs, away),
             ahead: self.is_ready(key, job).then(|| self.ahead(key, job)),
             inputs_unbuilt: u64::from(self.index.unbuilt(key)),
-            behind: behind.into_iter().take(EXPLAINED_STEPS_MAX).map(|key| self.step(key)).collect(),
+            behind: behind.into_iter().take(EXPLAINED_STEPS_MAX).map(|key| self.step(key, &reasons)).collect(),
             behind_ms,
             dependents: count(self.index.dependents(key)),
             dependents_all: self.dependents_all(key),
@@ -44,36 +50,65 @@ impl Farm {
         matches!(job.state, State::Waiting) && self.index.unbuilt(key) == 0 && !job.is_unresolved() && self.is_wanted(key)
     }
 
+    /// Returns why a ready job does not run at this moment, its own failures looked at.
+    fn reason_now(
+        &self,
+        job: &Job,
+        needs: &Arc<Needs>,
+        now: Timestamp,
+        away: &BTreeSet<WorkerId>,
+        reasons: &BTreeMap<Arc<Needs>, WaitReason>,
+    ) -> WaitReason {
+        if let Some(lacking) = self.unplaceable(needs) {
+            return lacking;
+        }
+        if job.tries.retry_at.is_some_and(|at| at > now) {
+            return WaitReason::BackOff;
+        }
+        let failed_on = &job.tries.failed_on;
+        let mut open = self.with_room(needs).filter(|worker| !away.contains(*worker)).peekable();
+        if open.peek().is_some() && open.all(|worker| failed_on.contains(worker)) {
+            return WaitReason::FailedThere;
+        }
+        reasons.get(needs).cloned().unwrap_or_else(|| self.class_reason(needs, self.kept(), away))
+    }
+
     /// Returns how many ready jobs are more urgent.
     fn ahead(&self, key: JobKey, job: &Job) -> u64 {
         let entry = (Reverse(self.index.rank_ms(key)), job.derivation.clone(), key);
         self.index.ready.values().map(|class| count(class.range(..&entry))).sum()
     }
 
-    fn step(&self, key: JobKey) -> Step {
+    fn step(&self, key: JobKey, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> Step {
         let job = self.job(key);
         Step {
             derivation: (*job.derivation).clone(),
             state: String::from(self.state_word(key, job)),
-            reason: self.reason(key, job, &BTreeMap::new()),
+            reason: self.reason(key, job, reasons),
             expected_ms: self.index.expected(key).wall_ms,
         }
     }
 
+    /// Returns what is expected to be left of a job at some time.
+    fn left_ms(&self, key: JobKey, now: Timestamp) -> u64 {
+        let past_ms = self.job(key).running().map_or(0, |running| now.since_ms(running.started_at));
+        self.index.expected(key).wall_ms.saturating_sub(past_ms)
+    }
+
     /// Returns the unbuilt jobs from below `key` down to one whose inputs are built, each the input of the one before that is expected to be
-    /// built last, and the time that all of them are expected to take. An input that failed comes first: nothing else holds as long.
-    fn way_behind(&self, key: JobKey) -> (Vec<JobKey>, u64) {
+    /// built last, and the time that is left of all of them, as far as is expected. An input that failed comes first: nothing else holds as long.
+    fn way_behind(&self, key: JobKey, now: Timestamp) -> (Vec<JobKey>, u64) {
         // Inputs have lower keys than what needs them: from the lowest one upwards each is settled before it is asked for.
         let mut below: BTreeMap<JobKey, (u64, Option<JobKey>)> = BTreeMap::new();
         for reached in self.unbuilt_below(key) {
             let inputs = self.job(reached).inputs.iter().filter_map(|input| Some((below.get(input)?.0, *input)));
             let last = inputs.max_by_key(|(until_ms, input)| (*until_ms, Reverse(*input)));
-            let own_ms = if self.job(reached).is_failed() { u64::MAX } else { self.index.expected(reached).wall_ms };
+            let own_ms = if self.job(reached).is_failed() { u64::MAX } else { self.left_ms(reached, now) };
             below.insert(reached, (last.map_or(0, |(ms, _)| ms).saturating_add(own_ms), last.map(|(_, input)| input)));
         }
         let next = |of: &JobKey| below.get(of).and_then(|(_, next)| *next);
         let way: Vec<JobKey> = core::iter::successors(next(&key), next).collect();
-        let ms = way.iter().map(|key| self.index.expected(*key).wall_ms).fold(0, u64::saturating_add);
+        let ms = way.iter().map(|key| self.left_ms(*key, now)).fold(0, u64::saturating_add);
         (way, ms)
     }
 

@@ -151,7 +151,7 @@ impl Farm {
     }
 
     /// Returns why jobs with these needs, ready and without a back-off, do not run at this moment.
-    fn class_reason(&self, needs: &Needs, kept: Option<Kept<'_>>, away: &BTreeSet<WorkerId>) -> WaitReason {
+    pub(crate) fn class_reason(&self, needs: &Needs, kept: Option<Kept<'_>>, away: &BTreeSet<WorkerId>) -> WaitReason {
         if let Some(lacking) = self.unplaceable(needs) {
             return lacking;
         }
@@ -185,7 +185,7 @@ impl Farm {
     }
 
     /// Returns the workers that have room for a job with these needs at this moment, whether or not they take it.
-    fn with_room(&self, needs: &Needs) -> impl Iterator<Item = &WorkerId> {
+    pub(crate) fn with_room(&self, needs: &Needs) -> impl Iterator<Item = &WorkerId> {
         let fits = |worker: &Worker, free: Free| {
             let granted = fleet::grant(worker.offer.capacity, needs);
             free.take(granted).is_some() || (needs.light && free.take_light(fleet::light(granted)).is_some())
@@ -200,7 +200,7 @@ impl Farm {
     }
 
     /// Returns what the next plan keeps for the most urgent class that fits nowhere: as the plan chooses, before it places anything.
-    fn kept(&self) -> Option<Kept<'_>> {
+    pub(crate) fn kept(&self) -> Option<Kept<'_>> {
         let waiting = self.index.ready.iter().filter(|(needs, _)| self.with_room(needs).next().is_none());
         let kept = waiting.filter_map(|(needs, ready)| {
             let open = self.able(needs).filter(|(.., free)| free.slots > 0);
@@ -231,7 +231,7 @@ pub(crate) static NOBODY: BTreeSet<WorkerId> = BTreeSet::new();
 
 /// A worker that is kept for a class without room, so that smaller jobs do not overtake it for ever.
 #[derive(Clone, Copy)]
-struct Kept<'a> {
+pub(crate) struct Kept<'a> {
     /// The class's most urgent job.
     first: &'a ReadyEntry,
     on: &'a WorkerId,
