@@ -17,11 +17,14 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Writes objects below `dir` in place of what was there. On return all are on stable storage; of an error, any of them may be.
 pub(crate) fn write_all(dir: &FilePath, objects: &[(Path, Bytes)]) -> io::Result<()> {
+    // Opened first: what goes wrong with these files is told to whoever had the file system open before (Linux 5.8 and later).
+    let root = File::open(dir)?;
     let mut unfinished = Unfinished(Vec::with_capacity(objects.len()));
     for (key, bytes) in objects {
         let name = dir.join(key.as_ref());
         let parent = name.parent().unwrap_or(dir);
-        let staged = PathBuf::from(format!("{}#9{:012}", name.display(), NUMBER.fetch_add(1, Ordering::Relaxed)));
+        // Short, whatever the object's own name: a file's name has 255 bytes at most.
+        let staged = parent.join(format!("unfinished#9{:012}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let created = match File::create(&staged) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(parent)?;
@@ -33,7 +36,6 @@ pub(crate) fn write_all(dir: &FilePath, objects: &[(Path, Bytes)]) -> io::Result
         unfinished.0.push((staged, name));
         file.write_all(bytes)?;
     }
-    let root = File::open(dir)?;
     nix::unistd::syncfs(&root)?;
     while let Some((staged, name)) = unfinished.0.pop() {
         fs::rename(&staged, &name).inspect_err(|_| unfinished.0.push((staged.clone(), name.clone())))?;
@@ -65,9 +67,12 @@ mod tests {
     #[test]
     fn a_batch_is_there_whole_and_a_failed_one_leaves_nothing_unfinished() {
         let dir = tempfile::tempdir().expect("a directory");
+        let long = format!("drv/{}", "n".repeat(255));
         let object = |key: &str, text: &str| (Path::from(key), Bytes::from(text.to_owned()));
         write_all(dir.path(), &[object("drv/a", "1"), object("drv/b", "2"), object("drv/a", "3")]).expect("written");
         write_all(dir.path(), &[object("drv/b", "4")]).expect("written over");
+        write_all(dir.path(), &[object(&long, "7"), object("drv/b", "4")]).expect("as long as a file's name may be");
+        fs::remove_file(dir.path().join(&long)).expect("it is there");
         let names = || {
             let mut names: Vec<_> =
                 fs::read_dir(dir.path().join("drv")).expect("lists").map(|file| file.expect("lists").file_name()).collect();
