@@ -61,7 +61,8 @@ pub(crate) struct Derivations {
 
 #[derive(Default)]
 struct Outlines {
-    by_path: BTreeMap<DrvPath, Arc<Outline>>,
+    /// With what each takes of memory, about.
+    by_path: BTreeMap<DrvPath, (Arc<Outline>, usize)>,
     /// What they take, about.
     bytes: usize,
 }
@@ -69,32 +70,35 @@ struct Outlines {
 impl Outlines {
     /// Keeps an outline, which names others by the paths that are held here already.
     fn keep(&mut self, path: DrvPath, mut outline: Outline) -> Arc<Outline> {
-        if let Some(known) = self.by_path.get(&path) {
+        if let Some((known, _)) = self.by_path.get(&path) {
             return known.clone();
         }
-        outline.share(|input| self.by_path.get_key_value(input).map(|(held, _)| held.clone()));
+        let unshared = outline.share(|input| self.by_path.get_key_value(input).map(|(held, _)| held.clone()));
         let outline = Arc::new(outline);
-        let taken = bytes_of(&outline);
+        // With its own path and its place in the map.
+        let taken = outline.bytes_taken(unshared) + 160;
+        if taken > OUTLINE_KEPT_BYTES_MAX {
+            // Read again whenever it is needed, rather than in the place of thousands.
+            return outline;
+        }
         if self.bytes + taken > OUTLINES_BYTES_MAX {
             // Everything is in the store: starting over costs reads, and no bookkeeping on the way.
             *self = Self::default();
         }
         self.bytes += taken;
-        self.by_path.insert(path, outline.clone());
+        self.by_path.insert(path, (outline.clone(), taken));
         outline
     }
 
     fn forget(&mut self, path: &DrvPath) {
-        if let Some(outline) = self.by_path.remove(path) {
-            self.bytes -= bytes_of(&outline);
+        if let Some((_, taken)) = self.by_path.remove(path) {
+            self.bytes -= taken;
         }
     }
 }
 
-/// What an outline takes of memory, about, with its own path and its place in the map.
-fn bytes_of(outline: &Outline) -> usize {
-    outline.bytes_taken() + 160
-}
+/// Bytes of one outline that is kept: real ones take some hundred, the largest of 62,315 some ten thousand.
+const OUTLINE_KEPT_BYTES_MAX: usize = OUTLINES_BYTES_MAX / 64;
 
 #[derive(Default)]
 struct Held {
@@ -121,7 +125,7 @@ impl Derivations {
 
     /// Returns the outline of a derivation, if it is in memory.
     pub(crate) fn known(&self, path: &DrvPath) -> Option<Arc<Outline>> {
-        self.outlines().by_path.get(path).cloned()
+        self.outlines().by_path.get(path).map(|(outline, _)| outline.clone())
     }
 
     /// Returns the outline of a derivation.

@@ -116,23 +116,34 @@ impl Outline {
         self.is_dynamic
     }
 
-    /// Names its inputs by paths that somebody holds already: `held` returns the one that is equal, if there is one.
-    pub fn share(&mut self, held: impl Fn(&DrvPath) -> Option<DrvPath>) {
+    /// Names its inputs by paths that somebody holds already: `held` returns the one that is equal, if there is one. Returns how many it
+    /// names by paths of its own.
+    pub fn share(&mut self, held: impl Fn(&DrvPath) -> Option<DrvPath>) -> usize {
+        let mut unshared = 0;
         for at in 0..self.needs.len() {
             let before = at.checked_sub(1).map(|before| self.needs[before].derivation.clone());
             let own = &self.needs[at].derivation;
-            if let Some(shared) = before.filter(|before| before == own).or_else(|| held(own)) {
-                self.needs[at].derivation = shared;
+            match before.filter(|before| before == own).or_else(|| held(own)) {
+                Some(shared) => self.needs[at].derivation = shared,
+                None => unshared += 1,
             }
         }
+        unshared
     }
 
-    /// Returns the bytes that it takes of memory, about, with the texts that nobody shares.
-    pub fn bytes_taken(&self) -> usize {
-        let paths = self.outputs.len() + self.sources.len();
-        size_of::<Self>() + PATH_BYTES * paths + size_of_val::<[_]>(&self.outputs) + size_of_val::<[_]>(&self.needs)
+    /// Returns the bytes that it takes of memory, about, with so many paths of inputs that nobody shares.
+    pub fn bytes_taken(&self, unshared: usize) -> usize {
+        let paths = self.outputs.len() + self.sources.len() + unshared;
+        let names = self.outputs.iter().map(|(name, _)| name).chain(self.needs.iter().filter_map(|need| need.output.as_ref()));
+        let names: usize = names.map(|name| name.as_str().len()).sum();
+        let features = self.asks.as_ref().map_or(0, |asks| asks.features.iter().map(|feature| feature.len() + TEXT_BYTES).sum());
+        let lists = size_of_val::<[_]>(&self.outputs) + size_of_val::<[_]>(&self.needs) + size_of_val::<[_]>(&self.sources);
+        size_of::<Self>() + PATH_BYTES * paths + names + self.system.len() + features + lists
     }
 }
+
+/// Bytes of a text beside what is in it.
+const TEXT_BYTES: usize = 48;
 
 /// Bytes of a path's text with what counts who shares it.
 const PATH_BYTES: usize = 96;
@@ -173,6 +184,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whatever_a_derivation_asks_for_counts() {
+        let of = |features: &str, system: &str| {
+            let text = format!(
+                r#"Derive([("out","","r:sha256","")],[],[],"{system}","b",[],[("out",""),("requiredSystemFeatures","{features}")])"#
+            );
+            Outline::of(&Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation")).bytes_taken(0)
+        };
+        let many: String = (0..10_000).map(|number| format!("{number} ")).collect();
+        assert!(of(&many, "s") > of("", "s") + 10_000 * TEXT_BYTES);
+        assert!(of("", &"s".repeat(1 << 20)) > 1 << 20);
+    }
+
+    #[test]
     fn equal_paths_are_held_once() {
         let drv = |letter: &str| DrvPath::parse(&format!("{}-x.drv", letter.repeat(32))).expect("a path");
         let inputs = format!(r#"("/nix/store/{}",["dev","out"]),("/nix/store/{}",[])"#, drv("a"), drv("b"));
@@ -180,7 +204,7 @@ mod tests {
         let derivation = Derivation::parse(&StoreDir::default(), "x", text.as_bytes()).expect("a derivation");
         let mut outline = Outline::of(&derivation);
         let held = drv("a");
-        outline.share(|path| (*path == held).then(|| held.clone()));
+        assert_eq!(outline.share(|path| (*path == held).then(|| held.clone())), 1, "the other one");
         let same = |path: &DrvPath| std::ptr::eq(path.as_str(), held.as_str());
         assert_eq!(outline.needs().iter().map(|need| same(&need.derivation)).collect::<Vec<_>>(), [true, true, false]);
         let inputs: Vec<_> = outline.inputs().map(|(input, needs)| (input.clone(), needs.len())).collect();
