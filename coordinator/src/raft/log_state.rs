@@ -142,6 +142,13 @@ impl LogState {
         }
     }
 
+    /// Returns whether this very entry is in the log.
+    pub fn holds(&self, id: LogId) -> bool {
+        let first = self.slots.front().map_or(0, |first| first.log_id.index);
+        let place = id.index.checked_sub(first).and_then(|place| usize::try_from(place).ok());
+        place.and_then(|place| self.slots.get(place)).is_some_and(|slot| slot.log_id == id)
+    }
+
     /// Holds at most so many bytes of entries from here on, for tests.
     #[cfg(test)]
     pub fn hold_at_most(&mut self, bytes: u64) {

@@ -71,7 +71,8 @@ impl LogStore {
         lock(&self.shared.state)
     }
 
-    /// Returns entries, those that were let go from their files. What was purged meanwhile is left out.
+    /// Returns entries, those that were let go from their files. What was purged meanwhile is left out with all before it; where the log was cut
+    /// off meanwhile, what comes before that.
     ///
     /// # Errors
     /// What the disk says, or that an entry there is damaged.
@@ -82,7 +83,8 @@ impl LogStore {
                 Found::Here(entry) => entries.push(entry),
                 Found::There(id) => match self.read_entry(id) {
                     Ok(entry) => entries.push(entry),
-                    Err(_) if self.state().purged().is_some_and(|purged| id.index <= purged.index) => {}
+                    Err(_) if self.state().purged().is_some_and(|purged| id.index <= purged.index) => entries.clear(),
+                    Err(_) if !self.state().holds(id) => return Ok(entries),
                     Err(err) => return Err(err),
                 },
             }

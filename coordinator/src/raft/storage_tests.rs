@@ -242,6 +242,22 @@ async fn old_entries_are_read_back_and_no_more_are_held_than_may_be() {
     assert_eq!(log.try_get_log_entries(119..121).await.expect("reads"), [others[69].clone(), entry(3, 120)]);
 }
 
+#[tokio::test]
+async fn what_is_cut_off_or_purged_while_it_is_read_back_is_left_out() {
+    let dir = TempDir::new().expect("a directory");
+    let mut log = open(dir.path());
+    log.state().hold_at_most(0);
+    let written: Vec<Entry> = (0..20).map(|index| entry(1, index)).collect();
+    log.blocking_append(written.clone()).await.expect("appends");
+    let found = log.state().entries(0..20);
+    log.truncate_after(Some(log_id(1, 9))).await.expect("truncates");
+    log.blocking_append((10..20).map(|index| entry(2, index))).await.expect("appends");
+    assert_eq!(log.read_back(found).expect("no damage"), written[..10], "what another leader wrote is none of these");
+    let found = log.state().entries(0..10);
+    log.purge(log_id(1, 4)).await.expect("purges");
+    assert_eq!(log.read_back(found).expect("no damage"), written[5..10]);
+}
+
 /// Version 2 for ever: `UPDATE_GOLDEN=1` writes the file anew, which only a new version may need.
 #[test]
 fn the_payloads_of_version_2_stay_readable() {
