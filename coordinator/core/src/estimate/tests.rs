@@ -25,7 +25,8 @@ fn what_is_imported_comes_back_and_what_makes_no_sense_is_left_out() {
     }
     assert!(estimates.is_empty());
     let touched = estimates.import(&Measured { peak_memory_mib: Some(900), cpu_ms: Some(40_000), ..line("gcc", Some("13"), 100) });
-    assert_eq!(touched.topics, [PackageKey::of("gcc", "x86_64-linux", false).into()]);
+    let system = "x86_64-linux";
+    assert_eq!(touched.topics, [PackageKey::of("gcc", system, false).into(), Topic::of_version("gcc", system, false, "13")]);
     estimates.import(&line("hello", Some("2.12"), 3));
     let views = estimates.views(None);
     let names: Vec<&str> = views.iter().map(|view| view.measured.pname.as_str()).collect();
