@@ -3,10 +3,11 @@
 //! Never waits for a disk, a store or a peer: whatever takes time is a task that reports back as a command. Nothing polls: a wake
 //! time always belongs to a deadline of the farm or of a session.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_core::{Command, Effect, JUDGING, Lead, Limits, Turn};
+use kiln_core::{Command, Effect, JUDGING, Lead, Limits, SUCCEEDING, Turn};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{AttemptId, DrvPath, Leader, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -48,7 +49,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut effects: EffectReceiver, stop: Ar
                 }
                 None => return,
             },
-            () = parts.sessions.strains_changed() => driver.lead.changed(),
+            () = parts.sessions.changed() => driver.lead.changed(),
             Some(fate) = fates.recv() => driver.settle(fate),
             () = tokio::time::sleep_until(due) => driver.enforce_deadlines(),
         }
@@ -141,7 +142,7 @@ impl Driver {
                 parts.granted.keep_only(&worker, &keep);
                 parts.sessions.registered(&worker, epoch, parts.clock.steady());
                 let log_bytes = parts.logs.open_bytes(&keep);
-                self.send(&worker, ToWorker::Welcome { leader, epoch, keep, log_bytes, hears_strain: true });
+                self.send(&worker, ToWorker::Welcome { leader, epoch, keep, log_bytes, hears_strain: true, hears_winding: true });
             }
             Effect::Dispatch { lease, resources, limits } => {
                 self.leased.push(Due { leader, lease, resources, limits });
@@ -200,9 +201,10 @@ impl Driver {
         }
         let started = Instant::now();
         self.lead.bounded(self.limits());
-        let (lead, sessions) = (&mut self.lead, &self.parts.sessions);
+        let (lead, sessions, version) = (&mut self.lead, &self.parts.sessions, self.parts.consensus.version());
         let planned = self.parts.farm(|farm| {
             lead.away(sessions.away(farm.registrations().map(|(worker, _)| worker)));
+            lead.winding(if version < SUCCEEDING { BTreeMap::new() } else { sessions.winding(farm) });
             lead.plan(farm, now, steady)
         });
         if let Some((commands, report)) = planned {

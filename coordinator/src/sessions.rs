@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kiln_core::{Contacts, Steady};
+use kiln_core::{Contacts, Farm, Steady};
 use kiln_wire::worker::{Assignment, Strain, ToWorker};
-use kiln_wire::{Epoch, WorkerId};
+use kiln_wire::{AttemptId, Epoch, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
 /// Sends messages to one worker, in order.
@@ -17,7 +17,7 @@ pub(crate) type Outbox = mpsc::UnboundedSender<ToWorker>;
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     inner: Mutex<Inner>,
-    strains: Notify,
+    changes: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +73,19 @@ impl Sessions {
             Some(strain) => tracing::warn!(%worker, why = strain.message, "worker takes nothing new"),
             None => tracing::info!(%worker, "worker takes jobs again"),
         }
-        self.strains.notify_one();
+        self.changes.notify_one();
+    }
+
+    /// Notes that an attempt whose lease lives only uploads: another may take its place.
+    pub(crate) fn wound(&self, worker: &WorkerId, session: u64, attempt: AttemptId) {
+        if self.lock().contacts.wound(worker, session, attempt) {
+            self.changes.notify_one();
+        }
+    }
+
+    /// Returns the attempts that only upload, by their workers.
+    pub(crate) fn winding(&self, farm: &Farm) -> BTreeMap<WorkerId, BTreeSet<AttemptId>> {
+        self.lock().contacts.winding(farm)
     }
 
     /// Returns why a worker takes nothing new.
@@ -81,9 +93,9 @@ impl Sessions {
         self.lock().contacts.strain(worker).cloned()
     }
 
-    /// Waits until a worker takes jobs again, or other ones than before. Cancel safe; for one waiter.
-    pub(crate) async fn strains_changed(&self) {
-        self.strains.notified().await;
+    /// Waits until a worker takes jobs again, or none, or has room that no entry of the log tells of. Cancel safe; for one waiter.
+    pub(crate) async fn changed(&self) {
+        self.changes.notified().await;
     }
 
     /// Returns those of some workers that have no session whose registration the farm has given, or take no new jobs.

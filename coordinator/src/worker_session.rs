@@ -99,6 +99,12 @@ async fn read(
             },
             FromWorker::Heartbeat => {}
             FromWorker::Admission(strain) => parts.sessions.strained(worker, session, strain),
+            // A lease that is over holds nothing anyway.
+            FromWorker::Winding(lease) => {
+                if lease.worker == *worker && is_live(parts, &lease) {
+                    parts.sessions.wound(worker, session, lease.attempt);
+                }
+            }
             FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
             FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),
             FromWorker::Finished { lease, outcome } if lease.worker == *worker => match outcome {

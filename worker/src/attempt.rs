@@ -73,12 +73,14 @@ pub async fn run(workshop: Arc<Workshop>, order: Order) {
 
 async fn outcome(workshop: Arc<Workshop>, order: Order) -> Outcome {
     let (lease, stop) = (order.assignment.lease.clone(), order.stop.clone());
-    let uplink = workshop.uplink.clone();
+    let (uplink, events) = (workshop.uplink.clone(), order.events.clone());
     let built = match build(workshop, order).await {
         Ok(built) => built,
         Err(Failed { failure, usage }) => return Outcome::Failed { failure, usage },
     };
     let usage = built.usage;
+    // Its build user is free, its processes are gone: what is left takes a link. Nobody listens any more only when the whole worker ends.
+    let _ = events.send(AttemptEvent::Wound(lease.clone()));
     match stop.unless(upload(&uplink, &lease, &built.made)).await {
         Ok(Ok(())) => Outcome::Built { outputs: built.made.into_iter().map(|made| made.output).collect(), usage },
         Ok(Err(err @ UploadError::StaleLease { .. })) => Outcome::Failed { failure: caused(FailureClass::Cancelled, "", &err), usage },

@@ -141,7 +141,7 @@ impl Session {
 fn lease_of(message: &FromWorker) -> Option<&Lease> {
     match message {
         FromWorker::Started(lease) | FromWorker::Log { lease, .. } | FromWorker::Finished { lease, .. } => Some(lease),
-        FromWorker::Hello(_) | FromWorker::Heartbeat | FromWorker::Admission(_) => None,
+        FromWorker::Hello(_) | FromWorker::Heartbeat | FromWorker::Admission(_) | FromWorker::Winding(_) => None,
     }
 }
 

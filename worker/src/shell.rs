@@ -25,6 +25,8 @@ use crate::workshop::Workshop;
 pub enum AttemptEvent {
     /// Its builder runs.
     Started(Lease),
+    /// Its builder has exited and its outputs are checked; it only uploads.
+    Wound(Lease),
     /// It is over and holds nothing any more.
     Ended(Lease, Outcome),
 }
@@ -96,7 +98,7 @@ impl Shell {
     pub fn receive(&mut self, message: ToWorker) -> Result<Vec<FromWorker>, StaleLeader> {
         // A worker that is about to stop gives new work back at once. Nothing is kept: after a break its next hello does not name it.
         if let (false, ToWorker::Dispatch(Assignment { lease, .. })) = (self.accepting, &message)
-            && self.agent.holding().all(|held| held != lease)
+            && self.agent.at_work().all(|known| known != lease)
         {
             let failure = failure(FailureClass::Cancelled, "the worker finishes what it has and takes nothing new");
             return Ok(vec![FromWorker::Finished { lease: lease.clone(), outcome: Outcome::Failed { failure, usage: Usage::default() } }]);
@@ -115,6 +117,7 @@ impl Shell {
     pub fn take(&mut self, event: AttemptEvent) -> Result<Vec<FromWorker>, StaleLeader> {
         let actions = match event {
             AttemptEvent::Started(lease) => self.agent.started(&lease),
+            AttemptEvent::Wound(lease) => self.agent.wound(&lease),
             AttemptEvent::Ended(lease, outcome) => {
                 let end = match &outcome {
                     Outcome::Built { .. } => "built".to_owned(),

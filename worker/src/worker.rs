@@ -334,6 +334,7 @@ impl Life {
                 FromWorker::Admission(None) => tracing::info!("the worker takes jobs again"),
                 FromWorker::Hello(_)
                 | FromWorker::Heartbeat
+                | FromWorker::Winding(_)
                 | FromWorker::Started(_)
                 | FromWorker::Log { .. }
                 | FromWorker::Finished { .. } => {}

@@ -71,6 +71,32 @@ async fn outputs_are_found_hashed_and_used_by_the_next_build_without_a_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_build_begins_while_the_last_ones_outputs_are_uploaded() {
+    let (farm, busybox) = farm_with_busybox().await;
+    let worker = farm.worker_with(|config| config.slots = Some(1));
+    farm.hello().await;
+    let uploads = farm.hold_uploads().await;
+    let job = |name: &str| Job::script(name, &busybox.path, &["out"], "echo done > $out");
+    let (first, second) = (job("first"), job("second"));
+    let [first, second] = [(&first, 100), (&second, 101)].map(|(job, attempt)| farm.assignment(job, attempt, vec![busybox.clone()]));
+    farm.dispatch(&first);
+    farm.dispatch(&second);
+    farm.started(&first.lease).await;
+    farm.started(&second.lease).await;
+    drop(uploads);
+    let mut ended = BTreeSet::new();
+    while ended.len() < 2 {
+        match farm.hear().await {
+            FromWorker::Finished { lease, outcome: Outcome::Built { .. } } => _ = ended.insert(lease.attempt),
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+    [&first, &second].iter().for_each(|assignment| farm.acknowledge(&assignment.lease));
+    worker.stop().await;
+    assert_eq!(left_behind(&farm), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_say_what_happened_and_whose_fault_it_was() {
     let (farm, busybox) = farm_with_busybox().await;
     let worker = farm.worker();

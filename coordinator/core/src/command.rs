@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 use kiln_wire::worker::Offer;
 use kiln_wire::{
-    BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Measured, Outcome, OutputName, RequestId, Resources, Root, StorePath, Timestamp,
-    Version, WorkerId,
+    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Measured, Outcome, OutputName, RequestId, Resources, Root, StorePath,
+    Timestamp, Version, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -185,7 +185,9 @@ impl Command {
             | Self::Revoke { .. }
             | Self::Retire { .. } => Version::FIRST,
             Self::Assign { placements, .. } => {
-                if placements.iter().any(|placement| placement.light || placement.resources.is_some()) {
+                if placements.iter().any(|placement| placement.after.is_some()) {
+                    SUCCEEDING
+                } else if placements.iter().any(|placement| placement.light || placement.resources.is_some()) {
                     LEARNING
                 } else {
                     Version::FIRST
@@ -235,6 +237,9 @@ pub const LEARNING: Version = Version(4);
 
 /// The version from which on a farm judges its workers by what fails on them.
 pub const JUDGING: Version = Version(5);
+
+/// The version from which on an attempt takes the place of one that uploads.
+pub const SUCCEEDING: Version = Version(5);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);
@@ -300,4 +305,7 @@ pub struct Placement {
     /// It gets a light slot.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub light: bool,
+    /// It takes the place of this attempt on the worker, whose builder has exited: from here on that one holds nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<AttemptId>,
 }

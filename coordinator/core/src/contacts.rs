@@ -3,15 +3,15 @@
 //! Holds no streams (the shell does, by the number of the session). A silence becomes a `Lose` command, and the farm decides what that
 //! means. Invariant: a session that ends late never closes its successor.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use kiln_wire::limits::{STRAIN_MESSAGE_BYTES_MAX, WORKER_SILENCE_MS_MAX};
 use kiln_wire::worker::Strain;
-use kiln_wire::{Epoch, WorkerId};
+use kiln_wire::{AttemptId, Epoch, WorkerId};
 
 use crate::clock::Steady;
-use crate::farm::cut;
+use crate::farm::{Farm, cut};
 
 /// What a leader knows of its workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,30 +30,37 @@ struct Contact {
     heard_at: Steady,
     /// Why it takes nothing new, as it said in the live session.
     strain: Option<Strain>,
+    /// Its attempts whose builders have exited, as it said in the live session.
+    winding: BTreeSet<AttemptId>,
+}
+
+impl Contact {
+    fn new(epoch: Option<Epoch>, now: Steady) -> Self {
+        Self { session: None, epoch, is_welcome: false, heard_at: now, strain: None, winding: BTreeSet::new() }
+    }
 }
 
 impl Contacts {
     /// Notes a worker that the farm knows and this leader has not heard of: it has the usual time to come back.
     pub fn expect(&mut self, worker: WorkerId, epoch: Epoch, now: Steady) {
-        self.workers.entry(worker).or_insert(Contact { session: None, epoch: Some(epoch), is_welcome: false, heard_at: now, strain: None });
+        self.workers.entry(worker).or_insert_with(|| Contact::new(Some(epoch), now));
     }
 
     /// Opens a session; it takes the place of an earlier one of the same worker. Returns false if a later one is there already: what
     /// an old stream says late must not count.
     pub fn open(&mut self, worker: &WorkerId, session: u64, now: Steady) -> bool {
-        let new = Contact { session: None, epoch: None, is_welcome: false, heard_at: now, strain: None };
-        let contact = self.workers.entry(worker.clone()).or_insert(new);
+        let contact = self.workers.entry(worker.clone()).or_insert_with(|| Contact::new(None, now));
         if contact.session.is_some_and(|live| live > session) {
             return false;
         }
-        (contact.session, contact.is_welcome, contact.heard_at, contact.strain) = (Some(session), false, now, None);
+        *contact = Contact { session: Some(session), ..Contact::new(contact.epoch, now) };
         true
     }
 
     /// Closes a session, unless a later one has taken its place. Returns whether it was the live one.
     pub fn close(&mut self, worker: &WorkerId, session: u64) -> bool {
         let contact = self.workers.get_mut(worker).filter(|contact| contact.session == Some(session));
-        contact.map(|contact| (contact.session, contact.strain) = (None, None)).is_some()
+        contact.map(|contact| (contact.session, contact.strain, contact.winding) = (None, None, BTreeSet::new())).is_some()
     }
 
     /// Notes that a worker lives.
@@ -81,6 +88,26 @@ impl Contacts {
         let is_news = lacks(&strain) != lacks(&contact.strain);
         contact.strain = strain;
         is_news
+    }
+
+    /// Notes that the builder of an attempt has exited, as the worker of the live session says of a lease that the farm takes for live.
+    /// Returns whether that is news.
+    pub fn wound(&mut self, worker: &WorkerId, session: u64, attempt: AttemptId) -> bool {
+        let contact = self.workers.get_mut(worker).filter(|contact| contact.session == Some(session));
+        contact.is_some_and(|contact| contact.winding.insert(attempt))
+    }
+
+    /// Returns the attempts whose builders have exited and whose leases live, by their workers. The others are forgotten.
+    pub fn winding(&mut self, farm: &Farm) -> BTreeMap<WorkerId, BTreeSet<AttemptId>> {
+        let mut winding = BTreeMap::new();
+        for (worker, contact) in self.workers.iter_mut().filter(|(_, contact)| !contact.winding.is_empty()) {
+            let live: BTreeSet<AttemptId> = farm.leases_of(worker).into_iter().map(|lease| lease.attempt).collect();
+            contact.winding.retain(|attempt| live.contains(attempt));
+            if !contact.winding.is_empty() {
+                winding.insert(worker.clone(), contact.winding.clone());
+            }
+        }
+        winding
     }
 
     /// Returns why the worker takes nothing new.

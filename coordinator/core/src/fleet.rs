@@ -99,6 +99,16 @@ impl Free {
         })
     }
 
+    /// Gives one lease's share back.
+    pub fn give(self, granted: Resources) -> Self {
+        Self {
+            cores: self.cores.saturating_add(granted.cores),
+            slots: self.slots.saturating_add(1),
+            memory_mib: self.memory_mib.saturating_add(granted.memory_mib),
+            light: self.light,
+        }
+    }
+
     /// Takes a light lease's share, which has no cores, or returns none if it does not fit.
     pub fn take_light(self, granted: Resources) -> Option<Self> {
         let memory_mib = self.memory_mib.checked_sub(granted.memory_mib)?;

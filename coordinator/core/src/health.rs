@@ -48,6 +48,11 @@ impl Health {
         self.drained || matches!(self.standing, Standing::Resting { .. } | Standing::Quarantined { .. })
     }
 
+    /// Returns whether all of its room is used, whatever it holds.
+    pub fn is_used_whole(&self) -> bool {
+        !self.takes_nothing() && matches!(self.standing, Standing::Working)
+    }
+
     /// Returns what of its room the farm uses; `began` says whether a lease that it holds was begun at some time or later. What it runs since
     /// before its rest is no trial.
     pub fn bound(&self, free: Free, began: impl Fn(Timestamp) -> bool) -> Free {

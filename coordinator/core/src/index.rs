@@ -13,7 +13,7 @@ use kiln_wire::{BuildId, DrvPath, RequestId, Resources, StorePath, Timestamp, Wo
 use crate::build::Build;
 use crate::estimate::{self, Expected, Topic};
 use crate::farm::Facts;
-use crate::job::{Job, JobKey, Needs, State};
+use crate::job::{Job, JobKey, Needs, Running, State};
 use crate::pool::Fleet;
 
 /// Everything derived.
@@ -68,6 +68,37 @@ pub(crate) struct Load {
     pub used: Resources,
     /// Light leases among them.
     pub light: u32,
+    /// Leases among them that hold nothing: others took their place.
+    pub relieved: u32,
+}
+
+impl Load {
+    fn enter(&mut self, key: JobKey, running: &Running) {
+        self.jobs.insert(key);
+        if running.relieved {
+            self.relieved += 1;
+            return;
+        }
+        self.used.cores = self.used.cores.saturating_add(running.granted.cores);
+        self.used.memory_mib = self.used.memory_mib.saturating_add(running.granted.memory_mib);
+        self.light += u32::from(running.light);
+    }
+
+    fn leave(&mut self, key: JobKey, running: &Running) {
+        self.jobs.remove(&key);
+        if running.relieved {
+            self.relieved -= 1;
+            return;
+        }
+        self.used.cores = self.used.cores.saturating_sub(running.granted.cores);
+        self.used.memory_mib = self.used.memory_mib.saturating_sub(running.granted.memory_mib);
+        self.light -= u32::from(running.light);
+    }
+
+    /// Returns how many slots are held, the light ones aside.
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.jobs.len()).unwrap_or(u32::MAX).saturating_sub(self.light).saturating_sub(self.relieved)
+    }
 }
 
 /// How far a build's jobs are.
@@ -185,10 +216,7 @@ impl Index {
             State::Running(running) => {
                 self.close(facts, &running.worker);
                 let load = self.loads.entry(running.worker.clone()).or_default();
-                load.jobs.insert(key);
-                load.used.cores = load.used.cores.saturating_add(running.granted.cores);
-                load.used.memory_mib = load.used.memory_mib.saturating_add(running.granted.memory_mib);
-                load.light += u32::from(running.light);
+                load.enter(key, running);
                 self.open(facts, &running.worker);
                 if let Some(at) = running.revoke_at {
                     self.grace.insert((at, key));
@@ -219,10 +247,7 @@ impl Index {
             State::Running(running) => {
                 self.close(facts, &running.worker);
                 if let Some(load) = self.loads.get_mut(&running.worker) {
-                    load.jobs.remove(&key);
-                    load.used.cores = load.used.cores.saturating_sub(running.granted.cores);
-                    load.used.memory_mib = load.used.memory_mib.saturating_sub(running.granted.memory_mib);
-                    load.light -= u32::from(running.light);
+                    load.leave(key, running);
                     if load.jobs.is_empty() {
                         self.loads.remove(&running.worker);
                     }

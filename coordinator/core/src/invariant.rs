@@ -95,7 +95,7 @@ fn leases_fit_their_workers(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "live leases fit their worker's cores, memory and slots";
     let mut free: BTreeMap<_, Free> = farm.facts.workers.iter().map(|(id, worker)| (id, Free::whole(&worker.offer))).collect();
     for job in farm.facts.jobs.values() {
-        let Some(running) = job.running() else { continue };
+        let Some(running) = job.running().filter(|running| !running.relieved) else { continue };
         let Some(left) = free.get_mut(&running.worker) else { continue };
         let share = if running.light { left.take_light(running.granted) } else { left.take(running.granted) };
         match share {

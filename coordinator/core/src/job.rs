@@ -176,6 +176,9 @@ pub(crate) struct Running {
     /// It holds a light slot.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub light: bool,
+    /// Its builder had exited when another attempt took its place: it only uploads, and holds nothing.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub relieved: bool,
 }
 
 impl Job {
@@ -236,6 +239,13 @@ impl Job {
         match &self.state {
             State::Running(running) => Some(running),
             State::Waiting | State::Built { .. } | State::Failed { .. } | State::DependencyFailed { .. } => None,
+        }
+    }
+
+    /// Notes that another attempt took the place of the live one.
+    pub fn relieve(&mut self) {
+        if let State::Running(running) = &mut self.state {
+            running.relieved = true;
         }
     }
 

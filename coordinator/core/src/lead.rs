@@ -4,16 +4,16 @@
 //! Pure: time comes in, commands come out; the shell proposes them and says what became of them. Does not do effects. Invariants: what
 //! makes a job or a worker eligible leads to a plan; a proposal that failed is made again while the node leads.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use kiln_wire::{Epoch, Leader, Timestamp, WorkerId};
+use kiln_wire::{AttemptId, Epoch, Leader, Timestamp, WorkerId};
 
 use crate::clock::Steady;
 use crate::command::Command;
 use crate::farm::Farm;
-use crate::plan::{Limits, plan_without};
+use crate::plan::{Limits, plan_beside};
 use crate::report::PlanReport;
 
 /// The leader's part of one coordinator.
@@ -34,6 +34,8 @@ pub struct Lead {
     away: BTreeSet<WorkerId>,
     /// Bounds of its plans.
     limits: Limits,
+    /// Attempts whose builders have exited, by their workers: others may take their place.
+    winding: BTreeMap<WorkerId, BTreeSet<AttemptId>>,
 }
 
 /// What changed with the leadership.
@@ -78,6 +80,11 @@ impl Lead {
         self.limits = limits;
     }
 
+    /// Notes which attempts only upload what they made, for the plans that follow.
+    pub fn winding(&mut self, winding: BTreeMap<WorkerId, BTreeSet<AttemptId>>) {
+        self.winding = winding;
+    }
+
     /// Returns whether [`Lead::plan`] would plan.
     pub fn is_due(&self, steady: Steady) -> bool {
         self.leader.is_some() && self.changed && !self.assigning && self.again_at.is_none_or(|at| at <= steady)
@@ -90,7 +97,7 @@ impl Lead {
             return None;
         }
         self.changed = false;
-        let (plan, report) = plan_without(farm, now, &self.limits, &self.away);
+        let (plan, report) = plan_beside(farm, now, &self.limits, &self.away, &self.winding);
         // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
         let assign = |placement| Command::Assign { placements: vec![placement], now };
         let commands: Vec<Command> = plan.placements.into_iter().map(assign).collect();

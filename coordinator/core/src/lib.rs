@@ -35,7 +35,7 @@ mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput};
+pub use command::{CHECKING, Command, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
 pub use estimate::split_name;
@@ -44,7 +44,7 @@ pub use fleet::SYSTEM_BUILTIN;
 pub use invariant::Violation;
 pub use job::Needs;
 pub use lead::{Lead, Turn};
-pub use plan::{Limits, Plan, plan, plan_without};
+pub use plan::{Limits, Plan, plan, plan_beside, plan_without};
 pub use report::{PlanReport, WaitReason, Waiting};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
 pub use wake::WakeReason;

@@ -120,10 +120,9 @@ impl Index {
         let bound = |free: Free| facts.health.get(worker).map_or(free, |health| health.bound(free, began));
         let whole = Free::whole(&known.offer);
         let Some(load) = self.loads.get(worker) else { return Some(bound(whole)) };
-        let held = u32::try_from(load.jobs.len()).unwrap_or(u32::MAX).saturating_sub(load.light);
         let free = Free {
             cores: whole.cores.saturating_sub(load.used.cores),
-            slots: whole.slots.saturating_sub(held),
+            slots: whole.slots.saturating_sub(load.slots()),
             memory_mib: whole.memory_mib.saturating_sub(load.used.memory_mib),
             light: whole.light.saturating_sub(load.light),
         };

@@ -403,7 +403,7 @@ fn what_a_farm_learns_from_stays_readable() {
         derivation: Some(derivation.clone()),
     };
     let resources = Some(Resources { cores: 2, memory_mib: 3 });
-    let placement = Placement { derivation, worker, epoch, resources, light: true };
+    let placement = Placement { derivation, worker, epoch, resources, light: true, after: None };
     for (what, command) in [
         ("-learn", Command::Finish { lease, outcome: Outcome::Failed { failure, usage }, learn: true, judge: false, now }),
         ("-durations", Command::ImportDurations { durations: vec![measured], now }),
@@ -426,6 +426,17 @@ fn judgements_stay_readable() {
         let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
         check_golden(&Record::Entry(entry), 6, what);
     }
+}
+
+/// What version 5 of a farm brought, for ever: a job takes the place of an attempt that only uploads.
+#[test]
+fn a_succession_stays_readable() {
+    let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar-1.2.drv").expect("a path");
+    let (worker, after) = (WorkerId::parse("w1").expect("a name"), Some(AttemptId(5)));
+    let placement = Placement { derivation, worker, epoch: Epoch(4), resources: None, light: false, after };
+    let command = Command::Assign { placements: vec![placement], now: Timestamp(9) };
+    let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
+    check_golden(&Record::Entry(entry), 6, "-after");
 }
 
 /// A command that version 3 of a farm brought, for ever.

@@ -30,6 +30,8 @@ pub enum Bug {
     PublishesInParts,
     /// A worker forgets to give back the share of what it killed.
     KilledKeepsItsShare,
+    /// A worker says that a builder has exited which only begins.
+    WindsBeforeItsEnd,
     /// A lost worker's jobs count as failed.
     LossIsFailure,
     /// A leader forgets how long a job was to wait.
@@ -123,6 +125,7 @@ impl Bug {
         (Self::HardFeatureIsSoft, Some(20), "a job runs only where its features are"),
         (Self::SoftFeatureIsHard, Some(20), ENDS),
         (Self::CapacityIsMiscounted, Some(21), "what runs on a worker fits its slots, cores and memory"),
+        (Self::WindsBeforeItsEnd, Some(21), "what runs on a worker fits its slots, cores and memory"),
         (Self::WakeUpIsLost, Some(22), "a leader at rest has nothing left to place"),
         (Self::ReliefIsUnheard, Some(22), "a leader at rest has nothing left to place"),
         (Self::OldEndClosesNew, Some(23), "an old session's end leaves its successor alone"),

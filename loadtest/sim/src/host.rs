@@ -53,6 +53,8 @@ pub(crate) struct Journal {
 pub(crate) struct Running {
     pub assignment: Assignment,
     pub killed: bool,
+    /// Its builder has exited.
+    pub exited: bool,
 }
 
 impl World {
@@ -190,7 +192,7 @@ impl World {
         let lease = assignment.lease.clone();
         let this = &self.hosts[host];
         self.fact(&Fact::Starts { worker: &this.id, assignment: &assignment, running: &this.running, offer: &this.offer });
-        self.hosts[host].running.insert(lease.clone(), Running { assignment, killed: false });
+        self.hosts[host].running.insert(lease.clone(), Running { assignment, killed: false, exited: false });
         let needed = self.dice.below(50_000);
         self.step(host, lease, needed, Step::Fetched);
     }
@@ -224,6 +226,10 @@ impl World {
         }
         let actions = self.hosts[host].agent.started(&lease);
         self.do_actions(host, actions);
+        if self.has(Bug::WindsBeforeItsEnd) {
+            let actions = self.hosts[host].agent.wound(&lease);
+            self.do_actions(host, actions);
+        }
         let needed = self.graph.of(&lease.derivation).duration_ms * self.hosts[host].slowness;
         self.step(host, lease, needed, Step::Ran);
     }
@@ -231,7 +237,14 @@ impl World {
     fn ran(&mut self, host: usize, lease: Lease) {
         let memory_mib = self.hosts[host].running[&lease].assignment.resources.memory_mib;
         match self.graph.outcome(self.graph.place(&lease.derivation), lease.attempt, memory_mib) {
-            Outcome::Built { outputs, .. } => self.step(host, lease, 0, Step::Upload(outputs, 0)),
+            Outcome::Built { outputs, .. } => {
+                if let Some(running) = self.hosts[host].running.get_mut(&lease) {
+                    running.exited = true;
+                }
+                let actions = self.hosts[host].agent.wound(&lease);
+                self.do_actions(host, actions);
+                self.step(host, lease, 0, Step::Upload(outputs, 0));
+            }
             outcome @ Outcome::Failed { .. } => self.attempt_ended(host, &lease, outcome),
         }
     }

@@ -69,6 +69,7 @@ impl World {
         let away = memory.away();
         memory.lead.away(away);
         memory.lead.bounded(BOUNDS);
+        memory.lead.winding(memory.contacts.winding(&memory.farm));
         if let Some((mut commands, mut report)) = memory.lead.plan(&memory.farm, planned_for, steady) {
             if self.has(Bug::ReportIsCutShort) {
                 report.waiting.pop();
@@ -208,7 +209,7 @@ impl World {
                 self.send_to_worker(
                     node,
                     &worker,
-                    ToWorker::Welcome { leader, epoch, keep, log_bytes: Default::default(), hears_strain: true },
+                    ToWorker::Welcome { leader, epoch, keep, log_bytes: Default::default(), hears_strain: true, hears_winding: true },
                 );
             }
             Effect::Dispatch { lease, resources, limits } => {

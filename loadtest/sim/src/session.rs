@@ -165,6 +165,15 @@ impl World {
                 self.turn(node);
             }
             FromWorker::Heartbeat | FromWorker::Started(_) | FromWorker::Log { .. } => {}
+            FromWorker::Winding(lease) => {
+                let number = u64::try_from(conn).expect("a session's number");
+                let this = &mut self.nodes[node].memory;
+                let is_live = this.farm.live_lease(&lease.derivation).as_ref() == Some(&lease);
+                if is_live && this.contacts.wound(&worker, number, lease.attempt) {
+                    this.lead.changed();
+                    self.turn(node);
+                }
+            }
             FromWorker::Admission(strain) => {
                 let number = u64::try_from(conn).expect("a session's number");
                 let is_news = self.nodes[node].memory.contacts.strained(&worker, number, strain);

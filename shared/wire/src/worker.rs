@@ -121,6 +121,9 @@ pub enum FromWorker {
     /// Whether it takes new attempts from here on: why not, or none if it does. Said when that has changed since the hello, to a leader
     /// that hears it (`Welcome::hears_strain`).
     Admission(Option<Strain>),
+    /// The builder of an attempt has exited and its outputs are checked: it only uploads, and another attempt may have its cores, memory and
+    /// slot. Said to a leader that hears it (`Welcome::hears_winding`), again in each session.
+    Winding(Lease),
 }
 
 /// Why a worker that lives takes no new attempts at present. What it runs goes on.
@@ -162,6 +165,9 @@ pub enum ToWorker {
         /// The leader knows `Admission`. One that does not would end the session.
         #[serde(default)]
         hears_strain: bool,
+        /// The leader knows `Winding`.
+        #[serde(default)]
+        hears_winding: bool,
     },
     /// The coordinator does not lead; the stream ends. Attempts go on: only the leader may end them.
     NotLeader(NotLeader),

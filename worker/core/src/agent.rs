@@ -36,6 +36,8 @@ pub struct Agent {
     told: Option<Lacking>,
     /// Whether that leader would understand.
     is_heard: bool,
+    /// Whether it would understand that an attempt only uploads.
+    hears_winding: bool,
 }
 
 impl Agent {
@@ -55,6 +57,7 @@ impl Agent {
             strain: None,
             told: None,
             is_heard: false,
+            hears_winding: false,
         }
     }
 
@@ -75,8 +78,8 @@ impl Agent {
     /// Takes a message of a leader. The same message twice does nothing the second time.
     pub fn receive(&mut self, message: ToWorker) -> Vec<Action> {
         match message {
-            ToWorker::Welcome { leader, epoch, keep, log_bytes: _, hears_strain } => {
-                self.obey(leader, |agent| agent.welcome(epoch, &keep, hears_strain))
+            ToWorker::Welcome { leader, epoch, keep, log_bytes: _, hears_strain, hears_winding } => {
+                self.obey(leader, |agent| agent.welcome(epoch, &keep, hears_strain, hears_winding))
             }
             // Of concern to whoever looks for the leader; attempts go on.
             ToWorker::NotLeader(_) => Vec::new(),
@@ -92,6 +95,18 @@ impl Agent {
             Some(Attempt::Running { .. }) => self.send(FromWorker::Started(lease.clone())),
             Some(Attempt::Queued(_) | Attempt::Stopping { .. } | Attempt::Finished(_)) | None => Vec::new(),
         }
+    }
+
+    /// The builder of an attempt has exited and its outputs are checked: it only uploads, and what it held is another's. Not if as many
+    /// attempts upload as the worker has slots: where the link is the bottleneck, no more is built than it carries.
+    pub fn wound(&mut self, lease: &Lease) -> Vec<Action> {
+        let uploads = self.attempts.values().filter(|attempt| attempt.is_at_work() && attempt.held().is_none()).count();
+        let has_turn = u32::try_from(uploads).is_ok_and(|uploads| uploads < self.offer.slots);
+        let Some(Attempt::Running { winding, .. }) = self.attempts.get_mut(lease).filter(|_| has_turn) else { return Vec::new() };
+        *winding = true;
+        let mut actions = if self.hears_winding { self.send(FromWorker::Winding(lease.clone())) } else { Vec::new() };
+        actions.extend(self.start_queued());
+        actions
     }
 
     /// An attempt is over and holds nothing any more. One that was stopped reports nothing.
@@ -163,9 +178,9 @@ impl Agent {
         &self.offer
     }
 
-    /// Returns the attempts that hold a share of the worker, those that are being stopped among them.
-    pub fn holding(&self) -> impl Iterator<Item = &Lease> {
-        self.attempts.iter().filter(|(_, attempt)| attempt.held().is_some()).map(|(lease, _)| lease)
+    /// Returns the attempts that run or upload, those that are being stopped among them.
+    pub fn at_work(&self) -> impl Iterator<Item = &Lease> {
+        self.attempts.iter().filter(|(_, attempt)| attempt.is_at_work()).map(|(lease, _)| lease)
     }
 
     /// Returns the results that were not acknowledged.
@@ -212,13 +227,13 @@ impl Agent {
     }
 
     /// Stops what the farm gave up, and says again what it may have missed. A welcome that is not newer than the last one is old news.
-    fn welcome(&mut self, epoch: Epoch, keep: &[Lease], hears_strain: bool) -> Vec<Action> {
+    fn welcome(&mut self, epoch: Epoch, keep: &[Lease], hears_strain: bool, hears_winding: bool) -> Vec<Action> {
         if epoch <= self.epoch_seen {
             return Vec::new();
         }
         self.epoch_seen = epoch;
         self.epoch_first.get_or_insert(epoch);
-        (self.session, self.is_heard) = (Some(epoch), hears_strain);
+        (self.session, self.is_heard, self.hears_winding) = (Some(epoch), hears_strain, hears_winding);
         let given_up = |(lease, attempt): (&Lease, &Attempt)| {
             let old = lease.epoch < epoch && !keep.contains(lease);
             (old && !matches!(attempt, Attempt::Finished(_))).then(|| lease.clone())
@@ -228,6 +243,10 @@ impl Agent {
         // Those that were given up too: the farm acknowledges any report, so that it can be forgotten.
         let reports = self.unacknowledged().map(|(lease, outcome)| FromWorker::Finished { lease: lease.clone(), outcome: outcome.clone() });
         actions.extend(reports.map(Action::Send));
+        let winds = |(lease, attempt): (&Lease, &Attempt)| {
+            matches!(attempt, Attempt::Running { winding: true, .. }).then(|| Action::Send(FromWorker::Winding(lease.clone())))
+        };
+        actions.extend(self.attempts.iter().filter_map(winds).filter(|_| hears_winding));
         actions.extend(self.tell_strain());
         actions.extend(self.start_queued());
         actions
@@ -261,9 +280,9 @@ impl Agent {
     /// Ends an attempt without a report.
     fn stop(&mut self, lease: &Lease) -> Vec<Action> {
         match self.attempts.get(lease) {
-            Some(Attempt::Running { resources, .. }) => {
-                let resources = *resources;
-                self.attempts.insert(lease.clone(), Attempt::Stopping { resources });
+            Some(Attempt::Running { resources, winding, .. }) => {
+                let (resources, winding) = (*resources, *winding);
+                self.attempts.insert(lease.clone(), Attempt::Stopping { resources, winding });
                 Vec::from([Action::Kill(lease.clone())])
             }
             Some(Attempt::Queued(_)) => {
@@ -300,11 +319,11 @@ impl Agent {
             let fits = (slots > 0 || (asked.cores == 0 && self.has_light_slot()))
                 && asked.cores <= free.cores
                 && asked.memory_mib <= free.memory_mib;
-            if !fits && self.holding().next().is_some() {
+            if !fits && self.attempts.values().any(|attempt| attempt.held().is_some()) {
                 break;
             }
             let Some(lease) = self.queue.pop_front() else { break };
-            let running = Attempt::Running { resources: asked, uploaded: BTreeMap::new() };
+            let running = Attempt::Running { resources: asked, uploaded: BTreeMap::new(), winding: false };
             if let Some(Attempt::Queued(assignment)) = self.attempts.insert(lease, running) {
                 actions.push(Action::Start(assignment));
             }

@@ -70,6 +70,8 @@ struct State {
     upload_tries: Mutex<Vec<UploadTry>>,
     /// Cuts the connection once so many bytes of an upload have come, after doing this.
     cut_upload: Mutex<Option<(u64, Between)>>,
+    /// Uploads wait here.
+    gate: Arc<tokio::sync::Mutex<()>>,
     /// What every upload is answered, unread.
     answers: Mutex<Vec<Response>>,
     connections: Mutex<Vec<Connection>>,
@@ -106,6 +108,7 @@ impl Farm {
             fetching: Mutex::default(),
             parked: Uploads::default(),
             store: Store::open(store).await.expect("a store"),
+            gate: Arc::default(),
             upload_tries: Mutex::default(),
             cut_upload: Mutex::default(),
             answers: Mutex::default(),
@@ -174,6 +177,11 @@ impl Farm {
         *lock(&self.state.cut_upload) = Some((bytes, Box::new(between)));
     }
 
+    /// From now on takes no upload until this is dropped.
+    pub async fn hold_uploads(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.state.gate.clone().lock_owned().await
+    }
+
     /// Every try of an upload.
     pub fn upload_tries(&self) -> Vec<UploadTry> {
         lock(&self.state.upload_tries).clone()
@@ -235,13 +243,13 @@ impl Farm {
         lock(&self.state.connections).drain(..).for_each(|connection| connection.close("the test cuts"));
     }
 
-    /// Waits for the next thing a worker says, heartbeats and logs aside; logs are kept.
+    /// Waits for the next thing a worker says, heartbeats, logs and what only uploads aside; logs are kept.
     pub async fn hear(&self) -> FromWorker {
         let mut heard = self.heard.lock().await;
         loop {
             let message = tokio::time::timeout(PATIENCE, heard.recv()).await.expect("the worker says something in time");
             match message.expect("the farm lives") {
-                FromWorker::Heartbeat => {}
+                FromWorker::Heartbeat | FromWorker::Winding(_) => {}
                 FromWorker::Log { lease, offset_bytes, bytes } => self.keep_log(&lease, offset_bytes, &bytes),
                 message => return message,
             }
@@ -403,7 +411,14 @@ async fn session(state: Arc<State>, mut sender: Sender, mut receiver: Receiver) 
     let (outbox, mut inbox) = mpsc::unbounded_channel();
     let mut log_bytes = lock(&state.log_bytes).clone();
     log_bytes.retain(|attempt, _| hello.attempts.iter().any(|lease| lease.attempt == *attempt));
-    let welcome = ToWorker::Welcome { leader: state.leader(), epoch, keep: hello.attempts.clone(), log_bytes, hears_strain: true };
+    let welcome = ToWorker::Welcome {
+        leader: state.leader(),
+        epoch,
+        keep: hello.attempts.clone(),
+        log_bytes,
+        hears_strain: true,
+        hears_winding: true,
+    };
     sender.send(&welcome).await.ok()?;
     *lock(&state.outbox) = Some(outbox);
     state.sender.send(FromWorker::Hello(hello)).ok()?;
@@ -478,6 +493,7 @@ async fn upload(
     sender: &mut Sender,
     receiver: &mut Receiver,
 ) -> Option<Response> {
+    drop(state.gate.lock().await);
     let candidates = lock(&state.candidates).clone();
     let info = output.info;
     let refused = |message: String| Response::Refused(Refusal { kind: RefusalKind::Invalid, message, paths: vec![] });

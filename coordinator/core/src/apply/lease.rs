@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::client::EventKind;
-use kiln_wire::{AttemptId, FailureClass, Lease, LogIndex, Resources, Timestamp};
+use kiln_wire::{AttemptId, FailureClass, Lease, LogIndex, Resources, Timestamp, WorkerId};
 
 use super::refuse;
 use crate::command::Placement;
@@ -40,7 +40,9 @@ impl Farm {
         };
         let needs = job.needs_next(0);
         let granted = placement.resources.unwrap_or_else(|| fleet::grant(worker.offer.capacity, &needs));
-        let free = self.free_on(&placement.worker);
+        // One that has ended meanwhile has given its share back.
+        let relieved = placement.after.and_then(|attempt| self.place_of(&placement.worker, attempt));
+        let free = self.free_on(&placement.worker).map(|free| relieved.map_or(free, |(_, running)| free.give(running.granted)));
         let rest = free.and_then(|free| if placement.light { free.take_light(granted) } else { free.take(granted) });
         // What the planner grants is its own choice, but for what the job must have.
         let enough = granted.memory_mib >= needs.resources.memory_mib && (!placement.light || (job.is_light() && granted.cores == 0));
@@ -51,8 +53,12 @@ impl Farm {
     }
 
     fn give_lease(&mut self, key: JobKey, granted: Resources, attempt: AttemptId, placement: Placement, now: Timestamp, fx: &mut Effects) {
-        let Placement { derivation, worker, epoch, light, resources: _ } = placement;
-        let running = Running { attempt, worker: worker.clone(), epoch, granted, started_at: now, revoke_at: None, light };
+        let Placement { derivation, worker, epoch, light, after, resources: _ } = placement;
+        if let Some((earlier, _)) = after.and_then(|attempt| self.place_of(&worker, attempt)) {
+            self.change(earlier, |job| job.relieve());
+        }
+        let (relieved, revoke_at) = (false, None);
+        let running = Running { attempt, worker: worker.clone(), epoch, granted, started_at: now, revoke_at, light, relieved };
         let limits = self.change(key, |job| {
             job.tries.retry_at = None;
             job.state = State::Running(Box::new(running));
@@ -60,6 +66,22 @@ impl Farm {
         });
         fx.push(Effect::Dispatch { lease: Lease { derivation, attempt, worker: worker.clone(), epoch }, resources: granted, limits });
         self.notify(key, now, EventKind::Started { attempt, worker }, fx);
+    }
+
+    /// Returns whether another attempt may have the place of one that only uploads on a worker.
+    pub(crate) fn takes_successors(&self, worker: &WorkerId) -> bool {
+        let known = self.facts.workers.get(worker);
+        known.is_some_and(|known| !known.is_finishing) && self.facts.health.get(worker).is_none_or(|health| health.is_used_whole())
+    }
+
+    /// Returns an attempt that holds a slot of a worker, if another may have its place.
+    fn place_of(&self, worker: &WorkerId, attempt: AttemptId) -> Option<(JobKey, &Running)> {
+        if !self.takes_successors(worker) {
+            return None;
+        }
+        let jobs = &self.index.loads.get(worker)?.jobs;
+        let of = |key: &JobKey| Some((*key, self.job(*key).running().filter(|running| running.attempt == attempt)?));
+        jobs.iter().find_map(of).filter(|(_, running)| !running.light && !running.relieved)
     }
 
     /// Ends a lease whose grace period is over. Refused if somebody wants the job again, or the time has not come.

@@ -12,7 +12,7 @@ use super::refuse;
 use crate::effect::{Effect, Refused};
 use crate::farm::{Effects, Farm};
 use crate::fleet::{Free, Worker};
-use crate::job::JobKey;
+use crate::job::{JobKey, Running};
 
 /// A worker that opened a session.
 pub(super) struct Arrival {
@@ -86,7 +86,11 @@ impl Farm {
         for lease in attempts {
             let Some((key, job)) = self.find(&lease.derivation) else { continue };
             let Some(running) = job.running().filter(|_| job.holds(&lease) && lease.worker == *worker) else { continue };
-            let share = if running.light { free.take_light(running.granted) } else { free.take(running.granted) };
+            let share = match running {
+                Running { relieved: true, .. } => Some(free),
+                Running { light: true, granted, .. } => free.take_light(*granted),
+                Running { granted, .. } => free.take(*granted),
+            };
             let Some(rest) = share else { continue };
             if kept_jobs.insert(key) {
                 free = rest;

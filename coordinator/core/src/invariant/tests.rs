@@ -98,7 +98,8 @@ impl Planted {
     }
 
     fn assign(&mut self, job: &str) {
-        let placement = Placement { derivation: drv(job), worker: worker("w1"), epoch: Epoch(1), resources: None, light: false };
+        let placement =
+            Placement { derivation: drv(job), worker: worker("w1"), epoch: Epoch(1), resources: None, light: false, after: None };
         self.apply(Command::Assign { placements: vec![placement], now: Timestamp(0) });
     }
 

@@ -8,15 +8,16 @@ mod lane;
 mod near;
 mod reservation;
 mod space;
+mod succession;
 
-use alloc::collections::{BTreeSet, BinaryHeap};
+use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use kiln_wire::limits::PLACEMENTS_PER_PLAN_MAX;
 use kiln_wire::worker::SPEED_STANDARD;
-use kiln_wire::{Resources, Timestamp, WorkerId};
+use kiln_wire::{AttemptId, Resources, Timestamp, WorkerId};
 
 use self::lane::{Lane, lanes};
 use self::reservation::{Backfill, Reservation};
@@ -70,14 +71,25 @@ pub fn plan(farm: &Farm, now: Timestamp, limits: &Limits) -> (Plan, PlanReport) 
 /// As [`plan`], and places nothing on the workers that are `away`: they take nothing new at present, or have no session with the leader, and
 /// their next registration would end a lease that they were never told of. No job waits for one of these while another has room.
 pub fn plan_without(farm: &Farm, now: Timestamp, limits: &Limits, away: &BTreeSet<WorkerId>) -> (Plan, PlanReport) {
+    plan_beside(farm, now, limits, away, &BTreeMap::new())
+}
+
+/// As [`plan_without`], and places jobs as well where attempts are `winding` up: their builders have exited, they only upload.
+pub fn plan_beside(
+    farm: &Farm,
+    now: Timestamp,
+    limits: &Limits,
+    away: &BTreeSet<WorkerId>,
+    winding: &BTreeMap<WorkerId, BTreeSet<AttemptId>>,
+) -> (Plan, PlanReport) {
     let (mut lanes, mut waiting) = lanes(farm, now);
     let mut heads: BinaryHeap<Reverse<(ReadyEntry, usize)>> = BinaryHeap::new();
     for (at, lane) in lanes.iter_mut().enumerate() {
         heads.extend(lane.next().map(|entry| Reverse((entry, at))));
     }
     let path_ms_max = heads.iter().map(|Reverse(((.., key), _))| farm.index.path_ms(*key)).max().unwrap_or(0);
-    let mut planner =
-        Planner { space: Space::of(farm, away), now, path_ms_max, reservation: None, outlasting: 0, looks_left: near::LOOKS_MAX };
+    let space = Space::of(farm, away, winding);
+    let mut planner = Planner { space, now, path_ms_max, reservation: None, outlasting: 0, looks_left: near::LOOKS_MAX };
     let mut placements = Vec::new();
     while placements.len() < limits.placements_max {
         let Some(Reverse((entry, at))) = heads.pop() else { break };
@@ -151,10 +163,10 @@ impl Planner<'_> {
         let key = entry.2;
         let asked = fleet::grant(seat.capacity, &needs);
         let granted = Resources { cores: self.cores(key, asked.cores, free), ..asked };
-        self.space.take(&seat, granted);
+        let after = self.space.take(&seat, granted);
         // What a farm that learned nothing gives of itself need not be said.
         let said = granted != fleet::grant(seat.capacity, &farm.job(key).needs_next(0));
-        Spot::On(placement(&seat, &entry, said.then_some(granted)))
+        Spot::On(Placement { after, ..placement(&seat, &entry, said.then_some(granted)) })
     }
 
     /// Finds the worker for a job, with what it has free.
@@ -208,7 +220,7 @@ fn has_room(seat: &Seat, free: Free, needs: &Needs) -> bool {
 }
 
 fn placement(seat: &Seat, entry: &ReadyEntry, resources: Option<Resources>) -> Placement {
-    Placement { derivation: (*entry.1).clone(), worker: seat.id.clone(), epoch: seat.epoch, resources, light: false }
+    Placement { derivation: (*entry.1).clone(), worker: seat.id.clone(), epoch: seat.epoch, resources, light: false, after: None }
 }
 
 /// Returns the milliseconds that a worker takes for what takes one of standard speed `wall_ms`.

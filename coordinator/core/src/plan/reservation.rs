@@ -74,7 +74,7 @@ impl Farm {
     /// expected. What does so counts as ending when it should have: as long as it runs, nothing else is a better choice for it.
     fn start_on(&self, seat: &Seat, free: Free, needs: &Needs, now: Timestamp) -> (Timestamp, bool) {
         let running = self.index.loads.get(&seat.id).into_iter().flat_map(|load| &load.jobs).filter_map(|key| {
-            let running = self.job(*key).running().filter(|running| !running.light)?;
+            let running = self.job(*key).running().filter(|running| !running.light && !running.relieved)?;
             let takes_ms = on_worker_ms(self.index.expected(*key).wall_ms, seat.speed_per_mille);
             Some((running.started_at.after_ms(takes_ms), running.granted))
         });
@@ -87,12 +87,7 @@ impl Farm {
             if free.take(demand).is_some() {
                 break;
             }
-            free = Free {
-                cores: free.cores.saturating_add(granted.cores),
-                slots: free.slots.saturating_add(1),
-                memory_mib: free.memory_mib.saturating_add(granted.memory_mib),
-                light: free.light,
-            };
+            free = free.give(granted);
             start = at;
         }
         (start, late)

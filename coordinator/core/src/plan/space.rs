@@ -2,14 +2,16 @@
 //!
 //! A pool is looked at from its top, and no further than it must: what was looked at is `seen`, the rest stays where it is.
 
+use alloc::collections::btree_set::Iter;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::iter::{Peekable, Rev};
 
-use kiln_wire::{Resources, WorkerId};
+use kiln_wire::{AttemptId, Resources, WorkerId};
 
+use super::succession::Succession;
 use crate::farm::Farm;
 use crate::fleet::{self, Free};
 use crate::job::Needs;
@@ -20,12 +22,14 @@ pub(super) struct Space<'a> {
     pub farm: &'a Farm,
     pub away: &'a BTreeSet<WorkerId>,
     pools: Vec<PoolSpace<'a>>,
-    /// What is left of workers that the plan has used.
+    /// What is left of workers that the plan has used, or on which attempts only upload.
     used: Used<'a>,
+    /// These attempts.
+    successions: BTreeMap<&'a WorkerId, Succession>,
 }
 
 type Used<'a> = BTreeMap<&'a WorkerId, Free>;
-type Rest<'a> = Peekable<Rev<alloc::collections::btree_set::Iter<'a, OpenEntry>>>;
+type Rest<'a> = Peekable<Rev<Iter<'a, OpenEntry>>>;
 
 struct PoolSpace<'a> {
     shape: &'a Arc<Shape>,
@@ -34,12 +38,12 @@ struct PoolSpace<'a> {
     /// Those that were not, as they were.
     rest: Rest<'a>,
     /// Workers with light slots, and how many of the first one's are left.
-    light: Peekable<Rev<alloc::collections::btree_set::Iter<'a, LightEntry>>>,
+    light: Peekable<Rev<Iter<'a, LightEntry>>>,
     light_left: u32,
 }
 
 impl<'a> Space<'a> {
-    pub fn of(farm: &'a Farm, away: &'a BTreeSet<WorkerId>) -> Self {
+    pub fn of(farm: &'a Farm, away: &'a BTreeSet<WorkerId>, winding: &BTreeMap<WorkerId, BTreeSet<AttemptId>>) -> Self {
         let pools = farm.index.fleet.pools.iter().map(|(shape, pool)| PoolSpace {
             shape,
             seen: BTreeSet::new(),
@@ -47,7 +51,25 @@ impl<'a> Space<'a> {
             light: pool.light.iter().rev().peekable(),
             light_left: 0,
         });
-        Self { farm, away, pools: pools.collect(), used: BTreeMap::new() }
+        let mut space = Self { farm, away, pools: pools.collect(), used: BTreeMap::new(), successions: BTreeMap::new() };
+        for (worker, attempts) in winding {
+            space.succeed(worker, attempts);
+        }
+        space
+    }
+
+    /// Counts what attempts hold that only upload as free.
+    fn succeed(&mut self, worker: &WorkerId, attempts: &BTreeSet<AttemptId>) {
+        let Some((id, seat)) = self.farm.index.fleet.seats.get_key_value(worker) else { return };
+        let Some(succession) = Succession::of(self.farm, id, attempts) else { return };
+        let at = self.pools.iter().position(|pool| *pool.shape == seat.shape).unwrap_or_else(|| {
+            self.pools.push(PoolSpace::full(&seat.shape));
+            self.pools.len() - 1
+        });
+        let shown = succession.shown();
+        self.pools[at].seen.insert((seat.speed_per_mille, shown, Reverse(Arc::clone(seat))));
+        self.used.insert(id, shown);
+        self.successions.insert(id, succession);
     }
 
     /// Returns the pools whose workers could run a class, but for memory.
@@ -88,18 +110,22 @@ impl<'a> Space<'a> {
         Some((Arc::clone(seat), free))
     }
 
-    /// Takes a share of a worker that has room for it.
-    pub fn take(&mut self, seat: &Arc<Seat>, granted: Resources) {
-        let Some((id, known)) = self.farm.index.fleet.seats.get_key_value(&seat.id) else { return };
+    /// Takes a share of a worker that has room for it. Returns the attempt whose place is taken, if there is none without.
+    pub fn take(&mut self, seat: &Arc<Seat>, granted: Resources) -> Option<AttemptId> {
+        let (id, known) = self.farm.index.fleet.seats.get_key_value(&seat.id)?;
         let free = self.used.get(id).copied().or_else(|| self.farm.index.free_on(&self.farm.facts, id)).unwrap_or(Free::NONE);
-        let rest = free.take(granted).expect("whoever takes has looked whether it fits");
+        let (rest, after) = match self.successions.get_mut(id) {
+            Some(succession) => succession.take(granted),
+            None => (free.take(granted).expect("whoever takes has looked whether it fits"), None),
+        };
         self.used.insert(id, rest);
-        let Some(pool) = self.pools.iter_mut().find(|pool| *pool.shape == seat.shape) else { return };
+        let pool = self.pools.iter_mut().find(|pool| *pool.shape == seat.shape)?;
         // If it was not looked at yet, it is passed over where it lies.
         pool.seen.remove(&(seat.speed_per_mille, free, Reverse(Arc::clone(known))));
         if rest.slots > 0 {
             pool.seen.insert((seat.speed_per_mille, rest, Reverse(Arc::clone(known))));
         }
+        after
     }
 
     /// Takes a light slot of a worker of one of some pools. Returns the worker.
@@ -108,7 +134,13 @@ impl<'a> Space<'a> {
     }
 }
 
-impl PoolSpace<'_> {
+impl<'a> PoolSpace<'a> {
+    /// A pool in which no worker has room.
+    fn full(shape: &'a Arc<Shape>) -> Self {
+        let (rest, light) = (Iter::default().rev().peekable(), Iter::default().rev().peekable());
+        Self { shape, seen: BTreeSet::new(), rest, light, light_left: 0 }
+    }
+
     fn best(&mut self, used: &Used<'_>, fits: impl Fn(&Seat, Free) -> bool) -> Option<OpenEntry> {
         let mut below: Option<OpenEntry> = None;
         loop {

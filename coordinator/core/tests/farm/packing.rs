@@ -1,11 +1,11 @@
 //! Where jobs go once it is known what they take: properties of plans, on farms that learn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_core::{Command, Farm, Limits, Placement, PlanReport, WaitReason, plan};
+use kiln_core::{Command, Contacts, Farm, Limits, Placement, PlanReport, Steady, WaitReason, plan, plan_beside};
 use kiln_wire::client::WorkerView;
 use kiln_wire::limits::DURATIONS_PER_ENTRY_MAX;
-use kiln_wire::{JobKind, JobSpec, LogIndex, Measured, Outcome, RequestId, Resources, Timestamp};
+use kiln_wire::{AttemptId, Epoch, JobKind, JobSpec, LogIndex, Measured, Outcome, RequestId, Resources, Timestamp};
 
 use crate::facts::{Dice, built, drv, offer, spec, worker};
 
@@ -277,6 +277,57 @@ fn a_freed_slot_gets_the_job_that_lacks_least_there_of_those_that_are_nearly_as_
         assert_eq!(yard.on("one-1") == Some(at), expect, "{known:?}");
         assert!((1..9).any(|number| yard.on(&many(number)).is_some()), "{known:?}");
     }
+}
+
+#[test]
+fn what_a_worker_says_of_its_builders_counts_while_its_session_and_their_leases_live() {
+    let mut yard = Yard::new();
+    yard.worker("w1", 2, |_| {});
+    for name in ["a", "b"] {
+        yard.submit(vec![spec(name, &[])]);
+        yard.go();
+    }
+    let [a, b] = ["a", "b"].map(|name| yard.farm.live_lease(&drv(name)).expect("it runs").attempt);
+    let (w1, mut contacts) = (worker("w1"), Contacts::default());
+    assert!(!contacts.wound(&w1, 7, a), "it has no session");
+    contacts.open(&w1, 7, Steady(0));
+    assert!(!contacts.wound(&w1, 6, a), "an old one counts for nothing");
+    let said: Vec<bool> = [a, a, b, AttemptId(77)].into_iter().map(|attempt| contacts.wound(&w1, 7, attempt)).collect();
+    assert_eq!(said, [true, false, true, true]);
+    assert_eq!(contacts.winding(&yard.farm), BTreeMap::from([(w1.clone(), BTreeSet::from([a, b]))]));
+    yard.finish("a", 0, 100);
+    assert_eq!(contacts.winding(&yard.farm), BTreeMap::from([(w1.clone(), BTreeSet::from([b]))]));
+    contacts.close(&w1, 7);
+    assert_eq!(contacts.winding(&yard.farm), BTreeMap::new());
+}
+
+#[test]
+fn a_job_takes_the_place_of_an_attempt_that_only_uploads() {
+    let mut yard = Yard::new();
+    yard.worker("w1", 1, |_| {});
+    yard.submit(vec![spec("a", &[]), spec("b", &[]), spec("c", &[])]);
+    let (placements, _) = yard.go();
+    let first = placements[0].derivation.clone();
+    let attempt = yard.farm.live_lease(&first).expect("it runs").attempt;
+    let winding = BTreeMap::from([(worker("w1"), BTreeSet::from([attempt, AttemptId(77)]))]);
+    let beside = |yard: &Yard| plan_beside(&yard.farm, yard.now, &Limits::STANDARD, &BTreeSet::new(), &winding).0.placements;
+    assert_eq!(yard.go().0, [], "the slot is held");
+    let placements = beside(&yard);
+    assert_eq!(placements.iter().map(|placement| placement.after).collect::<Vec<_>>(), [Some(attempt)]);
+    let next = placements[0].derivation.clone();
+    yard.apply(Command::Assign { placements, now: yard.now });
+    let held = |yard: &Yard| (yard.farm.counts().running, yard.farm.workers()[0].used.cores);
+    assert_eq!(held(&yard), (2, 1), "two leases, and one share");
+    assert_eq!(beside(&yard), [], "a place is taken once");
+    let third = drv(["a", "b", "c"].into_iter().find(|name| ![&first, &next].contains(&&drv(name))).expect("there are three"));
+    let late = |after| Placement { derivation: third.clone(), worker: worker("w1"), epoch: Epoch(1), resources: None, light: false, after };
+    yard.apply(Command::Assign { placements: vec![late(Some(attempt)), late(Some(AttemptId(77))), late(None)], now: yard.now });
+    assert_eq!(held(&yard), (2, 1), "and refused twice");
+    let attempts = yard.farm.leases_of(&worker("w1"));
+    yard.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts, since: None, now: yard.now });
+    assert_eq!(held(&yard), (2, 1), "a worker that comes back keeps both");
+    yard.finish(first.name(), 0, 100);
+    assert_eq!((held(&yard), yard.go().0), ((1, 1), vec![]), "what ends gives back what it held: nothing");
 }
 
 #[test]

@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan};
+use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan, plan_beside};
 use kiln_wire::client::{BuildState, EventKind};
-use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp};
+use kiln_wire::{
+    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp, WorkerId,
+};
 
 use crate::facts::{Dice, built, drv, failed, info, offer, output_name, output_path, root, spec, worker};
 
@@ -80,10 +82,12 @@ impl Chaos {
                 Command::Submit { request: self.request(), name: "chaos".to_owned(), roots, keep_going, now }
             }
             6..=9 => {
-                let (plan, _) = plan(farm, now, &Limits { placements_max: 3, ..Limits::STANDARD });
+                let winding = self.winding(farm);
+                let limits = Limits { placements_max: 3, ..Limits::STANDARD };
+                let (plan, _) = plan_beside(farm, now, &limits, &BTreeSet::new(), &winding);
                 Command::Assign { placements: plan.placements, now }
             }
-            10 => Command::Assign { placements: (0..3).map(|_| self.placement()).collect(), now },
+            10 => Command::Assign { placements: (0..3).map(|_| self.placement(farm)).collect(), now },
             11..=14 => {
                 let (lease, outcome) = (self.lease(farm), self.outcome());
                 Command::Finish { lease, outcome, learn: self.dice.once_in(2), judge: !self.dice.once_in(3), now }
@@ -182,10 +186,21 @@ impl Chaos {
         }
     }
 
-    fn placement(&mut self) -> Placement {
+    /// Some of the latest leases, dead ones among them.
+    fn winding(&mut self, farm: &Farm) -> BTreeMap<WorkerId, BTreeSet<AttemptId>> {
+        let mut winding: BTreeMap<WorkerId, BTreeSet<AttemptId>> = BTreeMap::new();
+        for _ in 0..self.dice.below(4) {
+            let lease = self.lease(farm);
+            winding.entry(lease.worker).or_default().insert(lease.attempt);
+        }
+        winding
+    }
+
+    fn placement(&mut self, farm: &Farm) -> Placement {
         let name = self.worker();
+        let after = if self.dice.once_in(3) { Some(self.lease(farm).attempt) } else { None };
         let epoch = self.epoch(&name);
-        Placement { derivation: drv(self.name()), worker: worker(&name), epoch, resources: None, light: self.dice.once_in(20) }
+        Placement { derivation: drv(self.name()), worker: worker(&name), epoch, resources: None, light: self.dice.once_in(20), after }
     }
 
     fn lease(&mut self, farm: &Farm) -> Lease {

@@ -97,7 +97,14 @@ impl Script {
                 let (job, name) = words[0].split_once('@').expect("job@worker");
                 let epoch = self.epoch(name, &options(&words[1..]));
                 vec![Command::Assign {
-                    placements: vec![Placement { derivation: drv(job), worker: worker(name), epoch, resources: None, light: false }],
+                    placements: vec![Placement {
+                        derivation: drv(job),
+                        worker: worker(name),
+                        epoch,
+                        resources: None,
+                        light: false,
+                        after: None,
+                    }],
                     now,
                 }]
             }

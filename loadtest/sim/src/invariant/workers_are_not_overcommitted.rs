@@ -1,4 +1,5 @@
-//! 5, 21: what runs on a worker, what is being stopped among it, fits what the worker has.
+//! 5, 21: what runs on a worker, what is being stopped among it, fits what the worker has. An attempt whose builder has exited only
+//! uploads, and does not count.
 
 use super::{Invariant, Look};
 use crate::fact::Fact;
@@ -12,7 +13,8 @@ impl Invariant for WorkersAreNotOvercommitted {
 
     fn see(&mut self, fact: &Fact<'_>, _look: &Look<'_>) -> Result<(), String> {
         let Fact::Starts { worker, assignment, running, offer } = fact else { return Ok(()) };
-        let granted = running.values().map(|running| running.assignment.resources).chain([assignment.resources]);
+        let granted =
+            running.values().filter(|running| !running.exited).map(|running| running.assignment.resources).chain([assignment.resources]);
         let (mut cores, mut memory_mib, mut count, mut light) = (0, 0, 0, 0);
         for resources in granted {
             (cores, memory_mib, count) = (cores + resources.cores, memory_mib + resources.memory_mib, count + 1);

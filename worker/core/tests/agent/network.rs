@@ -137,7 +137,14 @@ impl World {
         match effect {
             Effect::Welcome { worker, epoch, keep } => self.post(
                 &worker,
-                Letter::to_worker(ToWorker::Welcome { leader, epoch, keep, log_bytes: BTreeMap::new(), hears_strain: true }),
+                Letter::to_worker(ToWorker::Welcome {
+                    leader,
+                    epoch,
+                    keep,
+                    log_bytes: BTreeMap::new(),
+                    hears_strain: true,
+                    hears_winding: true,
+                }),
             ),
             Effect::Dispatch { lease, resources, .. } => {
                 let to = lease.worker.clone();
@@ -213,7 +220,8 @@ impl World {
                 });
             }
             FromWorker::Finished { lease, outcome } => self.propose(Command::Finish { lease, outcome, learn: false, judge: false, now }),
-            FromWorker::Heartbeat | FromWorker::Admission(_) | FromWorker::Started(_) | FromWorker::Log { .. } => {}
+            FromWorker::Heartbeat | FromWorker::Admission(_) | FromWorker::Winding(_) | FromWorker::Started(_) | FromWorker::Log { .. } => {
+            }
         }
     }
 

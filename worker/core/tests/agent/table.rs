@@ -21,7 +21,7 @@ fn check_on(agent: &mut Agent, steps: &[(&str, &str)]) {
 }
 
 /// `welcome TERM EPOCH [LEASE…]`, of an earlier release `old-welcome …` · `dispatch TERM LEASE [cores=N] [mem=N]` · `revoke TERM LEASE` · `acknowledge LEASE` ·
-/// `started LEASE` · `ended LEASE` · `strained WHY` · `relieved` · `disconnected` · `hello`
+/// `started LEASE` · `wound LEASE` · `ended LEASE` · `strained WHY` · `relieved` · `disconnected` · `hello`
 fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
     let words: Vec<&str> = step.split_whitespace().collect();
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
@@ -30,7 +30,14 @@ fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
         "welcome" | "old-welcome" => {
             let keep = words[3..].iter().map(|word| read(word)).collect();
             let (leader, epoch, log_bytes) = (leader(number(1)), Epoch(number(2)), Default::default());
-            agent.receive(ToWorker::Welcome { leader, epoch, keep, log_bytes, hears_strain: words[0] == "welcome" })
+            agent.receive(ToWorker::Welcome {
+                leader,
+                epoch,
+                keep,
+                log_bytes,
+                hears_strain: words[0] == "welcome",
+                hears_winding: words[0] == "welcome",
+            })
         }
         "dispatch" => {
             let cores = u32::try_from(option("cores=").unwrap_or(1)).expect("small");
@@ -44,6 +51,7 @@ fn run(agent: &mut Agent, step: &str) -> Vec<Action> {
         }
         "started" => agent.started(&read(words[1])),
         "ended" => agent.ended(&read(words[1]), built(read(words[1]).derivation.name())),
+        "wound" => agent.wound(&read(words[1])),
         "disconnected" => {
             agent.disconnected();
             Vec::new()
@@ -80,12 +88,46 @@ fn text(action: &Action) -> String {
             )
         }
         Action::Send(FromWorker::Admission(strain)) => format!("send lacks {:?}", strain.as_ref().map(|strain| strain.lacks)),
+        Action::Send(FromWorker::Winding(lease)) => format!("send winding {}", name(lease)),
         Action::Send(FromWorker::Heartbeat | FromWorker::Log { .. }) => "send something else".to_owned(),
         Action::Keep { lease, .. } => format!("keep {}", name(lease)),
         Action::Forget(lease) => format!("forget {}", name(lease)),
         Action::Remember(leader) => format!("remember term {}", leader.term),
         Action::Disconnect(stale) => format!("disconnect: {stale}"),
     }
+}
+
+#[test]
+fn an_attempt_that_only_uploads_makes_room_and_its_leader_hears_of_it() {
+    check(&[
+        ("welcome 1 5", "remember term 1"),
+        ("dispatch 1 a#7/5 cores=2", "start a#7/5"),
+        ("dispatch 1 b#8/5 cores=2", ""),
+        ("wound a#7/5", "send winding a#7/5, start b#8/5"),
+        ("wound b#8/5", "send winding b#8/5"),
+        ("wound c#9/5", ""),
+        ("disconnected", ""),
+        ("hello", "send hello term=1 [a#7/5 b#8/5]"),
+        ("welcome 1 6 a#7/5 b#8/5", "send winding a#7/5, send winding b#8/5"),
+        ("ended a#7/5", "keep a#7/5, send finished a#7/5"),
+        ("revoke 1 b#8/5", "kill b#8/5"),
+        ("wound b#8/5", ""),
+        ("disconnected", ""),
+        ("old-welcome 1 7 a#7/5", "send finished a#7/5"),
+        ("dispatch 1 d#9/7", "start d#9/7"),
+        ("wound d#9/7", ""),
+    ]);
+    check(&[
+        ("welcome 1 5", "remember term 1"),
+        ("dispatch 1 a#7/5 cores=2", "start a#7/5"),
+        ("wound a#7/5", "send winding a#7/5"),
+        ("dispatch 1 b#8/5 cores=2", "start b#8/5"),
+        ("wound b#8/5", "send winding b#8/5"),
+        ("dispatch 1 c#9/5 cores=2", "start c#9/5"),
+        ("wound c#9/5", ""),
+        ("dispatch 1 d#10/5", ""),
+        ("ended c#9/5", "keep c#9/5, send finished c#9/5, start d#10/5"),
+    ]);
 }
 
 #[test]
