@@ -45,11 +45,12 @@ impl Sessions {
         opened
     }
 
-    /// Closes a session, unless a later one has taken its place.
+    /// Closes a session, unless a later one has taken its place. A job that failed elsewhere waits for the worker no more.
     pub(crate) fn close(&self, worker: &WorkerId, session: u64) {
         let mut inner = self.lock();
         if inner.contacts.close(worker, session) {
             inner.outboxes.remove(worker);
+            self.changes.notify_one();
         }
     }
 

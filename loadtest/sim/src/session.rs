@@ -114,9 +114,13 @@ impl World {
             let before = self.nodes[this.node].memory.contacts.session(&worker);
             let closes = if self.has(Bug::OldEndClosesNew) { before.unwrap_or(number) } else { number };
             let contacts = &mut self.nodes[this.node].memory.contacts;
-            contacts.close(&worker, closes);
+            let closed = contacts.close(&worker, closes);
             let after = contacts.session(&worker);
             self.fact(&Fact::SessionEnds { worker: &worker, ended: number, live_before: &before, live_after: &after });
+            if closed {
+                self.nodes[this.node].memory.lead.changed();
+                self.turn(this.node);
+            }
         }
     }
 
