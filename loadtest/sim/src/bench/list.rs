@@ -1,9 +1,9 @@
 //! List scheduling by an order that is fixed or counted: the rivals, and the reference.
 //!
-//! Does not reserve: a job that fits nowhere waits, and those of its queue behind it with it.
+//! Does not reserve: a job that fits nowhere waits, and those that ask for as much with it; others pass it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use kiln_wire::Resources;
 
@@ -41,6 +41,9 @@ type Spot = (WorkerNo, Resources, Free);
 /// Ready jobs that are looked at for one that lacks least, and how urgent they must be of the first one's rank.
 const NEAR: usize = 64;
 const NEARLY: (u64, u64) = (9, 10);
+
+/// Jobs without room that are passed over for one that has it.
+const PASSED_MAX: usize = 1_000;
 
 /// A list scheduler.
 pub(crate) struct List {
@@ -93,7 +96,8 @@ impl List {
     fn choose(&mut self, view: &View<'_>, free: &[Free], queue: Of) -> Option<(JobNo, Spot)> {
         let looked_at = if self.locality { NEAR } else { 1 };
         let mut jobs = self.queues.remove(&queue)?;
-        let first_key = jobs.peek()?.0;
+        let mut passed = self.pass(view, free, &mut jobs);
+        let first_key = jobs.peek().map_or(u64::MAX, |(key, _)| *key);
         let mut near = Vec::new();
         while near.len() < looked_at
             && let Some(entry) = jobs.peek().copied().filter(|(key, _)| key.saturating_mul(NEARLY.1) >= first_key.saturating_mul(NEARLY.0))
@@ -108,9 +112,24 @@ impl List {
         };
         let chosen = near.iter().enumerate().filter_map(spot).min_by_key(|(lacking, at, _)| (*lacking, *at));
         near.retain(|(_, Reverse(job))| chosen.is_none_or(|(.., (other, _))| other != *job));
-        jobs.extend(near);
+        passed.extend(near);
+        jobs.extend(passed);
         self.queues.insert(queue, jobs);
         chosen.map(|(.., chosen)| chosen)
+    }
+
+    /// Takes out the first jobs of a queue for which there is no room, until one comes for which there is.
+    fn pass(&self, view: &View<'_>, free: &[Free], jobs: &mut Queue) -> Vec<(u64, Reverse<JobNo>)> {
+        let (mut passed, mut no_room) = (Vec::new(), BTreeSet::new());
+        while let Some((_, Reverse(job))) = jobs.peek().filter(|_| passed.len() < PASSED_MAX) {
+            let asked = view.load.task(*job).spec.resources;
+            if !no_room.contains(&asked) && self.spot(view, free, *job).is_some() {
+                break;
+            }
+            no_room.insert(asked);
+            passed.extend(jobs.pop());
+        }
+        passed
     }
 
     fn spot(&self, view: &View<'_>, free: &[Free], job: JobNo) -> Option<Spot> {
