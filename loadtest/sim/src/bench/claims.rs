@@ -27,14 +27,16 @@ enum Topic {
     Copies,
     Locality,
     Fairness,
+    Gap,
     Chain,
 }
 
-const TOPICS: [(&str, Topic); 5] = [
+const TOPICS: [(&str, Topic); 6] = [
     ("knee", Topic::Knee),
     ("copies", Topic::Copies),
     ("locality", Topic::Locality),
     ("fairness", Topic::Fairness),
+    ("gap", Topic::Gap),
     ("chain", Topic::Chain),
 ];
 
@@ -69,6 +71,7 @@ pub(crate) fn prove(wanted: &Wanted) -> Result<bool, String> {
             Topic::Copies => copies(&mut claims, wanted.full)?,
             Topic::Locality => locality(&mut claims, wanted.full)?,
             Topic::Fairness => shares(&mut claims)?,
+            Topic::Gap => super::gap::gaps(&mut claims)?,
             Topic::Chain => hops(&mut claims),
         }
     }
@@ -76,23 +79,23 @@ pub(crate) fn prove(wanted: &Wanted) -> Result<bool, String> {
 }
 
 /// Prints as the other provers do.
-struct Claims {
+pub(super) struct Claims {
     hold: bool,
 }
 
 impl Claims {
-    fn check(&mut self, claim: &str, figure: &str, goal: &str, holds: bool) {
+    pub(super) fn check(&mut self, claim: &str, figure: &str, goal: &str, holds: bool) {
         self.hold &= holds;
         println!("{} {claim}: {figure} ({goal})", if holds { "  ok  " } else { "SHORT " });
     }
 
-    fn tell(&self, claim: &str, figure: &str) {
+    pub(super) fn tell(&self, claim: &str, figure: &str) {
         println!("       {claim}: {figure}");
     }
 }
 
 const EXACT: Draws = Draws::EXACT;
-const WORKER: Resources = Resources { cores: 8, memory_mib: 65_536 };
+pub(super) const WORKER: Resources = Resources { cores: 8, memory_mib: 65_536 };
 const KILN: Chosen = Chosen::Kiln;
 const HYDRA: Chosen = Chosen::List(Order::Hydra);
 

@@ -19,6 +19,8 @@ pub(crate) struct Costs {
     pub hop_ms: u64,
     /// At which workers fetch what they lack; without, that takes no time. What is moved is counted either way.
     pub bandwidth_bytes_s: Option<u64>,
+    /// At which they upload what they made; without, that takes no time.
+    pub upload_bytes_s: Option<u64>,
 }
 
 /// What a policy sees when it places.
@@ -45,6 +47,10 @@ pub(crate) trait Policy {
     fn arrive(&mut self, load: &Workload, submission: usize, now_ms: u64);
     /// Every input of a job that has arrived is built.
     fn ready(&mut self, load: &Workload, job: JobNo, now_ms: u64);
+    /// A builder has exited; its outputs are being uploaded. Returns whether another job may have its place: else it is held until the end.
+    fn exited(&mut self, _load: &Workload, _span: &Span, _now_ms: u64) -> bool {
+        false
+    }
     /// A job is built.
     fn ended(&mut self, load: &Workload, span: &Span, now_ms: u64);
     /// Says what starts now. Asked once for all that happens at one time.
@@ -63,6 +69,9 @@ pub(crate) struct Span {
     pub start_ms: u64,
     /// Its inputs were there and its builder began.
     pub build_ms: u64,
+    /// Its builder exited.
+    pub exit_ms: u64,
+    /// Its outputs were there.
     pub end_ms: u64,
 }
 
@@ -92,6 +101,7 @@ pub(crate) fn replay(load: &Workload, fleet: &Fleet, policy: &mut dyn Policy, co
 /// What happens at a time, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
+    Exit(JobNo),
     End(JobNo),
     Arrive(usize),
     Wake,
@@ -110,6 +120,8 @@ struct Floor<'a> {
     ready_ms: Vec<u64>,
     spans: Vec<Option<Span>>,
     ended: usize,
+    /// Jobs that upload and have given their place back.
+    left: BTreeSet<JobNo>,
     moved_bytes: u64,
     plans: u64,
 }
@@ -130,6 +142,7 @@ impl<'a> Floor<'a> {
             ready_ms: vec![0; load.tasks.len()],
             spans: vec![None; load.tasks.len()],
             ended: 0,
+            left: BTreeSet::new(),
             moved_bytes: 0,
             plans: 0,
         }
@@ -143,6 +156,7 @@ impl<'a> Floor<'a> {
             let event = *event;
             self.events.pop();
             match event {
+                Event::Exit(job) => self.exit(policy, job, now_ms),
                 Event::End(job) => self.end(policy, job, now_ms),
                 Event::Arrive(submission) => {
                     policy.arrive(self.load, submission, now_ms);
@@ -158,10 +172,24 @@ impl<'a> Floor<'a> {
         Some(now_ms)
     }
 
-    fn end(&mut self, policy: &mut dyn Policy, job: JobNo, now_ms: u64) {
-        let span = self.spans[job.at()].expect("what ends was placed");
+    fn exit(&mut self, policy: &mut dyn Policy, job: JobNo, now_ms: u64) {
+        let span = self.spans[job.at()].expect("what exits was placed");
+        if policy.exited(self.load, &span, now_ms) {
+            self.left.insert(job);
+            self.give_back(&span);
+        }
+    }
+
+    fn give_back(&mut self, span: &Span) {
         let free = &mut self.free[span.worker.at()];
         *free = free.give(span.given);
+    }
+
+    fn end(&mut self, policy: &mut dyn Policy, job: JobNo, now_ms: u64) {
+        let span = self.spans[job.at()].expect("what ends was placed");
+        if !self.left.remove(&job) {
+            self.give_back(&span);
+        }
         self.ended += 1;
         self.caches.hold(job, span.worker);
         policy.ended(self.load, &span, now_ms);
@@ -202,16 +230,23 @@ impl<'a> Floor<'a> {
         assert!(self.spans[job.at()].is_none(), "{} is placed twice", task.name());
         assert!(self.fleet.is_able(worker, task.class), "{} is placed where it cannot run", task.name());
         let least = share(offer, task);
-        let enough = given.cores >= least.cores.min(1) && given.memory_mib >= least.memory_mib;
+        // The bounds count what each asks for.
+        let enough = given.cores >= least.cores && given.memory_mib >= least.memory_mib;
         assert!(enough, "{} is given {given:?}, it asks for {least:?}", task.name());
         let rest = self.free[worker.at()].take(given);
         self.free[worker.at()] = rest.unwrap_or_else(|| panic!("{} is placed where it does not fit", task.name()));
         let bytes = self.caches.fetch(self.load, job, worker);
         self.moved_bytes += bytes;
-        let fetch_ms = self.costs.bandwidth_bytes_s.map_or(0, |bytes_s| bytes.saturating_mul(1000).div_ceil(bytes_s.max(1)));
-        let build_ms = now_ms + self.costs.hop_ms + fetch_ms;
-        let end_ms = build_ms + task.duration_ms;
-        self.spans[job.at()] = Some(Span { job, worker, given, ready_ms: self.ready_ms[job.at()], start_ms: now_ms, build_ms, end_ms });
+        let transfer_ms =
+            |bytes: u64, bytes_s: Option<u64>| bytes_s.map_or(0, |bytes_s| bytes.saturating_mul(1000).div_ceil(bytes_s.max(1)));
+        let build_ms = now_ms + self.costs.hop_ms + transfer_ms(bytes, self.costs.bandwidth_bytes_s);
+        let exit_ms = build_ms + task.duration_ms;
+        let end_ms = exit_ms + transfer_ms(task.output_bytes, self.costs.upload_bytes_s);
+        let ready_ms = self.ready_ms[job.at()];
+        self.spans[job.at()] = Some(Span { job, worker, given, ready_ms, start_ms: now_ms, build_ms, exit_ms, end_ms });
+        if end_ms > exit_ms {
+            self.events.push(Reverse((exit_ms, Event::Exit(job))));
+        }
         self.events.push(Reverse((end_ms, Event::End(job))));
     }
 

@@ -15,6 +15,7 @@ mod engine;
 mod fairness;
 mod fleet;
 mod gantt;
+mod gap;
 mod list;
 mod made;
 mod options;

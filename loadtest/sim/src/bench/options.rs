@@ -80,7 +80,7 @@ pub(crate) const HELP: &str = "\
 kiln-sim plan: replays a real graph on a simulated fleet, with the farm's own planner and with rivals
 
   kiln-sim plan [OPTION]…              one replay for each policy: makespan, bounds, bytes moved, fairness
-  kiln-sim plan prove [TOPIC] [--full] claims, each with its figure and goal; TOPIC is knee, copies, locality, fairness or chain
+  kiln-sim plan prove [TOPIC] [--full] claims, each with its figure and goal; TOPIC is knee, copies, locality, fairness, gap or chain
 
   --graph NAME         a file, or a graph of $KILN_SHARED/data/graphs (nixos-closure)
   --copies N           so many builds of it that share nothing (1)

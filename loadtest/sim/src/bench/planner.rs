@@ -3,13 +3,13 @@
 //! The only module of the bench that drives `kiln_core`. Does not decide anything: registers the fleet, submits, asks for a plan at each
 //! event, and reports what ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kiln_core::{Command, Effect, Farm, Limits, plan, split_name};
+use kiln_core::{Command, Effect, Farm, Limits, plan_beside, split_name};
 use kiln_wire::limits::{DURATIONS_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
 use kiln_wire::{
-    Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root, Sha256Hash,
-    Timestamp, Usage, WorkerId,
+    AttemptId, Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root,
+    Sha256Hash, Timestamp, Usage, WorkerId,
 };
 
 use super::engine::{Placed, Policy, Span, View};
@@ -23,6 +23,8 @@ pub(crate) struct Planner {
     jobs: HashMap<DrvPath, JobNo>,
     workers: BTreeMap<WorkerId, WorkerNo>,
     leases: HashMap<JobNo, Lease>,
+    /// Attempts that upload, by their workers, as these say.
+    winding: BTreeMap<WorkerId, BTreeSet<AttemptId>>,
     /// Outputs are said to be empty: the farm sees nothing to be gained by placing jobs near their inputs.
     blind: bool,
 }
@@ -32,7 +34,8 @@ impl Planner {
     pub fn new(load: &Workload, fleet: &Fleet, locality: bool) -> Self {
         let jobs = load.numbers().map(|job| (load.task(job).spec.derivation.clone(), job)).collect();
         let workers = fleet.workers.iter().zip(fleet.numbers()).map(|(worker, number)| (worker.id.clone(), number)).collect();
-        let mut planner = Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new(), blind: !locality };
+        let mut planner =
+            Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new(), winding: BTreeMap::new(), blind: !locality };
         for worker in &fleet.workers {
             let (worker, offer) = (worker.id.clone(), worker.offer.clone());
             planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now: Timestamp(0) });
@@ -82,10 +85,16 @@ impl Policy for Planner {
 
     fn ready(&mut self, _: &Workload, _: JobNo, _: u64) {}
 
+    fn exited(&mut self, _: &Workload, span: &Span, _: u64) -> bool {
+        let lease = &self.leases[&span.job];
+        self.winding.entry(lease.worker.clone()).or_default().insert(lease.attempt)
+    }
+
     fn ended(&mut self, load: &Workload, span: &Span, now_ms: u64) {
         let (lease, now) = (self.leases.remove(&span.job).expect("what ends was leased"), Timestamp(now_ms));
         let task = load.task(span.job);
         let derivation = lease.derivation.clone();
+        self.winding.get_mut(&lease.worker).map(|attempts| attempts.remove(&lease.attempt));
         self.apply(Command::Finish {
             lease,
             outcome: outcome(task, span, if self.blind { 0 } else { task.output_bytes }),
@@ -100,7 +109,7 @@ impl Policy for Planner {
         let now = Timestamp(view.now_ms);
         let mut placements = Vec::new();
         loop {
-            let (proposed, report) = plan(&self.farm, now, &Limits::STANDARD);
+            let (proposed, report) = plan_beside(&self.farm, now, &Limits::STANDARD, &BTreeSet::new(), &self.winding);
             let full = proposed.placements.len() == Limits::STANDARD.placements_max;
             self.assign(proposed, now, &mut placements);
             if !full {

@@ -79,11 +79,22 @@ fn small_replays_end_when_worked_out_by_hand() {
 fn moving_inputs_takes_its_time_once_for_each_worker() {
     let mut load = workload("1; 1<0; 1<0");
     load.tasks[0].output_bytes = 5_000;
-    let costs = Costs { hop_ms: 10, bandwidth_bytes_s: Some(1_000) };
+    let costs = Costs { hop_ms: 10, bandwidth_bytes_s: Some(1_000), upload_bytes_s: None };
     let alone = run(&load, &Fleet::uniform(&load, 1, 1, ONE), Chosen::List(Order::Rank), costs);
     assert_eq!((alone.makespan_ms, alone.moved_bytes), (3 * SECOND + 30, 0), "who made it has it");
     let two = run(&load, &Fleet::uniform(&load, 2, 1, ONE), Chosen::List(Order::Rank), costs);
     assert_eq!((two.makespan_ms, two.moved_bytes), (SECOND + 10 + 10 + 5 * SECOND + SECOND, 5_000), "the other fetches for five seconds");
+}
+
+#[test]
+fn the_next_build_begins_while_outputs_are_uploaded_where_the_policy_knows_of_it() {
+    let mut load = workload("1; 1; 1");
+    load.tasks.iter_mut().for_each(|task| task.output_bytes = 5_000);
+    let costs = Costs { hop_ms: 10, bandwidth_bytes_s: None, upload_bytes_s: Some(1_000) };
+    for (chosen, expect_ms) in [(Chosen::Kiln, 3 * 1_010 + 5_000), (Chosen::List(Order::Rank), 3 * 6_010)] {
+        let run = run(&load, &Fleet::uniform(&load, 1, 1, ONE), chosen, costs);
+        assert_eq!(run.makespan_ms, expect_ms, "{}: {:?}", chosen.word(), run.spans);
+    }
 }
 
 #[test]
@@ -162,7 +173,7 @@ fn drawn(seed: u64) -> (Workload, Fleet, Costs) {
     };
     let offers = (0..1 + dice.below(6)).map(|number| offer(&mut dice, number == 0)).collect();
     let fleet = Fleet::of(&load, offers);
-    (load, fleet, Costs { hop_ms: dice.below(50), bandwidth_bytes_s: dice.chance(500).then_some(10_000_000) })
+    (load, fleet, Costs { hop_ms: dice.below(50), bandwidth_bytes_s: dice.chance(500).then_some(10_000_000), upload_bytes_s: None })
 }
 
 #[test]
