@@ -19,8 +19,9 @@ impl Invariant for NoWakeUpIsLost {
         if look.options.clocks {
             return Ok(());
         }
-        let (plan, _) = plan_without(farm, Timestamp(now.0.saturating_sub(50)), &Limits::STANDARD, away);
-        match plan.placements.first() {
+        // What would still have been over before a reservation a moment ago may not be by now.
+        let at = |now| plan_without(farm, now, &Limits::STANDARD, away).0.placements.into_iter().next();
+        match at(Timestamp(now.0.saturating_sub(50))).filter(|_| at(*now).is_some()) {
             Some(placement) => Err(format!("`{}` could run on {}", placement.derivation, placement.worker)),
             None => Ok(()),
         }
