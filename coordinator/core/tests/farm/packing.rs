@@ -324,7 +324,7 @@ fn a_job_takes_the_place_of_an_attempt_that_only_uploads() {
     yard.apply(Command::Assign { placements: vec![late(Some(attempt)), late(Some(AttemptId(77))), late(None)], now: yard.now });
     assert_eq!(held(&yard), (2, 1), "and refused twice");
     let attempts = yard.farm.leases_of(&worker("w1"));
-    yard.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts, since: None, now: yard.now });
+    yard.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts, since: None, judge: false, now: yard.now });
     assert_eq!(held(&yard), (2, 1), "a worker that comes back keeps both");
     yard.finish(first.name(), 0, 100);
     assert_eq!((held(&yard), yard.go().0), ((1, 1), vec![]), "what ends gives back what it held: nothing");
