@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use kiln_wire::client::{BuildState, RefusalKind, Submission};
-use kiln_wire::{BuildId, DrvPath, OutputName, RequestId, Root};
+use kiln_wire::{BuildId, DrvPath, OutputName, RequestId, Root, Urgency};
 
 use crate::parts::Parts;
 use crate::submit;
@@ -40,8 +40,9 @@ impl BroughtBack {
             name: format!("{} (again)", input.name()),
             roots: vec![Root { derivation: input.clone(), outputs: [output.clone()].into() }],
             keep_going: false,
+            urgency: Urgency::default(),
         };
-        match submit::anew(parts, submission).await {
+        match submit::anew(parts, submission, None).await {
             Ok(build) => {
                 tracing::warn!(%input, %output, %build, "an input is gone that was there when its job was submitted: it is built again");
                 self.builds.push((input.clone(), output.clone(), build));
@@ -57,7 +58,7 @@ impl BroughtBack {
 }
 
 /// Draws a number that no other submission has.
-fn draw_request() -> RequestId {
+pub(crate) fn draw_request() -> RequestId {
     // The standard library's hasher is seeded from the system's randomness.
     let mut hasher = std::hash::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_core::Command;
-use kiln_link::{Closed, LinkError, Receiver, Sender};
+use kiln_link::{Closed, LinkError, Receiver, Role, Sender};
 use kiln_wire::client::{Request, Response, Submission};
 use kiln_wire::{AttemptId, BuildId, DrvPath, OutOfPatience, Patience, Timestamp};
 
@@ -19,12 +19,13 @@ use crate::submit as submission;
 /// Makes a build of a submission and holds it.
 pub(crate) async fn submit(
     parts: &Arc<Parts>,
+    peer: &Role,
     wanted: Submission,
     patience: Patience,
     sender: &mut Sender,
     receiver: &mut Receiver,
 ) -> Result<(), LinkError> {
-    let submitted = submission::while_wanted(parts, wanted, sender).await?;
+    let submitted = submission::while_wanted(parts, peer, wanted, sender).await?;
     let held = match &submitted {
         Ok(build) => Some(*build),
         Err(_) => None,

@@ -52,6 +52,7 @@ mod round;
 mod scrape;
 mod sessions;
 mod shared_store;
+mod shares;
 mod start;
 mod submit;
 mod substitute;

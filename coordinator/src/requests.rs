@@ -19,7 +19,7 @@ use crate::garbage::{self, touch};
 use crate::parts::Parts;
 use crate::register::{RegisterError, register};
 use crate::{
-    backing_up, cluster, drain, durations, follow, hold, leading, mend, realised, refuse, submit, substitute, transfer, views,
+    backing_up, cluster, drain, durations, follow, hold, leading, mend, realised, refuse, shares, submit, substitute, transfer, views,
     worker_session,
 };
 
@@ -139,14 +139,14 @@ async fn route_client(
         Request::Missing(paths) => reply(sender, missing(parts, paths).await.map(Response::Paths)).await,
         Request::AddDerivations(files) => reply(sender, add_derivations(parts, files).await.map(|()| Response::Done)).await,
         Request::Submit(submission) => {
-            let submitted = submit::while_wanted(parts, submission, sender).await?;
+            let submitted = submit::while_wanted(parts, peer, submission, sender).await?;
             reply(sender, submitted.map(Response::Submitted)).await
         }
-        Request::Check(submission) => reply(sender, submit::check(parts.clone(), submission).await.map(Response::Submitted)).await,
-        Request::SubmitHeld(submission, patience) => hold::submit(parts, submission, patience, sender, receiver).await,
+        Request::Check(submission) => reply(sender, submit::check(parts.clone(), peer, submission).await.map(Response::Submitted)).await,
+        Request::SubmitHeld(submission, patience) => hold::submit(parts, peer, submission, patience, sender, receiver).await,
         Request::Hold(build, patience) => hold::build(parts, build, patience, sender, receiver).await,
         Request::Watch(build) => follow::build(parts, build, sender).await,
-        Request::Cancel(build) => reply(sender, views::cancel(parts, build).await.map(|()| Response::Done)).await,
+        Request::Cancel(build) => reply(sender, views::cancel(parts, peer, build).await.map(|()| Response::Done)).await,
         Request::Status => sender.send(&Response::Status(views::farm(parts))).await,
         Request::Jobs => {
             for jobs in views::jobs(parts).chunks(JOBS_PER_FRAME) {
@@ -171,6 +171,8 @@ async fn route_client(
         Request::Explain(derivation) => reply(sender, views::explain(parts, &derivation).map(Response::Explained)).await,
         Request::Drain { worker, drain } => reply(sender, drain::drain(parts, peer, worker, drain).await).await,
         Request::Packages(pname) => durations::tell(parts, pname.as_deref(), sender).await,
+        Request::Shares(request) => reply(sender, shares::answer(parts, peer, request).await).await,
+        Request::Steer(steering) => reply(sender, shares::steer(parts, peer, steering).await).await,
         // Routed before: a worker's requests, and those that both may make.
         Request::Leader | Request::Backup | Request::Cluster(_) | Request::Session | Request::Upload { .. } | Request::FetchBlob { .. } => {
             Ok(())

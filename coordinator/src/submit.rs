@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use kiln_core::{Answer, CHECKING, Command, GROWING, RESOLVING, Refused};
-use kiln_link::{LinkError, Sender};
+use kiln_core::{Answer, Asker, CHECKING, Command, GROWING, RESOLVING, Refused};
+use kiln_link::{LinkError, Role, Sender};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
 use kiln_wire::limits::{BUILD_NAME_BYTES_MAX, JOB_BYTES_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX, RESOLVED_INPUTS_PER_JOB_MAX};
@@ -19,7 +19,7 @@ use crate::heavy::heavy;
 use crate::needed::{self, Unknown};
 use crate::parts::Parts;
 use crate::raft::ConsensusError;
-use crate::{drv_closure, readable, realised, refuse, substitute};
+use crate::{drv_closure, readable, realised, refuse, shares, substitute};
 
 /// Makes a build of a submission, unless whoever asks goes away before the farm has heard of it: what upstream caches have may take long to
 /// bring. A [`Refusal`] says what is missing, wrong or over a limit; nothing has changed then.
@@ -28,9 +28,14 @@ use crate::{drv_closure, readable, realised, refuse, substitute};
 /// [`LinkError`] says how it went away.
 pub(crate) async fn while_wanted(
     parts: &Arc<Parts>,
+    peer: &Role,
     submission: Submission,
     sender: &Sender,
 ) -> Result<Result<BuildId, Refusal>, LinkError> {
+    let asker = match shares::asker(parts, peer, submission.urgency.clone()) {
+        Ok(asker) => asker,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
     // Dropped, it leaves nothing but paths that are valid.
     let prepared = tokio::select! {
         biased;
@@ -38,7 +43,7 @@ pub(crate) async fn while_wanted(
         gone = sender.gone() => return Err(gone),
     };
     Ok(match prepared {
-        Ok(jobs) => hand_over(parts.clone(), submission, jobs, None).await,
+        Ok(jobs) => hand_over(parts.clone(), (submission, asker), jobs, None).await,
         Err(refusal) => Err(refusal),
     })
 }
@@ -47,9 +52,9 @@ pub(crate) async fn while_wanted(
 ///
 /// # Errors
 /// A [`Refusal`] as of [`while_wanted`].
-pub(crate) async fn anew(parts: &Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
+pub(crate) async fn anew(parts: &Arc<Parts>, submission: Submission, asker: Option<Asker>) -> Result<BuildId, Refusal> {
     let jobs = prepare(parts, &submission).await?;
-    hand_over(parts.clone(), submission, jobs, None).await
+    hand_over(parts.clone(), (submission, asker), jobs, None).await
 }
 
 /// Returns the jobs of a submission.
@@ -81,12 +86,13 @@ async fn check_jobs(parts: &Parts, closure: &DrvClosure, jobs: &[JobSpec]) -> Re
 ///
 /// # Errors
 /// A [`Refusal`] as of [`while_wanted`]; also if something that is to be built again was not built yet, or is being built.
-pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<BuildId, Refusal> {
+pub(crate) async fn check(parts: Arc<Parts>, peer: &Role, submission: Submission) -> Result<BuildId, Refusal> {
     if parts.consensus.version() < CHECKING {
         let message = format!("check: the farm is not at version {CHECKING} yet: upgrade all of its coordinators first");
         return Err(refuse::invalid(message));
     }
     check_name(&submission.name)?;
+    let asker = shares::asker(&parts, peer, submission.urgency.clone())?;
     let closure = read(&parts, &submission.roots).await?;
     if submission.roots.is_empty() {
         return Err(refuse::invalid("check: no derivation is named"));
@@ -112,7 +118,7 @@ pub(crate) async fn check(parts: Arc<Parts>, submission: Submission) -> Result<B
         job.inputs.retain(|input| !derivations.contains(&input.derivation));
     }
     check_jobs(&parts, &closure, &jobs).await?;
-    hand_over(parts, submission, jobs, Some(derivations.into_iter().collect())).await
+    hand_over(parts, (submission, asker), jobs, Some(derivations.into_iter().collect())).await
 }
 
 /// Reads the derivations that roots need, and checks them.
@@ -140,14 +146,19 @@ fn outputs_to_check(closure: &DrvClosure, roots: &[Root]) -> Result<BTreeSet<Sto
 }
 
 /// Hands a submission's jobs to the farm. Those named by `check` are built though their outputs exist.
-async fn hand_over(parts: Arc<Parts>, submission: Submission, jobs: Vec<JobSpec>, check: Option<Vec<DrvPath>>) -> Result<BuildId, Refusal> {
+async fn hand_over(
+    parts: Arc<Parts>,
+    (submission, asker): (Submission, Option<Asker>),
+    jobs: Vec<JobSpec>,
+    check: Option<Vec<DrvPath>>,
+) -> Result<BuildId, Refusal> {
     let now = parts.clock.now();
     let mut commands = stages(submission.request, jobs, now);
     if let Some(derivations) = check {
         commands.push(Command::Check { request: submission.request, derivations, now });
     }
-    let Submission { request, name, roots, keep_going } = submission;
-    let submit = Command::Submit { request, name, roots, keep_going, now };
+    let Submission { request, name, roots, keep_going, urgency: _ } = submission;
+    let submit = Command::Submit { request, name, roots, keep_going, asker, now };
     staged_first(commands, submit, |command| {
         let pending = parts.consensus.propose_nowait(vec![command]);
         async { Ok(pending?.applied().await?.answers) }
@@ -331,8 +342,14 @@ mod tests {
     async fn nothing_is_submitted_unless_all_of_it_was_staged() {
         use std::sync::Mutex;
         let stage = |request| Command::Stage { request: RequestId(request), jobs: Vec::new(), now: Timestamp(0) };
-        let submit =
-            || Command::Submit { request: RequestId(9), name: String::new(), roots: Vec::new(), keep_going: false, now: Timestamp(0) };
+        let submit = || Command::Submit {
+            request: RequestId(9),
+            name: String::new(),
+            roots: Vec::new(),
+            keep_going: false,
+            asker: None,
+            now: Timestamp(0),
+        };
         let refused = || Answer::Refused(Refused::StageDropped(RequestId(9)));
         // Which of three chunks finds the queue full.
         for failing in [None, Some(0), Some(2)] {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use kiln_core::{Answer, Command};
+use kiln_link::Role;
 use kiln_wire::client::{BuildView, FarmView, JobView, Refusal, WorkerView};
-use kiln_wire::{BuildId, DrvPath, Explanation};
+use kiln_wire::{BuildId, DrvPath, Explanation, Subject};
 
 use crate::archive;
 use crate::driver::{Chain, propose};
 use crate::parts::Parts;
-use crate::refuse;
+use crate::{refuse, shares};
 
 /// The farm at a glance.
 pub(crate) fn farm(parts: &Parts) -> FarmView {
@@ -69,7 +70,8 @@ pub(crate) async fn build(parts: &Parts, build: BuildId) -> Result<BuildView, Re
 }
 
 /// Stops wanting a build.
-pub(crate) async fn cancel(parts: &Arc<Parts>, build: BuildId) -> Result<(), Refusal> {
+pub(crate) async fn cancel(parts: &Arc<Parts>, peer: &Role, build: BuildId) -> Result<(), Refusal> {
+    shares::check_owner(parts, peer, &Subject::Build(build))?;
     let now = parts.clock.now();
     let applied = propose(parts.clone(), vec![Command::Cancel { build, now }]).await;
     let applied = applied.map_err(|error| refuse::unavailable("cancel", &error))?;

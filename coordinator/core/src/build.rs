@@ -7,10 +7,11 @@ use alloc::vec::Vec;
 
 use kiln_wire::client::JobView;
 use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX};
-use kiln_wire::{BuildId, DrvPath, JobSpec, RequestId, Root, Timestamp};
+use kiln_wire::{Account, BuildId, DrvPath, JobSpec, Priority, RequestId, Root, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::effect::{BuildRecord, Refused};
+use crate::fair::Asker;
 use crate::job::JobKey;
 
 /// One build.
@@ -26,8 +27,14 @@ pub(crate) struct Build {
     /// How often jobs have joined it since.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub growths: u32,
+    /// Who asks for it, if the farm was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<Box<Asker>>,
     pub phase: Phase,
 }
+
+/// Whose a build is of which nobody said whose it is.
+static NOBODYS: Account = Account { tenant: None, project: None };
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_zero(count: &u32) -> bool {
@@ -51,6 +58,16 @@ pub(crate) enum Phase {
 }
 
 impl Build {
+    /// Returns whose builds it is counted among.
+    pub fn account(&self) -> &Account {
+        self.asker.as_ref().map_or(&NOBODYS, |asker| &asker.account)
+    }
+
+    /// Returns its place among the builds of its account.
+    pub fn priority(&self) -> Priority {
+        self.asker.as_ref().map_or(Priority::NORMAL, |asker| asker.priority)
+    }
+
     /// Returns whether it wants its waiting jobs to be started.
     pub fn is_going(&self) -> bool {
         matches!(self.phase, Phase::Going)
@@ -133,6 +150,7 @@ mod tests {
             submitted_at: Timestamp(0),
             jobs: (0..jobs).map(JobKey).collect(),
             growths,
+            asker: None,
             phase: Phase::Going,
         };
         let last = GROWTHS_PER_BUILD_MAX - 1;

@@ -6,10 +6,12 @@ use alloc::vec::Vec;
 
 use kiln_wire::worker::Offer;
 use kiln_wire::{
-    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Measured, Outcome, OutputName, RequestId, Resources, Root, StorePath,
-    Timestamp, Version, WorkerId,
+    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Measured, Order, Outcome, OutputName, RequestId, Resources, Root,
+    Share, ShareKey, StorePath, Subject, Timestamp, Version, WorkerId,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::fair::Asker;
 
 /// One change of the farm. `now` is the leader's clock when it proposed the command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +73,9 @@ pub enum Command {
         roots: Vec<Root>,
         /// Go on after a failure with everything that does not need what failed.
         keep_going: bool,
+        /// Who asks, and how urgent it is to them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asker: Option<Asker>,
         /// The leader's time.
         now: Timestamp,
     },
@@ -151,6 +156,33 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// Sets somebody's share, or takes back what was set.
+    SetShare {
+        /// Whose.
+        key: ShareKey,
+        /// What it is from here on. What makes no sense is refused.
+        share: Option<Share>,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// Somebody moves a build or a job, lets what failed of it wait again, or stops a job.
+    Steer {
+        /// What is steered.
+        subject: Subject,
+        /// How.
+        order: Order,
+        /// Who asks for it, for people; `STEERED_BY_BYTES_MAX` at most.
+        by: String,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// A young lease ends, so that a build of the security class has room. Checked again: what no longer may end so is refused.
+    Preempt {
+        /// Which lease.
+        lease: Lease,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// The archive holds an ended build: it leaves the farm, and with it every job that no other build wants.
     Retire {
         /// Which.
@@ -178,7 +210,7 @@ impl Command {
                 }
             }
             Self::Lose { judge: false, .. }
-            | Self::Submit { .. }
+            | Self::Submit { asker: None, .. }
             | Self::Finish { learn: false, judge: false, .. }
             | Self::Publish { .. }
             | Self::Cancel { .. }
@@ -194,6 +226,7 @@ impl Command {
                 }
             }
             Self::Finish { learn: true, judge: false, .. } | Self::ImportDurations { .. } => LEARNING,
+            Self::Submit { asker: Some(_), .. } | Self::SetShare { .. } | Self::Steer { .. } | Self::Preempt { .. } => FAIRNESS,
             Self::Check { .. } => CHECKING,
             Self::Stage { jobs, .. } => {
                 if jobs.iter().any(|job| job.resolve) {
@@ -224,6 +257,9 @@ impl Command {
             | Self::ImportDurations { now, .. }
             | Self::Rouse { now, .. }
             | Self::Drain { now, .. }
+            | Self::SetShare { now, .. }
+            | Self::Steer { now, .. }
+            | Self::Preempt { now, .. }
             | Self::Retire { now, .. } => *now,
         }
     }
@@ -240,6 +276,9 @@ pub const JUDGING: Version = Version(5);
 
 /// The version from which on an attempt takes the place of one that uploads.
 pub const SUCCEEDING: Version = Version(5);
+
+/// The version from which on a farm knows who asks for builds, and what share each has.
+pub const FAIRNESS: Version = Version(5);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);

@@ -5,10 +5,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{BuildState, Event, JobCounts, JobView};
-use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX};
+use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX, SHARES_MAX};
 use kiln_wire::{
-    Ailing, AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, StorePath, Timestamp,
-    WorkerId,
+    Ailing, AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, Share, ShareKey,
+    StorePath, Timestamp, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -185,6 +185,24 @@ pub enum Refused {
     /// The staged jobs of a submission were dropped: refused before, or left lying for too long. It must be staged again under a new number.
     #[error("submission {0}: its staged derivations were dropped")]
     StageDropped(RequestId),
+    /// The job neither failed nor backs off.
+    #[error("restart `{0}`: it has not failed")]
+    NotFailed(DrvPath),
+    /// The job is built, or has failed.
+    #[error("cancel `{0}`: it has ended")]
+    HasEnded(DrvPath),
+    /// The job's lease may not end for the security class.
+    #[error("end the lease of `{0}` early: it is too old, too urgent itself, or made room before; or nothing is to have the room")]
+    NotPreempted(DrvPath),
+    /// Nothing was set for it.
+    #[error("take back the share of `{0}`: none is set; `kiln share list` names those that are")]
+    NoSuchShare(ShareKey),
+    /// The share makes no sense.
+    #[error("set the share of `{0}`: a weight is from 1 to {max}", max = Share::WEIGHT_MAX)]
+    WrongShare(ShareKey),
+    /// There are as many as there may be.
+    #[error("set the share of `{0}`: {SHARES_MAX} are set, which is the limit; remove one first")]
+    TooManyShares(ShareKey),
     /// The build has jobs left, so it cannot leave the farm.
     #[error("retire build {0}: it has not ended")]
     NotEnded(BuildId),

@@ -73,10 +73,10 @@ impl Farm {
         reasons.get(needs).cloned().unwrap_or_else(|| self.class_reason(needs, self.kept(), away))
     }
 
-    /// Returns how many ready jobs are more urgent.
+    /// Returns how many ready jobs have more waiting behind them, whoever they belong to.
     fn ahead(&self, key: JobKey, job: &Job) -> u64 {
         let entry = (Reverse(self.index.rank_ms(key)), job.derivation.clone(), key);
-        self.index.ready.values().map(|class| count(class.range(..&entry))).sum()
+        self.index.ready.values().flat_map(|lines| lines.values()).map(|line| count(line.range(..&entry))).sum()
     }
 
     fn step(&self, key: JobKey, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> Step {

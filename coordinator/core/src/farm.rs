@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::{Build, Stage};
 use crate::effect::Effect;
 use crate::estimate::Estimates;
+use crate::fair::Ledger;
 use crate::fleet::{Free, Worker};
 use crate::health::Health;
 use crate::index::Index;
@@ -48,6 +49,9 @@ pub(crate) struct Facts {
     /// What builds are expected to take.
     #[serde(default, skip_serializing_if = "Estimates::is_empty")]
     pub estimates: Estimates,
+    /// Who has which share, and who used how much.
+    #[serde(default, skip_serializing_if = "Ledger::is_empty")]
+    pub ledger: Ledger,
 }
 
 /// Effects of one command, in order.
@@ -109,6 +113,9 @@ impl Farm {
             self.index.detach(&self.facts, *key);
         }
         let result = self.facts.builds.get_mut(&build).map(change);
+        if let Some(changed) = self.facts.builds.get(&build) {
+            self.index.name_party(build, changed);
+        }
         for key in &jobs {
             self.index.attach(&self.facts, *key);
         }

@@ -8,10 +8,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use kiln_wire::{BuildId, DrvPath, RequestId, Resources, StorePath, Timestamp, WorkerId};
+use kiln_wire::{Account, BuildId, DrvPath, RequestId, Resources, StorePath, Timestamp, WorkerId};
 
 use crate::build::Build;
 use crate::estimate::{self, Expected, Topic};
+use crate::fair::{Amount, Party};
 use crate::farm::Facts;
 use crate::job::{Job, JobKey, Needs, Running, State};
 use crate::pool::Fleet;
@@ -21,8 +22,8 @@ use crate::pool::Fleet;
 pub(crate) struct Index {
     pub by_path: BTreeMap<DrvPath, JobKey>,
     pub links: BTreeMap<JobKey, Links>,
-    /// Ready jobs by class, each class in the order in which it is planned. No empty classes.
-    pub ready: BTreeMap<Arc<Needs>, BTreeSet<ReadyEntry>>,
+    /// Ready jobs by class, then by whose they are, each in the order in which they are planned. No empty classes, and no empty lines.
+    pub ready: BTreeMap<Arc<Needs>, Lines>,
     /// Ready jobs that failed before and wait until a time.
     pub delayed: BTreeSet<(Timestamp, JobKey)>,
     /// Running jobs that nobody wants, by the time at which they may be revoked.
@@ -39,7 +40,14 @@ pub(crate) struct Index {
     pub topics: BTreeSet<(Topic, JobKey)>,
     /// Registered workers, and which of them have room.
     pub fleet: Fleet,
+    /// Whose jobs those of a build are that no other build wants.
+    pub parties: BTreeMap<BuildId, Arc<Party>>,
+    /// What accounts hold of the fleet. None that hold nothing.
+    pub held: BTreeMap<Account, Amount>,
 }
+
+/// The ready jobs of a class, by whose they are.
+pub(crate) type Lines = BTreeMap<Arc<Party>, BTreeSet<ReadyEntry>>;
 
 /// The order of a class: highest upward rank first, ties by derivation path.
 pub(crate) type ReadyEntry = (Reverse<u64>, Arc<DrvPath>, JobKey);
@@ -135,6 +143,7 @@ impl Index {
     pub fn add_build(&mut self, id: BuildId, build: &Build) {
         self.requests.insert(build.request, id);
         self.tallies.insert(id, Tally::default());
+        self.name_party(id, build);
         for key in &build.jobs {
             let builds = &mut self.links.entry(*key).or_default().builds;
             if let Err(at) = builds.binary_search(&id) {
@@ -148,6 +157,7 @@ impl Index {
     pub fn remove_build(&mut self, id: BuildId, build: &Build) {
         self.requests.remove(&build.request);
         self.tallies.remove(&id);
+        self.parties.remove(&id);
         for key in &build.jobs {
             if let Some(links) = self.links.get_mut(key) {
                 links.builds.retain(|other| *other != id);
@@ -206,7 +216,8 @@ impl Index {
             State::Waiting => match self.spot(facts, key, job) {
                 Spot::Ready => {
                     let entry = (Reverse(self.rank_ms(key)), Arc::clone(&job.derivation), key);
-                    self.ready.entry(self.needs_of(key, job)).or_default().insert(entry);
+                    let party = self.party_of(facts, key, job);
+                    self.ready.entry(self.needs_of(key, job)).or_default().entry(party).or_default().insert(entry);
                 }
                 Spot::Delayed(until) => {
                     self.delayed.insert((until, key));
@@ -218,6 +229,7 @@ impl Index {
                 let load = self.loads.entry(running.worker.clone()).or_default();
                 load.enter(key, running);
                 self.open(facts, &running.worker);
+                self.hold(facts, key, running);
                 if let Some(at) = running.revoke_at {
                     self.grace.insert((at, key));
                 }
@@ -238,7 +250,7 @@ impl Index {
         self.tally(job, key, |count| *count -= 1);
         match &job.state {
             State::Waiting => match self.spot(facts, key, job) {
-                Spot::Ready => self.remove_ready(job, key),
+                Spot::Ready => self.remove_ready(facts, job, key),
                 Spot::Delayed(until) => {
                     self.delayed.remove(&(until, key));
                 }
@@ -253,6 +265,7 @@ impl Index {
                     }
                 }
                 self.open(facts, &running.worker);
+                self.release(facts, key, running);
                 if let Some(at) = running.revoke_at {
                     self.grace.remove(&(at, key));
                 }
@@ -276,14 +289,18 @@ impl Index {
         last
     }
 
-    fn remove_ready(&mut self, job: &Job, key: JobKey) {
-        let needs = self.needs_of(key, job);
+    fn remove_ready(&mut self, facts: &Facts, job: &Job, key: JobKey) {
+        let (needs, party) = (self.needs_of(key, job), self.party_of(facts, key, job));
         let rank_ms = self.rank_ms(key);
-        if let Some(class) = self.ready.get_mut(&needs) {
-            class.remove(&(Reverse(rank_ms), Arc::clone(&job.derivation), key));
-            if class.is_empty() {
-                self.ready.remove(&needs);
+        let Some(class) = self.ready.get_mut(&needs) else { return };
+        if let Some(line) = class.get_mut(&party) {
+            line.remove(&(Reverse(rank_ms), Arc::clone(&job.derivation), key));
+            if line.is_empty() {
+                class.remove(&party);
             }
+        }
+        if class.is_empty() {
+            self.ready.remove(&needs);
         }
     }
 

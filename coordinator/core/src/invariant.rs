@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 
+use kiln_wire::FailureClass;
 use kiln_wire::limits::INFRASTRUCTURE_WORKERS_MAX;
 
 use crate::build::Phase;
@@ -71,7 +72,8 @@ pub(crate) fn check_references(facts: &Facts) -> Result<(), Violation> {
 
 fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "the index is what the facts give";
-    let Index { by_path, links, ready, delayed, grace, rests, loads, paths, requests, tallies, topics, fleet } = Index::of(&farm.facts);
+    let Index { by_path, links, ready, delayed, grace, rests, loads, paths, requests, tallies, topics, fleet, parties, held } =
+        Index::of(&farm.facts);
     let index = &farm.index;
     let table = [
         ("by_path", by_path == index.by_path),
@@ -86,6 +88,8 @@ fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
         ("tallies", tallies == index.tallies),
         ("topics", topics == index.topics),
         ("fleet", fleet == index.fleet),
+        ("parties", parties == index.parties),
+        ("held", held == index.held),
     ];
     table.into_iter().try_for_each(|(name, same)| ensure(same, INVARIANT, || name.to_string()))
 }
@@ -129,7 +133,8 @@ fn attempts_are_of_the_past(farm: &Farm) -> Result<(), Violation> {
 fn started_jobs_have_built_inputs(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "a job that was started has only built inputs";
     farm.facts.jobs.values().try_for_each(|job| {
-        let started = matches!(job.state, State::Running(_) | State::Built { .. } | State::Failed { .. });
+        let cancelled = matches!(job.state, State::Failed { class: FailureClass::Cancelled, .. });
+        let started = matches!(job.state, State::Running(_) | State::Built { .. } | State::Failed { .. }) && !cancelled;
         ensure(!started || job.inputs.iter().all(|input| farm.job(*input).is_built()), INVARIANT, || job.derivation.to_string())
     })
 }
@@ -162,6 +167,8 @@ fn dependency_failures_have_a_cause(farm: &Farm) -> Result<(), Violation> {
         let input_failed = job.inputs.iter().any(|input| farm.job(*input).is_failed());
         let holds = match job.state {
             State::DependencyFailed { cause } => input_failed && matches!(farm.job(cause).state, State::Failed { .. }),
+            // It was cancelled before it could be started, whatever became of its inputs.
+            State::Failed { class: FailureClass::Cancelled, .. } => true,
             State::Waiting | State::Running(_) | State::Built { .. } | State::Failed { .. } => !input_failed,
         };
         ensure(holds, INVARIANT, || job.derivation.to_string())?;

@@ -10,8 +10,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kiln_wire::{
-    AttemptId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobLimits, JobSpec, Lease, OutputName, Resources, StorePath, Timestamp,
-    Usage, WorkerId,
+    AttemptId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobLimits, JobSpec, Lease, OutputName, Priority, Resources, StorePath,
+    Timestamp, Usage, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +61,9 @@ pub(crate) struct Job {
     /// Its outputs exist, and it is built to see whether it makes the same again.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub check: bool,
+    /// Its own priority, in the place of its builds'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// Which workers have its outputs, where these are large enough to be worth a thought.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Box<Held>>,
@@ -140,6 +143,8 @@ pub(crate) enum AttemptEnd {
     Lost { class: FailureClass, message: String },
     /// It reported other content than the committed one, too late.
     Differs,
+    /// Its lease ended early, so that a build of the security class had room.
+    Preempted,
 }
 
 /// Where a job stands.
@@ -198,6 +203,7 @@ impl Job {
             tries: Tries::default(),
             state: State::Waiting,
             check: false,
+            priority: None,
             held: None,
             resolving: spec.resolve.then(|| Box::new(Resolving::Due)),
         }

@@ -100,7 +100,8 @@ impl Lead {
         let (plan, report) = plan_beside(farm, now, &self.limits, &self.away, &self.winding);
         // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
         let assign = |placement| Command::Assign { placements: vec![placement], now };
-        let commands: Vec<Command> = plan.placements.into_iter().map(assign).collect();
+        let preempt = plan.preemptions.into_iter().map(|lease| Command::Preempt { lease, now });
+        let commands: Vec<Command> = preempt.chain(plan.placements.into_iter().map(assign)).collect();
         self.assigning = !commands.is_empty();
         Some((commands, report))
     }
@@ -193,7 +194,7 @@ mod tests {
         let mut farm = Farm::new();
         farm.apply(LogIndex(1), Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now });
         farm.apply(LogIndex(2), Command::Stage { request, jobs: vec![job], now: Timestamp(9) });
-        farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: false, now });
+        farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: false, asker: None, now });
         farm
     }
 

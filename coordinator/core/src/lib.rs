@@ -5,7 +5,7 @@
 //!
 //! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
 //! `apply/finish.rs` commits outputs and releases dependents, `apply/grow.rs` links what builders turn out to need, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
-//! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `estimate/` is what builds are expected to take, `rank.rs` what that makes of the graph. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
+//! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `estimate/` is what builds are expected to take, `rank.rs` what that makes of the graph. `fair/` is whose turn it is. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
 
 extern crate alloc;
@@ -18,6 +18,7 @@ mod contacts;
 mod effect;
 mod estimate;
 mod explain;
+mod fair;
 mod farm;
 mod fleet;
 pub mod garbage;
@@ -35,10 +36,11 @@ mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING};
+pub use command::{CHECKING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused};
 pub use estimate::split_name;
+pub use fair::Asker;
 pub use farm::Farm;
 pub use fleet::SYSTEM_BUILTIN;
 pub use invariant::Violation;

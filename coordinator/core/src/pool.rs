@@ -10,6 +10,7 @@ use core::cmp::Reverse;
 
 use kiln_wire::{Epoch, Resources, Timestamp, WorkerId};
 
+use crate::fair::Whole;
 use crate::farm::Facts;
 use crate::fleet::{Free, Worker};
 use crate::index::Index;
@@ -51,6 +52,8 @@ pub(crate) struct Fleet {
     pub seats: BTreeMap<WorkerId, Arc<Seat>>,
     /// No empty pools.
     pub pools: BTreeMap<Arc<Shape>, Pool>,
+    /// What all of them have.
+    pub whole: Whole,
 }
 
 impl Index {
@@ -69,12 +72,16 @@ impl Index {
             shape,
         };
         self.fleet.seats.insert(id.clone(), Arc::new(seat));
+        self.fleet.whole = self.fleet.whole.changed(offer.capacity, offer.slots, u64::saturating_add);
         self.open(facts, id);
     }
 
     /// Takes a worker out, before it changes or leaves.
     pub fn unseat(&mut self, facts: &Facts, id: &WorkerId) {
         self.close(facts, id);
+        if let Some(worker) = facts.workers.get(id) {
+            self.fleet.whole = self.fleet.whole.changed(worker.offer.capacity, worker.offer.slots, u64::saturating_sub);
+        }
         self.fleet.seats.remove(id);
     }
 

@@ -41,6 +41,8 @@ pub struct Waiting {
 pub enum WaitReason {
     /// Every worker that could run it is full.
     Busy,
+    /// As [`WaitReason::Busy`], and what frees goes to others first, who are further below their share or of the security class.
+    OthersFirst,
     /// Every worker that has room for it takes nothing new at present, or has no session with the leader.
     Away,
     /// Every worker that could run it finishes what it has and takes nothing new.
@@ -81,6 +83,7 @@ impl WaitReason {
     pub fn is_unplaceable(&self) -> bool {
         match self {
             Self::Busy
+            | Self::OthersFirst
             | Self::Away
             | Self::Finishing
             | Self::Ailing
@@ -99,6 +102,9 @@ impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("every worker that could run it is full"),
+            Self::OthersFirst => f.write_str(
+                "every worker that could run it is full, and what frees goes first to others, who are further below their share or more urgent",
+            ),
             Self::Away => {
                 f.write_str("every worker that has room for it takes nothing new at present, or is not connected; `kiln workers` says why")
             }
@@ -155,7 +161,7 @@ impl Farm {
         if let Some(lacking) = self.unplaceable(needs) {
             return lacking;
         }
-        let overtakes = |kept: &Kept<'_>| self.index.ready.get(needs).and_then(BTreeSet::first).is_some_and(|first| first < kept.first);
+        let overtakes = |kept: &Kept<'_>| self.first_of(needs).is_some_and(|first| first < kept.first);
         let closed = kept.filter(|kept| !overtakes(kept)).map(|kept| kept.on);
         let mut with_room = self.with_room(needs).filter(|worker| !away.contains(*worker)).peekable();
         if with_room.peek().is_none() {
@@ -199,13 +205,18 @@ impl Farm {
         could.filter_map(|(id, worker)| Some((id, worker, self.free_on(id)?)))
     }
 
+    /// Returns the most urgent ready job with these needs.
+    fn first_of(&self, needs: &Needs) -> Option<&ReadyEntry> {
+        self.index.ready.get(needs)?.values().filter_map(BTreeSet::first).min()
+    }
+
     /// Returns what the next plan keeps for the most urgent class that fits nowhere: as the plan chooses, before it places anything.
     pub(crate) fn kept(&self) -> Option<Kept<'_>> {
         let waiting = self.index.ready.iter().filter(|(needs, _)| self.with_room(needs).next().is_none());
         let kept = waiting.filter_map(|(needs, ready)| {
             let open = self.able(needs).filter(|(.., free)| free.slots > 0);
             let (_, Reverse(on)) = open.map(|(id, _, free)| (free, Reverse(id))).max()?;
-            Some(Kept { first: ready.first()?, on })
+            Some(Kept { first: ready.values().filter_map(BTreeSet::first).min()?, on })
         });
         kept.min_by_key(|kept| kept.first)
     }
@@ -222,7 +233,10 @@ impl Farm {
         if job.tries.retry_at.is_some() {
             return self.unplaceable(&needs).unwrap_or(WaitReason::BackOff);
         }
-        known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs, self.kept(), &NOBODY))
+        let reason = known.get(&needs).cloned().unwrap_or_else(|| self.class_reason(&needs, self.kept(), &NOBODY));
+        let lines = self.index.ready.get(&needs).filter(|lines| reason == WaitReason::Busy && lines.len() > 1);
+        let others = lines.is_some_and(|lines| self.others_first(&self.index.party_of(&self.facts, key, job), lines));
+        if others { WaitReason::OthersFirst } else { reason }
     }
 }
 

@@ -11,6 +11,7 @@ use kiln_wire::{
     AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PackageView, PathInfo, Standing, StorePath, WorkerId,
 };
 
+use crate::apply::PREEMPTED;
 use crate::build::{Build, Phase};
 use crate::farm::Farm;
 use crate::health::Health;
@@ -301,6 +302,7 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
     let failure = match &attempt.end {
         AttemptEnd::Built => None,
         AttemptEnd::Failed { class, message } | AttemptEnd::Lost { class, message } => Some((*class, message.clone())),
+        AttemptEnd::Preempted => Some((FailureClass::Cancelled, String::from(PREEMPTED))),
         AttemptEnd::Differs => Some((FailureClass::BuildFailure, String::from("made other content than the committed outputs"))),
     };
     AttemptView {

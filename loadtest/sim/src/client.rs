@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use kiln_core::{Answer, Command};
+use kiln_core::{Answer, Asker, Command};
 use kiln_wire::client::{BuildState, Submission};
-use kiln_wire::{BuildId, JobSpec, RequestId, Root};
+use kiln_wire::{Account, BuildId, JobSpec, Priority, ProjectName, RequestId, Root, TenantName, Urgency};
 
 use crate::bug::Bug;
 use crate::event::{Ask, Event, Reply};
@@ -53,7 +53,20 @@ pub(crate) struct Question {
     pub node: usize,
 }
 
+/// Three tenants ask in turn.
+fn asker(request: RequestId, urgency: Urgency) -> Asker {
+    let tenant = TenantName::parse(&format!("t{}", request.0 % 3)).expect("a plain name");
+    Asker { account: Account { tenant: Some(tenant), project: urgency.project }, priority: urgency.priority, security: urgency.security }
+}
+
 impl World {
+    /// Draws how urgent a build is: one in six is of the security class.
+    fn urgency(&mut self) -> Urgency {
+        let project = self.dice.chance(300).then(|| ProjectName::parse("p").expect("a plain name"));
+        let points = [-100, -50, 0, 50, 100][self.dice.place(5)];
+        Urgency { project, priority: Priority::from(points), security: self.dice.chance(166) }
+    }
+
     /// Makes a client.
     pub(crate) fn new_client(&mut self, number: usize) -> Client {
         let wants: BTreeSet<usize> = (0..=self.dice.below(3)).map(|_| self.dice.place(self.graph.recipes.len())).collect();
@@ -65,6 +78,7 @@ impl World {
             name: format!("build {number}"),
             roots: roots.collect(),
             keep_going: self.dice.chance(500),
+            urgency: self.urgency(),
         };
         let cancels_at_us = cancels.then(|| self.now + 1_000 + self.dice.below(8_000_000));
         Client {
@@ -144,13 +158,13 @@ impl World {
         self.fact(&Fact::Selected { jobs: &jobs });
         let jobs = self.spoilt(jobs);
         let now = self.stamp(node);
-        let Submission { request, name, roots, keep_going } = submission;
+        let Submission { request, name, roots, keep_going, urgency } = submission;
         let mut commands = Vec::new();
         // Small chunks, so that there are several.
         for chunk in jobs.chunks(3) {
             commands.push(Command::Stage { request, jobs: chunk.to_vec(), now });
         }
-        commands.push(Command::Submit { request, name, roots, keep_going, now });
+        commands.push(Command::Submit { request, name, roots, keep_going, asker: Some(asker(request, urgency)), now });
         let rest = commands.split_off(1);
         if self.has(Bug::AnswersBeforeCommit) {
             let build = BuildId(self.nodes[node].disk.last().0 + 1 + u64::try_from(rest.len()).expect("few"));

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use kiln_wire::{Priority, ProjectName, Urgency};
+
 use crate::words::bad_input;
 
 /// Which farm to talk to.
@@ -13,6 +15,32 @@ pub struct FarmArgs {
     /// Directory with this client's certificate (made by `kiln ca issue`); a `kiln up` directory brings its own
     #[arg(long, env = "KILN_IDENTITY", value_name = "DIR")]
     pub identity: Option<PathBuf>,
+}
+
+/// How urgent a build is.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct UrgencyArgs {
+    /// The project that the build is for: a tenant's projects share what the tenant has of the farm
+    #[arg(long, env = "KILN_PROJECT", value_name = "NAME")]
+    project: Option<String>,
+    /// How urgent it is among the builds of its project, from -100 to 100
+    #[arg(long, value_name = "POINTS", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i8).range(-100..=100))]
+    priority: i8,
+    /// A security fix: goes ahead of everything that is not, and may end what has run for five minutes at most. Not everybody may
+    #[arg(long)]
+    security: bool,
+}
+
+impl UrgencyArgs {
+    /// Returns what is said of the build's turn.
+    ///
+    /// # Errors
+    /// Exit code 2 if the project's name breaks the rule.
+    pub fn urgency(&self) -> anyhow::Result<Urgency> {
+        let project = self.project.as_deref().map(ProjectName::parse).transpose().map_err(bad_input)?;
+        Ok(Urgency { project, priority: Priority::from(self.priority), security: self.security })
+    }
 }
 
 /// Which farm the programs of a machine talk to, as a file says it.

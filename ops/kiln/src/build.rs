@@ -8,7 +8,7 @@ use kiln_nix::derivation::{ShownError, read_shown};
 use kiln_wire::limits::DYNAMIC_DEPTH_MAX;
 use kiln_wire::{DrvPath, OutputName, Root, StoreDir};
 
-use crate::args::{DirArgs, FarmArgs};
+use crate::args::{DirArgs, FarmArgs, UrgencyArgs};
 use crate::daemons::runtime;
 use crate::evaluate::{Expression, evaluate};
 use crate::import::Places;
@@ -40,6 +40,8 @@ pub struct Args {
     farm: FarmArgs,
     #[command(flatten)]
     dir: DirArgs,
+    #[command(flatten)]
+    urgency: UrgencyArgs,
     /// What people call the build
     #[arg(long)]
     name: Option<String>,
@@ -72,6 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             name: args.name.clone(),
             keep_going: args.keep_going,
             check: args.check,
+            urgency: args.urgency.urgency()?,
             json: args.json,
             to: args.to.clone(),
             out_link: args.out_link.clone(),

@@ -33,6 +33,8 @@ mod operate;
 mod order;
 mod progress;
 mod realise;
+mod share;
+mod steer;
 mod submission;
 mod submit;
 mod tables;
@@ -85,12 +87,25 @@ enum Command {
     Workers(operate::Args),
     /// Print the log of a job
     Log(operate::LogArgs),
-    /// Stop wanting a build
-    Cancel(operate::CancelArgs),
     /// Let a worker take nothing new: it finishes what it has
     Drain(drain::DrainArgs),
     /// Let a worker take jobs again that was drained, rests or is quarantined
     Undrain(drain::DrainArgs),
+    /// Stop wanting a build, or let a job fail that is not built
+    ///
+    /// A build ends at once; of its jobs those stop that no other build wants. A job fails in every build that wants it, and with it what
+    /// needs it; what it needs itself goes on.
+    Cancel(steer::Args),
+    /// Move a build before the others of its project, or a job with all that it needs
+    Bump(steer::BumpArgs),
+    /// Try again what failed, as if it had never been tried
+    ///
+    /// Of a live build, or of a job and all that it needs, what failed waits again, and with it what failed because of it; builds that were
+    /// about to end go on, and what waits after a failure of a machine waits no longer. A build that has ended is submitted once more.
+    Restart(steer::Args),
+    /// Who has which share of the farm
+    #[command(subcommand)]
+    Share(share::Command),
     /// Look at the coordinators, and change who they are
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -167,9 +182,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::run(&args),
         Command::Workers(args) => operate::workers(&args),
         Command::Log(args) => operate::log(&args),
-        Command::Cancel(args) => operate::cancel(&args),
         Command::Drain(args) => drain::drain(&args, true),
         Command::Undrain(args) => drain::drain(&args, false),
+        Command::Cancel(args) => steer::cancel(&args),
+        Command::Bump(args) => steer::bump(&args),
+        Command::Restart(args) => steer::restart(&args),
+        Command::Share(command) => share::run(command),
         Command::Cluster(command) => cluster::run(command),
         Command::PathInfo(args) => operate::path_info(&args),
         Command::Gc(args) => gc::gc(&args),

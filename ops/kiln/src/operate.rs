@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiln_wire::client::{BuildState, BuildView, FarmView, JobView, Request, Response, WorkerView};
 use kiln_wire::worker::Lacking;
-use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir, StorePath};
+use kiln_wire::{AttemptId, DrvPath, PathInfo, StoreDir, StorePath};
 
 use crate::args::FarmArgs;
 use crate::client::{AskError, Client, Leading, unexpected};
@@ -40,15 +40,6 @@ pub struct LogArgs {
     /// Stay until the attempt ends
     #[arg(short, long)]
     follow: bool,
-}
-
-/// Arguments of `kiln cancel`.
-#[derive(clap::Args)]
-pub struct CancelArgs {
-    #[command(flatten)]
-    farm: FarmArgs,
-    /// The build's number, as `kiln status` shows it
-    build: u64,
 }
 
 /// Arguments of `kiln path-info`.
@@ -248,20 +239,13 @@ async fn print_log(leader: &Leading, request: &Request, printed: &mut Printed) -
     Ok(())
 }
 
-/// Reads the name of a job.
+/// Reads a derivation, in full or by its base name.
 ///
 /// # Errors
-/// Exit code 2 if it is no derivation's.
+/// Exit code 2 if it is none.
 pub fn parse_job(job: &str) -> anyhow::Result<DrvPath> {
     let base_name = job.rsplit('/').next().unwrap_or(job);
     DrvPath::parse(base_name).map_err(|error| bad_input(format!("{error}; name a derivation, as `kiln jobs --json` does")))
-}
-
-/// Stops wanting a build.
-pub fn cancel(args: &CancelArgs) -> anyhow::Result<ExitCode> {
-    runtime()?.block_on(async { Client::open(&args.farm).await?.one(&Request::Cancel(BuildId(args.build))).await })?;
-    println!("build {} is cancelled; what it alone needed stops", args.build);
-    Ok(ExitCode::from(words::SUCCESS))
 }
 
 /// Shows facts about paths of the farm's cache.

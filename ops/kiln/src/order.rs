@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_nix::Derivation;
 use kiln_wire::client::{BuildState, BuildView, Request, Response};
-use kiln_wire::{BuildId, DrvPath, OutputName, Root, StoreDir, StorePath};
+use kiln_wire::{BuildId, DrvPath, OutputName, Root, StoreDir, StorePath, Urgency};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::FarmArgs;
@@ -45,6 +45,8 @@ pub struct Order {
     pub keep_going: bool,
     /// Build again what the farm has, and hold it against that.
     pub check: bool,
+    /// What is said of the build's turn.
+    pub urgency: Urgency,
     /// Whether to print JSON.
     pub json: bool,
     /// Where to bring outputs and all they refer to; this stands for `/`.
@@ -127,8 +129,8 @@ impl Order {
     async fn built(&self, client: &Client, roots: &[Root], is_check: bool, progress: &mut Progress) -> anyhow::Result<BuildView> {
         let name = self.name.clone().unwrap_or_else(|| default_name(roots));
         let build = match is_check {
-            false => submit(client, name, roots.to_vec(), self.keep_going).await?,
-            true => check(client, name, roots.to_vec(), self.keep_going).await?,
+            false => submit(client, name, roots.to_vec(), self.keep_going, self.urgency.clone()).await?,
+            true => check(client, name, roots.to_vec(), self.keep_going, self.urgency.clone()).await?,
         };
         let view = watch(client, build, progress).await?;
         progress.finish(&view);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kiln_link::Sender;
 use kiln_wire::client::{BuildView, Event, Request, Response, Submission};
-use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root};
+use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root, Urgency};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -16,16 +16,16 @@ use crate::client::{Answers, AskError, Client, Leading, Tries, unexpected};
 ///
 /// # Errors
 /// What the farm refused, or exit code 3 if it cannot be reached.
-pub async fn submit(client: &Client, name: String, roots: Vec<Root>, keep_going: bool) -> anyhow::Result<BuildId> {
-    hand_over(client, Request::Submit(Submission { request: draw_request(), name, roots, keep_going })).await
+pub async fn submit(client: &Client, name: String, roots: Vec<Root>, keep_going: bool, urgency: Urgency) -> anyhow::Result<BuildId> {
+    hand_over(client, Request::Submit(Submission { request: draw_request(), name, roots, keep_going, urgency })).await
 }
 
 /// Has `roots` built again, which the farm has the outputs of, and these held against what is made.
 ///
 /// # Errors
 /// As [`submit`].
-pub async fn check(client: &Client, name: String, roots: Vec<Root>, keep_going: bool) -> anyhow::Result<BuildId> {
-    hand_over(client, Request::Check(Submission { request: draw_request(), name, roots, keep_going })).await
+pub async fn check(client: &Client, name: String, roots: Vec<Root>, keep_going: bool, urgency: Urgency) -> anyhow::Result<BuildId> {
+    hand_over(client, Request::Check(Submission { request: draw_request(), name, roots, keep_going, urgency })).await
 }
 
 async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId> {
@@ -52,7 +52,7 @@ pub async fn submit_held(
     keep_going: bool,
     patience: Patience,
 ) -> anyhow::Result<(BuildId, Held)> {
-    let submission = Submission { request: draw_request(), name, roots, keep_going };
+    let submission = Submission { request: draw_request(), name, roots, keep_going, urgency: Urgency::default() };
     let request = Request::SubmitHeld(submission, patience);
     let mut tries = client.tries();
     let (build, stream) = loop {

@@ -10,7 +10,7 @@ use anyhow::Context;
 use kiln_nix::eval_jobs::{self, EvalJobs, EvalJobsError};
 use kiln_wire::{Root, StoreDir};
 
-use crate::args::{DirArgs, FarmArgs};
+use crate::args::{DirArgs, FarmArgs, UrgencyArgs};
 use crate::daemons::runtime;
 use crate::import::Places;
 use crate::order::{Order, with_farm};
@@ -33,6 +33,8 @@ pub struct Args {
     farm: FarmArgs,
     #[command(flatten)]
     dir: DirArgs,
+    #[command(flatten)]
+    urgency: UrgencyArgs,
     /// Print JSON: an object per event, and the build last
     #[arg(long)]
     json: bool,
@@ -60,6 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     name: Some(args.name.clone()),
                     keep_going: true,
                     check: false,
+                    urgency: args.urgency.urgency()?,
                     json: args.json,
                     to: None,
                     out_link: None,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Explanation, FailureClass, GarbageAnswer, GarbageRequest, Lease,
-    Measured, NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, StoreDir, StorePath,
-    Timestamp, Usage, WhoLeads, WorkerId,
+    Measured, NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, ShareRequest, ShareView,
+    Steering, StoreDir, StorePath, Timestamp, Urgency, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -136,6 +136,11 @@ pub enum Request {
         /// It takes nothing new and finishes what it has; if not, it takes jobs again.
         drain: bool,
     },
+    /// Client (to look) or admin (to set): who has which share of the farm. Answered by [`Response::Shares`] or [`Response::Done`].
+    Shares(ShareRequest),
+    /// Client (of its own builds) or admin: moves, restarts or cancels a build or a job. Answered by [`Response::Done`], or by
+    /// [`Response::Submitted`] where a build that had ended is built again.
+    Steer(Steering),
 }
 
 /// How the message begins of a root that does not make again what it made.
@@ -162,6 +167,9 @@ pub struct Submission {
     pub roots: Vec<Root>,
     /// Build everything that can be built after a failure, as `--keep-going` does.
     pub keep_going: bool,
+    /// What is said of its turn. A farm that is older than version 5 does not look at it.
+    #[serde(default, skip_serializing_if = "Urgency::is_plain")]
+    pub urgency: Urgency,
 }
 
 /// An answer.
@@ -223,6 +231,8 @@ pub enum Response {
     Packages(Vec<PackageView>),
     /// Why a job is where it is.
     Explained(Explanation),
+    /// Shares: tenants, each followed by its projects.
+    Shares(Vec<ShareView>),
 }
 
 /// How closely stored paths are looked at.

@@ -65,6 +65,14 @@ pub struct WorkerId(Text);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OutputName(Text);
 
+/// Who asks for builds: the name in a client's certificate. Has a share of the farm.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantName(Text);
+
+/// What a tenant's builds are for, as the tenant names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProjectName(Text);
+
 /// A name that breaks the rule for its kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("read {kind} `{name}`: {rule}")]
@@ -121,6 +129,8 @@ macro_rules! name_id {
 
 name_id!(WorkerId, "worker name", 64);
 name_id!(OutputName, "output name", 211);
+name_id!(TenantName, "tenant name", 64);
+name_id!(ProjectName, "project name", 64);
 
 fn check_name(kind: &'static str, name: &str, length_max: usize) -> Result<(), IdError> {
     let rule = if name.is_empty() {

@@ -256,3 +256,36 @@ pub const HOLDERS_MAX: usize = 8;
 
 /// Bytes of a job's outputs, as NARs, from which on it is remembered who has them: less is fetched before anybody has thought about it.
 pub const HELD_BYTES_MIN: u64 = 4 << 20;
+
+/// Projects of tenants whose use of the farm is remembered, about 200 bytes each. Passing it: the one that used it longest ago is forgotten,
+/// which lets it begin anew.
+pub const ACCOUNTS_REMEMBERED_MAX: usize = 4_096;
+
+/// Shares that are set, about 150 bytes each. Passing it: the request is refused.
+pub const SHARES_MAX: usize = 4_096;
+
+/// Milliseconds after which what somebody used of the farm counts half. A few builds of the usual length: who used much this morning does not
+/// pay for it in the afternoon.
+pub const USAGE_HALF_LIFE_MS: u64 = 3_600_000;
+
+/// Milliseconds that a build waits before it ages. Longer than nearly all builds take: until then urgency decides what is built first.
+pub const AGEING_MS_MIN: u64 = 12 * 3_600_000;
+
+/// Milliseconds of age, after [`AGEING_MS_MIN`], for each step of priority that a build rises. Builds that are submitted within one step are
+/// of one age.
+pub const AGEING_STEP_MS: u64 = 3_600_000;
+
+/// Points that a build rises with each step of age: from the least to the highest priority in 20 hours.
+pub const AGEING_POINTS: u64 = 10;
+
+/// Milliseconds for which an attempt has run at most that ends early for the security class: what is lost stays small.
+pub const PREEMPTED_MS_MAX: u64 = 300_000;
+
+/// Times that one job makes room for the security class.
+pub const PREEMPTIONS_PER_JOB_MAX: usize = 2;
+
+/// Jobs of the security class for which one plan makes room, so that what it looks at is bounded. What is left is in the next plan.
+pub const PREEMPTING_PER_PLAN_MAX: usize = 64;
+
+/// Bytes of who steered a build or a job, as its message names them.
+pub const STEERED_BY_BYTES_MAX: usize = 128;

@@ -62,6 +62,11 @@ impl Farm {
     /// Moves the live lease of `key` to its ended attempts. Returns the worker that held it.
     pub(super) fn close_attempt(&mut self, key: JobKey, end: AttemptEnd, usage: Option<Usage>, now: Timestamp) -> Option<WorkerId> {
         let running = self.job(key).running()?.clone();
+        match &end {
+            // What ended by itself was used, whatever came of it.
+            AttemptEnd::Built | AttemptEnd::Failed { .. } => self.charge(key, &running, now),
+            AttemptEnd::Lost { .. } | AttemptEnd::Differs | AttemptEnd::Preempted => {}
+        }
         let worker = running.worker.clone();
         let attempt = Attempt {
             attempt: running.attempt,
@@ -123,7 +128,7 @@ impl Farm {
     }
 
     /// The attempt is over and another will follow, unless nobody waits for it: builds that stop do not.
-    fn retried(&mut self, key: JobKey, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
+    pub(super) fn retried(&mut self, key: JobKey, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
         self.notify(key, now, EventKind::Retried { class, message }, fx);
         let builds = self.watchers(key);
         self.settle(Some(key), builds, now, fx);

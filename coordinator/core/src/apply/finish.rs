@@ -47,11 +47,11 @@ impl Farm {
         match job.tries.ended[position].end {
             // The same report again.
             AttemptEnd::Built | AttemptEnd::Failed { .. } | AttemptEnd::Differs => {}
-            AttemptEnd::Lost { .. } if differs(job, &outcome) => {
+            AttemptEnd::Lost { .. } | AttemptEnd::Preempted if differs(job, &outcome) => {
                 self.change(key, |job| job.tries.ended[position].end = AttemptEnd::Differs);
                 refuse(Refused::NonDeterministic { derivation: lease.derivation.clone(), attempt: lease.attempt }, fx);
             }
-            AttemptEnd::Lost { .. } => refuse(Refused::StaleLease(lease.clone()), fx),
+            AttemptEnd::Lost { .. } | AttemptEnd::Preempted => refuse(Refused::StaleLease(lease.clone()), fx),
         }
     }
 

@@ -114,7 +114,7 @@ impl Farm {
     }
 
     /// Returns a job and all that wait for it.
-    fn behind(&self, key: JobKey) -> BTreeSet<JobKey> {
+    pub(super) fn behind(&self, key: JobKey) -> BTreeSet<JobKey> {
         let (mut behind, mut open) = (BTreeSet::from([key]), [key].to_vec());
         while let Some(key) = open.pop() {
             open.extend(self.index.dependents(key).filter(|dependent| behind.insert(*dependent)));

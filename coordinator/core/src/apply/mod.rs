@@ -12,6 +12,8 @@ mod lease;
 mod order;
 mod resolve;
 mod session;
+mod share;
+mod steer;
 mod submit;
 
 use alloc::boxed::Box;
@@ -43,8 +45,8 @@ impl Farm {
             Command::Lose { worker, epoch, judge, now } => self.lose(&worker, epoch, judge, now, &mut fx),
             Command::Stage { request, jobs, now } => self.stage(request, jobs, now, &mut fx),
             Command::Check { request, derivations, now } => self.check_staged(request, derivations, now, &mut fx),
-            Command::Submit { request, name, roots, keep_going, now } => {
-                let wish = submit::Wish { request, name, roots, keep_going };
+            Command::Submit { request, name, roots, keep_going, asker, now } => {
+                let wish = submit::Wish { request, name, roots, keep_going, asker };
                 self.submit(index, wish, now, &mut fx);
             }
             Command::Assign { placements, now } => self.assign(index, placements, now, &mut fx),
@@ -58,6 +60,9 @@ impl Farm {
                 self.finish(&lease, outcome, now, &mut fx);
             }
             Command::ImportDurations { durations, now: _ } => self.import_durations(&durations),
+            Command::SetShare { key, share, now: _ } => self.set_share(key, share, &mut fx),
+            Command::Steer { subject, order, by, now } => self.steer((subject, order, &by), now, &mut fx),
+            Command::Preempt { lease, now } => self.preempt(&lease, now, &mut fx),
             Command::Resolve { derivation, inputs, to, now } => self.resolve(&derivation, inputs, to, now, &mut fx),
             Command::Publish { derivation, now: _ } => self.publish(&derivation, &mut fx),
             Command::Cancel { build, now } => self.cancel(build, now, &mut fx),
@@ -124,6 +129,8 @@ impl Farm {
         self.index.links.entry(input).or_default().dependents.remove(&key);
     }
 }
+
+pub(crate) use steer::PREEMPTED;
 
 fn refuse(refused: Refused, fx: &mut Effects) {
     fx.push(Effect::Answer(Answer::Refused(refused)));

@@ -1,5 +1,6 @@
 //! Submissions: `Stage`, `Submit`. A submission joins the jobs that the farm has and adds those that it lacks.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -14,6 +15,7 @@ use super::{boxed, refuse};
 use crate::build::{Build, Phase, Stage};
 use crate::effect::{Answer, Effect, Refused};
 use crate::estimate;
+use crate::fair::Asker;
 use crate::farm::{Effects, Farm};
 use crate::job::{Job, JobKey, Needs, State};
 
@@ -23,6 +25,7 @@ pub(super) struct Wish {
     pub name: String,
     pub roots: Vec<Root>,
     pub keep_going: bool,
+    pub asker: Option<Asker>,
 }
 
 impl Farm {
@@ -156,8 +159,10 @@ impl Farm {
     fn begin(&mut self, index: LogIndex, wish: Wish, jobs: impl IntoIterator<Item = JobKey>, now: Timestamp) -> BuildId {
         let id = BuildId(index.0);
         let jobs = boxed(self.closure(jobs));
-        let Wish { request, name, roots, keep_going } = wish;
-        let build = Build { request, name, roots, keep_going, submitted_at: now, jobs: jobs.clone(), growths: 0, phase: Phase::Going };
+        let Wish { request, name, roots, keep_going, asker } = wish;
+        let asker = asker.map(Box::new);
+        let build =
+            Build { request, name, roots, keep_going, submitted_at: now, jobs: jobs.clone(), growths: 0, asker, phase: Phase::Going };
         for key in &jobs {
             self.index.detach(&self.facts, *key);
         }

@@ -94,7 +94,7 @@ impl Planted {
     fn submit(&mut self, request: u64, keep_going: bool, jobs: Vec<JobSpec>) {
         let (request, now) = (RequestId(request), Timestamp(0));
         self.apply(Command::Stage { request, jobs, now });
-        self.apply(Command::Submit { request, name: String::new(), roots: vec![], keep_going, now });
+        self.apply(Command::Submit { request, name: String::new(), roots: vec![], keep_going, asker: None, now });
     }
 
     fn assign(&mut self, job: &str) {
@@ -151,7 +151,7 @@ type Plant = fn(&mut Farm);
 /// A bug in what is derived: the comparison finds it.
 #[test]
 fn a_planted_bug_in_the_index_is_caught() {
-    let table: [(&str, Plant); 11] = [
+    let table: [(&str, Plant); 14] = [
         ("by_path", |farm| farm.index.by_path.clear()),
         ("links", |farm| farm.index.links.values_mut().for_each(|links| links.unbuilt += 1)),
         ("ready", |farm| farm.index.ready.clear()),
@@ -163,6 +163,9 @@ fn a_planted_bug_in_the_index_is_caught() {
         ("tallies", |farm| farm.index.tallies.values_mut().for_each(|tally| tally.open += 1)),
         ("topics", |farm| farm.index.topics.clear()),
         ("fleet", |farm| farm.index.fleet.seats.clear()),
+        ("fleet", |farm| farm.index.fleet.whole.slots += 1),
+        ("parties", |farm| farm.index.parties.clear()),
+        ("held", |farm| farm.index.held.clear()),
     ];
     for (subject, plant) in table {
         let mut farm = Planted::new().farm;

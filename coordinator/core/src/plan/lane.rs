@@ -1,4 +1,4 @@
-//! Lanes: the ready jobs of one class, in the order in which they are placed.
+//! Lanes: the ready jobs of one class; and their lines: those of one party, in the order in which they are placed.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
@@ -8,19 +8,15 @@ use core::iter::Peekable;
 
 use kiln_wire::{Timestamp, WorkerId};
 
+use crate::fair::Party;
 use crate::farm::Farm;
-use crate::index::ReadyEntry;
+use crate::index::{Lines, ReadyEntry};
 use crate::job::Needs;
 use crate::report::{WaitReason, Waiting};
 
-/// The ready jobs of one class, in order.
-pub(super) struct Lane<'a> {
+/// The ready jobs of one class.
+pub(super) struct Lane {
     pub needs: Arc<Needs>,
-    ready: Option<Peekable<alloc::collections::btree_set::Iter<'a, ReadyEntry>>>,
-    /// Jobs that were looked at and not taken yet, in order.
-    ahead: VecDeque<ReadyEntry>,
-    /// Jobs whose back-off is over, last one first.
-    retried: Vec<ReadyEntry>,
     /// Jobs that are not placed yet.
     pub left: usize,
     /// Jobs that were passed over because they failed wherever there is room.
@@ -35,7 +31,28 @@ pub(super) struct Lane<'a> {
     pub able: Option<Vec<usize>>,
 }
 
-impl Lane<'_> {
+/// The ready jobs of one class and one party, in order.
+pub(super) struct Line<'a> {
+    /// The class, by its place among the lanes.
+    pub lane: usize,
+    ready: Option<Peekable<alloc::collections::btree_set::Iter<'a, ReadyEntry>>>,
+    /// Jobs that were looked at and not taken yet, in order.
+    ahead: VecDeque<ReadyEntry>,
+    /// Jobs whose back-off is over, last one first.
+    retried: Vec<ReadyEntry>,
+}
+
+/// The ready jobs of a farm, as one plan takes them.
+pub(super) struct Lanes<'a> {
+    pub lanes: Vec<Lane>,
+    pub lines: Vec<Line<'a>>,
+    /// By line.
+    pub parties: Vec<Arc<Party>>,
+    /// Ready jobs whose back-off lasts.
+    pub waiting: Vec<Waiting>,
+}
+
+impl Line<'_> {
     /// Takes the next job.
     pub fn next(&mut self) -> Option<ReadyEntry> {
         self.ahead.pop_front().or_else(|| self.draw())
@@ -67,7 +84,9 @@ impl Lane<'_> {
             (None, None) => None,
         }
     }
+}
 
+impl Lane {
     /// Returns what is left, with the reasons.
     pub fn waiting(&self, farm: &Farm, away: &BTreeSet<WorkerId>) -> impl Iterator<Item = Waiting> {
         let full = match self.closed.clone().unwrap_or(WaitReason::PlanFull) {
@@ -86,43 +105,52 @@ impl Lane<'_> {
     }
 }
 
-/// Returns the classes with ready jobs, and those ready jobs whose back-off lasts.
-pub(super) fn lanes(farm: &Farm, now: Timestamp) -> (Vec<Lane<'_>>, Vec<Waiting>) {
-    let mut retried: BTreeMap<Arc<Needs>, BTreeSet<ReadyEntry>> = BTreeMap::new();
+/// Returns the classes with ready jobs and the lines of each, and those ready jobs whose back-off lasts.
+pub(super) fn lanes(farm: &Farm, now: Timestamp) -> Lanes<'_> {
+    let mut retried: BTreeMap<Arc<Needs>, BTreeMap<Arc<Party>, BTreeSet<ReadyEntry>>> = BTreeMap::new();
     let mut backing_off: BTreeMap<Arc<Needs>, u64> = BTreeMap::new();
     for (at, key) in &farm.index.delayed {
         let job = farm.job(*key);
+        let needs = farm.index.needs_of(*key, job);
         if *at <= now {
             let entry = (Reverse(farm.index.rank_ms(*key)), Arc::clone(&job.derivation), *key);
-            retried.entry(farm.index.needs_of(*key, job)).or_default().insert(entry);
+            let party = farm.index.party_of(&farm.facts, *key, job);
+            retried.entry(needs).or_default().entry(party).or_default().insert(entry);
         } else {
-            *backing_off.entry(farm.index.needs_of(*key, job)).or_default() += 1;
+            *backing_off.entry(needs).or_default() += 1;
         }
     }
-    let mut lanes: Vec<Lane<'_>> = Vec::new();
+    let waiting = backing_off.into_iter().map(|(needs, count)| Waiting { needs: (*needs).clone(), reason: WaitReason::BackOff, count });
+    let mut lanes = Lanes { lanes: Vec::new(), lines: Vec::new(), parties: Vec::new(), waiting: waiting.collect() };
     for (needs, ready) in &farm.index.ready {
         let again = retried.remove(needs).unwrap_or_default();
-        lanes.push(lane(needs, Some(ready), again));
+        lanes.enter(needs, Some(ready), again);
     }
     for (needs, again) in retried {
-        lanes.push(lane(&needs, None, again));
+        lanes.enter(&needs, None, again);
     }
-    let waiting = backing_off.into_iter().map(|(needs, count)| Waiting { needs: (*needs).clone(), reason: WaitReason::BackOff, count });
-    (lanes, waiting.collect())
+    lanes
 }
 
-fn lane<'a>(needs: &Arc<Needs>, ready: Option<&'a BTreeSet<ReadyEntry>>, retried: BTreeSet<ReadyEntry>) -> Lane<'a> {
-    let left = ready.map_or(0, BTreeSet::len) + retried.len();
-    Lane {
-        needs: Arc::clone(needs),
-        ready: ready.map(|ready| ready.iter().peekable()),
-        ahead: VecDeque::new(),
-        retried: retried.into_iter().rev().collect(),
-        left,
-        failed_there: 0,
-        outlasting: 0,
-        full: false,
-        closed: None,
-        able: None,
+impl<'a> Lanes<'a> {
+    fn enter(&mut self, needs: &Arc<Needs>, ready: Option<&'a Lines>, mut retried: BTreeMap<Arc<Party>, BTreeSet<ReadyEntry>>) {
+        let mut left = 0;
+        for (party, ready) in ready.into_iter().flatten() {
+            let again = retried.remove(party).unwrap_or_default();
+            left += ready.len() + again.len();
+            self.line(party, Some(ready), again);
+        }
+        for (party, again) in retried {
+            left += again.len();
+            self.line(&party, None, again);
+        }
+        self.lanes.push(Lane { needs: Arc::clone(needs), left, failed_there: 0, outlasting: 0, full: false, closed: None, able: None });
+    }
+
+    /// Enters a line of the class that is entered next.
+    fn line(&mut self, party: &Arc<Party>, ready: Option<&'a BTreeSet<ReadyEntry>>, retried: BTreeSet<ReadyEntry>) {
+        let (ready, retried) = (ready.map(|ready| ready.iter().peekable()), retried.into_iter().rev().collect());
+        self.lines.push(Line { lane: self.lanes.len(), ready, ahead: VecDeque::new(), retried });
+        self.parties.push(Arc::clone(party));
     }
 }

@@ -1,28 +1,29 @@
 //! The planner: which ready job goes to which worker. Reads the farm, changes nothing; `Assign` checks again.
 //!
-//! List scheduling by upward rank (HEFT: Topcuoglu, Hariri, Wu 2002), ties by derivation path. Ready jobs are planned class by class,
-//! so that a class without room costs one look, however many jobs it has. The most urgent job that fits nowhere keeps a worker, on which
+//! List scheduling by upward rank (HEFT: Topcuoglu, Hariri, Wu 2002), ties by derivation path, among the jobs of whoever's turn it is (see
+//! [`crate::fair`]). Ready jobs are planned class by class, so that a class without room costs one look, however many jobs it has. The most urgent job that fits nowhere keeps a worker, on which
 //! only what is done before it starts may run (EASY backfilling: Lifka 1995). Source: ADR 0037.
 
 mod lane;
 mod near;
+mod preempting;
 mod reservation;
 mod space;
 mod succession;
 
-use alloc::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cmp::Reverse;
 
-use kiln_wire::limits::PLACEMENTS_PER_PLAN_MAX;
+use kiln_wire::limits::{PLACEMENTS_PER_PLAN_MAX, PREEMPTING_PER_PLAN_MAX};
 use kiln_wire::worker::SPEED_STANDARD;
-use kiln_wire::{AttemptId, Resources, Timestamp, WorkerId};
+use kiln_wire::{AttemptId, Lease, Resources, Timestamp, WorkerId};
 
-use self::lane::{Lane, lanes};
+use self::lane::{Lane, Lanes, Line, lanes};
 use self::reservation::{Backfill, Reservation};
 use self::space::Space;
 use crate::command::Placement;
+use crate::fair::Turns;
 use crate::farm::Farm;
 use crate::fleet::{self, Free, Worker};
 use crate::health::Health;
@@ -36,6 +37,8 @@ use crate::report::{PlanReport, WaitReason};
 pub struct Plan {
     /// At most `Limits::placements_max`.
     pub placements: Vec<Placement>,
+    /// Leases that end early, so that jobs of the security class have room in the next plan.
+    pub preemptions: Vec<Lease>,
 }
 
 /// Bounds of one plan.
@@ -60,7 +63,7 @@ impl Default for Limits {
 
 /// Places ready jobs on free capacity. Reads the farm, changes nothing. Every ready job is in the plan, or in the report with a reason.
 ///
-/// The highest upward rank goes first, ties by derivation path; to the fastest worker, then the one with most free cores, then slots, then
+/// The security class goes first, then whoever is furthest below its share, then the highest upward rank, ties by derivation path; to the fastest worker, then the one with most free cores, then slots, then
 /// memory, ties by its id, unless another one has so much of the inputs that fetching them takes longer. The most urgent job that fits
 /// nowhere keeps one worker to itself. A worker on which the job failed for infrastructure reasons is passed over if a registered one is
 /// left on which it did not.
@@ -82,21 +85,32 @@ pub fn plan_beside(
     away: &BTreeSet<WorkerId>,
     winding: &BTreeMap<WorkerId, BTreeSet<AttemptId>>,
 ) -> (Plan, PlanReport) {
-    let (mut lanes, mut waiting) = lanes(farm, now);
-    let mut heads: BinaryHeap<Reverse<(ReadyEntry, usize)>> = BinaryHeap::new();
-    for (at, lane) in lanes.iter_mut().enumerate() {
-        heads.extend(lane.next().map(|entry| Reverse((entry, at))));
+    let Lanes { mut lanes, mut lines, parties, mut waiting } = lanes(farm, now);
+    let mut turns = Turns::of(farm, now);
+    let mut path_ms_max = 0;
+    for (line, party) in lines.iter_mut().zip(&parties) {
+        let (at, head) = (turns.enter(party), line.next());
+        path_ms_max = head.as_ref().map_or(0, |(.., key)| farm.index.path_ms(*key)).max(path_ms_max);
+        turns.put(at, head);
     }
-    let path_ms_max = heads.iter().map(|Reverse(((.., key), _))| farm.index.path_ms(*key)).max().unwrap_or(0);
     let space = Space::of(farm, away, winding);
     let mut planner = Planner { space, now, path_ms_max, reservation: None, outlasting: 0, looks_left: near::LOOKS_MAX };
-    let mut placements = Vec::new();
+    let (mut placements, mut urgent) = (Vec::new(), Vec::new());
     while placements.len() < limits.placements_max {
-        let Some(Reverse((entry, at))) = heads.pop() else { break };
-        let lane = &mut lanes[at];
-        match planner.place(lane, entry) {
-            Spot::On(placement) => {
+        let Some((at, entry)) = turns.next() else { break };
+        let (line, key) = (&mut lines[at.0], entry.2);
+        let lane = &mut lanes[line.lane];
+        if lane.closed.is_some() {
+            if parties[at.0].security && urgent.len() < PREEMPTING_PER_PLAN_MAX {
+                urgent.push((line.lane, key));
+                turns.put(at, line.next());
+            }
+            continue;
+        }
+        match planner.place(lane, line, entry) {
+            Spot::On(placement, granted) => {
                 lane.left -= 1;
+                turns.charge(at, granted, placement.light);
                 placements.push(placement);
             }
             Spot::FailedThere => {
@@ -109,15 +123,20 @@ pub fn plan_beside(
             }
             Spot::None(reason) => {
                 lane.closed = Some(reason);
-                continue;
+                if !parties[at.0].security {
+                    continue;
+                }
+                urgent.push((line.lane, key));
             }
         }
-        heads.extend(lane.next().map(|entry| Reverse((entry, at))));
+        turns.put(at, line.next());
     }
     for lane in &lanes {
         waiting.extend(lane.waiting(farm, away));
     }
-    (Plan { placements }, PlanReport { waiting, wake: farm.next_wake(now) })
+    let urgent = urgent.into_iter().map(|(lane, key): (usize, JobKey)| (&*lanes[lane].needs, key));
+    let preemptions = preempting::preemptions(&planner.space, now, urgent);
+    (Plan { placements, preemptions }, PlanReport { waiting, wake: farm.next_wake(now) })
 }
 
 /// One plan in the making.
@@ -136,7 +155,8 @@ struct Planner<'a> {
 
 /// Where a job can go.
 enum Spot {
-    On(Placement),
+    /// There, with what it is given.
+    On(Placement, Resources),
     /// Only where it failed before.
     FailedThere,
     /// Only on the worker that is kept, and not for long enough.
@@ -145,32 +165,32 @@ enum Spot {
 }
 
 impl Planner<'_> {
-    fn place(&mut self, lane: &mut Lane<'_>, entry: ReadyEntry) -> Spot {
+    fn place(&mut self, lane: &mut Lane, line: &mut Line<'_>, entry: ReadyEntry) -> Spot {
         let able = lane.able.get_or_insert_with(|| self.space.able(&lane.needs)).clone();
         let (farm, needs, key) = (self.space.farm, Arc::clone(&lane.needs), entry.2);
         let failed_on = &farm.job(key).tries.failed_on;
         // What must have memory is held to it, and takes it from others: that is no light job.
         let light = needs.light && needs.resources.memory_mib == 0;
         if let Some(seat) = light.then(|| self.space.take_light(&able, failed_on)).flatten() {
-            return Spot::On(Placement { light: true, ..placement(&seat, &entry, Some(Resources::default())) });
+            return Spot::On(Placement { light: true, ..placement(&seat, &entry, Some(Resources::default())) }, Resources::default());
         }
         let (seat, free) = match self.with_room(lane, &able, key, &needs) {
             Ok(found) => found,
             Err(spot) => return spot,
         };
         // On the worker that is kept runs what is over in time, and that was looked at for this job alone.
-        let entry = if lane.full { entry } else { self.lacking_least(lane, entry, &seat) };
+        let entry = if lane.full { entry } else { self.lacking_least(line, entry, &seat) };
         let key = entry.2;
         let asked = fleet::grant(seat.capacity, &needs);
         let granted = Resources { cores: self.cores(key, asked.cores, free), ..asked };
         let after = self.space.take(&seat, granted);
         // What a farm that learned nothing gives of itself need not be said.
         let said = granted != fleet::grant(seat.capacity, &farm.job(key).needs_next(0));
-        Spot::On(Placement { after, ..placement(&seat, &entry, said.then_some(granted)) })
+        Spot::On(Placement { after, ..placement(&seat, &entry, said.then_some(granted)) }, granted)
     }
 
     /// Finds the worker for a job, with what it has free.
-    fn with_room(&mut self, lane: &mut Lane<'_>, able: &[usize], key: JobKey, needs: &Needs) -> Result<(Arc<Seat>, Free), Spot> {
+    fn with_room(&mut self, lane: &mut Lane, able: &[usize], key: JobKey, needs: &Needs) -> Result<(Arc<Seat>, Free), Spot> {
         let farm = self.space.farm;
         let failed_on = &farm.job(key).tries.failed_on;
         let kept = self.reservation.as_ref().map(|reservation| reservation.seat.id.clone());

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use kiln_wire::WorkerId;
 use kiln_wire::limits::HOLDERS_MAX;
 
-use super::lane::Lane;
+use super::lane::Line;
 use super::{Planner, has_room};
 use crate::farm::Farm;
 use crate::fleet::Free;
@@ -50,7 +50,7 @@ impl Planner<'_> {
 
     /// Returns the job that goes to a worker in the place of `first`: of those of its class that are nearly as urgent, the first one that
     /// lacks nothing there that is worth a thought, else the one that lacks least. `first`, if that saves too little.
-    pub(super) fn lacking_least(&mut self, lane: &mut Lane<'_>, first: ReadyEntry, seat: &Seat) -> ReadyEntry {
+    pub(super) fn lacking_least(&mut self, line: &mut Line<'_>, first: ReadyEntry, seat: &Seat) -> ReadyEntry {
         let farm = self.space.farm;
         let worth = |bytes: u64| transfer_ms(bytes, seat.fetch_mib_per_second) >= SAVED_MS_MIN;
         let lacks = farm.lacking_bytes(first.2, &seat.id);
@@ -61,7 +61,7 @@ impl Planner<'_> {
         let rank_ms_min = first.0.0.saturating_sub(farm.index.path_ms(first.2) / NEARLY);
         let key_max = first.2.0.saturating_add(OVERTAKING_MAX);
         let mut least = None;
-        for (at, (.., key)) in lane.ahead(NEAR_MAX.min(self.looks_left), rank_ms_min).enumerate() {
+        for (at, (.., key)) in line.ahead(NEAR_MAX.min(self.looks_left), rank_ms_min).enumerate() {
             self.looks_left -= 1;
             if key.0 > key_max {
                 continue;
@@ -75,7 +75,7 @@ impl Planner<'_> {
             }
         }
         match least.filter(|(bytes, _)| worth(lacks.saturating_sub(*bytes))) {
-            Some((_, at)) => lane.swap(first.clone(), at).unwrap_or(first),
+            Some((_, at)) => line.swap(first.clone(), at).unwrap_or(first),
             None => first,
         }
     }

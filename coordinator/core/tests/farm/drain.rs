@@ -75,7 +75,7 @@ impl Drain {
             self.apply(Command::Stage { request, jobs: jobs.to_vec(), now });
         }
         let roots = graph.roots.values().map(|root| Root { derivation: root.clone(), outputs: BTreeSet::new() }).collect();
-        self.apply(Command::Submit { request, name: graph.name.clone(), roots, keep_going: false, now });
+        self.apply(Command::Submit { request, name: graph.name.clone(), roots, keep_going: false, asker: None, now });
         self.farm.builds().last().expect("the graph is a build of the farm")
     }
 

@@ -30,7 +30,7 @@ impl Place {
             });
         }
         place.apply(Command::Stage { request, jobs: jobs.to_vec(), now });
-        place.apply(Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, now });
+        place.apply(Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, asker: None, now });
         place
     }
 

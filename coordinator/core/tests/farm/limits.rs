@@ -39,6 +39,7 @@ fn the_stage_that_was_left_alone_longest_makes_room() {
         name: String::new(),
         roots: vec![root("a")],
         keep_going: false,
+        asker: None,
         now: Timestamp(1000),
     };
     // The one before the last has the earliest time: it had to go when the last one came.
@@ -55,7 +56,7 @@ fn an_entry_over_its_limit_drops_its_submission() {
     let count = |jobs: usize| u64::try_from(jobs).expect("small");
     let refused = Refused::TooManyJobs { request, jobs: count(jobs.len()), jobs_max: count(JOBS_PER_ENTRY_MAX) };
     assert!(is_refused(&log.apply(Command::Stage { request, jobs, now: Timestamp(0) }), &refused));
-    let submit = Command::Submit { request, name: String::new(), roots: vec![], keep_going: false, now: Timestamp(0) };
+    let submit = Command::Submit { request, name: String::new(), roots: vec![], keep_going: false, asker: None, now: Timestamp(0) };
     assert!(is_refused(&log.apply(submit), &Refused::StageDropped(request)));
 }
 
@@ -76,7 +77,7 @@ fn a_job_keeps_few_attempts_and_short_messages_however_often_it_fails() {
     let mut now = Timestamp(0);
     log.apply(Command::Register { worker: worker("w1"), offer: offer(1), attempts: vec![], since: None, judge: false, now });
     log.apply(Command::Stage { request: RequestId(1), jobs: vec![spec("a", &[])], now });
-    log.apply(Command::Submit { request: RequestId(1), name: String::new(), roots: vec![root("a")], keep_going: false, now });
+    log.apply(Command::Submit { request: RequestId(1), name: String::new(), roots: vec![root("a")], keep_going: false, asker: None, now });
     for _ in 0..ATTEMPTS_KEPT_MAX + 5 {
         now = now.after_ms(1_000_000);
         let (plan, _) = kiln_core::plan(&log.farm, now, &kiln_core::Limits::default());
@@ -97,7 +98,7 @@ fn a_growth_that_is_refused_leaves_nothing_staged() {
     let mut log = log();
     let now = Timestamp(0);
     let unresolved = JobSpec { resolve: true, ..spec("unresolved", &[]) };
-    let submit = |request, root| Command::Submit { request, name: String::new(), roots: vec![root], keep_going: false, now };
+    let submit = |request, root| Command::Submit { request, name: String::new(), roots: vec![root], keep_going: false, asker: None, now };
     log.apply(Command::Stage { request: RequestId(1), jobs: vec![unresolved, spec("ready", &[])], now });
     log.apply(submit(RequestId(1), root("ready")));
     // What is to be resolved, what it is to need, and why that is refused.

@@ -3,6 +3,7 @@
 mod drain;
 mod explained;
 mod facts;
+mod fair;
 mod golden;
 mod graphs;
 mod limits;

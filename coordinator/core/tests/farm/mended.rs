@@ -17,7 +17,7 @@ fn leased() -> Farm {
     farm.apply(LogIndex(1), register);
     let request = RequestId(1);
     farm.apply(LogIndex(2), Command::Stage { request, jobs: vec![spec("a", &[])], now: NOW });
-    farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: vec![], keep_going: false, now: NOW });
+    farm.apply(LogIndex(3), Command::Submit { request, name: String::new(), roots: vec![], keep_going: false, asker: None, now: NOW });
     let placements =
         vec![Placement { derivation: drv("a"), worker: worker("w1"), epoch: Epoch(1), resources: None, light: false, after: None }];
     let effects = farm.apply(LogIndex(4), Command::Assign { placements, now: NOW });

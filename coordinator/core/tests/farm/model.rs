@@ -78,7 +78,10 @@ fn the_plan_is_the_models_plan() {
             );
         }
         apply(&mut farm, Command::Stage { request: RequestId(1), jobs: specs.clone(), now });
-        apply(&mut farm, Command::Submit { request: RequestId(1), name: String::new(), roots: Vec::new(), keep_going: true, now });
+        apply(
+            &mut farm,
+            Command::Submit { request: RequestId(1), name: String::new(), roots: Vec::new(), keep_going: true, asker: None, now },
+        );
         for round in 0..30 {
             let jobs: Vec<JobView> = farm.jobs().collect();
             let rank_ms = |derivation: &DrvPath| own_surprise_ms(&by_path[derivation]) + surprised_chain_ms(&specs, derivation);
@@ -131,7 +134,7 @@ fn ranks_are_longest_chains_also_when_submissions_come_in_pieces() {
             let request = RequestId(u64::try_from(piece).expect("small"));
             for command in [
                 Command::Stage { request, jobs: jobs.to_vec(), now },
-                Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, now },
+                Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, asker: None, now },
             ] {
                 index += 1;
                 farm.apply(LogIndex(index), command);

@@ -45,7 +45,7 @@ impl Yard {
         self.specs.extend(jobs.iter().map(|job| (job.derivation.name().to_owned(), job.clone())));
         let (request, now) = (RequestId(self.index), self.now);
         self.apply(Command::Stage { request, jobs, now });
-        self.apply(Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, now });
+        self.apply(Command::Submit { request, name: String::new(), roots: Vec::new(), keep_going: true, asker: None, now });
     }
 
     /// Plans and gives the leases of the plan. Returns them with what was left out.

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_core::{Answer, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan, plan_beside};
+use kiln_core::{Answer, Asker, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan, plan_beside};
 use kiln_wire::client::{BuildState, EventKind};
 use kiln_wire::{
-    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp, WorkerId,
+    Account, AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobSpec, Lease, LogIndex, Order, Outcome, Priority,
+    ProjectName, RequestId, Share, ShareKey, Subject, TenantName, Timestamp, WorkerId,
 };
 
 use crate::facts::{Dice, built, drv, failed, info, offer, output_name, output_path, root, spec, worker};
@@ -79,12 +80,16 @@ impl Chaos {
             4 | 5 => {
                 let roots = vec![root(self.name()), root(self.name())];
                 let keep_going = self.dice.once_in(2);
-                Command::Submit { request: self.request(), name: "chaos".to_owned(), roots, keep_going, now }
+                let asker = (!self.dice.once_in(3)).then(|| self.asker());
+                Command::Submit { request: self.request(), name: "chaos".to_owned(), roots, keep_going, asker, now }
             }
             6..=9 => {
                 let winding = self.winding(farm);
                 let limits = Limits { placements_max: 3, ..Limits::STANDARD };
                 let (plan, _) = plan_beside(farm, now, &limits, &BTreeSet::new(), &winding);
+                if let Some(lease) = plan.preemptions.into_iter().next() {
+                    return Command::Preempt { lease, now };
+                }
                 Command::Assign { placements: plan.placements, now }
             }
             10 => Command::Assign { placements: (0..3).map(|_| self.placement(farm)).collect(), now },
@@ -100,11 +105,45 @@ impl Chaos {
                 resolution(farm, name, self.dice.once_in(3), honest, now)
             }
             15 | 16 => Command::Publish { derivation: drv(self.name()), now },
+            17 if self.dice.once_in(2) => self.steering(),
             17 => Command::Cancel { build: self.build(), now },
+            18 if self.dice.once_in(4) => self.share(),
+            18 if self.dice.once_in(4) => Command::Preempt { lease: self.lease(farm), now },
             18 if self.dice.once_in(2) => Command::Revoke { lease: self.lease(farm), now },
             18 => farm.due(now).into_iter().next().unwrap_or(Command::Cancel { build: BuildId(0), now }),
             _ => Command::Retire { build: self.build(), now },
         }
+    }
+
+    fn asker(&mut self) -> Asker {
+        let project = self.dice.once_in(2).then(|| ProjectName::parse("p").expect("a name"));
+        let account = Account { tenant: TenantName::parse(self.tenant()).ok(), project };
+        Asker { account, priority: self.priority(), security: self.dice.once_in(4) }
+    }
+
+    fn tenant(&mut self) -> &'static str {
+        if self.dice.once_in(2) { "ann" } else { "bob" }
+    }
+
+    fn priority(&mut self) -> Priority {
+        Priority::from([-100, -50, 0, 50, 100][usize::try_from(self.dice.below(5)).expect("small")])
+    }
+
+    fn share(&mut self) -> Command {
+        let key = ShareKey::parse(if self.dice.once_in(2) { self.tenant() } else { "ann/p" }).expect("a key");
+        let weight = u32::try_from(self.dice.below(4)).expect("small");
+        let share = (!self.dice.once_in(4)).then(|| Share { weight, priority: self.priority(), may_use_security: false });
+        Command::SetShare { key, share, now: self.now }
+    }
+
+    fn steering(&mut self) -> Command {
+        let subject = if self.dice.once_in(3) { Subject::Build(self.build()) } else { Subject::Job(drv(self.name())) };
+        let order = match self.dice.below(4) {
+            0 => Order::Cancel,
+            1 => Order::Bump(self.priority()),
+            _ => Order::Restart,
+        };
+        Command::Steer { subject, order, by: "admin/chaos".to_owned(), now: self.now }
     }
 
     fn name(&mut self) -> &'static str {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::{Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan};
+use kiln_core::{Asker, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan};
 use kiln_wire::{
-    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobSpec, Lease, LogIndex, Outcome, RequestId, Timestamp,
+    Account, AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobSpec, Lease, LogIndex, Order, Outcome, Priority,
+    ProjectName, RequestId, Share, ShareKey, Subject, TenantName, Timestamp,
 };
 
 use crate::facts::{built, drv, failed, offer, output_name, output_path, root, spec, worker};
@@ -39,7 +40,9 @@ impl Script {
     /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c keep=gcc,lib` · `lose w1 [epoch=N] [judge]` ·
     /// `job gcc mem=N cores=N system=S features=a,b kind=fod|builtin local=yes resolve=yes outputs=out,dev|out,dev?` (for later
     /// graphs) ·
-    /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [: graph]` · `plan` · `go` (plan and assign) ·
+    /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [tenant=T [project=P] [priority=N] [security]] [: graph]` ·
+    /// `share T[/P] [weight=N [priority=N]]` · `bump 1|gcc [priority=N]` · `restart 1|gcc` · `stop 1|gcc` (as `kiln cancel`) ·
+    /// `preempt gcc` · `plan` · `go` (plan and assign) ·
     /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b] [judge]` ·
     /// `resolve app as=r [outputs=out] [exists=yes|impossible=yes|grow=9 needs=made,other] [content=N]: lib gcc!dev` (its
     /// inputs) ·
@@ -91,8 +94,11 @@ impl Script {
             "submit" => self.submit(request(words[0]), &words[1..], graph),
             "go" => {
                 let (plan, _) = plan(&self.farm, now, &Limits::STANDARD);
-                vec![Command::Assign { placements: plan.placements, now }]
+                let preempt = plan.preemptions.into_iter().map(|lease| Command::Preempt { lease, now });
+                preempt.chain([Command::Assign { placements: plan.placements, now }]).collect()
             }
+            "preempt" => vec![Command::Preempt { lease: self.lease(words[0]), now }],
+            "bump" | "restart" | "stop" => vec![self.steer(verb, words[0], &options(&words[1..]))],
             "assign" => {
                 let (job, name) = words[0].split_once('@').expect("job@worker");
                 let epoch = self.epoch(name, &options(&words[1..]));
@@ -116,6 +122,13 @@ impl Script {
             "drain" => vec![Command::Drain { worker: worker(words[0]), drain: true, now }],
             "undrain" => vec![Command::Drain { worker: worker(words[0]), drain: false, now }],
             "revoke" => vec![Command::Revoke { lease: self.lease(words[0]), now }],
+            "share" => {
+                let options = options(&words[1..]);
+                let weight = option(&options, "weight").map(|weight| weight.parse().expect("a weight"));
+                let priority = Priority::from(option(&options, "priority").map_or(0, |points| points.parse().expect("points")));
+                let share = weight.map(|weight| Share { weight, priority, may_use_security: false });
+                vec![Command::SetShare { key: ShareKey::parse(words[0]).expect("a key"), share, now }]
+            }
             "due" => self.farm.due(now),
             other => panic!("no such step: {other}"),
         }
@@ -168,9 +181,17 @@ impl Script {
             None => jobs.iter().map(|job| root(job.derivation.name())).collect(),
         };
         let keep_going = words.contains(&"keep-going");
+        let asker = option(&options, "tenant").map(|tenant| Asker {
+            account: Account {
+                tenant: Some(TenantName::parse(tenant).expect("a tenant's name")),
+                project: option(&options, "project").map(|project| ProjectName::parse(project).expect("a project's name")),
+            },
+            priority: Priority::from(option(&options, "priority").map_or(0, |points| points.parse().expect("points"))),
+            security: words.contains(&"security"),
+        });
         let now = self.now;
         let stage = (!jobs.is_empty()).then_some(Command::Stage { request, jobs, now });
-        stage.into_iter().chain([Command::Submit { request, name: format!("r{request}"), roots, keep_going, now }]).collect()
+        stage.into_iter().chain([Command::Submit { request, name: format!("r{request}"), roots, keep_going, asker, now }]).collect()
     }
 
     /// Reads `app→lib gcc; lib→gcc; doc`. Jobs that are only named as inputs are jobs too, unless written `!gcc`.
@@ -214,6 +235,21 @@ impl Script {
             }
         }
         spec
+    }
+
+    /// A number is a submission, anything else a job.
+    fn steer(&self, verb: &str, subject: &str, options: &[(String, String)]) -> Command {
+        let subject = match subject.parse::<u64>() {
+            Ok(_) => Subject::Build(self.build(subject)),
+            Err(_) => Subject::Job(drv(subject)),
+        };
+        let points = option(options, "priority").map_or(100, |points| points.parse().expect("points"));
+        let order = match verb {
+            "bump" => Order::Bump(Priority::from(points)),
+            "restart" => Order::Restart,
+            _ => Order::Cancel,
+        };
+        Command::Steer { subject, order, by: "client/ann".to_owned(), now: self.now }
     }
 
     fn finish(&self, job: &str, words: &[&str]) -> Command {

@@ -97,6 +97,7 @@ fn counts(counts: &kiln_wire::client::JobCounts) -> String {
 
 pub fn plan(plan: &Plan, report: &PlanReport) -> Vec<String> {
     let mut lines: Vec<String> = plan.placements.iter().map(|p| format!("{}@{}", p.derivation.name(), p.worker)).collect();
+    lines.extend(plan.preemptions.iter().map(|ending| format!("ends early {}", lease(ending))));
     lines.extend(report.waiting.iter().map(|waiting| format!("{} wait ({}): {}", waiting.count, needs(&waiting.needs), waiting.reason)));
     lines.extend(report.wake.map(|(at, reason)| format!("wake at {}: {reason}", at.0)));
     lines

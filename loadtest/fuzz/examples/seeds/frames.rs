@@ -10,8 +10,8 @@ use kiln_wire::frame::to_frame;
 use kiln_wire::worker::{Assignment, FromWorker, Hello, Lacking, Offer, Strain, ToWorker};
 use kiln_wire::{
     AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Epoch, Failure, FailureClass, JobLimits,
-    Leader, LeaderAt, Lease, MemberView, NodeId, NotLeader, Outcome, OutputName, PathInfo, RequestId, Resources, Root, Sha256Hash,
-    StoreDir, StorePath, Timestamp, Usage, WhoLeads, WorkerId,
+    Leader, LeaderAt, Lease, MemberView, NodeId, NotLeader, Outcome, OutputName, PathInfo, Priority, RequestId, Resources, Root,
+    Sha256Hash, StoreDir, StorePath, Timestamp, Urgency, Usage, WhoLeads, WorkerId,
 };
 use serde::Serialize;
 
@@ -105,6 +105,7 @@ fn requests() -> Vec<Request> {
         name: "night".to_owned(),
         roots: vec![Root { derivation: drv(), outputs: [out()].into() }],
         keep_going: true,
+        urgency: Urgency { priority: Priority::from(-7), security: true, ..Urgency::default() },
     };
     vec![
         Request::Session,

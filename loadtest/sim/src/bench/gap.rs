@@ -23,7 +23,7 @@ const LINK_BYTES_S: u64 = 125_000_000;
 pub(super) fn gaps(claims: &mut Claims) -> Result<(), String> {
     let graph = load("nixos-desktop".as_ref())?;
     let mut work = Workload::default();
-    work.add(&graph, 0..1, Asked { name: &graph.name, at_ms: 0, weight: 1 });
+    work.add(&graph, 0..1, Asked { name: &graph.name, at_ms: 0, tenant: "all", weight: 1 });
     draw(&mut work, &Draws { seed: 1, ..Draws::EXACT });
     let workers = (knee(&work) / 2.0).round().max(1.0) as u32;
     let fleet = Fleet::uniform(&work, workers, 1, WORKER);

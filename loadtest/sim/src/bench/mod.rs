@@ -57,7 +57,11 @@ fn show(options: &Options) -> Result<bool, String> {
     let graph = load(&options.graph)?;
     let mut workload = workload::Workload::default();
     for salt in 0..options.copies {
-        workload.add(&graph, salt..salt + 1, workload::Asked { name: &format!("{} {salt}", graph.name), at_ms: 0, weight: 1 });
+        workload.add(
+            &graph,
+            salt..salt + 1,
+            workload::Asked { name: &format!("{} {salt}", graph.name), at_ms: 0, tenant: "all", weight: 1 },
+        );
     }
     draws::draw(&mut workload, &options.draws);
     let fleet = report::fleet(&workload, options);

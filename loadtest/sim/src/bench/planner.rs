@@ -5,16 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kiln_core::{Command, Effect, Farm, Limits, plan_beside, split_name};
+use kiln_core::{Asker, Command, Effect, Farm, Limits, plan_beside, split_name};
 use kiln_wire::limits::{DURATIONS_PER_ENTRY_MAX, JOBS_PER_ENTRY_MAX};
 use kiln_wire::{
-    AttemptId, Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root,
-    Sha256Hash, Timestamp, Usage, WorkerId,
+    Account, AttemptId, Blake3Hash, Blob, BuiltOutput, DrvPath, Lease, LogIndex, Measured, Outcome, PathInfo, RequestId, Resources, Root,
+    Sha256Hash, Share, ShareKey, TenantName, Timestamp, Usage, WorkerId,
 };
 
 use super::engine::{Placed, Policy, Span, View};
 use super::fleet::{Fleet, WorkerNo};
-use super::workload::{JobNo, Kind, Task, Workload};
+use super::workload::{JobNo, Kind, Submission, Task, Workload};
 
 /// A farm with its workers.
 pub(crate) struct Planner {
@@ -39,6 +39,11 @@ impl Planner {
         for worker in &fleet.workers {
             let (worker, offer) = (worker.id.clone(), worker.offer.clone());
             planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now: Timestamp(0) });
+        }
+        for asked in &load.submissions {
+            let key = ShareKey { tenant: tenant(asked), project: None };
+            let share = Share { weight: asked.weight, ..Share::default() };
+            planner.apply(Command::SetShare { key, share: Some(share), now: Timestamp(0) });
         }
         for durations in history(load).chunks(DURATIONS_PER_ENTRY_MAX) {
             planner.apply(Command::ImportDurations { durations: durations.to_vec(), now: Timestamp(0) });
@@ -80,7 +85,7 @@ impl Policy for Planner {
         }
         let root = |task: &Task| Root { derivation: task.spec.derivation.clone(), outputs: Default::default() };
         let roots = tasks.iter().filter(|task| task.dependents.is_empty()).map(root).collect();
-        self.apply(Command::Submit { request, name: asked.name.clone(), roots, keep_going: true, now });
+        self.apply(Command::Submit { request, name: asked.name.clone(), roots, keep_going: true, asker: Some(asker(asked)), now });
     }
 
     fn ready(&mut self, _: &Workload, _: JobNo, _: u64) {}
@@ -117,6 +122,16 @@ impl Policy for Planner {
             }
         }
     }
+}
+
+/// Says whose a submission is, as a client's certificate would.
+fn asker(asked: &Submission) -> Asker {
+    let account = Account { tenant: Some(tenant(asked)), project: None };
+    Asker { account, ..Asker::default() }
+}
+
+fn tenant(asked: &Submission) -> TenantName {
+    TenantName::parse(&asked.tenant).expect("tenants of the bench have plain names")
 }
 
 /// What is known of builds before, as `kiln durations import` would tell a farm. Of fetches and texts a farm has its own idea.

@@ -34,7 +34,7 @@ pub(crate) fn measure(load: &Workload, fleet: &Fleet, chosen: Chosen, locality: 
     let run = replay(load, fleet, &mut *policy, costs);
     drop(policy);
     let processor = processor_time().saturating_sub(before);
-    Measured { fairness: fairness(load, &run), run, processor }
+    Measured { fairness: fairness(load, &run, 0), run, processor }
 }
 
 /// Returns work over longest path: with so many slots both bounds are equal.
@@ -83,10 +83,11 @@ pub(crate) fn head(name: &str, load: &Workload, fleet: &Fleet, bounds: &Bounds, 
 /// Returns the line of one policy.
 pub(crate) fn line(load: &Workload, bounds: &Bounds, chosen: Chosen, measured: &Measured) -> String {
     let Measured { run, fairness, processor } = measured;
-    let fair = match (load.submissions.len(), fairness.windows) {
-        (0 | 1, _) => "one submission".to_owned(),
-        (_, 0) => "never all waiting for ten minutes".to_owned(),
-        (_, windows) => {
+    let one = load.submissions.iter().all(|asked| asked.tenant == load.submissions[0].tenant);
+    let fair = match (one, fairness.windows) {
+        (true, _) => "one tenant".to_owned(),
+        (false, 0) => "never all waiting for ten minutes".to_owned(),
+        (false, windows) => {
             format!("off by {:.1} % at worst, {:.1} % in the mean of {windows} windows", fairness.worst * 100.0, fairness.mean * 100.0)
         }
     };

@@ -33,7 +33,7 @@ fn read(text: &str) -> (Vec<Vec<usize>>, Vec<u64>) {
 fn workload(text: &str) -> Workload {
     let (inputs, durations) = read(text);
     let mut load = Workload::default();
-    load.add(&made::graph(&inputs), 0..1, Asked { name: "made", at_ms: 0, weight: 1 });
+    load.add(&made::graph(&inputs), 0..1, Asked { name: "made", at_ms: 0, tenant: "all", weight: 1 });
     for (task, duration_ms) in load.tasks.iter_mut().zip(durations) {
         (task.duration_ms, task.estimate_ms, task.expected_ms) = (duration_ms, Some(duration_ms), duration_ms);
     }
@@ -121,7 +121,7 @@ fn jobs_that_few_workers_run_are_bounded_by_these() {
     graph.jobs[0].required_features.insert("kvm".to_owned());
     graph.jobs[1].required_features.insert("kvm".to_owned());
     graph.jobs[2].resources = Resources { cores: 4, memory_mib: 3000 };
-    load.add(&graph, 0..1, Asked { name: "made", at_ms: 0, weight: 1 });
+    load.add(&graph, 0..1, Asked { name: "made", at_ms: 0, tenant: "all", weight: 1 });
     load.tasks.iter_mut().for_each(|task| task.duration_ms = 10 * SECOND);
     let plain =
         Offer { systems: ["x86_64-linux".to_owned()].into(), features: Default::default(), capacity: ONE, slots: 4, ..Offer::default() };
@@ -160,7 +160,7 @@ fn drawn(seed: u64) -> (Workload, Fleet, Costs) {
             }
         }
         let salt = u32::try_from(submission).expect("small");
-        load.add(&graph, salt..salt + 1, Asked { name: "drawn", at_ms: dice.below(3) * 20_000, weight: 1 + salt });
+        load.add(&graph, salt..salt + 1, Asked { name: "drawn", at_ms: dice.below(3) * 20_000, tenant: "all", weight: 1 + salt });
     }
     let (sigma, unknown) = ([0.0, 1.0][dice.place(2)], [0.0, 0.3][dice.place(2)]);
     draw(&mut load, &Draws { seed, error_sigma: sigma, unknown, memory: dice.chance(500), ..Draws::EXACT });
@@ -237,7 +237,7 @@ fn copies_of_a_graph_share_no_derivation_and_take_equally_long() {
     let mut load = Workload::default();
     let graph = made::graph(&[vec![], vec![0], vec![0, 1]]);
     for salt in 0..8 {
-        load.add(&graph, salt..salt + 1, Asked { name: "copy", at_ms: 0, weight: 1 });
+        load.add(&graph, salt..salt + 1, Asked { name: "copy", at_ms: 0, tenant: "all", weight: 1 });
     }
     draw(&mut load, &Draws { error_sigma: 1.0, unknown: 0.5, ..Draws::EXACT });
     let derivations: std::collections::BTreeSet<_> = load.tasks.iter().map(|task| &task.spec.derivation).collect();
@@ -252,19 +252,23 @@ fn shares_are_counted_while_all_wait() {
     let graph = made::graph(&vec![vec![]; 40]);
     let mut load = Workload::default();
     for salt in 0..2 {
-        load.add(&graph, salt..salt + 1, Asked { name: "share", at_ms: 0, weight: 1 });
+        load.add(&graph, salt..salt + 1, Asked { name: "share", at_ms: 0, tenant: ["one", "other"][salt as usize], weight: 1 });
     }
     load.tasks.iter_mut().for_each(|task| task.duration_ms = 60 * SECOND);
     let fleet = Fleet::uniform(&load, 4, 1, ONE);
-    let fifo = fairness(&load, &run(&load, &fleet, Chosen::List(Order::Fifo), Costs::default()));
+    let fifo = fairness(&load, &run(&load, &fleet, Chosen::List(Order::Fifo), Costs::default()), 0);
     // While the first one has work waiting it has everything, which is half too much: until its last four begin after nine minutes,
     // and no window of ten minutes lies before that.
     assert_eq!(fifo.windows, 0);
     load.tasks.iter_mut().for_each(|task| task.duration_ms = 120 * SECOND);
-    let fifo = fairness(&load, &run(&load, &fleet, Chosen::List(Order::Fifo), Costs::default()));
+    let fifo = fairness(&load, &run(&load, &fleet, Chosen::List(Order::Fifo), Costs::default()), 0);
     assert!(fifo.windows > 0 && (fifo.worst - 0.5).abs() < 1e-9, "{fifo:?}");
-    let hydra = fairness(&load, &run(&load, &fleet, Chosen::List(Order::Hydra), Costs::default()));
+    let hydra = fairness(&load, &run(&load, &fleet, Chosen::List(Order::Hydra), Costs::default()), 0);
     assert!(hydra.windows > 0 && hydra.worst < fifo.worst, "{hydra:?}");
+    let kiln = fairness(&load, &run(&load, &fleet, Chosen::Kiln, Costs::default()), 0);
+    assert!(kiln.windows > 0 && kiln.worst < 1e-9, "{kiln:?}");
+    let settled = fairness(&load, &run(&load, &fleet, Chosen::Kiln, Costs::default()), 300 * SECOND);
+    assert!(settled.windows < kiln.windows, "{settled:?}");
 }
 
 fn caption() -> Caption {

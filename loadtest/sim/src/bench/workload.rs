@@ -80,7 +80,9 @@ pub(crate) struct Submission {
     pub name: String,
     /// Since the start of the replay.
     pub at_ms: u64,
-    /// Its share of the fleet, beside that of others.
+    /// Whose it is, as the farm hears.
+    pub tenant: String,
+    /// Its share of the fleet, beside that of other tenants.
     pub weight: u32,
     pub jobs: std::ops::Range<u32>,
 }
@@ -91,6 +93,8 @@ pub(crate) struct Asked<'a> {
     pub name: &'a str,
     /// Since the start of the replay.
     pub at_ms: u64,
+    /// Whose it is.
+    pub tenant: &'a str,
     pub weight: u32,
 }
 
@@ -110,8 +114,8 @@ impl Workload {
         for salt in salts {
             self.add_copy(graph, salt, submission);
         }
-        let Asked { name, at_ms, weight } = asked;
-        self.submissions.push(Submission { name: name.to_owned(), at_ms, weight, jobs: first..self.count() });
+        let Asked { name, at_ms, tenant, weight } = asked;
+        self.submissions.push(Submission { name: name.to_owned(), at_ms, tenant: tenant.to_owned(), weight, jobs: first..self.count() });
     }
 
     fn add_copy(&mut self, graph: &Graph, salt: u32, submission: usize) {

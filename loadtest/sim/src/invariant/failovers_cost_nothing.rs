@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::Effect;
+use kiln_core::{Command, Effect};
 use kiln_wire::client::EventKind;
 use kiln_wire::{DrvPath, FailureClass};
 
@@ -24,6 +24,11 @@ impl Invariant for FailoversCostNothing {
             return Ok(());
         }
         match fact {
+            Fact::Applied { command: Command::Preempt { lease, .. }, .. } => {
+                // It runs again because something more urgent came.
+                self.0.remove(&lease.derivation);
+                Ok(())
+            }
             Fact::Applied { effects, .. } => {
                 let charged = |effect: &Effect| match effect {
                     Effect::Notify { event, .. } => match &event.kind {

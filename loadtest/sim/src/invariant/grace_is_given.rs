@@ -27,6 +27,10 @@ impl Invariant for GraceIsGiven {
         if let Command::Cancel { build, .. } = command {
             self.0.entry(*build).or_insert(proposed_us(command));
         }
+        // What makes room is no cancellation.
+        if matches!(command, Command::Preempt { .. }) {
+            return Ok(());
+        }
         for effect in *effects {
             let Effect::Revoke(lease) = effect else { continue };
             let builds = before.job_view(&lease.derivation).map(|view| view.builds).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiln_nix::daemon::{ActivityKind, BuildResult, Field, Level, Note, Options, ResultKind, Status, Target};
 use kiln_wire::client::{BuildState, BuildView, Event, EventKind, Request};
-use kiln_wire::{AttemptId, BuildId, DrvPath, Patience};
+use kiln_wire::{AttemptId, BuildId, DrvPath, Patience, Urgency};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -99,7 +99,7 @@ pub(super) async fn check(store: &Store, stream: &mut Stream, targets: &[Target]
     let course = match roots.is_empty() {
         true => Course::default(),
         false => {
-            let build = submission::check(store.client(), default_name(&roots), roots, keep_going).await?;
+            let build = submission::check(store.client(), default_name(&roots), roots, keep_going, Urgency::default()).await?;
             run(store, stream, build).await?
         }
     };

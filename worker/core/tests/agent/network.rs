@@ -106,7 +106,7 @@ impl World {
         let (request, now) = (RequestId(self.submissions), self.now());
         self.propose(Command::Stage { request, jobs: self.jobs.clone(), now });
         let roots = self.jobs.iter().map(|job| Root { derivation: job.derivation.clone(), outputs: BTreeSet::new() }).collect();
-        self.propose(Command::Submit { request, name: "all".to_owned(), roots, keep_going: false, now });
+        self.propose(Command::Submit { request, name: "all".to_owned(), roots, keep_going: false, asker: None, now });
         self.build = self.farm.builds().last();
     }
 
