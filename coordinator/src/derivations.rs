@@ -188,10 +188,10 @@ impl Derivations {
     ///
     /// # Errors
     /// What the store says, or what is wrong with one of them: nothing is stored then.
-    pub(crate) async fn add(&self, store: &Store, checked: &Checked, files: Vec<(DrvPath, Bytes)>) -> Result<(), (DrvPath, StoreError)> {
+    pub(crate) async fn add(&self, store: &Store, checked: &Checked, files: Vec<(DrvPath, Bytes)>) -> Result<(), StoreError> {
         let outlines = heavy(|| files.iter().map(|(path, bytes)| self.read(checked, path, bytes)).collect::<Result<Vec<_>, _>>())?;
         let paths: Vec<DrvPath> = files.iter().map(|(path, _)| path.clone()).collect();
-        store.put_checked_derivations(files).await.map_err(|error| (paths[0].clone(), error))?;
+        store.put_checked_derivations(files).await?;
         let mut kept = self.outlines();
         for (path, outline) in paths.into_iter().zip(outlines) {
             outline.map(|outline| kept.keep(path, outline));
@@ -200,8 +200,8 @@ impl Derivations {
     }
 
     /// Reads what a client brought. One that Nix would have written differently is refused when it is submitted, and has no outline here.
-    fn read(&self, checked: &Checked, path: &DrvPath, bytes: &[u8]) -> Result<Option<Outline>, (DrvPath, StoreError)> {
-        let parsed = kiln_store::parse_derivation(&self.store_dir, path, bytes).map_err(|error| (path.clone(), error))?;
+    fn read(&self, checked: &Checked, path: &DrvPath, bytes: &[u8]) -> Result<Option<Outline>, StoreError> {
+        let parsed = kiln_store::parse_derivation(&self.store_dir, path, bytes)?;
         if parsed.check_canonical(&self.store_dir, bytes).is_err() {
             return Ok(None);
         }

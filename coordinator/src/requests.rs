@@ -218,9 +218,9 @@ async fn add_derivations(parts: &Parts, files: Vec<DerivationFile>) -> Result<()
     check_count(files.len())?;
     touch(parts, files.iter().map(|file| file.path.as_path())).await;
     let files = files.into_iter().map(|DerivationFile { path, bytes }| (path, bytes.into())).collect();
-    parts.derivations.add(&parts.store, &parts.checked, files).await.map_err(|(path, error)| match error.is_peers_fault() {
-        true => refuse::invalid(format!("add derivation `{path}`: {}", Chain(&error))),
-        false => refuse::unavailable("add derivation", &error),
+    parts.derivations.add(&parts.store, &parts.checked, files).await.map_err(|error| match error.is_peers_fault() {
+        true => refuse::invalid(format!("add derivations: {}", Chain(&error))),
+        false => refuse::unavailable("add derivations", &error),
     })
 }
 
