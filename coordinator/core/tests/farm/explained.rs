@@ -57,8 +57,10 @@ impl Place {
     }
 }
 
-/// Returns what workers are to a job, with how many and the first of each.
-fn workers(explanation: &Explanation) -> Vec<(&str, u64, &str)> {
+/// What workers are to a job, how many, and the first of them.
+type Group<'a> = (&'a str, u64, &'a str);
+
+fn workers(explanation: &Explanation) -> Vec<Group<'_>> {
     explanation.workers.iter().map(|group| (group.what.as_str(), group.count, group.first[0].as_str())).collect()
 }
 
@@ -98,7 +100,7 @@ fn each_worker_is_something_to_a_ready_job() {
     let large = JobSpec { resources: Resources { cores: 1, memory_mib: 9_000 }, ..spec("large", &[]) };
     let other = JobSpec { system: "aarch64-linux".to_owned(), ..spec("arm", &[]) };
     let mut place = Place::new(&[("w1", 1), ("w2", 1), ("w3", 0)], &[kvm, large, other, spec("a", &[])]);
-    let table: [(&str, &[&str], &[(&str, u64, &str)]); 5] = [
+    let table: [(&str, &[&str], &[Group<'_>]); 5] = [
         ("a", &[], &[("have room", 2, "w1"), ("have 0 slots", 1, "w3")]),
         (
             "a",
