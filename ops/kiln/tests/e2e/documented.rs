@@ -99,7 +99,7 @@ fn json_about_a_live_farm_is_as_the_readme_says() {
     assert_eq!(explained["job"], job);
     assert_eq!(explained["workers"][0]["what"], "run other systems");
     let worker = "worker:text connected:truth systems:list features:list slots:number cores:number memoryMiB:number coresUsed:number \
-                  memoryUsedMiB:number guarantees:object running:list strain:?text";
+                  memoryUsedMiB:number guarantees:object running:list strain:?text ailing:?object";
     check(&place.run(&["workers", "--json"]).expect_success().json()[0], worker);
 }
 
