@@ -6,6 +6,7 @@ mod facts;
 mod fair;
 mod golden;
 mod graphs;
+mod ledger;
 mod limits;
 mod mended;
 mod model;
