@@ -51,6 +51,7 @@ mod ssh;
 #[path = "ssh.rs"]
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
 mod ssh_debian_13;
+mod steered;
 mod stops;
 mod strained;
 mod submitted;
