@@ -10,6 +10,8 @@ mod backup;
 mod cluster;
 mod consensus;
 mod disk;
+#[cfg(test)]
+mod fairness_tests;
 mod feed;
 mod follow;
 mod latency;

@@ -49,7 +49,7 @@ async fn the_storage_passes_openrafts_suite() {
     Suite::test_all(Stores).await.expect("the suite passes");
 }
 
-fn log_id(term: u64, index: u64) -> LogId {
+pub(super) fn log_id(term: u64, index: u64) -> LogId {
     LogId { leader_id: LeaderId { term, node_id: 1 }, index }
 }
 
@@ -318,7 +318,7 @@ fn the_payloads_of_version_1_stay_readable() {
 }
 
 /// Checks what a record has been since some version, for ever.
-fn check_golden(record: &Record, version: u8, what: &str) {
+pub(super) fn check_golden(record: &Record, version: u8, what: &str) {
     let new = record.encode().expect("encodes");
     assert_eq!(new.version, version, "no coordinator of an older version may take it for something else");
     let hex: String = new.payload.iter().map(|byte| format!("{byte:02x}")).collect();
