@@ -84,6 +84,10 @@ pub enum Bug {
     RetiresUnarchived,
     /// What fails on a worker is not held against it.
     FailuresAreForgotten,
+    /// Every submission is taken for one of the security class.
+    EverybodyIsUrgent,
+    /// Every submission is taken for one of the same tenant.
+    EverybodyIsOneTenant,
     /// A leader's task takes an input to be elsewhere than it was committed.
     ResolvesFromElsewhere,
 }
@@ -138,6 +142,8 @@ impl Bug {
         (Self::FailoverIsCharged, Some(29), "trouble among coordinators repeats no work"),
         // The farm takes no such resolution, so that the job stays where it is.
         (Self::ResolvesFromElsewhere, None, ENDS),
+        (Self::EverybodyIsUrgent, None, "only what is young makes room, for the security class, and seldom"),
+        (Self::EverybodyIsOneTenant, None, "a tenant is said to hold what the leases of its builds come to"),
         (Self::PollsForWork, Some(30), "an idle farm neither proposes nor plans"),
     ];
 }

@@ -54,9 +54,16 @@ pub(crate) struct Question {
 }
 
 /// Three tenants ask in turn.
+pub(crate) fn tenant(request: RequestId) -> TenantName {
+    TenantName::parse(&format!("t{}", request.0 % 3)).expect("a plain name")
+}
+
 fn asker(request: RequestId, urgency: Urgency) -> Asker {
-    let tenant = TenantName::parse(&format!("t{}", request.0 % 3)).expect("a plain name");
-    Asker { account: Account { tenant: Some(tenant), project: urgency.project }, priority: urgency.priority, security: urgency.security }
+    Asker {
+        account: Account { tenant: Some(tenant(request)), project: urgency.project },
+        priority: urgency.priority,
+        security: urgency.security,
+    }
 }
 
 impl World {
@@ -144,7 +151,10 @@ impl World {
         }
         match ask {
             Ask::Submit(submission) => self.submit(node, question, submission),
-            Ask::Watch(build) => self.watch_build(node, question, build),
+            Ask::Watch(build) => {
+                self.steer(node, build);
+                self.watch_build(node, question, build);
+            }
             Ask::Cancel(build) => {
                 let now = self.stamp(node);
                 self.kill_early(node, build);
@@ -155,6 +165,7 @@ impl World {
 
     fn submit(&mut self, node: usize, question: u64, submission: Submission) {
         let Some(jobs) = self.select(node, &submission.roots) else { return self.reply(question, Reply::Unavailable) };
+        self.fact(&Fact::Submits { submission: &submission });
         self.fact(&Fact::Selected { jobs: &jobs });
         let jobs = self.spoilt(jobs);
         let now = self.stamp(node);
@@ -164,7 +175,7 @@ impl World {
         for chunk in jobs.chunks(3) {
             commands.push(Command::Stage { request, jobs: chunk.to_vec(), now });
         }
-        commands.push(Command::Submit { request, name, roots, keep_going, asker: Some(asker(request, urgency)), now });
+        commands.push(Command::Submit { request, name, roots, keep_going, asker: Some(self.mistaken(asker(request, urgency))), now });
         let rest = commands.split_off(1);
         if self.has(Bug::AnswersBeforeCommit) {
             let build = BuildId(self.nodes[node].disk.last().0 + 1 + u64::try_from(rest.len()).expect("few"));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use kiln_core::{Command, Effect, Farm, PlanReport};
+use kiln_wire::client::Submission;
 use kiln_wire::worker::{Assignment, FromWorker, Offer, ToWorker};
 use kiln_wire::{DrvPath, JobSpec, Leader, Lease, NodeId, PathInfo, Timestamp, WorkerId};
 
@@ -30,6 +31,8 @@ pub(crate) enum Fact<'a> {
     Planned { farm: &'a Farm, placements: &'a [Command], report: &'a PlanReport },
     /// A leader has done all it has to do.
     Rests { farm: &'a Farm, away: &'a BTreeSet<WorkerId>, now: Timestamp },
+    /// A client's submission arrived at a leader.
+    Submits { submission: &'a Submission },
     /// A submission's jobs were chosen.
     Selected { jobs: &'a [JobSpec] },
     /// A coordinator sends to a worker.

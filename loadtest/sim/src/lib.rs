@@ -24,6 +24,7 @@ mod options;
 mod planted;
 mod replication;
 mod session;
+mod steering;
 mod store;
 mod world;
 

@@ -45,6 +45,8 @@ pub struct Options {
     pub jobs_fail: bool,
     /// Clients cancel.
     pub cancels: bool,
+    /// Somebody bumps, restarts and, if clients cancel, cancels jobs.
+    pub steers: bool,
     /// Proposals find the queue full, of a thousand.
     pub busy: u64,
 }
@@ -75,8 +77,14 @@ impl Options {
             busy: [0, 0, 30][dice.place(3)],
             // Drawn aside: runs without it stay what they were.
             workers_strain: dice.clone().chance(300),
+            steers: dice.clone().chance(500),
             black_hole: dice.clone().place(10) == 9,
         }
+    }
+
+    /// Returns whether somebody cancels single jobs.
+    pub(crate) fn jobs_are_cancelled(&self) -> bool {
+        self.steers && self.cancels
     }
 
     /// Returns whether a worker, its link or the store may fail a job that is sound.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use kiln_core::{BuildRecord, Command, Effect};
+use kiln_core::{Asker, BuildRecord, Command, Effect};
 use kiln_wire::client::BuildState;
 use kiln_wire::worker::{Assignment, ToWorker};
-use kiln_wire::{AttemptId, BuildId, Failure, FailureClass, JobSpec, Leader, Lease, Outcome, Timestamp, Usage};
+use kiln_wire::{AttemptId, BuildId, Failure, FailureClass, JobSpec, Leader, Lease, Outcome, RequestId, Timestamp, Usage};
 
 use crate::bug::Bug;
+use crate::client::tenant;
 use crate::event::Task;
 use crate::fact::Fact;
 use crate::log::{Body, Entry};
@@ -134,6 +135,15 @@ impl World {
             }
         }
         jobs
+    }
+
+    /// Takes somebody for another.
+    pub(crate) fn mistaken(&self, mut asker: Asker) -> Asker {
+        asker.security |= self.has(Bug::EverybodyIsUrgent);
+        if self.has(Bug::EverybodyIsOneTenant) {
+            asker.account.tenant = Some(tenant(RequestId(0)));
+        }
+        asker
     }
 
     /// Ends a build because one attempt had bad luck.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kiln_core::{Command, Effect};
 use kiln_wire::client::EventKind;
 use kiln_wire::limits::{RETRY_BACKOFF_MS_MAX, RETRY_BACKOFF_MS_MIN};
-use kiln_wire::{DrvPath, FailureClass};
+use kiln_wire::{DrvPath, FailureClass, Order, Subject};
 
 use super::{Invariant, Look};
 use crate::fact::Fact;
@@ -51,6 +51,15 @@ impl Invariant for BackOffIsKept {
         // A new submission gives what failed for good another chance, from the start.
         if let Command::Submit { .. } = command {
             self.0.retain(|derivation, _| before.job_view(derivation).is_some_and(|view| view.state != "failed"));
+        }
+        // So does a restart, to what its builds hold.
+        if let Command::Steer { subject, order: Order::Restart, .. } = command {
+            let builds_of = |derivation: &DrvPath| before.job_view(derivation).map(|view| view.builds).unwrap_or_default();
+            let concerned = match subject {
+                Subject::Build(build) => vec![*build],
+                Subject::Job(derivation) => builds_of(derivation),
+            };
+            self.0.retain(|derivation, _| builds_of(derivation).iter().all(|build| !concerned.contains(build)));
         }
         Ok(())
     }

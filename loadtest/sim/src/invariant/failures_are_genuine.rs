@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use kiln_core::Effect;
-use kiln_wire::FailureClass;
+use kiln_core::{Command, Effect};
 use kiln_wire::client::EventKind;
 use kiln_wire::limits::INFRASTRUCTURE_WORKERS_MAX;
+use kiln_wire::{FailureClass, Order};
 
 use crate::graph::Nature;
 
@@ -20,14 +20,15 @@ impl Invariant for FailuresAreGenuine {
     }
 
     fn see(&mut self, fact: &Fact<'_>, look: &Look<'_>) -> Result<(), String> {
-        let Fact::Applied { effects, farm, .. } = fact else { return Ok(()) };
+        let Fact::Applied { command, effects, farm, .. } = fact else { return Ok(()) };
         for effect in *effects {
             let Effect::Notify { event, .. } = effect else { continue };
             let EventKind::Failed { class, .. } = &event.kind else { continue };
             let nature = look.graph.of(&event.derivation).nature;
             let genuine = match class {
                 FailureClass::BuildFailure => nature == Nature::Fails,
-                FailureClass::OutOfMemory | FailureClass::LimitExceeded | FailureClass::Cancelled => false,
+                FailureClass::OutOfMemory | FailureClass::LimitExceeded => false,
+                FailureClass::Cancelled => matches!(command, Command::Steer { order: Order::Cancel, .. }),
                 FailureClass::Infrastructure => {
                     let attempts = farm.job_view(&event.derivation).map(|view| view.attempts).unwrap_or_default();
                     let workers: BTreeSet<_> =

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{Command, Effect};
-use kiln_wire::BuildId;
 use kiln_wire::limits::CANCEL_GRACE_MS;
+use kiln_wire::{BuildId, Order};
 
 use super::{Invariant, Look};
 use crate::fact::Fact;
@@ -27,8 +27,8 @@ impl Invariant for GraceIsGiven {
         if let Command::Cancel { build, .. } = command {
             self.0.entry(*build).or_insert(proposed_us(command));
         }
-        // What makes room is no cancellation.
-        if matches!(command, Command::Preempt { .. }) {
+        // What makes room is no cancellation, and a job that is cancelled itself has failed: nobody's change of mind saves it.
+        if matches!(command, Command::Preempt { .. } | Command::Steer { order: Order::Cancel, .. }) {
             return Ok(());
         }
         for effect in *effects {

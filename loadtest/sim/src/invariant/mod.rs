@@ -25,6 +25,7 @@ mod no_wake_up_is_lost;
 mod one_build_serves_all;
 mod one_leader_a_term;
 mod only_dead_leases_are_stopped;
+mod only_the_young_make_room;
 mod published_is_committed;
 mod ready_jobs_wait_for_a_reason;
 mod references_are_published_first;
@@ -34,6 +35,7 @@ mod results_are_the_holders;
 mod sessions_end_alone;
 mod sets_are_whole;
 mod the_living_are_not_lost;
+mod use_is_what_leases_hold;
 mod what_exists_is_not_built;
 mod workers_are_not_overcommitted;
 mod workers_hear_what_is_committed;
@@ -104,6 +106,8 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(acknowledged_builds_exist::AcknowledgedBuildsExist::default()),
         Box::new(archived_before_forgotten::ArchivedBeforeForgotten),
         Box::new(back_off_is_kept::BackOffIsKept::default()),
+        Box::new(only_the_young_make_room::OnlyTheYoungMakeRoom::default()),
+        Box::new(use_is_what_leases_hold::UseIsWhatLeasesHold::default()),
         Box::new(black_holes_rest::BlackHolesRest::default()),
     ]
 }
