@@ -170,6 +170,8 @@ pub(crate) fn forget_one(facts: &Facts) -> Option<WorkerId> {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
 
     #[test]
@@ -178,6 +180,74 @@ mod tests {
         for (rests, expect) in table {
             assert_eq!(rest_ms(rests), expect, "after {rests} rests");
         }
+    }
+
+    /// Workers alike, `w0` first, each with how it stands and whether it is drained.
+    fn fleet(standings: &[(Standing, bool)]) -> Facts {
+        let mut facts = Facts::default();
+        for (number, (standing, drained)) in standings.iter().enumerate() {
+            let id = worker(number);
+            let known = crate::fleet::Worker {
+                epoch: kiln_wire::Epoch(1),
+                offer: Offer::default(),
+                registered_at: Timestamp(0),
+                is_finishing: false,
+            };
+            facts.workers.insert(id.clone(), known);
+            facts.health.insert(id, Health { standing: *standing, drained: *drained, ..Health::default() });
+        }
+        facts
+    }
+
+    fn worker(number: usize) -> WorkerId {
+        WorkerId::parse(&alloc::format!("w{number}")).expect("a name")
+    }
+
+    const WELL: (Standing, bool) = (Standing::Working, false);
+    const RESTS: (Standing, bool) = (Standing::Resting { until: Timestamp(9) }, false);
+
+    fn quarantined(since: u64) -> (Standing, bool) {
+        (Standing::Quarantined { since: Timestamp(since) }, false)
+    }
+
+    #[test]
+    fn a_worker_is_quarantined_only_while_half_of_its_like_do_well() {
+        let drained = (Standing::Working, true);
+        let table = [
+            (vec![RESTS], false, "the last one"),
+            (vec![RESTS, WELL], true, "one of two"),
+            (vec![RESTS, drained], false, "the other takes nothing"),
+            (vec![RESTS, RESTS], false, "the other does badly too"),
+            (vec![RESTS, WELL, RESTS], true, "half of the others do well"),
+            (vec![RESTS, WELL, RESTS, RESTS], false, "most do badly"),
+            (vec![RESTS, WELL, WELL, quarantined(1)], false, "one of four is the third"),
+        ];
+        for (standings, expect, why) in table {
+            assert_eq!(may_be_quarantined(&fleet(&standings), &worker(0)), expect, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_longest_quarantine_ends_when_too_few_are_left_beside_it() {
+        let table = [
+            (vec![quarantined(1), WELL], vec![]),
+            (vec![quarantined(1)], vec![worker(0)]),
+            (vec![quarantined(1), (Standing::Working, true)], vec![worker(0)]),
+            (vec![quarantined(2), quarantined(1), WELL, WELL], vec![worker(1)]),
+        ];
+        for (standings, expect) in table {
+            assert_eq!(no_longer_quarantined(&fleet(&standings), &Offer::default()), expect, "{standings:?}");
+        }
+    }
+
+    #[test]
+    fn a_drained_worker_is_forgotten_last() {
+        let mut facts = fleet(&[]);
+        for number in 0..=WORKERS_AILING_MAX {
+            let health = Health { drained: number == 0, failed_at: Timestamp(if number == 0 { 0 } else { 5 }), ..Health::default() };
+            facts.health.insert(worker(number), health);
+        }
+        assert!(forget_one(&facts).is_some_and(|gone| gone != worker(0)));
     }
 
     #[test]
