@@ -1,6 +1,7 @@
 //! kill -9 of everything in mid-build, and bytes that flip on disk: nothing committed is lost or built again, nothing wrong is read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -8,6 +9,9 @@ use kiln_store::{Location, Store, StoreConfig, VerifyReport};
 use kiln_wire::StoreDir;
 
 use crate::farm::{Place, Process, free_port};
+
+/// Where daemons log, in their place.
+const LOG: &str = "daemons.log";
 
 /// Twelve jobs of a third of a second, in two chains and a row.
 const SLOW: &str = r#"
@@ -159,10 +163,11 @@ impl Daemons {
         self.start_as(daemon, &format!("{daemon}.toml"))
     }
 
-    /// Starts a daemon with this configuration.
+    /// Starts a daemon with this configuration. What it logs is kept, for whoever reads why a test failed.
     pub fn start_as(&self, daemon: &str, config: &str) -> Process {
         let mut command = self.place.kiln(&[daemon, "--config", config]);
-        Process::start(command.stderr(Stdio::null()))
+        let log = File::options().create(true).append(true).open(self.place.path(LOG)).expect("open the daemons' log");
+        Process::start(command.stderr(log))
     }
 
     /// Returns the arguments that name the farm.
@@ -173,7 +178,12 @@ impl Daemons {
     /// Asks until the coordinator answers; each question has its own time-out.
     pub fn wait_until_up(&self) {
         let mut asked = (0..60).map(|_| self.place.run(&[&["status"][..], &self.farm()[..]].concat()).code());
-        assert!(asked.any(|code| code == 0), "the coordinator does not answer");
+        let is_up = asked.any(|code| code == 0);
+        assert!(
+            is_up,
+            "the coordinator does not answer: {}",
+            std::fs::read_to_string(self.place.path(LOG)).expect("read the daemons' log")
+        );
     }
 }
 

@@ -1,9 +1,11 @@
 //! Farms as processes of the real binary, each in a directory of its own, ended by their own ids.
 
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -245,10 +247,22 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// How long a process that was told to stop may take before it is killed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Returns a UDP port that was free a moment ago.
+/// Returns a port that is free for UDP and TCP, and stays so until it is used: none that the kernel gives to whoever asks for any, as every
+/// client does, and none that another test of this process was given.
 pub fn free_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("loopback has ports").port()
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    let mut candidates = (0..count).map(|_| {
+        // Processes begin at places of their own.
+        let at = (std::process::id().wrapping_mul(61) + TRIED.fetch_add(1, Ordering::Relaxed)) % count;
+        PORTS.start + u16::try_from(at).expect("there are fewer ports than a u16 counts")
+    });
+    let free = |port: &u16| UdpSocket::bind(("127.0.0.1", *port)).is_ok() && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    candidates.find(free).expect("loopback has free ports")
 }
+
+/// Below the ports that Linux gives to those that ask for any.
+const PORTS: Range<u16> = 12_000..32_000;
 
 /// Makes derivations with busybox as builder; `deps` are inputs.
 const PRELUDE: &str = r#"
