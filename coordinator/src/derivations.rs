@@ -15,6 +15,7 @@ use kiln_wire::limits::DERIVATION_BYTES_MAX;
 use kiln_wire::{DrvPath, OutputName, PathInfo, StoreDir, StorePath};
 
 use crate::checked::Checked;
+use crate::driver::Chain;
 use crate::heavy::heavy;
 use crate::parts::Parts;
 
@@ -152,6 +153,28 @@ impl Derivations {
         *self.outlines() = Outlines::default();
     }
 
+    /// Reads those of some derivations that are not in memory and lie on this machine's disk, together. Of the others whoever asks for one alone
+    /// gets it, or is told why not.
+    pub(crate) async fn prepare(&self, parts: &Parts, paths: impl Iterator<Item = DrvPath>) {
+        let absent: Vec<DrvPath> = {
+            let held = self.held();
+            paths.filter(|path| !held.by_path.contains_key(path)).collect()
+        };
+        if absent.is_empty() {
+            return;
+        }
+        match parts.store.derivations_at_hand(absent).await {
+            Ok(read) => {
+                for (path, bytes, parsed) in read {
+                    if self.is_canonical(&path, &parsed, &bytes) {
+                        self.keep(path, bytes, Arc::new(parsed));
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(error = %Chain(&error), "read derivations together"),
+        }
+    }
+
     /// Returns the bytes of a derivation.
     pub(crate) async fn bytes(&self, parts: &Parts, path: &DrvPath) -> Result<Bytes, DerivationError> {
         Ok(self.load(parts, path).await?.bytes)
@@ -173,6 +196,11 @@ impl Derivations {
         if let Some(before) = held.by_path.insert(path, kept) {
             held.bytes -= before.bytes_taken();
         }
+    }
+
+    /// Returns whether Nix would have written a derivation so. Of one that was brought it is known: it has an outline then.
+    fn is_canonical(&self, path: &DrvPath, parsed: &Derivation, bytes: &[u8]) -> bool {
+        self.known(path).is_some() || parsed.check_canonical(&self.store_dir, bytes).is_ok()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -286,6 +314,11 @@ fn read_file(info: &PathInfo, blob: impl Read) -> Result<Vec<u8>, Unread> {
         return Err(Unread::Damaged("its archive has another hash than it was stored with".to_owned()));
     }
     Ok(bytes)
+}
+
+/// Returns the outputs of a derivation whose paths are known before the build, from its outline.
+pub(crate) fn outputs_known(outline: &Outline) -> BTreeMap<OutputName, StorePath> {
+    outline.outputs().iter().filter_map(|(name, path)| Some((name.clone(), path.clone()?))).collect()
 }
 
 /// Returns the outputs of a derivation whose paths are known before the build.

@@ -9,7 +9,7 @@ use kiln_wire::worker::{Assignment, ToWorker};
 use kiln_wire::{DrvPath, Failure, FailureClass, JobLimits, Leader, Lease, Outcome, OutputName, PathInfo, Resources, StorePath, Usage};
 
 use crate::closure::{ClosureError, closure};
-use crate::derivations::{DerivationError, output_paths};
+use crate::derivations::{DerivationError, output_paths, outputs_known};
 use crate::driver::{Chain, propose_patiently};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
@@ -46,14 +46,17 @@ pub(crate) struct Due {
 /// read from the store first holds up nobody.
 pub(crate) async fn dispatch_all(parts: Arc<Parts>, mut due: Vec<Due>) {
     due.sort_by(|one, other| one.lease.worker.cmp(&other.lease.worker));
-    for (at, Due { leader, lease, resources, limits }) in due.into_iter().enumerate() {
-        if at % BETWEEN_YIELDS == BETWEEN_YIELDS - 1 {
-            tokio::task::yield_now().await;
+    let mut due = due.into_iter().peekable();
+    while due.peek().is_some() {
+        let together: Vec<Due> = due.by_ref().take(TOGETHER_MAX).collect();
+        parts.derivations.prepare(&parts, together.iter().map(|due| built_as(&parts, &due.lease.derivation))).await;
+        for Due { leader, lease, resources, limits } in together {
+            match assignment(&parts, leader, &lease, resources, limits).now_or_never() {
+                Some(Ok(assignment)) => send(&parts, leader, lease, assignment),
+                Some(Err(_)) | None => drop(tokio::spawn(dispatch(parts.clone(), leader, lease, resources, limits))),
+            }
         }
-        match assignment(&parts, leader, &lease, resources, limits).now_or_never() {
-            Some(Ok(assignment)) => send(&parts, leader, lease, assignment),
-            Some(Err(_)) | None => drop(tokio::spawn(dispatch(parts.clone(), leader, lease, resources, limits))),
-        }
+        tokio::task::yield_now().await;
     }
 }
 
@@ -134,7 +137,7 @@ pub(crate) async fn input_closure(parts: &Parts, derivation: &DrvPath) -> Result
     let mut input_outputs = InputOutputs::new();
     let mut paths: Vec<StorePath> = parsed.sources.iter().cloned().collect();
     for (input, wanted) in &parsed.inputs {
-        let all = output_paths(parts.derivations.get(parts, input).await?.as_ref());
+        let all = outputs_known(parts.derivations.outline(parts, input).await?.as_ref());
         paths.extend(all.iter().filter(|(name, _)| wanted.outputs.contains(*name)).map(|(_, path)| path.clone()));
         input_outputs.insert(input.clone(), all);
     }
@@ -159,5 +162,5 @@ pub(crate) async fn reference_candidates(
     Ok(inputs.into_iter().map(|info| info.path).chain(own.into_values()).chain(stated.iter().cloned()).collect())
 }
 
-/// Jobs that are sent before others get their turn: each takes some microseconds.
-const BETWEEN_YIELDS: usize = 64;
+/// Jobs whose derivations are read together, and that are sent before others get their turn: each takes some microseconds.
+const TOGETHER_MAX: usize = 64;

@@ -1,11 +1,12 @@
-//! Many small objects at once: on a local disk they wait for it together.
+//! Many small objects at once: on a local disk they wait for it together, and are read in one task. A task for each of them costs more than
+//! its bytes do.
 //!
 //! Invariant: an object has its name only when its bytes are on stable storage, as with a single one. A file that is synced by itself costs
 //! the disk's journal a turn of its own, some 700 µs of processor time; a thousand that are synced together cost one turn. Files that a
 //! crash leaves behind have the names of unfinished writes of `object_store`, whose lists leave them out.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,6 +49,15 @@ pub(crate) fn write_all(dir: &FilePath, objects: &[(Path, Bytes)]) -> io::Result
     root.sync_all()
 }
 
+/// Returns the bytes of an object below `dir`, if it is there, can be read and has at most `bytes_max`.
+pub(crate) fn read(dir: &FilePath, key: &Path, bytes_max: u64) -> Option<Bytes> {
+    let file = File::open(dir.join(key.as_ref())).ok()?;
+    let size_bytes = file.metadata().ok().filter(|known| known.is_file() && known.len() <= bytes_max)?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).ok()?);
+    file.take(bytes_max).read_to_end(&mut bytes).ok()?;
+    Some(bytes.into())
+}
+
 /// Files that have no name of their own yet: dropped, they are removed.
 struct Unfinished(Vec<(PathBuf, PathBuf)>);
 
@@ -81,6 +91,9 @@ mod tests {
         };
         assert_eq!(names(), ["a", "b"]);
         assert_eq!(fs::read(dir.path().join("drv/b")).expect("reads"), b"4");
+        let read = |key: &str, bytes_max| read(dir.path(), &Path::from(key), bytes_max);
+        assert_eq!(read("drv/b", 1).as_deref(), Some(&b"4"[..]));
+        assert_eq!([read("drv/b", 0), read("drv/x", 9), read("drv", 9)], [None, None, None], "too large, absent, and a directory");
         fs::create_dir(dir.path().join("drv/c")).expect("in the way");
         fs::write(dir.path().join("drv/c/d"), "").expect("not empty");
         write_all(dir.path(), &[object("drv/e", "5"), object("drv/c", "6")]).expect_err("a directory is in the way");

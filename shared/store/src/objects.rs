@@ -32,7 +32,9 @@ const PUTS_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Objects {
     inner: Arc<dyn ObjectStore>,
-    /// The directory whose entries must reach the disk in their order, if that is asked for.
+    /// The directory whose files they are, where they are files.
+    dir: Option<Arc<FilePath>>,
+    /// The same, if its entries must reach the disk in their order.
     durable_dir: Option<Arc<FilePath>>,
 }
 
@@ -41,23 +43,23 @@ impl Objects {
     pub(crate) fn local(dir: &FilePath, durable: bool) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(|err| StoreError::Directory { dir: dir.to_owned(), err })?;
         let files = LocalFileSystem::new_with_prefix(dir).map_err(|err| StoreError::Open { location: dir.display().to_string(), err })?;
-        Ok(Self { inner: Arc::new(files.with_fsync(durable)), durable_dir: durable.then(|| dir.into()) })
+        Ok(Self { inner: Arc::new(files.with_fsync(durable)), dir: Some(dir.into()), durable_dir: durable.then(|| dir.into()) })
     }
 
     /// Objects in this process's memory.
     pub(crate) fn memory() -> Self {
-        Self { inner: Arc::new(InMemory::new()), durable_dir: None }
+        Self { inner: Arc::new(InMemory::new()), dir: None, durable_dir: None }
     }
 
     /// Objects of somebody else.
     pub(crate) fn given(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, durable_dir: None }
+        Self { inner, dir: None, durable_dir: None }
     }
 
     /// Objects in a bucket.
     pub(crate) fn s3(s3: &S3) -> Result<Self, StoreError> {
         let inner = s3.open().map_err(|err| StoreError::Open { location: s3.url(), err })?;
-        Ok(Self { inner, durable_dir: None })
+        Ok(Self { inner, dir: None, durable_dir: None })
     }
 
     /// Returns an object opened for reading, if it exists.
@@ -83,6 +85,14 @@ impl Objects {
             return Err(StoreError::Oversize { key: key.to_string(), size_bytes: object.meta.size, bytes_max });
         }
         object.bytes().await.map(Some).map_err(|err| failed("read", key, err))
+    }
+
+    /// Returns the bytes of many small objects that are files of this machine, in the order asked: none for one that is not there, is larger
+    /// than `bytes_max`, or cannot be read, and none where each is a request. Who asks for that one alone gets it, or is told why not.
+    pub(crate) async fn get_at_hand(&self, keys: Vec<Path>, bytes_max: u64) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let Some(dir) = self.dir.clone() else { return Ok(vec![None; keys.len()]) };
+        let read = tokio::task::spawn_blocking(move || keys.iter().map(|key| batch::read(&dir, key, bytes_max)).collect()).await;
+        read.map_err(|err| StoreError::Task { operation: "read objects", err })
     }
 
     /// Returns an object's size and age, if it exists.

@@ -219,6 +219,30 @@ async fn a_derivation_is_kept_under_its_own_path_only() {
     }
 }
 
+#[tokio::test]
+async fn derivations_at_hand_are_read_together_and_one_that_is_damaged_is_left_to_whoever_asks_for_it() {
+    let place = Place::on_disk().await;
+    let text = |system: &str| format!(r#"Derive([("out","","r:sha256","")],[],[],"{system}","/bin/sh",[],[("out","")])"#);
+    let mut paths = Vec::new();
+    for system in ["a", "b", "c"] {
+        let path = kiln_nix::drv_path_of(place.store.store_dir(), "x", text(system).as_bytes()).expect("a derivation");
+        place.store.put_derivation(&path, text(system).into()).await.expect("stores");
+        paths.push(path);
+    }
+    let lost = DrvPath::parse(&format!("{}-x.drv", HASHES[0])).expect("a path");
+    paths.push(lost);
+    fs::write(place.dir.path().join("store/drv").join(paths[1].as_str()), text("a")).expect("writes");
+    let read = place.store.derivations_at_hand(paths.clone()).await.expect("reads");
+    let read: Vec<_> = read.into_iter().map(|(path, bytes, parsed)| (path, bytes.to_vec(), parsed.system)).collect();
+    let whole = |at: usize, system: &str| (paths[at].clone(), text(system).into_bytes(), system.to_owned());
+    assert_eq!(read, [whole(0, "a"), whole(2, "c")]);
+    place.store.derivation(&paths[1]).await.expect_err("is told why");
+
+    let remote = Place::in_memory().await;
+    remote.store.put_derivation(&paths[0], text("a").into()).await.expect("stores");
+    assert_eq!(remote.store.derivations_at_hand(paths).await.expect("reads").len(), 0, "what is not on this machine's disk may take its time");
+}
+
 #[test]
 fn packing_in_memory_gives_what_packing_a_file_gives() {
     let dir = tempfile::tempdir().expect("a temporary directory");
