@@ -22,8 +22,10 @@ pub(crate) async fn build(parts: &Arc<Parts>, build: BuildId, sender: &mut Sende
         sender.send(&Response::Event(event)).await?;
     }
     let mut view_due = true;
+    let mut view_after = VIEW_AFTER;
     loop {
         if view_due {
+            let begun = tokio::time::Instant::now();
             match views::build(parts, build).await {
                 Ok(view) => {
                     let ended = view.state != BuildState::Active && archived(parts, build).await;
@@ -34,11 +36,12 @@ pub(crate) async fn build(parts: &Arc<Parts>, build: BuildId, sender: &mut Sende
                     if ended {
                         return Ok(());
                     }
+                    view_after = VIEW_AFTER.max(begun.elapsed() * VIEW_SHARE);
                 }
                 Err(refusal) => return sender.send(&Response::Refused(refusal)).await,
             }
         }
-        view_due = next_change(&mut notices, build, sender).await?;
+        view_due = next_change(&mut notices, view_after, build, sender).await?;
     }
 }
 
@@ -53,6 +56,7 @@ async fn archived(parts: &Parts, build: BuildId) -> bool {
 /// Passes events on until a new view is due: a moment after events came, at once when the build has ended or notices were missed.
 async fn next_change(
     notices: &mut tokio::sync::broadcast::Receiver<Notice>,
+    view_after: Duration,
     build: BuildId,
     sender: &mut Sender,
 ) -> Result<bool, LinkError> {
@@ -74,7 +78,7 @@ async fn next_change(
                 if sender.feed(&Response::Event(told.1.clone()))? >= TOGETHER_BYTES_MAX {
                     sender.flush().await?;
                 }
-                fresh_view.get_or_insert_with(|| tokio::time::Instant::now() + VIEW_AFTER);
+                fresh_view.get_or_insert_with(|| tokio::time::Instant::now() + view_after);
             }
             Ok(Notice::Event(_)) => {}
             Ok(Notice::Ended(ended)) if ended == build => break true,
@@ -143,3 +147,5 @@ pub(crate) async fn log(
 const TOGETHER_BYTES_MAX: usize = 64 << 10;
 /// How long after an event a watcher gets a fresh view of the whole build.
 const VIEW_AFTER: Duration = Duration::from_millis(400);
+/// A watcher gets views for one part in so many of its time, however large its build is.
+const VIEW_SHARE: u32 = 50;
