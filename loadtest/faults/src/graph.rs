@@ -34,7 +34,7 @@ pub fn write(graph: &Graph, like: &Derivation, dir: &Path) -> anyhow::Result<Wri
         let mut inputs = BTreeMap::new();
         for input in &job.inputs {
             let path = written.get(&input.derivation).with_context(|| format!("`{}` comes before what needs it", input.derivation))?;
-            inputs.insert(path.clone(), InputOutputs { outputs: input.outputs.clone(), dynamic: BTreeMap::new() });
+            inputs.insert(path.clone(), InputOutputs { outputs: input.outputs.clone().into(), dynamic: BTreeMap::new() });
             needed.insert(&input.derivation);
         }
         let (path, _) = writer.write(short(job.derivation.name()), at, job.outputs.keys(), inputs)?;

@@ -86,7 +86,7 @@ fn recorded(job: &JobSpec, places: &BTreeMap<&DrvPath, usize>, first: usize) -> 
         system: job.system.clone(),
         features: job.required_features.clone(),
         outputs: job.outputs.keys().cloned().collect(),
-        inputs: job.inputs.iter().map(|input| (first + places[&input.derivation], input.outputs.clone())).collect(),
+        inputs: job.inputs.iter().map(|input| (first + places[&input.derivation], input.outputs.clone().into())).collect(),
         kind: job.kind,
         prefer_local: job.prefer_local,
         parallel: job.resources.cores > 1,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 
 use kiln_wire::limits::JOBS_PER_SUBMISSION_MAX;
-use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, OutputName, Resources, StorePath};
+use kiln_wire::{DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, OutputName, OutputNames, Resources, StorePath};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -69,7 +69,7 @@ struct Node {
     outputs: Vec<OutputName>,
     inputs: Vec<usize>,
     #[serde(default)]
-    input_outputs: BTreeMap<String, BTreeSet<OutputName>>,
+    input_outputs: BTreeMap<String, OutputNames>,
     #[serde(default)]
     fod: bool,
     #[serde(default)]
@@ -130,7 +130,7 @@ fn job(node: &Node, before: &[JobSpec]) -> Result<JobSpec, String> {
         let input = before.get(*id).ok_or_else(|| format!("input {id} does not come before it"))?;
         let wanted = match node.input_outputs.get(&id.to_string()) {
             Some(outputs) => outputs.clone(),
-            None => BTreeSet::from([OutputName::parse("out").expect("`out` is a name")]),
+            None => OutputNames::from([OutputName::parse("out").expect("`out` is a name")]),
         };
         inputs.push(DerivedInput { derivation: input.derivation.clone(), outputs: wanted });
     }

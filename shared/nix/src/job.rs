@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kiln_wire::limits::DYNAMIC_DEPTH_MAX;
-use kiln_wire::{DerivedInput, DrvPath, JobLimits, JobSpec, OutputName, Resources};
+use kiln_wire::{DerivedInput, DrvPath, JobLimits, JobSpec, OutputNames, Resources};
 
 use crate::derivation::AttributeError;
 use crate::outline::{Asks, Need, Outline};
@@ -98,7 +98,7 @@ pub fn spec<'a>(path: &DrvPath, outline: &Outline, input_of: impl Fn(&DrvPath) -
 
 /// Of an input of which nothing is wanted nothing is built.
 fn input_of_job(input: &DrvPath, needs: &[Need]) -> Option<DerivedInput> {
-    let outputs: BTreeSet<OutputName> = needs.iter().filter_map(|need| need.output.clone()).collect();
+    let outputs: OutputNames = needs.iter().filter_map(|need| need.output.clone()).collect();
     (!outputs.is_empty()).then(|| DerivedInput { derivation: input.clone(), outputs })
 }
 

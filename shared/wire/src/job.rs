@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DrvPath, OutputName, StorePath};
+use crate::{DrvPath, OutputName, OutputNames, StorePath};
 
 /// One derivation to build, as a submission hands it to the farm. Facts only: the derivation's bytes stay in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct DerivedInput {
     /// The derivation that makes them.
     pub derivation: DrvPath,
     /// Which of its outputs.
-    pub outputs: BTreeSet<OutputName>,
+    pub outputs: OutputNames,
 }
 
 /// What a client asked for: outputs of one derivation.

@@ -40,7 +40,7 @@ fn spec(name: &str, inputs: &[&str]) -> JobSpec {
         system: "x86_64-linux".to_string(),
         required_features: BTreeSet::new(),
         outputs: BTreeMap::from([(out(), Some(path(name)))]),
-        inputs: inputs.iter().map(|input| DerivedInput { derivation: drv(input), outputs: BTreeSet::from([out()]) }).collect(),
+        inputs: inputs.iter().map(|input| DerivedInput { derivation: drv(input), outputs: [out()].into() }).collect(),
         kind: JobKind::Ordinary,
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 100 },

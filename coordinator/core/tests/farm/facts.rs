@@ -46,7 +46,7 @@ pub fn spec(name: &str, inputs: &[&str]) -> JobSpec {
         system: "x86_64-linux".to_owned(),
         required_features: BTreeSet::new(),
         outputs: BTreeMap::from([(output_name("out"), Some(output_path(name, "out")))]),
-        inputs: inputs.iter().map(|input| DerivedInput { derivation: drv(input), outputs: BTreeSet::from([output_name("out")]) }).collect(),
+        inputs: inputs.iter().map(|input| DerivedInput { derivation: drv(input), outputs: [output_name("out")].into() }).collect(),
         kind: JobKind::Ordinary,
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 0 },

@@ -17,10 +17,7 @@ pub(crate) fn graph(inputs: &[Vec<usize>]) -> Graph {
             out.clone(),
             Some(StorePath::parse(&format!("{}-job{number}", hash(number, '1'))).expect("a store path")),
         )]),
-        inputs: inputs
-            .iter()
-            .map(|input| DerivedInput { derivation: derivation(*input), outputs: BTreeSet::from([out.clone()]) })
-            .collect(),
+        inputs: inputs.iter().map(|input| DerivedInput { derivation: derivation(*input), outputs: [out.clone()].into() }).collect(),
         kind: JobKind::Ordinary,
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 0 },

@@ -65,7 +65,7 @@ pub fn spec(job: &str, inputs: &[String]) -> JobSpec {
         system: "x86_64-linux".to_owned(),
         required_features: BTreeSet::new(),
         outputs: BTreeMap::from([(out(), Some(path(job)))]),
-        inputs: inputs.iter().map(|input| DerivedInput { derivation: drv(input), outputs: BTreeSet::from([out()]) }).collect(),
+        inputs: inputs.iter().map(|input| DerivedInput { derivation: drv(input), outputs: [out()].into() }).collect(),
         kind: JobKind::Ordinary,
         prefer_local: false,
         resources: Resources { cores: 1, memory_mib: 0 },
