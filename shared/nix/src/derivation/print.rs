@@ -73,16 +73,14 @@ impl Printer<'_> {
 
     fn escaped(&mut self, text: &[u8]) {
         self.raw("\"");
-        for byte in text {
-            match byte {
-                b'"' => self.raw("\\\""),
-                b'\\' => self.raw("\\\\"),
-                b'\n' => self.raw("\\n"),
-                b'\r' => self.raw("\\r"),
-                b'\t' => self.raw("\\t"),
-                other => self.bytes.push(*other),
-            }
+        let mut rest = text;
+        // Whole stretches at once: hardly any byte is escaped.
+        while let Some((at, escape)) = rest.iter().enumerate().find_map(|(at, byte)| Some((at, escape(*byte)?))) {
+            self.bytes.extend_from_slice(&rest[..at]);
+            self.raw(escape);
+            rest = &rest[at + 1..];
         }
+        self.bytes.extend_from_slice(rest);
         self.raw("\"");
     }
 
@@ -160,6 +158,17 @@ impl Printer<'_> {
             out.raw(")");
         });
         self.raw(")");
+    }
+}
+
+fn escape(byte: u8) -> Option<&'static str> {
+    match byte {
+        b'"' => Some("\\\""),
+        b'\\' => Some("\\\\"),
+        b'\n' => Some("\\n"),
+        b'\r' => Some("\\r"),
+        b'\t' => Some("\\t"),
+        _ => None,
     }
 }
 
