@@ -12,6 +12,10 @@ use kiln_load::farm::{self, Programs};
 use kiln_load::presets::{self, Setting};
 use tracing_subscriber::EnvFilter;
 
+/// As in `kiln`, whose coordinators these are.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Puts a real farm under load on loopback and prints what it costs, a line per claim. Exits 1 if one falls short, 2 if it cannot be told.
 #[derive(Debug, Parser)]
 #[command(name = "kiln-load", version)]

@@ -43,6 +43,10 @@ mod token;
 mod up;
 mod words;
 
+/// A farm's state is millions of small texts and lists, made on one thread and dropped on another. Source: ADR 0048.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A build farm for Nix-style package sets.
 #[derive(Parser)]
 #[command(name = "kiln", version, about, max_term_width = 100)]
