@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use kiln_wire::client::{BuildState, Event, JobCounts, JobView};
 use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX, SHARES_MAX};
 use kiln_wire::{
-    Ailing, AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, Share, ShareKey,
-    StorePath, Timestamp, WorkerId,
+    Account, Ailing, AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, Share,
+    ShareKey, StorePath, Timestamp, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -208,6 +208,9 @@ pub enum Refused {
     NotEnded(BuildId),
 }
 
+/// Realised outputs, by root.
+pub type RootOutputs = BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>;
+
 /// An ended build, as the archive keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildRecord {
@@ -228,7 +231,10 @@ pub struct BuildRecord {
     /// How its jobs ended.
     pub counts: JobCounts,
     /// The wanted outputs that this farm built, by root.
-    pub outputs: BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>,
+    pub outputs: RootOutputs,
     /// Jobs that failed, with the reason.
     pub failures: Vec<JobView>,
+    /// Whose it was. The archive alone has it: in the farm's state it is the build that says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
 }

@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
+use kiln_wire::client::JobCounts;
 use kiln_wire::{Account, BuildId, DrvPath, RequestId, Resources, StorePath, Timestamp, WorkerId};
 
 use crate::build::Build;
@@ -36,6 +37,8 @@ pub(crate) struct Index {
     pub paths: BTreeSet<(StorePath, JobKey)>,
     pub requests: BTreeMap<RequestId, BuildId>,
     pub tallies: BTreeMap<BuildId, Tally>,
+    /// How many jobs of the farm are in which state.
+    pub counts: Counts,
     /// Jobs by what may be learned of them.
     pub topics: BTreeSet<(Topic, JobKey)>,
     /// Registered workers, and which of them have room.
@@ -116,6 +119,39 @@ pub(crate) struct Tally {
     pub open: u32,
     /// Built jobs whose outputs are not published.
     pub unpublished: u32,
+    /// How many of its jobs are in which state.
+    pub counts: Counts,
+}
+
+/// How many jobs are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub blocked: u32,
+    pub ready: u32,
+    pub running: u32,
+    pub built: u32,
+    pub failed: u32,
+}
+
+impl Counts {
+    /// Returns the count that a job is in.
+    fn of(&mut self, job: &Job, unbuilt: u32) -> &mut u32 {
+        match &job.state {
+            State::Waiting if unbuilt > 0 || job.is_unresolved() => &mut self.blocked,
+            State::Waiting => &mut self.ready,
+            State::Running(_) => &mut self.running,
+            State::Built { .. } => &mut self.built,
+            State::Failed { .. } | State::DependencyFailed { .. } => &mut self.failed,
+        }
+    }
+}
+
+impl From<Counts> for JobCounts {
+    fn from(counts: Counts) -> Self {
+        let Counts { blocked, ready, running, built, failed } = counts;
+        let [blocked, ready, running, built, failed] = [blocked, ready, running, built, failed].map(u64::from);
+        Self { blocked, ready, running, built, failed }
+    }
 }
 
 impl Index {
@@ -322,13 +358,16 @@ impl Index {
     fn tally(&mut self, job: &Job, key: JobKey, count: impl Fn(&mut u32)) {
         let open = !job.is_final();
         let unpublished = matches!(job.state, State::Built { published: false, .. });
-        if !open && !unpublished {
-            return;
-        }
-        let builds = self.links.get(&key).map(|links| links.builds.as_slice()).unwrap_or_default();
-        for build in builds {
-            if let Some(tally) = self.tallies.get_mut(build) {
-                count(if open { &mut tally.open } else { &mut tally.unpublished });
+        let links = self.links.get(&key);
+        let unbuilt = links.map_or(0, |links| links.unbuilt);
+        count(self.counts.of(job, unbuilt));
+        for build in links.map(|links| links.builds.as_slice()).unwrap_or_default() {
+            let Some(tally) = self.tallies.get_mut(build) else { continue };
+            count(tally.counts.of(job, unbuilt));
+            if open {
+                count(&mut tally.open);
+            } else if unpublished {
+                count(&mut tally.unpublished);
             }
         }
     }

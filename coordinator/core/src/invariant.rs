@@ -72,7 +72,7 @@ pub(crate) fn check_references(facts: &Facts) -> Result<(), Violation> {
 
 fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "the index is what the facts give";
-    let Index { by_path, links, ready, delayed, grace, rests, loads, paths, requests, tallies, topics, fleet, parties, held } =
+    let Index { by_path, links, ready, delayed, grace, rests, loads, paths, requests, tallies, counts, topics, fleet, parties, held } =
         Index::of(&farm.facts);
     let index = &farm.index;
     let table = [
@@ -86,6 +86,7 @@ fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
         ("paths", paths == index.paths),
         ("requests", requests == index.requests),
         ("tallies", tallies == index.tallies),
+        ("counts", counts == index.counts),
         ("topics", topics == index.topics),
         ("fleet", fleet == index.fleet),
         ("parties", parties == index.parties),

@@ -16,6 +16,7 @@ use crate::build::{Build, Phase};
 use crate::farm::Farm;
 use crate::health::Health;
 use crate::job::{Attempt, AttemptEnd, Job, JobKey, Needs, State};
+use crate::page::WorkLeft;
 use crate::report::{NOBODY, WaitReason};
 
 impl Farm {
@@ -43,8 +44,8 @@ impl Farm {
                 ..view
             },
             Phase::Going | Phase::Stopping { .. } => BuildView {
-                counts: self.counts_of(build),
-                remaining_ms: self.remaining_ms(build),
+                counts: self.counts_of(id),
+                remaining_ms: self.remaining_ms(id),
                 outputs: self.outputs_by_root(build),
                 failures: self.failures_of(build),
                 running: self.views(build, |job| job.running().is_some()),
@@ -95,7 +96,7 @@ impl Farm {
 
     /// Returns how many of the farm's jobs are in which state.
     pub fn counts(&self) -> JobCounts {
-        self.count(self.facts.jobs.iter().map(|(key, job)| (*key, job)))
+        self.index.counts.into()
     }
 
     /// Returns the facts about a committed output of a live job. If several jobs made the path, of the oldest of them.
@@ -166,8 +167,8 @@ impl Farm {
         self.find(derivation).map(|(key, job)| self.reason(key, job, &BTreeMap::new()))
     }
 
-    pub(crate) fn counts_of(&self, build: &Build) -> JobCounts {
-        self.count(build.jobs.iter().map(|key| (*key, self.job(*key))))
+    pub(crate) fn counts_of(&self, build: BuildId) -> JobCounts {
+        self.index.tallies.get(&build).map(|tally| tally.counts.into()).unwrap_or_default()
     }
 
     /// Returns the build's jobs that have failed, those among them that had when it began to stop and have a new chance by now.
@@ -181,18 +182,10 @@ impl Farm {
         failures
     }
 
-    fn count<'a>(&self, jobs: impl Iterator<Item = (JobKey, &'a Job)>) -> JobCounts {
-        let mut counts = JobCounts::default();
-        for (key, job) in jobs {
-            *match &job.state {
-                State::Waiting if self.index.unbuilt(key) > 0 || job.is_unresolved() => &mut counts.blocked,
-                State::Waiting => &mut counts.ready,
-                State::Running(_) => &mut counts.running,
-                State::Built { .. } => &mut counts.built,
-                State::Failed { .. } | State::DependencyFailed { .. } => &mut counts.failed,
-            } += 1;
-        }
-        counts
+    fn remaining_ms(&self, id: BuildId) -> Option<u64> {
+        let mut left = WorkLeft::default();
+        self.work_left(id, None, usize::MAX, &mut left);
+        self.ms_of(left)
     }
 
     fn views(&self, build: &Build, choose: impl Fn(&Job) -> bool) -> Vec<JobView> {
@@ -282,19 +275,6 @@ impl Farm {
             *waiting.entry(self.wait_reason(*key, self.job(*key), &reasons).to_string()).or_default() += 1;
         }
         waiting
-    }
-
-    /// Returns the larger of two bounds: the longest chain that is left, and the work that is left spread over all slots.
-    fn remaining_ms(&self, build: &Build) -> Option<u64> {
-        let open = build.jobs.iter().map(|key| (*key, self.job(*key))).filter(|(_, job)| !job.is_final());
-        let (mut chain_ms, mut work_ms, mut any) = (0u64, 0u64, false);
-        for (key, _) in open {
-            chain_ms = chain_ms.max(self.index.path_ms(key));
-            work_ms = work_ms.saturating_add(self.index.expected(key).wall_ms);
-            any = true;
-        }
-        let slots: u64 = self.facts.workers.values().map(|worker| u64::from(worker.offer.slots)).sum();
-        any.then(|| chain_ms.max(work_ms / slots.max(1)))
     }
 }
 

@@ -158,7 +158,19 @@ impl World {
         let request = self.clients.first()?.submission.request;
         let (name, counts, outputs, submitted_at) = (view.name, view.counts, view.outputs, view.submitted_at);
         let (roots, failures, state) = (Vec::new(), vec![unlucky], BuildState::Failed);
-        Some(BuildRecord { build, request, name, roots, submitted_at, ended_at: submitted_at, state, counts, outputs, failures })
+        Some(BuildRecord {
+            build,
+            request,
+            name,
+            roots,
+            submitted_at,
+            ended_at: submitted_at,
+            state,
+            counts,
+            outputs,
+            failures,
+            account: None,
+        })
     }
 
     /// Kills what a cancelled build runs, whoever else wants it; or asks for it before the period of grace is over.

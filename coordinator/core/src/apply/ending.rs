@@ -1,16 +1,16 @@
 //! Builds end and leave: the settling after each change, `Publish`, `Cancel`, `Retire`.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use kiln_wire::client::{BuildState, EventKind};
 use kiln_wire::limits::{CANCEL_GRACE_MS, REQUESTS_REMEMBERED_MAX};
-use kiln_wire::{BuildId, DrvPath, OutputName, StorePath, Timestamp};
+use kiln_wire::{BuildId, DrvPath, Timestamp};
 
 use super::refuse;
 use crate::build::{Build, Phase};
-use crate::effect::{BuildRecord, Effect, Refused};
+use crate::effect::{BuildRecord, Effect, Refused, RootOutputs};
 use crate::farm::{Effects, Farm};
 use crate::job::{Job, JobKey, State};
 
@@ -45,9 +45,10 @@ impl Farm {
             submitted_at: build.submitted_at,
             ended_at: now,
             state: state.unwrap_or_else(|| self.state_by_roots(build)),
-            counts: self.counts_of(build),
+            counts: self.counts_of(id),
             outputs: self.outputs_by_root(build),
             failures: self.failures_of(build),
+            account: None,
         };
         self.change_build(id, |build| build.phase = Phase::Ended(Box::new(record)));
         fx.extend(self.archive_owed(id));
@@ -61,8 +62,8 @@ impl Farm {
     }
 
     /// Returns the wanted outputs that this farm built, by root.
-    pub(crate) fn outputs_by_root(&self, build: &Build) -> BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>> {
-        let mut by_root: BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>> = BTreeMap::new();
+    pub(crate) fn outputs_by_root(&self, build: &Build) -> RootOutputs {
+        let mut by_root = RootOutputs::new();
         for root in &build.roots {
             let Some(outputs) = self.outputs_of(&root.derivation) else { continue };
             let wanted = outputs.iter().filter(|output| root.outputs.is_empty() || root.outputs.contains(&output.name));

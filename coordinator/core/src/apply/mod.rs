@@ -121,12 +121,14 @@ impl Farm {
     /// Cuts the edge to an input that leaves the farm. Only jobs without a build get here: a build holds its whole closure.
     fn forget_input(&mut self, key: JobKey, input: JobKey) {
         let was_built = self.job(input).is_built();
+        self.index.detach(&self.facts, key);
         let job = self.facts.jobs.get_mut(&key).expect("a dependent is a live job");
         let inputs: Vec<JobKey> = job.inputs.iter().copied().filter(|other| *other != input).collect();
         job.inputs = inputs.into_boxed_slice();
         let links = self.index.links.entry(key).or_default();
         links.unbuilt -= u32::from(!was_built);
         self.index.links.entry(input).or_default().dependents.remove(&key);
+        self.index.attach(&self.facts, key);
     }
 }
 

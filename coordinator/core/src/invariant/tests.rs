@@ -151,7 +151,7 @@ type Plant = fn(&mut Farm);
 /// A bug in what is derived: the comparison finds it.
 #[test]
 fn a_planted_bug_in_the_index_is_caught() {
-    let table: [(&str, Plant); 14] = [
+    let table: [(&str, Plant); 16] = [
         ("by_path", |farm| farm.index.by_path.clear()),
         ("links", |farm| farm.index.links.values_mut().for_each(|links| links.unbuilt += 1)),
         ("ready", |farm| farm.index.ready.clear()),
@@ -161,6 +161,8 @@ fn a_planted_bug_in_the_index_is_caught() {
         ("paths", |farm| farm.index.paths.clear()),
         ("requests", |farm| farm.index.requests.clear()),
         ("tallies", |farm| farm.index.tallies.values_mut().for_each(|tally| tally.open += 1)),
+        ("tallies", |farm| farm.index.tallies.values_mut().for_each(|tally| tally.counts.ready += 1)),
+        ("counts", |farm| farm.index.counts.built += 1),
         ("topics", |farm| farm.index.topics.clear()),
         ("fleet", |farm| farm.index.fleet.seats.clear()),
         ("fleet", |farm| farm.index.fleet.whole.slots += 1),
