@@ -37,17 +37,6 @@ pub fn drain(args: &DrainArgs, drain: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(words::SUCCESS))
 }
 
-/// Returns in one word how a worker stands.
-pub fn state(ailing: &Ailing) -> &'static str {
-    match ailing.standing {
-        _ if ailing.drained => "drained",
-        Standing::Working => "working",
-        Standing::Resting { .. } => "resting",
-        Standing::Probation { .. } => "probation",
-        Standing::Quarantined { .. } => "quarantined",
-    }
-}
-
 /// Returns in a sentence why a worker gets nothing, or little.
 pub fn why(worker: &WorkerId, ailing: &Ailing) -> String {
     let last = &ailing.message;

@@ -160,7 +160,7 @@ fn worker_row(worker: &WorkerView) -> Vec<String> {
         worker.worker.to_string(),
         match (worker.connected, &worker.ailing, &worker.strain) {
             (false, ..) => "away".to_owned(),
-            (true, Some(ailing), _) => drain::state(ailing).to_owned(),
+            (true, Some(ailing), _) => kiln_api::Ailing::word(ailing).to_owned(),
             (true, None, Some(strain)) => format!("short of {}", lacking(strain.lacks)),
             (true, None, None) => "connected".to_owned(),
         },

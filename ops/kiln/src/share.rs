@@ -8,6 +8,7 @@ use kiln_wire::{Priority, Share, ShareKey, ShareRequest, ShareView, TenantName};
 use crate::args::FarmArgs;
 use crate::client::Client;
 use crate::daemons::runtime;
+use crate::json;
 use crate::tables;
 use crate::words::{self, bad_input};
 
@@ -74,28 +75,15 @@ fn set(farm: &FarmArgs, key: &str, share: Option<Share>) -> anyhow::Result<ExitC
     Ok(ExitCode::from(words::SUCCESS))
 }
 
-fn list(farm: &FarmArgs, json: bool) -> anyhow::Result<ExitCode> {
+fn list(farm: &FarmArgs, as_json: bool) -> anyhow::Result<ExitCode> {
     let take = |response| if let Response::Shares(views) = response { Some(views) } else { None };
     let views = runtime()?.block_on(async { Client::open(farm).await?.all(&Request::Shares(ShareRequest::List), take).await })?;
-    if json {
-        println!("{}", serde_json::Value::from(views.iter().map(object).collect::<Vec<_>>()));
+    if as_json {
+        println!("{}", serde_json::Value::from(views.iter().map(json::share).collect::<Vec<_>>()));
     } else {
         tables::print(&["WHO", "WEIGHT", "PRIORITY", "SECURITY", "NOW", "LATELY"], &views.iter().map(row).collect::<Vec<_>>());
     }
     Ok(ExitCode::from(words::SUCCESS))
-}
-
-fn object(view: &ShareView) -> serde_json::Value {
-    serde_json::json!({
-        "tenant": view.tenant,
-        "project": view.project,
-        "weight": view.share.weight,
-        "priority": view.share.priority,
-        "mayUseSecurity": view.share.may_use_security,
-        "isSet": view.is_set,
-        "heldPpm": view.held_ppm,
-        "latelyPpm": view.lately_ppm,
-    })
 }
 
 fn row(view: &ShareView) -> Vec<String> {
