@@ -11,6 +11,8 @@ use crate::parts::Parts;
 /// Writes the record, tells watchers, and proposes `Retire`; tries again until the disk takes it, for the farm must not forget first.
 pub(crate) async fn archive(parts: Arc<Parts>, record: BuildRecord) {
     let build = record.build;
+    let account = parts.farm(|farm| farm.build_glance(build)).map(|glance| glance.account);
+    let record = BuildRecord { account, ..record };
     loop {
         match parts.archive.put(&record).await {
             Ok(()) => break,

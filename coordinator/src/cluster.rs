@@ -47,7 +47,8 @@ fn refusal(error: &ClusterError) -> Refusal {
     Refusal { kind, message: Chain(error).to_string(), paths: Vec::new() }
 }
 
-fn view(parts: &Parts) -> ClusterView {
+/// Returns the group as this coordinator sees it.
+pub(crate) fn view(parts: &Parts) -> ClusterView {
     let consensus = &parts.consensus;
     let metrics = consensus.metrics();
     ClusterView {

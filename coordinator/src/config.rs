@@ -55,9 +55,13 @@ pub struct Config {
     /// Caches that have what need not be built: `[[substituters]]` with `url`, `public_keys` and, if wanted, `priority`. Default none.
     #[serde(default)]
     pub substituters: Vec<Substituter>,
-    /// Who may upload over HTTP: `[[tokens]]` with `name`, `hash` and `scope`, as `kiln token create` prints them. Default nobody.
+    /// Who may upload, look and steer over HTTP: `[[tokens]]` with `name`, `hash`, `scope` and, of readers and submitters, `tenant`, as
+    /// `kiln token create` prints them. Default nobody.
     #[serde(default)]
     pub tokens: Vec<Token>,
+    /// Whoever reaches the HTTP address may look at all builds, jobs and logs without a token. Default false: tenants do not see each other.
+    #[serde(default)]
+    pub anonymous_readers: bool,
     /// Keys that vouch for what is uploaded and does not follow from its content, beside the farm's own, as `trusted-public-keys` has
     /// them. Default none.
     #[serde(default, deserialize_with = "public_keys")]
@@ -176,6 +180,9 @@ impl Config {
             return Some(format!("`join` needs `advertise`: nobody can reach this coordinator at {}", self.listen));
         }
         if let Some(rule) = self.gc.objection() {
+            return Some(rule);
+        }
+        if let Some(rule) = self.tokens.iter().find_map(Token::objection) {
             return Some(rule);
         }
         let unvouched = self.substituters.iter().find(|of| of.public_keys.is_empty());

@@ -5,6 +5,7 @@
 //! hears how it ended; `publish` makes the result visible; `garbage` deletes what nobody keeps. Decisions are in `kiln-core`: nothing here knows why a job is ready.
 
 mod absent;
+mod access;
 mod archive;
 mod archiving;
 mod backing_up;
@@ -32,6 +33,7 @@ pub mod http;
 mod intake;
 mod kept_logs;
 mod leading;
+mod live;
 mod logs;
 mod made;
 mod mend;

@@ -278,6 +278,31 @@ impl LogReader {
         }
     }
 
+    /// Returns how many bytes are there.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        match &self.source {
+            Source::File(file) => Ok(file.metadata()?.len()),
+            Source::Stored(bytes, _) => bytes.size_bytes(),
+        }
+    }
+
+    /// Goes to an offset, from which on it is read.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn skip_to(&mut self, offset_bytes: u64) -> io::Result<()> {
+        match &mut self.source {
+            Source::File(file) => file.seek(SeekFrom::Start(offset_bytes)).map(drop),
+            Source::Stored(_, at_bytes) => {
+                *at_bytes = offset_bytes;
+                Ok(())
+            }
+        }
+    }
+
     /// Waits until there may be more; returns false once the log is complete.
     pub async fn grown(&mut self) -> bool {
         match &mut self.size_bytes {

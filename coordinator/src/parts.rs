@@ -8,6 +8,7 @@ use kiln_store::{Store, StoreError, Uploads};
 use kiln_wire::{PathInfo, StoreDir, StorePath};
 use tokio::sync::Semaphore;
 
+use crate::access::Access;
 use crate::archive::Archive;
 use crate::checked::Checked;
 use crate::clock::Clock;
@@ -17,6 +18,7 @@ use crate::garbage::Garbage;
 use crate::granted::Granted;
 use crate::hold::Holders;
 use crate::intake::Intake;
+use crate::live::Live;
 use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::raft::{About, Consensus};
@@ -48,6 +50,8 @@ pub(crate) struct Parts {
     pub(crate) verified: Verified,
     pub(crate) substitution: Substitution,
     pub(crate) intake: Intake,
+    /// Who may use the HTTP API.
+    pub(crate) access: Access,
     pub(crate) granted: Granted,
     pub(crate) turns: Turns,
     /// Reports of attempts that made nothing.
@@ -59,6 +63,8 @@ pub(crate) struct Parts {
     /// What is deleted, and what must not be.
     pub(crate) garbage: Garbage,
     pub(crate) watchers: Watchers,
+    /// What everybody is told of.
+    pub(crate) live: Live,
     pub(crate) logs: Arc<Logs>,
     pub(crate) archive: Archive,
     pub(crate) meter: Meter,

@@ -13,6 +13,7 @@ use kiln_wire::limits::GROWTHS_UNDER_WAY_MAX;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
+use crate::access::Access;
 use crate::archive::{Archive, ArchiveError};
 use crate::checked::Checked;
 use crate::config::{Config, PeersError};
@@ -20,7 +21,7 @@ use crate::derivations::Derivations;
 use crate::driver::Chain;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
-use crate::http::{Http, Socket, uploads};
+use crate::http::{Http, Socket, api, uploads};
 use crate::intake::Intake;
 use crate::logs::Logs;
 use crate::parts::Parts;
@@ -30,7 +31,7 @@ use crate::substitute::Substitution;
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
-use crate::{driver, garbage, http, kept_logs, requests, scrape, shared_store};
+use crate::{driver, garbage, http, kept_logs, live, requests, scrape, shared_store};
 
 /// A running coordinator.
 pub struct Coordinator {
@@ -42,6 +43,7 @@ pub struct Coordinator {
     listener: Arc<Listener>,
     acceptor: JoinHandle<()>,
     collector: JoinHandle<()>,
+    teller: JoinHandle<()>,
     http: Http,
 }
 
@@ -124,14 +126,15 @@ impl Coordinator {
         let driver = tokio::spawn(driver::run(parts.clone(), effects, stop.clone()));
         let acceptor = tokio::spawn(accept(parts.clone(), listener.clone()));
         let collector = tokio::spawn(garbage::run(parts.clone()));
+        let teller = tokio::spawn(live::run(parts.clone()));
         let (scraped, logged) = (parts.clone(), parts.clone());
         let log = move |derivation| {
             let parts = logged.clone();
             async move { Ok(kept_logs::newest_finished(&parts, &derivation).await?) }.boxed()
         };
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
-        let http = Http::serve_with(web, state, uploads::router(parts.clone()));
-        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, http })
+        let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&parts)));
+        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, http })
     }
 
     /// Returns the UDP address for workers and clients.
@@ -142,6 +145,12 @@ impl Coordinator {
     /// Returns the TCP address of the binary cache and the metrics.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Returns what it is made of.
+    #[cfg(test)]
+    pub(crate) fn parts(&self) -> &Arc<Parts> {
+        &self.parts
     }
 
     /// Returns what keeps the replicated state, for the checks of a simulation.
@@ -171,6 +180,7 @@ impl Coordinator {
         }
         self.acceptor.abort();
         self.collector.abort();
+        self.teller.abort();
         self.listener.close("the coordinator stops").await;
         self.stop.notify_one();
         if let Err(error) = self.driver.await {
@@ -262,7 +272,8 @@ async fn parts(
         uploads: Uploads::default(),
         verified: Verified::default(),
         substitution,
-        intake: Intake::new(config.tokens.clone(), config.trusted_upload_keys.clone()),
+        intake: Intake::new(config.tokens.iter().filter(|token| token.uploads()).cloned().collect(), config.trusted_upload_keys.clone()),
+        access: Access::new(config.tokens.clone(), config.anonymous_readers),
         granted: Granted::default(),
         turns: Turns::default(),
         reports: Default::default(),
@@ -270,6 +281,7 @@ async fn parts(
         holders: Default::default(),
         garbage: Garbage::new(config.gc.clone()),
         watchers: Watchers::new(),
+        live: Default::default(),
         logs: Arc::new(logs),
         archive,
         meter: Default::default(),

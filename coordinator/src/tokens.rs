@@ -1,10 +1,11 @@
-//! Tokens: who may upload over HTTP. The farm keeps their hashes only. Pure.
+//! Tokens: who may upload, look and steer over HTTP. The farm keeps their hashes only. Pure.
 //!
 //! A token is 256 random bits, so that its hash needs no salt and no time to be safe.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kiln_nix::hash::{Algorithm, Hasher};
+use kiln_wire::TenantName;
 use serde::{Deserialize, Deserializer};
 
 /// A token that the farm knows: one `[[tokens]]` of the configuration, as `kiln token create` prints it.
@@ -17,6 +18,9 @@ pub struct Token {
     pub hash: TokenHash,
     /// What it is good for.
     pub scope: Scope,
+    /// Whose builds a `reader` sees and a `submitter` steers: the name in the tenant's certificates.
+    #[serde(default)]
+    pub tenant: Option<TenantName>,
 }
 
 /// What the holder of a token may do.
@@ -27,6 +31,12 @@ pub enum Scope {
     Upload,
     /// Upload anything, on the holder's word: the farm signs it.
     Trusted,
+    /// Look at a tenant's builds and jobs, and at the farm.
+    Reader,
+    /// As `Reader`, and steer the tenant's builds and jobs.
+    Submitter,
+    /// Look at everything, steer everything, and take workers out of use.
+    Admin,
 }
 
 /// The hash of a token.
@@ -69,8 +79,13 @@ pub(crate) fn shown<'a>(tokens: &'a [Token], header: &str) -> Option<&'a Token> 
         }
         _ => return None,
     };
+    known(tokens, &token)
+}
+
+/// Returns what the farm knows of a token.
+pub(crate) fn known<'a>(tokens: &'a [Token], token: &str) -> Option<&'a Token> {
     // What is compared are hashes: how long it takes tells nothing of a token.
-    let hash = TokenHash::of(&token);
+    let hash = TokenHash::of(token);
     tokens.iter().find(|known| known.hash == hash)
 }
 
@@ -86,7 +101,7 @@ mod tests {
     fn a_token_is_known_by_its_hash_whichever_way_it_is_shown() {
         let tokens: Vec<Token> = [("ci", "secret-1", Scope::Upload), ("ops", "secret:2", Scope::Trusted)]
             .into_iter()
-            .map(|(name, token, scope)| Token { name: name.to_owned(), hash: TokenHash::of(token), scope })
+            .map(|(name, token, scope)| Token { name: name.to_owned(), hash: TokenHash::of(token), scope, tenant: None })
             .collect();
         let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
         for (header, expected) in [

@@ -4,6 +4,7 @@
 //! (a reverse proxy's), who may read, checking NAR bytes on their way out: they are served as they lie, and Nix holds them against the
 //! signed hash.
 
+pub(crate) mod api;
 mod cache;
 mod kept;
 mod log;

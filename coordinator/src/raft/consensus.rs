@@ -15,6 +15,7 @@ use super::api::{
 use super::cluster::{ClusterError, Order, Ordered};
 use super::feed::Proposed;
 use super::follow::Progress;
+use super::happened::Happened;
 use super::latency::Recorder;
 use super::member::Member;
 use super::node::{self, Inbox};
@@ -169,6 +170,11 @@ impl Consensus {
     /// Looks at the farm. Nothing is applied meanwhile: `look` must be short and must not propose or block.
     pub fn read<R>(&self, look: impl FnOnce(&Farm) -> R) -> R {
         look(&self.inner.machine.state().farm)
+    }
+
+    /// Returns where it is heard what entries do that are applied here, whoever leads; the first who asks has it.
+    pub fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.inner.machine.heard()
     }
 
     /// Returns who leads, and tells of every change. When it says that this node leads, everything of earlier terms is applied.

@@ -2,7 +2,7 @@
 //!
 //! Where to look: `consensus` is the handle, `node` the thread behind it, `state_machine` applies entries to the farm, `log_store`
 //! and `wal` keep them, `snapshot` lets old ones go, `network` carries them to other coordinators, `cluster` changes who these are,
-//! `follow` tells who leads, `version` what it can read and write.
+//! `follow` tells who leads, `happened` what entries did, `version` what it can read and write.
 //! Does not decide anything about builds, and does none of the effects that it hands on.
 
 mod api;
@@ -14,6 +14,7 @@ mod disk;
 mod fairness_tests;
 mod feed;
 mod follow;
+mod happened;
 mod latency;
 mod log_state;
 mod log_store;
@@ -40,6 +41,7 @@ pub use cluster::ClusterError;
 pub use consensus::{Consensus, Pending};
 #[cfg(feature = "simulation")]
 pub use disk::ill;
+pub use happened::{Fact, Happened};
 pub use latency::{BOUNDS_US, Latencies};
 pub use member::{DirectoryId, Member};
 pub use network::Common;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::api::Owed;
 use super::disk;
+use super::happened::{self, Fact, Happened, Telling};
 use super::record::{self, from_leader_id};
 use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
 use super::trace;
@@ -46,6 +47,7 @@ struct Shared {
     led: Led,
     program: Program,
     effects: mpsc::UnboundedSender<Owed>,
+    telling: Telling,
 }
 
 /// Which entries this process wrote as leader: this node's, of terms later than any that its disk knew at the start.
@@ -60,7 +62,14 @@ pub struct Led {
 impl StateMachine {
     /// Returns the farm as of `snapshot`, which came from `snapshots`; `program` is what applies entries to it.
     pub fn new(snapshot: Snapshot, snapshots: SnapshotDir, led: Led, program: Program, effects: mpsc::UnboundedSender<Owed>) -> Self {
-        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, program, effects }) }
+        let telling = Telling::default();
+        telling.skip_to(LogIndex(snapshot.last.map_or(0, |last| last.index)));
+        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, program, effects, telling }) }
+    }
+
+    /// Returns where it is heard what entries do; the first who asks has it.
+    pub fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.shared.telling.heard()
     }
 
     /// Returns the farm and how far it is. Held briefly: nothing is applied meanwhile.
@@ -112,17 +121,27 @@ impl StateMachine {
         let index = LogIndex(entry.log_id.index);
         let leader = from_leader_id(&entry.log_id.leader_id);
         let mut effects = Vec::new();
+        let mut lost = None;
         match entry.payload {
             EntryPayload::Blank => {}
-            EntryPayload::Normal(Change::Command(command)) => effects = self.apply_command(&mut state.farm, index, command),
+            EntryPayload::Normal(Change::Command(command)) => {
+                lost = happened::loses(&command);
+                effects = self.apply_command(&mut state.farm, index, command);
+            }
             EntryPayload::Normal(Change::Raise(to)) => {
                 tracing::info!(version = to.0, "the farm is raised: what all coordinators can read is written from here on");
                 state.version = state.version.max(to);
             }
             EntryPayload::Membership(members) => state.change_members(StoredMembership::new(Some(entry.log_id), members)),
         }
+        let leads = state.last.is_none_or(|last| last.leader_id != entry.log_id.leader_id);
         state.last = Some(entry.log_id);
         trace::tell(index, &effects);
+        let mut facts = happened::facts(index, lost, &effects);
+        if leads {
+            facts.insert(0, Fact::Leads(leader));
+        }
+        self.shared.telling.tell(index, facts);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
             Effect::Answer(answer) => {
@@ -162,7 +181,9 @@ impl StateMachine {
             Some(newest) if newest == path => newest,
             _ => self.shared.snapshots.adopt(path, snapshot.last)?,
         };
+        let upto = LogIndex(snapshot.last.map_or(0, |last| last.index));
         *self.shared.state.write().expect("no user of the farm panics while changing it") = snapshot;
+        self.shared.telling.skip_to(upto);
         tell("installed a snapshot", &path, begin);
         Ok(())
     }

@@ -28,7 +28,7 @@ const KINDS: [fn(&str) -> bool; 8] = [authorisation, archive, store_path, full_p
 
 fn authorisation(header: &str) -> bool {
     const SECRET: &str = "secret:1";
-    let known = [Token { name: "ci".to_owned(), hash: TokenHash::of(SECRET), scope: Scope::Upload }];
+    let known = [Token { name: "ci".to_owned(), hash: TokenHash::of(SECRET), scope: Scope::Upload, tenant: None }];
     let is_known = tokens::shown(&known, header).is_some();
     let is_basic = || {
         let decoded = header.split_once(' ').and_then(|(_, rest)| STANDARD.decode(rest.trim()).ok()).unwrap_or_default();

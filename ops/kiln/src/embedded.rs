@@ -1,11 +1,12 @@
 //! A whole farm inside this process: one coordinator and its workers, with a certificate authority that lives as long as they do.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use kiln_coordinator::{Config, Coordinator, Gc, Substituter};
+use kiln_coordinator::{Config, Coordinator, Gc, Scope, Substituter, Token, TokenHash};
 use kiln_link::{Authority, FarmName, Identity, Role};
 use kiln_wire::{NodeId, StoreDir, WorkerId};
 use kiln_worker::Worker;
@@ -13,6 +14,7 @@ use kiln_worker::launcher::{Launcher, Owner, Policy};
 
 use crate::beacon::{Beacon, Lit};
 use crate::client::{Client, Patience};
+use crate::token;
 
 /// What the farm should be like.
 #[derive(Clone, Debug)]
@@ -29,6 +31,19 @@ pub struct Shape {
     pub store_dir: StoreDir,
     /// Caches to take from what need not be built.
     pub substituters: Vec<Substituter>,
+    /// Who may use the HTTP API.
+    pub access: Access,
+}
+
+/// Who may use the HTTP API of a farm of one's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody: the farm lasts as long as one command.
+    Nobody,
+    /// Whoever reaches it may look; the holder of the token in its directory may do everything.
+    Open,
+    /// The holder of the token in its directory, who may do everything.
+    Token,
 }
 
 /// A running farm.
@@ -48,6 +63,10 @@ impl Farm {
     pub async fn start(shape: Shape) -> anyhow::Result<Self> {
         let farm: FarmName = "kiln".parse()?;
         let authority = Authority::ephemeral(&farm)?;
+        let tokens = match shape.access {
+            Access::Nobody => Vec::new(),
+            Access::Open | Access::Token => vec![admin_token(&shape.dir)?],
+        };
         let identity = |role: Role| anyhow::Ok(Identity::from_credentials(&authority.issue(&role, CERTIFICATE_TTL)?)?);
         let config = Config {
             dir: shape.dir.clone(),
@@ -63,7 +82,8 @@ impl Farm {
             retired_keys: Vec::new(),
             revoked_keys: Vec::new(),
             substituters: shape.substituters.clone(),
-            tokens: Vec::new(),
+            tokens,
+            anonymous_readers: shape.access == Access::Open,
             trusted_upload_keys: Vec::new(),
             join: Vec::new(),
             advertise: None,
@@ -108,6 +128,31 @@ impl Farm {
     }
 }
 
+/// Returns the token of the farm's administrator, which lies in its directory for whoever may read it there.
+fn admin_token(dir: &Path) -> anyhow::Result<Token> {
+    let path = dir.join(ADMIN_TOKEN);
+    let token = match std::fs::read_to_string(&path) {
+        Ok(token) => token,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let token = format!("{}\n", token::draw()?);
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.and_then(|()| write_private(&path, &token)).with_context(|| format!("write `{}`", path.display()))?;
+            token
+        }
+        Err(error) => return Err(error).with_context(|| format!("read `{}`", path.display())),
+    };
+    Ok(Token { name: "local".to_owned(), hash: TokenHash::of(token.trim()), scope: Scope::Admin, tenant: None })
+}
+
+/// Writes a file whole or not at all, which nobody else may read.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let staged = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(staged, path)
+}
+
 /// Divides the machine among the workers.
 fn worker_config(shape: &Shape, name: WorkerId, number: u32, coordinator: SocketAddr) -> kiln_worker::Config {
     let dir = shape.dir.join("workers").join(name.as_str());
@@ -146,3 +191,6 @@ fn light_beacon(dir: &Path, coordinator: &Coordinator) -> anyhow::Result<Lit> {
 
 /// The authority dies with the process; a farm that runs longer than this is restarted for other reasons before.
 const CERTIFICATE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Where the administrator's token lies.
+pub const ADMIN_TOKEN: &str = "admin-token";

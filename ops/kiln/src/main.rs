@@ -141,7 +141,7 @@ enum Command {
     /// Make keys that sign a binary cache
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Make tokens with which clients may upload to the cache
+    /// Make tokens with which clients may upload to the cache, or use the HTTP API
     #[command(subcommand)]
     Token(token::Command),
 }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::FarmArgs;
 use crate::client::{Client, unexpected};
-use crate::embedded::{Farm, Shape};
+use crate::embedded::{Access, Farm, Shape};
 use crate::import::{self, Places};
 use crate::progress::Progress;
 use crate::submission::{Watching, check, default_name, submit};
@@ -81,6 +81,7 @@ async fn embed(dir: &Path) -> anyhow::Result<Farm> {
         http: any_port,
         store_dir: store_dir_of_environment()?,
         substituters: Vec::new(),
+        access: Access::Nobody,
     };
     Farm::start(shape).await
 }

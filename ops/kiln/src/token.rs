@@ -1,4 +1,4 @@
-//! `kiln token`: tokens with which clients may upload over HTTP. The token is printed once; the farm is given its hash.
+//! `kiln token`: tokens with which clients may upload, look and steer over HTTP. The token is printed once; the farm is given its hash.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_coordinator::TokenHash;
 use kiln_nix::hash::nix32;
+use kiln_wire::TenantName;
 
 use crate::words;
 
@@ -26,6 +27,9 @@ pub struct CreateArgs {
     /// What it is good for
     #[arg(long, value_enum, default_value_t = Scope::Upload)]
     scope: Scope,
+    /// Whose builds a reader sees and a submitter steers: the name in the tenant's certificates
+    #[arg(long, required_if_eq_any([("scope", "reader"), ("scope", "submitter")]))]
+    tenant: Option<String>,
 }
 
 /// As in the coordinators' configuration.
@@ -35,6 +39,12 @@ enum Scope {
     Upload,
     /// Upload anything: the farm signs it on the holder's word
     Trusted,
+    /// Look at a tenant's builds and jobs, and at the farm
+    Reader,
+    /// As a reader, and steer the tenant's builds and jobs
+    Submitter,
+    /// Look at everything, steer everything, and take workers out of use
+    Admin,
 }
 
 /// Runs the command.
@@ -54,22 +64,42 @@ fn create(args: &CreateArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             args.name
         )));
     }
-    let mut secret = [0; 32];
-    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut secret)).context("read random bytes for a token")?;
-    let token = nix32(&secret);
-    let scope = match args.scope {
-        Scope::Upload => "upload",
-        Scope::Trusted => "trusted",
+    let tenant = args.tenant.as_deref().map(TenantName::parse).transpose().map_err(words::bad_input)?;
+    let token = draw()?;
+    let (scope, is_for_uploads) = match args.scope {
+        Scope::Upload => ("upload", true),
+        Scope::Trusted => ("trusted", true),
+        Scope::Reader => ("reader", false),
+        Scope::Submitter => ("submitter", false),
+        Scope::Admin => ("admin", false),
+    };
+    if is_for_uploads && tenant.is_some() {
+        return Err(words::bad_input(format!("make token `{}`: what is uploaded is no tenant's; leave --tenant out", args.name)));
+    }
+    let tenant = tenant.map(|tenant| format!("tenant = \"{tenant}\"\n")).unwrap_or_default();
+    let place = match is_for_uploads {
+        true => "put it into the client's netrc file as\n# `machine HOST login kiln password TOKEN`",
+        false => "clients of the HTTP API\n# send it as `Authorization: Bearer TOKEN`",
     };
     write!(
         out,
-        "{token}\n\n# Lines for every coordinator's configuration. The token above is shown this once: put it into the client's netrc file as\n\
-         # `machine HOST login kiln password TOKEN`\n[[tokens]]\nname = \"{}\"\nhash = \"{}\"\nscope = \"{scope}\"\n",
+        "{token}\n\n# Lines for every coordinator's configuration. The token above is shown this once: {place}\n\
+         [[tokens]]\nname = \"{}\"\nhash = \"{}\"\nscope = \"{scope}\"\n{tenant}",
         args.name,
         TokenHash::of(&token)
     )
     .context("print the token")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Draws a token.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub fn draw() -> anyhow::Result<String> {
+    let mut secret = [0; 32];
+    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut secret)).context("read random bytes for a token")?;
+    Ok(nix32(&secret))
 }
 
 #[cfg(test)]
@@ -78,7 +108,8 @@ mod tests {
 
     fn made(name: &str, scope: Scope) -> anyhow::Result<String> {
         let mut out = Vec::new();
-        create(&CreateArgs { name: name.to_owned(), scope }, &mut out)?;
+        let tenant = matches!(scope, Scope::Reader | Scope::Submitter).then(|| "a".to_owned());
+        create(&CreateArgs { name: name.to_owned(), scope, tenant }, &mut out)?;
         Ok(String::from_utf8(out).expect("text"))
     }
 
@@ -92,6 +123,13 @@ mod tests {
             assert_eq!(text.matches(token).count(), 1, "the configuration has the hash only");
         }
         assert_ne!(first.lines().next(), second.lines().next());
+        for (scope, lines) in [
+            (Scope::Reader, "scope = \"reader\"\ntenant = \"a\"\n"),
+            (Scope::Submitter, "scope = \"submitter\"\ntenant = \"a\"\n"),
+            (Scope::Admin, "scope = \"admin\"\n"),
+        ] {
+            assert!(made("ci", scope).expect("makes").ends_with(lines), "{scope:?}");
+        }
         for name in ["", "a\"b", "a\nb"] {
             assert!(made(name, Scope::Upload).is_err(), "{name:?}");
         }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::DirArgs;
 use crate::daemons::runtime;
-use crate::embedded::{Farm, Shape};
+use crate::embedded::{ADMIN_TOKEN, Access, Farm, Shape};
 use crate::words;
 
 /// Arguments of `kiln up`.
@@ -44,6 +44,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         http: args.http,
         store_dir: args.store_dir,
         substituters: args.substituters,
+        // What others reach is not for everybody to look at.
+        access: if args.http.ip().is_loopback() { Access::Open } else { Access::Token },
     };
     runtime()?.block_on(async {
         let farm = Farm::start(shape).await?;
@@ -53,6 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("  cache    http://{http}");
         println!("  key      {}", farm.coordinator.public_key());
         println!("  metrics  http://{http}/metrics");
+        println!("  API      http://{http}/api/v1, for administrators with the token in {}", dir.join(ADMIN_TOKEN).display());
         println!("Build with `kiln build -f FILE -A ATTR`; look with `kiln status`; stop with Ctrl-C.");
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let failure = tokio::select! {

@@ -289,3 +289,50 @@ pub const PREEMPTING_PER_PLAN_MAX: usize = 64;
 
 /// Bytes of who steered a build or a job, as its message names them.
 pub const STEERED_BY_BYTES_MAX: usize = 128;
+
+/// Requests to the HTTP API that are answered at a time, streams aside: each holds a page in memory. Passing it: who asks is told to come
+/// again.
+pub const API_REQUESTS_MAX: usize = 128;
+
+/// Streams of events and of logs that are followed at a time, about 20 KiB each. Passing it: who asks is told to come again.
+pub const API_STREAMS_MAX: usize = 1_024;
+
+/// Jobs in one page of the HTTP API: some hundred bytes each. Passing it: the request is refused.
+pub const API_JOBS_PER_PAGE_MAX: usize = 1_000;
+
+/// Jobs that a page looks at while nothing is applied to the farm: well below a millisecond. What is left is looked at after that.
+pub const API_JOBS_PER_LOOK_MAX: usize = 2_048;
+
+/// Jobs that one request looks at: those of the largest builds. Passing it: the page ends there, and its cursor goes on.
+pub const API_JOBS_PER_REQUEST_MAX: usize = 131_072;
+
+/// Builds in one page of the HTTP API. Passing it: the request is refused.
+pub const API_BUILDS_PER_PAGE_MAX: usize = 200;
+
+/// Records of ended builds that one page looks at, each of which may have to be read. Passing it: the page ends there, and its cursor goes on.
+pub const API_RECORDS_PER_REQUEST_MAX: usize = 512;
+
+/// Ended builds that a coordinator remembers for its lists, about 300 bytes each. Passing it: the oldest is read again.
+pub const API_RECORDS_REMEMBERED_MAX: usize = 16_384;
+
+/// Bytes of what is sent to the HTTP API. Passing it: the request is refused.
+pub const API_BODY_BYTES_MAX: usize = 4_096;
+
+/// Bytes of what is searched for. Passing it: the request is refused.
+pub const API_SEARCH_BYTES_MAX: usize = 211;
+
+/// Jobs of each reason that the plan's report names.
+pub const API_EXAMPLES_MAX: usize = 10;
+
+/// Inputs that a job names. What is left is counted.
+pub const API_INPUTS_MAX: usize = 1_000;
+
+/// Bytes of a log's line that is told at once when it is followed. What is longer comes in pieces.
+pub const API_LINE_BYTES_MAX: usize = 16 << 10;
+
+/// Events that a coordinator remembers for streams that come back, some hundred bytes each: minutes of a busy farm. Passing it: the oldest is
+/// forgotten, and who needs it asks anew.
+pub const API_EVENTS_REMEMBERED_MAX: usize = 16_384;
+
+/// Jobs whose changes are told one by one in a fifth of a second. Passing it: their number is told.
+pub const API_EVENTS_PER_BATCH_MAX: usize = 512;

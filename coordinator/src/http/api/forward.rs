@@ -1,0 +1,81 @@
+//! Hands a request on to the coordinator that leads: a browser's credentials are for one host, so that it is not sent there itself.
+
+use std::pin::Pin;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{
+    ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::Stream;
+
+use super::guard::in_cookie;
+use super::routes::Answers;
+use super::{Api, Refused};
+use crate::driver::Chain;
+
+/// Has the leader answer; none if this coordinator is to answer as well as it can.
+pub(super) async fn forward(api: &Api, answers: Answers, request: &mut Request) -> Option<Response> {
+    let nobody = || match answers {
+        Answers::Leader => Some(Refused::unavailable("no coordinator leads at this moment").into_response()),
+        Answers::LeaderFirst | Answers::Any => None,
+    };
+    let consensus = &api.parts().consensus;
+    let leader = consensus.leader().filter(|(leader, _)| leader.node != consensus.node());
+    let leader = leader.filter(|_| !request.headers().contains_key(FORWARDED));
+    let Some(((_, member), client)) = leader.zip(api.0.client.as_ref()) else { return nobody() };
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    // Nested routes see what follows their prefix.
+    let url = format!("http://{}/api/v1{path}", member.http);
+    let mut onward = client.request(request.method().clone(), url).header(FORWARDED, "1");
+    // What a cookie may do was looked at here: the leader has another name.
+    let cookie = in_cookie(request.headers()).map(|token| format!("Bearer {token}"));
+    if let Some(bearer) = cookie.filter(|_| !request.headers().contains_key(AUTHORIZATION)) {
+        onward = onward.header(AUTHORIZATION, bearer);
+    }
+    for name in [AUTHORIZATION, CONTENT_TYPE, RANGE, LAST_EVENT_ID] {
+        if let Some(value) = request.headers().get(&name) {
+            onward = onward.header(name, value.clone());
+        }
+    }
+    if request.method() == Method::POST {
+        let body = std::mem::replace(request.body_mut(), Body::empty());
+        let body = axum::body::to_bytes(body, kiln_wire::limits::API_BODY_BYTES_MAX).await;
+        match body {
+            Ok(bytes) => onward = onward.body(bytes),
+            Err(error) => return Some(Refused::invalid(format!("read the body: {error}")).into_response()),
+        }
+    }
+    match onward.send().await {
+        Ok(answer) => Some(copy(answer)),
+        Err(error) if answers == Answers::Leader => {
+            let text = format!("hand the request on to the leader at {}: {}", member.http, Chain(&error));
+            Some(Refused::unavailable(text).into_response())
+        }
+        Err(error) => {
+            tracing::debug!(error = %Chain(&error), "the leader does not answer: what is known here stands");
+            None
+        }
+    }
+}
+
+fn copy(answer: reqwest::Response) -> Response {
+    let status = answer.status();
+    let kept =
+        [CONTENT_TYPE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ACCEPT_RANGES, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS];
+    let headers: Vec<(HeaderName, HeaderValue)> =
+        kept.into_iter().filter_map(|name| Some((name.clone(), answer.headers().get(&name)?.clone()))).collect();
+    let pieces: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>> = Box::pin(answer.bytes_stream());
+    let mut copied = (status, Body::from_stream(pieces)).into_response();
+    copied.headers_mut().extend(headers);
+    copied
+}
+
+/// Set on what another coordinator handed on: it is not handed on again.
+const FORWARDED: HeaderName = HeaderName::from_static("x-kiln-forwarded");
+/// The last event that a browser has seen of a stream.
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");

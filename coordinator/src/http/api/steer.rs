@@ -1,0 +1,120 @@
+//! What is changed: builds and jobs by whoever's they are, workers by administrators. The leader alone gets here.
+
+use axum::Extension;
+use axum::extract::State;
+use kiln_api::Done;
+use kiln_core::Sight;
+use kiln_link::Role;
+use kiln_wire::client::Response;
+use kiln_wire::{BuildId, DrvPath, Order, Priority, Steering, Subject, WorkerId};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::ask::{Answer, Body, Named};
+use super::{Api, Refused};
+use crate::access::Caller;
+use crate::{drain, shares, views};
+
+type Steered = Result<Answer<Done>, Refused>;
+
+/// How urgent something is from here on.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bump {
+    /// Points.
+    #[schema(minimum = -100, maximum = 100)]
+    priority: i8,
+}
+
+/// Stops wanting a build.
+#[utoipa::path(post, path = "/builds/{build}/cancel", tag = "builds", params(("build" = u64, Path, description = "The build's number.")), responses((status = 200, body = Done)))]
+pub(super) async fn cancel_build(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(build): Named<BuildId>) -> Steered {
+    let role = seen(&api, &caller, &Subject::Build(build)).await?;
+    views::cancel(api.parts(), &role, build).await?;
+    Ok(Answer(Done { build: None }))
+}
+
+/// Tries again what failed of a build; one that has ended is submitted once more, under a new number.
+#[utoipa::path(post, path = "/builds/{build}/restart", tag = "builds", params(("build" = u64, Path, description = "The build's number.")), responses((status = 200, body = Done)))]
+pub(super) async fn restart_build(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(build): Named<BuildId>) -> Steered {
+    steer(&api, &caller, Subject::Build(build), Order::Restart).await
+}
+
+/// Moves a build before or behind the others of its project.
+#[utoipa::path(post, path = "/builds/{build}/bump", tag = "builds", params(("build" = u64, Path, description = "The build's number.")), request_body = Bump, responses((status = 200, body = Done)))]
+pub(super) async fn bump_build(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Named(build): Named<BuildId>,
+    Body(bump): Body<Bump>,
+) -> Steered {
+    steer(&api, &caller, Subject::Build(build), bump.order()?).await
+}
+
+/// Lets a job fail that is not built, and with it what needs it.
+#[utoipa::path(post, path = "/jobs/{derivation}/cancel", tag = "jobs", params(("derivation" = String, Path, description = "The derivation's base name.")), responses((status = 200, body = Done)))]
+pub(super) async fn cancel_job(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(job): Named<DrvPath>) -> Steered {
+    steer(&api, &caller, Subject::Job(job), Order::Cancel).await
+}
+
+/// Tries a job that failed again, with all that it needs.
+#[utoipa::path(post, path = "/jobs/{derivation}/restart", tag = "jobs", params(("derivation" = String, Path, description = "The derivation's base name.")), responses((status = 200, body = Done)))]
+pub(super) async fn restart_job(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(job): Named<DrvPath>) -> Steered {
+    steer(&api, &caller, Subject::Job(job), Order::Restart).await
+}
+
+/// Moves a job, with all that it needs, before or behind others.
+#[utoipa::path(post, path = "/jobs/{derivation}/bump", tag = "jobs", params(("derivation" = String, Path, description = "The derivation's base name.")), request_body = Bump, responses((status = 200, body = Done)))]
+pub(super) async fn bump_job(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Named(job): Named<DrvPath>,
+    Body(bump): Body<Bump>,
+) -> Steered {
+    steer(&api, &caller, Subject::Job(job), bump.order()?).await
+}
+
+/// Lets a worker take nothing new: it finishes what it has.
+#[utoipa::path(post, path = "/workers/{worker}/drain", tag = "workers", params(("worker" = String, Path, description = "The worker's name.")), responses((status = 200, body = Done)))]
+pub(super) async fn drain(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(worker): Named<WorkerId>) -> Steered {
+    drain::drain(api.parts(), &role(&caller)?, worker, true).await?;
+    Ok(Answer(Done { build: None }))
+}
+
+/// Lets a worker take jobs again that was drained, rests or is quarantined.
+#[utoipa::path(post, path = "/workers/{worker}/undrain", tag = "workers", params(("worker" = String, Path, description = "The worker's name.")), responses((status = 200, body = Done)))]
+pub(super) async fn undrain(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(worker): Named<WorkerId>) -> Steered {
+    drain::drain(api.parts(), &role(&caller)?, worker, false).await?;
+    Ok(Answer(Done { build: None }))
+}
+
+impl Bump {
+    fn order(&self) -> Result<Order, Refused> {
+        let is_within = (Priority::MIN.points()..=Priority::MAX.points()).contains(&self.priority);
+        is_within.then(|| Order::Bump(Priority::from(self.priority))).ok_or_else(|| Refused::invalid("`priority` is from -100 to 100"))
+    }
+}
+
+async fn steer(api: &Api, caller: &Caller, subject: Subject, order: Order) -> Steered {
+    let role = seen(api, caller, &subject).await?;
+    match shares::steer(api.parts(), &role, Steering { subject, order }).await? {
+        Response::Submitted(build) => Ok(Answer(Done { build: Some(build.0) })),
+        _done => Ok(Answer(Done { build: None })),
+    }
+}
+
+/// Returns as whom something is steered, if it is there for whoever asks: of what is another tenant's nobody is told that it is there.
+async fn seen(api: &Api, caller: &Caller, subject: &Subject) -> Result<Role, Refused> {
+    let is_seen = match subject {
+        Subject::Build(build) => caller.sight == Sight::All || api.build(*build, &caller.sight).await?.is_some(),
+        Subject::Job(job) => api.parts().farm(|farm| farm.sees_job(job, &caller.sight)) == Some(true),
+    };
+    if !is_seen {
+        return Err(Refused::absent(format_args!("live {subject}")));
+    }
+    role(caller)
+}
+
+fn role(caller: &Caller) -> Result<Role, Refused> {
+    caller.role.clone().ok_or_else(|| Refused::forbidden("the name of this token's tenant is none that a certificate may have"))
+}

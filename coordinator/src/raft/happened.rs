@@ -1,0 +1,113 @@
+//! What applied entries did that people are told of: the same of the same entry at every coordinator, whoever leads.
+//!
+//! Facts for people: they decide nothing, so what nobody hears in time is dropped, and whoever hears is told that something is missing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use kiln_core::{Answer, Command, Effect};
+use kiln_wire::client::{BuildState, Event};
+use kiln_wire::{Ailing, BuildId, Leader, LogIndex, WorkerId};
+use tokio::sync::mpsc;
+
+/// What one entry did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happened {
+    /// The entry.
+    pub index: LogIndex,
+    /// What happened before it was not told, or not all of it.
+    pub after_gap: bool,
+    /// In order.
+    pub facts: Vec<Fact>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// To a job that these live builds want.
+    Job(Vec<BuildId>, Event),
+    /// A build was submitted.
+    Submitted(BuildId),
+    /// A build has ended, and what it built is published.
+    Ended(BuildId, BuildState),
+    /// A worker registered.
+    Registered(WorkerId),
+    /// A worker was lost.
+    Lost(WorkerId),
+    /// A worker stands differently with the farm; well, if nothing is said.
+    Judged(WorkerId, Option<Ailing>),
+    /// The entry is the first of another leader.
+    Leads(Leader),
+}
+
+/// Tells what happened to whoever hears.
+#[derive(Debug)]
+pub struct Telling {
+    sender: mpsc::Sender<Happened>,
+    receiver: Mutex<Option<mpsc::Receiver<Happened>>>,
+    /// Something was not told.
+    gap: AtomicBool,
+}
+
+impl Default for Telling {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(UNHEARD_MAX);
+        Self { sender, receiver: Mutex::new(Some(receiver)), gap: AtomicBool::default() }
+    }
+}
+
+impl Telling {
+    /// Returns where it is heard; the first who asks has it.
+    pub fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Tells what an entry did.
+    pub fn tell(&self, index: LogIndex, facts: Vec<Fact>) {
+        if facts.is_empty() {
+            return;
+        }
+        let after_gap = self.gap.load(Ordering::Relaxed);
+        let told = self.sender.try_send(Happened { index, after_gap, facts }).is_ok();
+        self.gap.store(!told, Ordering::Relaxed);
+    }
+
+    /// Says that what was applied up to an entry is not told: the state is that of a snapshot.
+    pub fn skip_to(&self, index: LogIndex) {
+        let told = self.sender.try_send(Happened { index: LogIndex(index.0 + 1), after_gap: true, facts: Vec::new() }).is_ok();
+        self.gap.store(!told, Ordering::Relaxed);
+    }
+}
+
+/// Whose loss a command is, before it is applied.
+pub fn loses(command: &Command) -> Option<WorkerId> {
+    if let Command::Lose { worker, .. } = command { Some(worker.clone()) } else { None }
+}
+
+/// Returns what people are told of a command's effects.
+pub fn facts(index: LogIndex, lost: Option<WorkerId>, effects: &[Effect]) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let mut is_refused = false;
+    for effect in effects {
+        facts.extend(match effect {
+            Effect::Notify { builds, event } => Some(Fact::Job(builds.clone(), event.clone())),
+            Effect::Archive(record) => Some(Fact::Ended(record.build, record.state)),
+            Effect::Welcome { worker, .. } => Some(Fact::Registered(worker.clone())),
+            Effect::Judged { worker, ailing } => Some(Fact::Judged(worker.clone(), ailing.clone())),
+            // Sent twice, it is answered twice: a build is new at the entry that gave it its number.
+            Effect::Answer(Answer::Submitted { build, .. }) => (build.0 == index.0).then_some(Fact::Submitted(*build)),
+            Effect::Answer(Answer::Refused(_)) => {
+                is_refused = true;
+                None
+            }
+            Effect::Dispatch { .. } | Effect::Revoke(_) | Effect::Acknowledge { .. } | Effect::Publish { .. } | Effect::Resolve { .. } => {
+                None
+            }
+        });
+    }
+    facts.extend(lost.filter(|_| !is_refused).map(Fact::Lost));
+    facts
+}
+
+/// Entries that wait to be heard, some hundred bytes each: a second of a busy farm. Passing it: they are dropped.
+const UNHEARD_MAX: usize = 16_384;
