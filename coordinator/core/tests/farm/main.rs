@@ -10,6 +10,7 @@ mod ledger;
 mod limits;
 mod mended;
 mod model;
+mod outlook;
 mod packing;
 mod random;
 mod script;
