@@ -28,6 +28,7 @@ mod garbage;
 mod granted;
 mod grown;
 mod heavy;
+mod history;
 mod hold;
 pub mod http;
 mod intake;

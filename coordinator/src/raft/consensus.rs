@@ -21,6 +21,7 @@ use super::member::Member;
 use super::node::{self, Inbox};
 use super::state_machine::StateMachine;
 use super::wal::{Room, WalStats};
+use crate::history::History;
 
 /// A running member of the farm's consensus. Clones are handles of the same member; it stops when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -223,6 +224,11 @@ impl Consensus {
             Room::Short => Some("the disk is full: there is no room for the log's next segment, so this coordinator does not lead".into()),
             Room::None => Some("the disk is full: the log cannot be written, so this coordinator takes no part until there is room".into()),
         }
+    }
+
+    /// Returns what was told lately of attempts.
+    pub fn history(&self) -> &History {
+        self.inner.machine.history()
     }
 
     /// Returns the farm's state machine.

@@ -23,6 +23,7 @@ use super::record::{self, from_leader_id};
 use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
 use super::trace;
 use super::types::{Change, Entry, LogId, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig};
+use crate::history::History;
 
 /// openraft's word for a snapshot and what is known about it.
 pub type StoredSnapshot = SnapshotOf<SnapshotFile>;
@@ -48,6 +49,7 @@ struct Shared {
     program: Program,
     effects: mpsc::UnboundedSender<Owed>,
     telling: Telling,
+    history: History,
 }
 
 /// Which entries this process wrote as leader: this node's, of terms later than any that its disk knew at the start.
@@ -64,12 +66,27 @@ impl StateMachine {
     pub fn new(snapshot: Snapshot, snapshots: SnapshotDir, led: Led, program: Program, effects: mpsc::UnboundedSender<Owed>) -> Self {
         let telling = Telling::default();
         telling.skip_to(LogIndex(snapshot.last.map_or(0, |last| last.index)));
-        Self { shared: Arc::new(Shared { state: RwLock::new(snapshot), snapshots, led, program, effects, telling }) }
+        Self {
+            shared: Arc::new(Shared {
+                state: RwLock::new(snapshot),
+                snapshots,
+                led,
+                program,
+                effects,
+                telling,
+                history: History::default(),
+            }),
+        }
     }
 
     /// Returns where it is heard what entries do; the first who asks has it.
     pub fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
         self.shared.telling.heard()
+    }
+
+    /// Returns what was told lately of attempts.
+    pub fn history(&self) -> &History {
+        &self.shared.history
     }
 
     /// Returns the farm and how far it is. Held briefly: nothing is applied meanwhile.
@@ -142,6 +159,7 @@ impl StateMachine {
             facts.insert(0, Fact::Leads(leader));
         }
         self.shared.telling.tell(index, facts);
+        self.shared.history.note(&effects);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
             Effect::Answer(answer) => {

@@ -336,3 +336,10 @@ pub const API_EVENTS_REMEMBERED_MAX: usize = 16_384;
 
 /// Jobs whose changes are told one by one in a fifth of a second. Passing it: their number is told.
 pub const API_EVENTS_PER_BATCH_MAX: usize = 512;
+
+/// Ended attempts that a coordinator remembers for its timeline, about 300 bytes each. What is beyond is forgotten, oldest first.
+pub const SPANS_REMEMBERED_MAX: usize = 20_000;
+
+/// Failures that a coordinator remembers for its overview; each has a message of at most [`FAILURE_MESSAGE_BYTES_MAX`]. What is beyond is
+/// forgotten, oldest first.
+pub const FAILURES_REMEMBERED_MAX: usize = 2_000;
