@@ -1,5 +1,6 @@
 //! What the tasks of one coordinator share. Each part guards itself; nothing here holds a decision.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_core::Farm;
@@ -32,6 +33,8 @@ use crate::watch::Watchers;
 /// The parts of a running coordinator.
 pub(crate) struct Parts {
     pub(crate) consensus: Consensus,
+    /// Where this coordinator keeps what is its own.
+    pub(crate) dir: PathBuf,
     /// Coordinators that an empty directory waits for.
     pub(crate) join: Vec<String>,
     pub(crate) store: Store,

@@ -21,7 +21,7 @@ use crate::derivations::Derivations;
 use crate::driver::Chain;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
-use crate::http::{Http, Socket, api, uploads};
+use crate::http::{Http, Socket, api, pages, uploads};
 use crate::intake::Intake;
 use crate::logs::Logs;
 use crate::parts::Parts;
@@ -133,7 +133,7 @@ impl Coordinator {
             async move { Ok(kept_logs::newest_finished(&parts, &derivation).await?) }.boxed()
         };
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
-        let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&parts)));
+        let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&parts)).merge(pages::router(&parts)));
         Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, http })
     }
 
@@ -252,6 +252,7 @@ async fn parts(
     }
     let parts = Parts {
         consensus,
+        dir: config.dir.clone(),
         join: config.join.clone(),
         store,
         store_dir: config.store_dir.clone(),

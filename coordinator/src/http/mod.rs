@@ -9,6 +9,7 @@ mod cache;
 mod kept;
 mod log;
 mod metrics;
+pub(crate) mod pages;
 mod pieces;
 mod realisations;
 #[cfg(feature = "simulation")]

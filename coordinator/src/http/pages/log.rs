@@ -1,0 +1,276 @@
+//! A part of a log for a page: one pass over its bytes, of which a page's worth is kept.
+
+use std::collections::VecDeque;
+use std::io;
+
+use kiln_pages::ansi::{Line, Style};
+use kiln_pages::job::{LOG_BYTES_SHOWN_MAX, LOG_LINES_MAX, Log, Phase};
+
+use crate::logs::LogReader;
+
+/// Which part of a log is wanted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    /// From this byte on; none for the end.
+    pub(super) at: Option<u64>,
+    /// Lines with this alone.
+    pub(super) search: String,
+}
+
+/// What is put together while a log is read.
+struct Reading<'a> {
+    wanted: &'a Wanted,
+    from: u64,
+    lines: VecDeque<(u64, u64, Vec<u8>)>,
+    bytes: usize,
+    hits: u64,
+    phases: Vec<Phase>,
+    /// Where the first line behind a full page begins.
+    later: Option<u64>,
+}
+
+/// Reads a part of a log from its beginning. `is_live`: more will come.
+///
+/// # Errors
+/// What the file system or the store says.
+pub(super) fn read(reader: &mut LogReader, attempt: u64, wanted: &Wanted, is_live: bool) -> io::Result<Log> {
+    let size_bytes = reader.size_bytes()?;
+    let from = wanted.at.unwrap_or_else(|| size_bytes.saturating_sub(LOG_BYTES_SHOWN_MAX as u64));
+    let (lines, phases) = (VecDeque::new(), Vec::new());
+    let mut reading = Reading { wanted, from, lines, bytes: 0, hits: 0, phases, later: None };
+    let mut splitter = Splitter::default();
+    loop {
+        let chunk = reader.next_chunk()?;
+        if chunk.is_empty() {
+            break;
+        }
+        splitter.feed(&chunk, |number, at, line| reading.line(number, at, line));
+    }
+    // What is not ended by a line's end is shown once the log is complete: until then its rest is on the way.
+    let rest = splitter.start;
+    if !is_live && !splitter.line.is_empty() {
+        reading.line(splitter.number, splitter.start, &splitter.line);
+    }
+    Ok(reading.log(attempt, size_bytes, is_live.then_some((rest, splitter.number))))
+}
+
+/// Reads what came behind a place of a log.
+///
+/// # Errors
+/// What the file system or the store says.
+pub(super) fn read_on(reader: &mut LogReader, attempt: u64, at: u64, number: u64, style: Style, is_live: bool) -> io::Result<Log> {
+    reader.skip_to(at)?;
+    let mut style = style;
+    let mut splitter = Splitter { start: at, number, ..Splitter::default() };
+    let mut log = Log { attempt, is_live, size_bytes: reader.size_bytes()?, ..Log::default() };
+    let mut bytes = 0;
+    while bytes < LOG_BYTES_SHOWN_MAX {
+        let chunk = reader.next_chunk()?;
+        if chunk.is_empty() {
+            break;
+        }
+        bytes += chunk.len();
+        splitter.feed(&chunk, |number, _, line| log.lines.push((number, Line::read(line, &mut style))));
+    }
+    let is_at_end = bytes < LOG_BYTES_SHOWN_MAX;
+    if !is_live && is_at_end && !splitter.line.is_empty() {
+        log.lines.push((splitter.number, Line::read(&splitter.line, &mut style)));
+    }
+    log.next = (is_live || !is_at_end).then_some((splitter.start, splitter.number, style));
+    Ok(log)
+}
+
+impl Reading<'_> {
+    fn line(&mut self, number: u64, at: u64, line: &[u8]) {
+        if let Some(name) = phase(line).filter(|_| self.phases.len() < PHASES_MAX) {
+            self.phases.push(Phase { name, line: number, at });
+        }
+        if !self.wanted.search.is_empty() {
+            if contains(line, self.wanted.search.as_bytes()) {
+                self.hits += 1;
+                if self.lines.len() < HITS_MAX {
+                    self.lines.push_back((number, at, line.to_vec()));
+                }
+            }
+            return;
+        }
+        if at < self.from || self.later.is_some() {
+            return;
+        }
+        let is_full = self.lines.len() == LOG_LINES_MAX || self.bytes + line.len() > LOG_BYTES_SHOWN_MAX;
+        if is_full && self.wanted.at.is_some() {
+            self.later = Some(at);
+            return;
+        }
+        self.lines.push_back((number, at, line.to_vec()));
+        self.bytes += line.len();
+        while self.lines.len() > LOG_LINES_MAX || self.bytes > LOG_BYTES_SHOWN_MAX {
+            let Some((.., first)) = self.lines.pop_front() else { break };
+            self.bytes -= first.len();
+        }
+    }
+
+    fn log(self, attempt: u64, size_bytes: u64, next: Option<(u64, u64)>) -> Log {
+        let mut style = Style::default();
+        let is_searched = !self.wanted.search.is_empty();
+        let first = self.lines.front().map_or(0, |(_, at, _)| *at);
+        let lines = self.lines.iter().map(|(number, _, line)| (*number, Line::read(line, &mut style))).collect();
+        let is_live = next.is_some();
+        Log {
+            attempt,
+            size_bytes,
+            is_live,
+            lines,
+            wanted: self.wanted.search.clone(),
+            hits: self.hits,
+            phases: self.phases,
+            earlier: (!is_searched && first > 0).then(|| first.saturating_sub(LOG_BYTES_SHOWN_MAX as u64)),
+            later: self.later,
+            next: next.filter(|_| !is_searched && self.later.is_none()).map(|(at, number)| (at, number, style)),
+        }
+    }
+}
+
+/// Splits bytes into lines, of which it keeps as much as is shown.
+struct Splitter {
+    line: Vec<u8>,
+    /// Where the line begins.
+    start: u64,
+    number: u64,
+    /// Bytes of the line so far, those included that are not kept.
+    length: u64,
+}
+
+impl Default for Splitter {
+    fn default() -> Self {
+        Self { line: Vec::new(), start: 0, number: 1, length: 0 }
+    }
+}
+
+impl Splitter {
+    fn feed(&mut self, chunk: &[u8], mut line: impl FnMut(u64, u64, &[u8])) {
+        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
+            let text = piece.strip_suffix(b"\n").unwrap_or(piece);
+            let room = LINE_BYTES_MAX.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            self.length += piece.len() as u64;
+            if text.len() < piece.len() {
+                line(self.number, self.start, self.line.strip_suffix(b"\r").unwrap_or(&self.line));
+                (self.start, self.number, self.length) = (self.start + self.length, self.number + 1, 0);
+                self.line.clear();
+            }
+        }
+    }
+}
+
+/// Returns the phase that a line begins, as the standard environment of package sets says it.
+fn phase(line: &[u8]) -> Option<String> {
+    let named = line.strip_prefix(b"Running phase: ").or_else(|| {
+        let told = line.strip_prefix(b"@nix ").filter(|told| contains(told, b"setPhase"))?;
+        let at = told.windows(9).position(|window| window == b"\"phase\":\"")? + 9;
+        told[at..].split(|byte| *byte == b'"').next()
+    })?;
+    let name: String = String::from_utf8_lossy(named).trim().chars().take(PHASE_CHARS_MAX).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// Returns whether bytes have others in them, in whichever case.
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    part.is_empty() || bytes.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
+}
+
+/// Lines that match and are shown.
+const HITS_MAX: usize = 300;
+/// Bytes of one line that are shown: longer ones are no text.
+const LINE_BYTES_MAX: usize = 2048;
+/// Phases that are remembered of one log.
+const PHASES_MAX: usize = 64;
+const PHASE_CHARS_MAX: usize = 40;
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::{AttemptId, DrvPath};
+
+    use super::*;
+    use crate::logs::Logs;
+
+    fn check(text: &str, wanted: &Wanted, is_live: bool) -> Log {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        logs.put(&derivation, AttemptId(7), text.as_bytes()).expect("takes");
+        read(&mut logs.read(&derivation, AttemptId(7)).expect("opens"), 7, wanted, is_live).expect("reads")
+    }
+
+    fn texts(log: &Log) -> Vec<(u64, String)> {
+        log.lines.iter().map(|(number, line)| (*number, line.text())).collect()
+    }
+
+    fn numbered(lines: &[(u64, &str)]) -> Vec<(u64, String)> {
+        lines.iter().map(|(number, line)| (*number, (*line).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_short_log_is_shown_whole_and_the_line_that_is_being_written_later() {
+        let log = check("one\r\ntwo\nthr", &Wanted::default(), false);
+        assert_eq!(texts(&log), numbered(&[(1, "one"), (2, "two"), (3, "thr")]));
+        assert_eq!((log.earlier, log.later, log.next), (None, None, None));
+        let live = check("one\r\ntwo\nthr", &Wanted::default(), true);
+        assert_eq!(texts(&live), numbered(&[(1, "one"), (2, "two")]));
+        assert_eq!(live.next, Some((9, 3, Style::default())));
+    }
+
+    #[test]
+    fn a_long_log_is_shown_from_its_end_and_every_part_leads_to_its_neighbours() {
+        let text: String = (1..=5000).map(|number| format!("line {number:05}\n")).collect();
+        let end = check(&text, &Wanted::default(), false);
+        assert_eq!(end.lines.len(), LOG_LINES_MAX);
+        assert_eq!(texts(&end).last().map(|(number, text)| (*number, text.as_str())), Some((5000, "line 05000")));
+        assert!(end.earlier.is_some() && end.later.is_none());
+        let start = check(&text, &Wanted { at: Some(0), ..Wanted::default() }, false);
+        assert_eq!((texts(&start)[0].0, start.lines.len(), start.earlier), (1, LOG_LINES_MAX, None));
+        let next = check(&text, &Wanted { at: start.later, ..Wanted::default() }, false);
+        assert_eq!(texts(&next)[0], (1001, "line 01001".to_owned()));
+    }
+
+    #[test]
+    fn a_search_finds_lines_wherever_they_are_and_counts_all() {
+        let text: String = (1..=4000).map(|number| if number % 10 == 0 { "an ERROR here\n" } else { "fine\n" }).collect();
+        let found = check(&text, &Wanted { search: "error".to_owned(), at: None }, true);
+        assert_eq!((found.hits, found.lines.len(), found.lines[1].0), (400, HITS_MAX, 20));
+        assert_eq!(found.next, None, "a search does not grow");
+    }
+
+    #[test]
+    fn phases_are_found_however_they_are_told() {
+        let text = "Running phase: unpackPhase\nx\n@nix {\"action\":\"setPhase\",\"phase\":\"buildPhase\"}\nRunning phase: \nnot Running phase: y\n";
+        let phases: Vec<_> =
+            check(text, &Wanted::default(), false).phases.into_iter().map(|phase| (phase.name, phase.line, phase.at)).collect();
+        assert_eq!(phases, [("unpackPhase".to_owned(), 1, 0), ("buildPhase".to_owned(), 3, 29)]);
+    }
+
+    #[test]
+    fn a_log_goes_on_where_it_was_with_its_colours() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        let text = b"\x1b[31mred\nstill red\nand";
+        logs.append(&derivation, AttemptId(7), 0, text).expect("append");
+        let open = || logs.read(&derivation, AttemptId(7)).expect("opens");
+        let first = read(&mut open(), 7, &Wanted::default(), true).expect("reads");
+        let (at, number, style) = first.next.expect("more will come");
+        logs.append(&derivation, AttemptId(7), text.len() as u64, b" on\nnext").expect("append");
+        let more = read_on(&mut open(), 7, at, number, style, true).expect("reads");
+        assert_eq!(texts(&more), numbered(&[(3, "and on")]));
+        assert_eq!(more.lines[0].1.runs[0].0, style, "the colour goes on");
+        let (at, number, style) = more.next.expect("more will come");
+        let last = read_on(&mut open(), 7, at, number, style, false).expect("reads");
+        assert_eq!((texts(&last), last.next), (numbered(&[(4, "next")]), None));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_cut() {
+        let log = check(&"x".repeat(1 << 20), &Wanted { at: Some(0), ..Wanted::default() }, false);
+        assert_eq!(texts(&log)[0].1.len(), LINE_BYTES_MAX);
+    }
+}
