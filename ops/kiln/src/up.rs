@@ -23,7 +23,7 @@ pub struct Args {
     /// UDP address for clients (QUIC)
     #[arg(long, default_value = "127.0.0.1:7420", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// TCP address of the binary cache and the metrics (HTTP)
+    /// TCP address of the dashboard, the binary cache and the metrics (HTTP)
     #[arg(long, default_value = "127.0.0.1:7480", value_name = "ADDRESS")]
     http: SocketAddr,
     /// The directory that store paths live in
@@ -52,6 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let (link, http) = (farm.coordinator.link_addr(), farm.coordinator.http_addr());
         println!("Kiln is up; its state is in {}", dir.display());
         println!("  farm     kiln://{link}");
+        println!("  look     http://{http}/ui/");
         println!("  cache    http://{http}");
         println!("  key      {}", farm.coordinator.public_key());
         println!("  metrics  http://{http}/metrics");
