@@ -14,6 +14,7 @@ mod apply;
 mod build;
 mod clock;
 mod command;
+mod compare;
 mod contacts;
 mod effect;
 mod estimate;
@@ -39,6 +40,7 @@ mod wake;
 
 pub use clock::{StampClock, Steady};
 pub use command::{CHECKING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING};
+pub use compare::{Comparison, Failures, Made};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Effect, Refused, RootOutputs};
 pub use estimate::split_name;

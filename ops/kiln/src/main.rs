@@ -15,6 +15,7 @@ mod client;
 mod cluster;
 mod daemon;
 mod daemons;
+mod diff;
 mod drain;
 mod drv;
 mod durations;
@@ -87,6 +88,8 @@ enum Command {
     Jobs(operate::Args),
     /// Say why a job is where it is: what it waits for, what each worker is to it, who waits for it
     Explain(explain::Args),
+    /// Say what differs between two builds of one set: what fails newly, what changed
+    Diff(diff::Args),
     /// List the workers
     Workers(operate::Args),
     /// Print the log of a job
@@ -184,6 +187,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => operate::status(&args),
         Command::Jobs(args) => operate::jobs(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Workers(args) => operate::workers(&args),
         Command::Log(args) => operate::log(&args),
         Command::Drain(args) => drain::drain(&args, true),

@@ -240,7 +240,11 @@ async fn derivations_at_hand_are_read_together_and_one_that_is_damaged_is_left_t
 
     let remote = Place::in_memory().await;
     remote.store.put_derivation(&paths[0], text("a").into()).await.expect("stores");
-    assert_eq!(remote.store.derivations_at_hand(paths).await.expect("reads").len(), 0, "what is not on this machine's disk may take its time");
+    assert_eq!(
+        remote.store.derivations_at_hand(paths).await.expect("reads").len(),
+        0,
+        "what is not on this machine's disk may take its time"
+    );
 }
 
 #[test]

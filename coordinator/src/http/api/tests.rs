@@ -74,7 +74,11 @@ impl Place {
             system: "x86_64-linux".to_owned(),
             required_features: BTreeSet::new(),
             outputs: BTreeMap::from([(kiln_wire::OutputName::parse("out").expect("a name"), None)]),
-            inputs: jobs[..at].last().map(|input| DerivedInput { derivation: drv(input), outputs: BTreeSet::new() }).into_iter().collect(),
+            inputs: jobs[..at]
+                .last()
+                .map(|input| DerivedInput { derivation: drv(input), outputs: kiln_wire::OutputNames::default() })
+                .into_iter()
+                .collect(),
             kind: JobKind::Ordinary,
             prefer_local: false,
             resources: Resources { cores: 1, memory_mib: 0 },

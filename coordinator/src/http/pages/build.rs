@@ -1,11 +1,11 @@
 //! A build, live or from the archive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use kiln_core::{BuildRecord, JobsWanted, Sight, split_name};
+use kiln_core::{BuildRecord, Failures, JobsWanted, Sight};
 use kiln_pages::JobState;
 use kiln_pages::build::{Build, Changes, FAILURES_MAX, Graph, JobList, JobRow, NODES_MAX, Node, ROWS_MAX, Step, page};
 use kiln_pages::overview::{BuildLine, QueueLine};
@@ -198,26 +198,8 @@ async fn changes(ui: &Ui, look: &Look, sight: &Sight, line: &BuildLine, failed: 
             failures.into_iter().filter(|view| view.state == JobState::Failed.word()).map(|view| view.derivation).collect()
         }
     };
-    let (now, then) = (packages(&failed), packages(&earlier));
-    let split = |jobs: Vec<DrvPath>, others: &BTreeSet<String>, among: bool| -> Vec<DrvPath> {
-        jobs.into_iter().filter(|job| others.contains(package(job)) == among).collect()
-    };
-    Ok(Some(Changes {
-        before: id,
-        before_at: Timestamp(before.submitted_at),
-        newly: split(failed.clone(), &then, false),
-        still: split(failed, &then, true),
-        fixed: split(earlier, &now, false),
-    }))
-}
-
-fn packages(jobs: &[DrvPath]) -> BTreeSet<String> {
-    jobs.iter().map(|job| package(job).to_owned()).collect()
-}
-
-/// Returns the package of a derivation: its hash and its version change from build to build.
-fn package(job: &DrvPath) -> &str {
-    split_name(job.name()).0
+    let Failures { newly, still, fixed } = Failures::between(earlier, failed);
+    Ok(Some(Changes { before: id, before_at: Timestamp(before.submitted_at), newly, still, fixed }))
 }
 
 /// Jobs of a critical path that are counted.

@@ -252,7 +252,8 @@ fn bursts(claims: &mut Claims, graph: &Graph) -> Result<(), String> {
         let measured = measure(&work, &fleet, chosen, false, Costs::default());
         let settled = fairness(&work, &measured.run, WINDOW_MS);
         // Told, not claimed: nothing is stopped for a share, so that it is met as others' jobs end, some of which take hours.
-        let claim = format!("from ten minutes after each came, {}: off at worst, in the mean of {} windows", chosen.word(), settled.windows);
+        let claim =
+            format!("from ten minutes after each came, {}: off at worst, in the mean of {} windows", chosen.word(), settled.windows);
         claims.tell(&claim, &format!("{:.1} %, {:.1} %", settled.worst * 100.0, settled.mean * 100.0));
         let Fairness { worst, windows, .. } = measured.fairness;
         claims.tell("from the moment when each came, at worst", &format!("{:.1} % of {windows} windows", worst * 100.0));

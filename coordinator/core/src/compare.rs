@@ -1,0 +1,191 @@
+//! What differs between two builds of one set: package by package, because hashes and versions change from build to build. Pure.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kiln_wire::client::BuildView;
+use kiln_wire::{DrvPath, OutputName, StorePath};
+
+use crate::estimate::split_name;
+
+/// Failures of a build, held against those of another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// Of packages of which none failed before.
+    pub newly: Vec<DrvPath>,
+    /// Of packages of which some failed before too.
+    pub still: Vec<DrvPath>,
+    /// Failed before, and no job of their packages fails: fixed, gone, or not reached so far.
+    pub fixed: Vec<DrvPath>,
+}
+
+impl Failures {
+    /// Holds jobs that failed against those that failed before.
+    pub fn between(before: Vec<DrvPath>, after: Vec<DrvPath>) -> Self {
+        let packages = |jobs: &[DrvPath]| -> BTreeSet<_> { jobs.iter().map(|job| package(job).to_owned()).collect() };
+        let (then, now) = (packages(&before), packages(&after));
+        let (still, newly) = after.into_iter().partition(|job| then.contains(package(job)));
+        let fixed = before.into_iter().filter(|job| !now.contains(package(job))).collect();
+        Self { newly, still, fixed }
+    }
+}
+
+/// A root that a build made, with where its outputs are.
+pub type Made = (DrvPath, BTreeMap<OutputName, StorePath>);
+
+/// How a build differs from another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Jobs that failed of themselves.
+    pub failures: Failures,
+    /// Roots of packages that both made, and made differently: before, and after.
+    pub changed: Vec<(Made, Made)>,
+    /// Roots of packages that only the other made.
+    pub gone: Vec<Made>,
+    /// Roots of packages that only this one made.
+    pub added: Vec<Made>,
+    /// Roots that both made alike.
+    pub unchanged: u64,
+}
+
+impl Comparison {
+    /// Compares two builds. Of several roots of one package those that are alike are paired first, the others in the order of their paths.
+    pub fn between(before: &BuildView, after: &BuildView) -> Self {
+        let failed =
+            |view: &BuildView| view.failures.iter().filter(|job| job.state == "failed").map(|job| job.derivation.clone()).collect();
+        let mut compared = Self { failures: Failures::between(failed(before), failed(after)), ..Self::default() };
+        let (mut then, now) = (by_package(before), by_package(after));
+        for (name, made) in now {
+            let mut old = then.remove(&name).unwrap_or_default();
+            let mut new = Vec::new();
+            for root in made {
+                match old.iter().position(|(_, outputs)| *outputs == root.1) {
+                    Some(at) => {
+                        old.remove(at);
+                        compared.unchanged += 1;
+                    }
+                    None => new.push(root),
+                }
+            }
+            let pairs = old.len().min(new.len());
+            compared.gone.extend(old.split_off(pairs));
+            compared.added.extend(new.split_off(pairs));
+            compared.changed.extend(old.into_iter().zip(new));
+        }
+        compared.gone.extend(then.into_values().flatten());
+        compared
+    }
+}
+
+fn by_package(view: &BuildView) -> BTreeMap<String, Vec<Made>> {
+    let mut roots = BTreeMap::<_, Vec<Made>>::new();
+    for (root, outputs) in &view.outputs {
+        roots.entry(package(root).to_owned()).or_default().push((root.clone(), outputs.clone()));
+    }
+    roots
+}
+
+/// Returns the package of a derivation: its hash and its version change from build to build.
+fn package(job: &DrvPath) -> &str {
+    split_name(job.name()).0
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+
+    use kiln_wire::client::{BuildState, JobCounts, JobView};
+    use kiln_wire::{BuildId, Timestamp};
+
+    use super::*;
+
+    fn drv(text: &str) -> DrvPath {
+        let (letter, name) = text.split_at(1);
+        DrvPath::parse(&format!("{}{name}.drv", letter.repeat(32))).expect("a path")
+    }
+
+    /// Reads `a-zlib-1.2>x` as a root with an output whose hash is made of that letter, `!a-zlib` as a job that failed, `?a-zlib` as one that could
+    /// not be begun.
+    fn build(text: &str) -> BuildView {
+        let mut view = BuildView {
+            build: BuildId(1),
+            name: String::new(),
+            submitted_at: Timestamp(0),
+            state: BuildState::Failed,
+            counts: JobCounts::default(),
+            remaining_ms: None,
+            outputs: BTreeMap::new(),
+            failures: Vec::new(),
+            running: Vec::new(),
+            waiting: BTreeMap::new(),
+        };
+        let failed = |job: &str, state: &str| JobView {
+            derivation: drv(job),
+            state: state.into(),
+            reason: String::new(),
+            builds: Vec::new(),
+            attempts: Vec::new(),
+            upward_rank_ms: 0,
+        };
+        for word in text.split_whitespace() {
+            match (word.strip_prefix('!'), word.strip_prefix('?'), word.split_once('>')) {
+                (Some(job), ..) => view.failures.push(failed(job, "failed")),
+                (_, Some(job), _) => view.failures.push(failed(job, "dependency-failed")),
+                (_, _, Some((root, hash))) => {
+                    let path = StorePath::parse(&format!("{}-x", hash.repeat(32))).expect("a path");
+                    view.outputs.insert(drv(root), BTreeMap::from([(OutputName::parse("out").expect("a name"), path)]));
+                }
+                (None, None, None) => panic!("{word}"),
+            }
+        }
+        view
+    }
+
+    fn words(jobs: &[DrvPath]) -> String {
+        jobs.iter()
+            .map(|job| format!("{}{} ", &job.as_str()[..1], &job.as_str()[32..job.as_str().len() - 4]))
+            .collect::<String>()
+            .trim_end()
+            .into()
+    }
+
+    #[test]
+    fn failures_are_told_apart_by_package() {
+        for (before, after, newly, still, fixed) in [
+            ("", "!a-zlib-1.2", "a-zlib-1.2", "", ""),
+            ("!a-zlib-1.2", "!b-zlib-1.3", "", "b-zlib-1.3", ""),
+            ("!a-zlib-1.2", "", "", "", "a-zlib-1.2"),
+            ("!a-zlib-1.2 !a-curl-8", "!b-bash-5 ?b-curl-8", "b-bash-5", "", "a-curl-8 a-zlib-1.2"),
+            ("?a-zlib-1.2", "!a-zlib-1.2", "a-zlib-1.2", "", ""),
+        ] {
+            let mut failures = Comparison::between(&build(before), &build(after)).failures;
+            failures.fixed.sort_by(|one, other| one.name().cmp(other.name()));
+            let found = [failures.newly, failures.still, failures.fixed].map(|jobs| words(&jobs));
+            assert_eq!(found, [newly, still, fixed], "{before} / {after}");
+        }
+    }
+
+    #[test]
+    fn roots_are_paired_by_package_and_those_that_are_alike_first() {
+        for (before, after, changed, gone, added, unchanged) in [
+            ("a-zlib-1.2>x", "a-zlib-1.2>x", "", "", "", 1),
+            ("a-zlib-1.2>x", "b-zlib-1.2>x", "", "", "", 1),
+            ("a-zlib-1.2>x", "b-zlib-1.3>y", "a-zlib-1.2 b-zlib-1.3", "", "", 0),
+            ("a-zlib-1.2>x", "b-curl-8>y", "", "a-zlib-1.2", "b-curl-8", 0),
+            ("a-python-2.7>x b-python-3.1>y", "c-python-2.7>x d-python-3.2>z", "b-python-3.1 d-python-3.2", "", "", 1),
+            ("a-python-2.7>x b-python-3.1>y", "d-python-3.2>z", "a-python-2.7 d-python-3.2", "b-python-3.1", "", 0),
+            ("a-python-2.7>x", "c-python-2.7>y d-python-3.2>z", "a-python-2.7 c-python-2.7", "", "d-python-3.2", 0),
+        ] {
+            let compared = Comparison::between(&build(before), &build(after));
+            let roots = |made: &[Made]| words(&made.iter().map(|(root, _)| root.clone()).collect::<Vec<_>>());
+            let pairs: Vec<Made> = compared.changed.iter().flat_map(|(then, now)| [then.clone(), now.clone()]).collect();
+            assert_eq!(
+                (roots(&pairs), roots(&compared.gone), roots(&compared.added), compared.unchanged),
+                (changed.into(), gone.into(), added.into(), unchanged),
+                "{before} / {after}"
+            );
+        }
+    }
+}
