@@ -11,6 +11,7 @@ use kiln_core::garbage::HashPart;
 use kiln_wire::{BuildId, DrvPath, WorkerId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
 
 use super::Refused;
 
@@ -83,6 +84,35 @@ impl Name for Hash {
     }
 }
 
+/// A job in an address, for the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "described here, and read by `Name`")]
+pub(super) struct OfJob {
+    /// The derivation's base name, `HASH-NAME.drv`.
+    #[param(pattern = "^[0-9a-df-np-sv-z]{32}-[0-9A-Za-z][-+_?=0-9A-Za-z]{0,150}[.]drv$")]
+    derivation: String,
+}
+
+/// A build in an address, for the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "described here, and read by `Name`")]
+pub(super) struct OfBuild {
+    /// The build's number.
+    build: u64,
+}
+
+/// A worker in an address, for the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "described here, and read by `Name`")]
+pub(super) struct OfWorker {
+    /// The worker's name.
+    #[param(pattern = "^[-+_?=0-9A-Za-z][-+._?=0-9A-Za-z]{0,63}$")]
+    worker: String,
+}
+
 /// A body in JSON.
 pub(super) struct Body<T>(pub(super) T);
 
@@ -111,6 +141,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 fn is_json(headers: &HeaderMap) -> bool {
     let named = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     named.is_some_and(|named| named.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")))
+}
+
+/// Checks that what is searched for is not longer than it may be.
+pub(super) fn search(texts: &[(&str, &Option<String>, usize)]) -> Result<(), Refused> {
+    let is_long = |(_, text, max): &&(&str, &Option<String>, usize)| text.as_ref().is_some_and(|text| text.chars().count() > *max);
+    match texts.iter().find(is_long) {
+        Some((name, _, max)) => Err(Refused::invalid(format!("`{name}` has {max} characters at most"))),
+        None => Ok(()),
+    }
 }
 
 /// Returns a size of a page: what was asked for, if it is within its bounds, or what is usual.

@@ -49,9 +49,7 @@ pub(super) async fn list(
     let limit = ask::limit(asked.limit, BUILDS_USUAL, API_BUILDS_PER_PAGE_MAX)?;
     let before = ask::cursor(asked.cursor.as_deref())?;
     let BuildsPage { name, state, tenant, project, .. } = asked;
-    if [&name, &tenant, &project].into_iter().flatten().any(|text| text.chars().count() > API_SEARCH_BYTES_MAX) {
-        return Err(Refused::invalid(format!("what is searched for has {API_SEARCH_BYTES_MAX} characters at most")));
-    }
+    ask::search(&[("name", &name, API_SEARCH_BYTES_MAX), ("tenant", &tenant, NAME_CHARS), ("project", &project, NAME_CHARS)])?;
     let wanted = BuildsWanted { name, state, tenant, project };
     api.builds(&wanted, &caller.sight, before, limit).await.map(Answer)
 }
@@ -61,7 +59,7 @@ pub(super) async fn list(
     get,
     path = "/builds/{build}",
     tag = "builds",
-    params(("build" = u64, Path, description = "The build's number.")),
+    params(ask::OfBuild),
     responses((status = 200, body = BuildSummary))
 )]
 pub(super) async fn one(
@@ -78,7 +76,7 @@ pub(super) async fn one(
     get,
     path = "/builds/{build}/jobs",
     tag = "builds",
-    params(("build" = u64, Path, description = "The build's number."), JobsPage),
+    params(ask::OfBuild, JobsPage),
     responses((status = 200, body = Jobs))
 )]
 pub(super) async fn jobs(
@@ -94,3 +92,5 @@ pub(super) async fn jobs(
 
 /// Builds on a page for who does not say.
 const BUILDS_USUAL: usize = 50;
+/// Characters of a tenant's name, or a project's.
+const NAME_CHARS: usize = 64;

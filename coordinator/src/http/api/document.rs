@@ -63,6 +63,7 @@ pub(super) async fn openapi() -> Response {
     ),
     components(schemas(
         kiln_api::Error,
+        jobs::JobState,
         kiln_api::LogLine,
         kiln_api::LogEnd,
         kiln_api::JobEvent,

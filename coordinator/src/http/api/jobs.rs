@@ -54,9 +54,7 @@ pub(super) enum JobState {
 impl JobsPage {
     /// Returns where the page begins, and how many jobs it has.
     pub(super) fn place(&self) -> Result<(Option<u64>, usize), Refused> {
-        if self.search.as_ref().is_some_and(|search| search.chars().count() > API_SEARCH_BYTES_MAX) {
-            return Err(Refused::invalid(format!("`search` has {API_SEARCH_BYTES_MAX} characters at most")));
-        }
+        ask::search(&[("search", &self.search, API_SEARCH_BYTES_MAX)])?;
         Ok((ask::cursor(self.cursor.as_deref())?, ask::limit(self.limit, JOBS_USUAL, API_JOBS_PER_PAGE_MAX)?))
     }
 
@@ -91,7 +89,7 @@ pub(super) async fn list(
     get,
     path = "/jobs/{derivation}",
     tag = "jobs",
-    params(("derivation" = String, Path, description = "The derivation's base name, `HASH-NAME.drv`.")),
+    params(ask::OfJob),
     responses((status = 200, body = JobDetail))
 )]
 pub(super) async fn one(
@@ -107,7 +105,7 @@ pub(super) async fn one(
     get,
     path = "/jobs/{derivation}/attempts",
     tag = "jobs",
-    params(("derivation" = String, Path, description = "The derivation's base name, `HASH-NAME.drv`.")),
+    params(ask::OfJob),
     responses((status = 200, body = Vec<Attempt>))
 )]
 pub(super) async fn attempts(
@@ -123,7 +121,7 @@ pub(super) async fn attempts(
     get,
     path = "/jobs/{derivation}/outputs",
     tag = "jobs",
-    params(("derivation" = String, Path, description = "The derivation's base name, `HASH-NAME.drv`.")),
+    params(ask::OfJob),
     responses((status = 200, body = Vec<JobOutput>))
 )]
 pub(super) async fn outputs(
@@ -139,7 +137,7 @@ pub(super) async fn outputs(
     get,
     path = "/jobs/{derivation}/explanation",
     tag = "jobs",
-    params(("derivation" = String, Path, description = "The derivation's base name, `HASH-NAME.drv`.")),
+    params(ask::OfJob),
     responses((status = 200, body = Explanation))
 )]
 pub(super) async fn explanation(

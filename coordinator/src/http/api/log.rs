@@ -13,7 +13,7 @@ use kiln_wire::{AttemptId, DrvPath};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::ask::{Named, Params};
+use super::ask::{self, Named, Params};
 use super::forward::LAST_EVENT_ID;
 use super::log_stream;
 use super::{Api, Refused};
@@ -44,7 +44,7 @@ pub(super) struct LogPart {
     get,
     path = "/jobs/{derivation}/log",
     tag = "jobs",
-    params(("derivation" = String, Path, description = "The derivation's base name, `HASH-NAME.drv`."), LogPart),
+    params(ask::OfJob, LogPart),
     responses(
         (status = 200, description = "The bytes; lines as events with `follow`.", content((String = "text/plain"), (String = "text/event-stream"))),
         (status = 206, description = "A part of the bytes.", content_type = "text/plain", body = String)

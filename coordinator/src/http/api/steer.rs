@@ -10,7 +10,7 @@ use kiln_wire::{BuildId, DrvPath, Order, Priority, Steering, Subject, WorkerId};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::ask::{Answer, Body, Named};
+use super::ask::{self, Answer, Body, Named};
 use super::{Api, Refused};
 use crate::access::Caller;
 use crate::{drain, shares, views};
@@ -22,12 +22,12 @@ type Steered = Result<Answer<Done>, Refused>;
 #[serde(deny_unknown_fields)]
 pub(super) struct Bump {
     /// Points.
-    #[schema(minimum = -100, maximum = 100)]
-    priority: i8,
+    #[schema(value_type = i8, minimum = -100, maximum = 100)]
+    priority: serde_json::Number,
 }
 
 /// Stops wanting a build.
-#[utoipa::path(post, path = "/builds/{build}/cancel", tag = "builds", params(("build" = u64, Path, description = "The build's number.")), responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/builds/{build}/cancel", tag = "builds", params(ask::OfBuild), responses((status = 200, body = Done)))]
 pub(super) async fn cancel_build(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(build): Named<BuildId>) -> Steered {
     let role = seen(&api, &caller, &Subject::Build(build)).await?;
     views::cancel(api.parts(), &role, build).await?;
@@ -35,13 +35,13 @@ pub(super) async fn cancel_build(State(api): State<Api>, Extension(caller): Exte
 }
 
 /// Tries again what failed of a build; one that has ended is submitted once more, under a new number.
-#[utoipa::path(post, path = "/builds/{build}/restart", tag = "builds", params(("build" = u64, Path, description = "The build's number.")), responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/builds/{build}/restart", tag = "builds", params(ask::OfBuild), responses((status = 200, body = Done)))]
 pub(super) async fn restart_build(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(build): Named<BuildId>) -> Steered {
     steer(&api, &caller, Subject::Build(build), Order::Restart).await
 }
 
 /// Moves a build before or behind the others of its project.
-#[utoipa::path(post, path = "/builds/{build}/bump", tag = "builds", params(("build" = u64, Path, description = "The build's number.")), request_body = Bump, responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/builds/{build}/bump", tag = "builds", params(ask::OfBuild), request_body = Bump, responses((status = 200, body = Done)))]
 pub(super) async fn bump_build(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
@@ -52,19 +52,19 @@ pub(super) async fn bump_build(
 }
 
 /// Lets a job fail that is not built, and with it what needs it.
-#[utoipa::path(post, path = "/jobs/{derivation}/cancel", tag = "jobs", params(("derivation" = String, Path, description = "The derivation's base name.")), responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/jobs/{derivation}/cancel", tag = "jobs", params(ask::OfJob), responses((status = 200, body = Done)))]
 pub(super) async fn cancel_job(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(job): Named<DrvPath>) -> Steered {
     steer(&api, &caller, Subject::Job(job), Order::Cancel).await
 }
 
 /// Tries a job that failed again, with all that it needs.
-#[utoipa::path(post, path = "/jobs/{derivation}/restart", tag = "jobs", params(("derivation" = String, Path, description = "The derivation's base name.")), responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/jobs/{derivation}/restart", tag = "jobs", params(ask::OfJob), responses((status = 200, body = Done)))]
 pub(super) async fn restart_job(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(job): Named<DrvPath>) -> Steered {
     steer(&api, &caller, Subject::Job(job), Order::Restart).await
 }
 
 /// Moves a job, with all that it needs, before or behind others.
-#[utoipa::path(post, path = "/jobs/{derivation}/bump", tag = "jobs", params(("derivation" = String, Path, description = "The derivation's base name.")), request_body = Bump, responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/jobs/{derivation}/bump", tag = "jobs", params(ask::OfJob), request_body = Bump, responses((status = 200, body = Done)))]
 pub(super) async fn bump_job(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
@@ -75,14 +75,14 @@ pub(super) async fn bump_job(
 }
 
 /// Lets a worker take nothing new: it finishes what it has.
-#[utoipa::path(post, path = "/workers/{worker}/drain", tag = "workers", params(("worker" = String, Path, description = "The worker's name.")), responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/workers/{worker}/drain", tag = "workers", params(ask::OfWorker), responses((status = 200, body = Done)))]
 pub(super) async fn drain(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(worker): Named<WorkerId>) -> Steered {
     drain::drain(api.parts(), &role(&caller)?, worker, true).await?;
     Ok(Answer(Done { build: None }))
 }
 
 /// Lets a worker take jobs again that was drained, rests or is quarantined.
-#[utoipa::path(post, path = "/workers/{worker}/undrain", tag = "workers", params(("worker" = String, Path, description = "The worker's name.")), responses((status = 200, body = Done)))]
+#[utoipa::path(post, path = "/workers/{worker}/undrain", tag = "workers", params(ask::OfWorker), responses((status = 200, body = Done)))]
 pub(super) async fn undrain(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(worker): Named<WorkerId>) -> Steered {
     drain::drain(api.parts(), &role(&caller)?, worker, false).await?;
     Ok(Answer(Done { build: None }))
@@ -90,8 +90,11 @@ pub(super) async fn undrain(State(api): State<Api>, Extension(caller): Extension
 
 impl Bump {
     fn order(&self) -> Result<Order, Refused> {
-        let is_within = (Priority::MIN.points()..=Priority::MAX.points()).contains(&self.priority);
-        is_within.then(|| Order::Bump(Priority::from(self.priority))).ok_or_else(|| Refused::invalid("`priority` is from -100 to 100"))
+        // `5.0` is a whole number in JSON too.
+        let points = self.priority.as_f64().filter(|points| points.trunc() == *points);
+        let points = points.filter(|points| (f64::from(Priority::MIN.points())..=f64::from(Priority::MAX.points())).contains(points));
+        let order = points.map(|points| Order::Bump(Priority::from(points as i8)));
+        order.ok_or_else(|| Refused::invalid("`priority` is a whole number from -100 to 100"))
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) async fn list(
     Params(asked): Params<WorkersPage>,
 ) -> Result<Answer<Workers>, Refused> {
     let limit = ask::limit(asked.limit, WORKERS_USUAL, WORKERS_USUAL)?;
+    ask::search(&[("cursor", &asked.cursor, NAME_CHARS)])?;
     let mut workers = api.workers(&caller.sight);
     if let Some(after) = &asked.cursor {
         workers.retain(|worker| worker.worker > *after);
@@ -47,7 +48,7 @@ pub(super) async fn list(
     get,
     path = "/workers/{worker}",
     tag = "workers",
-    params(("worker" = String, Path, description = "The worker's name.")),
+    params(ask::OfWorker),
     responses((status = 200, body = Worker))
 )]
 pub(super) async fn one(
@@ -61,3 +62,5 @@ pub(super) async fn one(
 
 /// Workers on a page: all of most farms.
 const WORKERS_USUAL: usize = 1000;
+/// Characters of a worker's name.
+const NAME_CHARS: usize = 64;
