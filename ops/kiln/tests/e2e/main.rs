@@ -17,6 +17,7 @@ mod clients;
 mod clients_debian_13;
 mod cluster;
 mod crashes;
+mod described;
 mod documented;
 mod dynamic;
 mod elsewhere;
