@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_core::{Command, Effect, JUDGING, Lead, Limits, SUCCEEDING, Turn};
+use kiln_core::{COPYING, Command, Effect, JUDGING, Lead, Limits, SUCCEEDING, Turn};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{AttemptId, DrvPath, Leader, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -150,6 +150,7 @@ impl Driver {
             Effect::Revoke(lease) => {
                 let worker = lease.worker.clone();
                 parts.granted.forget(&worker, &lease.derivation, lease.attempt);
+                kept_logs::drop_if_outrun(parts, &lease);
                 self.send(&worker, ToWorker::Revoke { leader, lease });
             }
             Effect::Acknowledge { worker, derivation, attempt } => {
@@ -170,6 +171,7 @@ impl Driver {
             Effect::Archive(record) => {
                 tokio::spawn(archiving::archive(parts.clone(), record));
             }
+            Effect::Copied { derivation, copied } => parts.meter.copied(&derivation, copied),
             Effect::Judged { worker, ailing } => drain::tell(&worker, ailing.as_ref()),
             // Whoever proposed the command has the answer from its proposal.
             Effect::Answer(_) => {}
@@ -215,7 +217,8 @@ impl Driver {
 
     /// Returns what bounds a plan: what the farm's version allows.
     fn limits(&self) -> Limits {
-        Limits { judges: self.parts.consensus.version() >= JUDGING, ..Limits::STANDARD }
+        let version = self.parts.consensus.version();
+        Limits { judges: version >= JUDGING, copies: version >= COPYING, ..Limits::STANDARD }
     }
 
     fn enforce_deadlines(&mut self) {

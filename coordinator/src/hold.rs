@@ -159,7 +159,8 @@ fn running(parts: &Parts, build: BuildId) -> Vec<Running> {
     let found = parts.farm(|farm| {
         let running = farm.build_view(build).map(|view| view.running).unwrap_or_default();
         let found = running.into_iter().filter_map(|job| {
-            let lease = farm.live_lease(&job.derivation)?;
+            // Of two attempts the one that began last: the other is late, which is why there are two.
+            let lease = farm.live_leases(&job.derivation).pop()?;
             let started_at = job.attempts.iter().find(|attempt| attempt.attempt == lease.attempt)?.started_at;
             Some((lease, started_at))
         });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kiln_store::{BlobBytes, StoreError};
 use kiln_wire::worker::ToWorker;
-use kiln_wire::{AttemptId, DrvPath, WorkerId};
+use kiln_wire::{AttemptId, DrvPath, Lease, WorkerId};
 
 use crate::heavy::heavy;
 use crate::http::FinishedLog;
@@ -57,6 +57,26 @@ async fn move_to_store(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) 
     let Some(file) = parts.logs.file(derivation, attempt)? else { return Ok(()) };
     parts.store.put_log(derivation, attempt, file).await?;
     Ok(parts.logs.remove(derivation, attempt)?)
+}
+
+/// Forgets the log of an attempt that another one outran: whoever asks what the job said is to find the log of the one that made its outputs.
+pub(crate) fn drop_if_outrun(parts: &Parts, lease: &Lease) {
+    if parts.farm(|farm| farm.outputs_of(&lease.derivation).is_none()) {
+        return;
+    }
+    parts.logs.close(&lease.derivation, lease.attempt);
+    match parts.logs.file(&lease.derivation, lease.attempt) {
+        // It wrote nothing.
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            if let Err(error) = parts.logs.remove(&lease.derivation, lease.attempt) {
+                tracing::warn!(derivation = %lease.derivation, error = %crate::driver::Chain(&error), "forget the log of an attempt that was outrun");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(derivation = %lease.derivation, error = %crate::driver::Chain(&error), "forget the log of an attempt that was outrun");
+        }
+    }
 }
 
 /// Has everybody find a log that a client brought, which lies here.
@@ -115,9 +135,9 @@ pub(crate) async fn newest_finished(parts: &Parts, derivation: &DrvPath) -> Resu
         let Some(attempt) = parts.store.latest_log(derivation).await? else { return Ok(None) };
         return Ok(parts.store.log(derivation, attempt).await?.map(|bytes| FinishedLog { attempt, bytes }));
     }
-    let running = parts.farm(|farm| farm.live_lease(derivation)).map(|lease| lease.attempt);
+    let running: Vec<AttemptId> = parts.farm(|farm| farm.live_leases(derivation)).into_iter().map(|lease| lease.attempt).collect();
     heavy(|| {
-        let Some(attempt) = parts.logs.attempts(derivation).filter(|attempt| Some(*attempt) != running).max() else { return Ok(None) };
+        let Some(attempt) = parts.logs.attempts(derivation).filter(|attempt| !running.contains(attempt)).max() else { return Ok(None) };
         let file = parts.logs.file(derivation, attempt)?;
         Ok(file.map(|file| FinishedLog { attempt, bytes: BlobBytes::File(file) }))
     })
@@ -126,7 +146,7 @@ pub(crate) async fn newest_finished(parts: &Parts, derivation: &DrvPath) -> Resu
 /// Opens a log: that of a running attempt here, where it is written; any other where all coordinators have it, for what is here may
 /// be the part that this one heard before another led.
 pub(crate) async fn read(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) -> Result<LogReader, KeptLogError> {
-    let runs = parts.farm(|farm| farm.live_lease(derivation)).is_some_and(|lease| lease.attempt == attempt);
+    let runs = parts.farm(|farm| farm.live_leases(derivation)).iter().any(|lease| lease.attempt == attempt);
     if parts.store.is_shared()
         && !runs
         && let Some(bytes) = parts.store.log(derivation, attempt).await?

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kiln_core::PlanReport;
-use kiln_wire::FailureClass;
+use kiln_core::{Copied, PlanReport};
 use kiln_wire::client::{Event, EventKind};
+use kiln_wire::{DrvPath, FailureClass};
 
 /// Counters of one coordinator.
 #[derive(Debug, Default)]
@@ -15,6 +15,16 @@ pub(crate) struct Meter {
     pub(crate) plans: AtomicU64,
     pub(crate) plan_us: AtomicU64,
     pub(crate) unplaceable: AtomicU64,
+    pub(crate) copies: Copies,
+}
+
+/// What became of second attempts.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    pub(crate) begun: AtomicU64,
+    pub(crate) won: AtomicU64,
+    pub(crate) same: AtomicU64,
+    pub(crate) differing: AtomicU64,
 }
 
 impl Meter {
@@ -27,6 +37,29 @@ impl Meter {
             }
             EventKind::Ready | EventKind::Started { .. } | EventKind::DependencyFailed { .. } | EventKind::Cancelled => 0,
         };
+    }
+
+    /// Counts and tells what becomes of two attempts at a job.
+    pub(crate) fn copied(&self, derivation: &DrvPath, copied: Copied) {
+        let counted = match copied {
+            Copied::Begun { attempt, of } => {
+                tracing::info!(%derivation, %attempt, beside = %of, "takes far longer than its like: a second attempt begins");
+                Some(&self.copies.begun)
+            }
+            Copied::Won { attempt, by_copy } => {
+                tracing::info!(%derivation, %attempt, by_copy, "the first of two attempts to make its outputs");
+                by_copy.then_some(&self.copies.won)
+            }
+            Copied::Same(attempt) => {
+                tracing::info!(%derivation, %attempt, "the slower of two attempts made the same outputs");
+                Some(&self.copies.same)
+            }
+            Copied::Differs(attempt) => {
+                tracing::warn!(%derivation, %attempt, "the slower of two attempts made other outputs: the derivation is not deterministic");
+                Some(&self.copies.differing)
+            }
+        };
+        counted.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
     }
 
     /// Counts a plan.

@@ -102,7 +102,7 @@ async fn an_entry_that_a_coordinator_cannot_read_stops_it_and_says_so() {
     let group = Group::new();
     let node = group.start(2).await;
     let vote = Vote { leader: Leader { term: 9, node: NodeId(1) }, committed: true };
-    let entry = Entry { position: Position { leader: vote.leader, index: 0 }, content: Unknown::FromLater(6) };
+    let entry = Entry { position: Position { leader: vote.leader, index: 0 }, content: Unknown::FromLater(7) };
     let wire = Wire::open(&group, 1, &node).await;
     assert_eq!(wire.version, this_program().newest.0, "as version 1 reads it");
     let _open = wire.append(&Append { vote, prev: None, committed: None, entries: vec![entry] }).await;

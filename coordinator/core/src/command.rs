@@ -86,6 +86,16 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// Gives a second lease on a job that runs far longer than its like, on another worker: the first attempt to end with outputs wins. Checked
+    /// again: what no longer fits is refused.
+    Copy {
+        /// The attempt that runs.
+        of: AttemptId,
+        /// What the planner proposed.
+        placement: Placement,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// An attempt ended. Only the holder of its lease may say so.
     Finish {
         /// The lease it held.
@@ -227,6 +237,7 @@ impl Command {
             }
             Self::Finish { learn: true, judge: false, .. } | Self::ImportDurations { .. } => LEARNING,
             Self::Submit { asker: Some(_), .. } | Self::SetShare { .. } | Self::Steer { .. } | Self::Preempt { .. } => FAIRNESS,
+            Self::Copy { .. } => COPYING,
             Self::Check { .. } => CHECKING,
             Self::Stage { jobs, .. } => {
                 if jobs.iter().any(|job| job.resolve) {
@@ -249,6 +260,7 @@ impl Command {
             | Self::Check { now, .. }
             | Self::Submit { now, .. }
             | Self::Assign { now, .. }
+            | Self::Copy { now, .. }
             | Self::Finish { now, .. }
             | Self::Publish { now, .. }
             | Self::Resolve { now, .. }
@@ -279,6 +291,9 @@ pub const SUCCEEDING: Version = Version(5);
 
 /// The version from which on a farm knows who asks for builds, and what share each has.
 pub const FAIRNESS: Version = Version(5);
+
+/// The version from which on a job may run in two places.
+pub const COPYING: Version = Version(6);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);

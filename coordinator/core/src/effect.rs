@@ -73,8 +73,38 @@ pub enum Effect {
         /// How it stands; none if it is well.
         ailing: Option<Ailing>,
     },
+    /// Tell operators what becomes of a second attempt at a job.
+    Copied {
+        /// Whose.
+        derivation: DrvPath,
+        /// What.
+        copied: Copied,
+    },
     /// Answer whoever proposed the command.
     Answer(Answer),
+}
+
+/// What becomes of two attempts at one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Copied {
+    /// The second one begins.
+    Begun {
+        /// The second one.
+        attempt: AttemptId,
+        /// Beside which.
+        of: AttemptId,
+    },
+    /// One of them made the outputs first; the other is stopped.
+    Won {
+        /// Which.
+        attempt: AttemptId,
+        /// It is the second one.
+        by_copy: bool,
+    },
+    /// The slower one had made its outputs before it heard: they are the same.
+    Same(AttemptId),
+    /// The slower one had made its outputs before it heard: they are others. The derivation is not deterministic.
+    Differs(AttemptId),
 }
 
 /// What whoever proposed a command is told.
@@ -194,6 +224,11 @@ pub enum Refused {
     /// The job's lease may not end for the security class.
     #[error("end the lease of `{0}` early: it is too old, too urgent itself, or made room before; or nothing is to have the room")]
     NotPreempted(DrvPath),
+    /// The job gets no second attempt.
+    #[error(
+        "copy `{0}`: it does not run in that one place alone, has failed, is a check or over in a moment, or as many jobs are copied as may be"
+    )]
+    NotCopied(DrvPath),
     /// Nothing was set for it.
     #[error("take back the share of `{0}`: none is set; `kiln share list` names those that are")]
     NoSuchShare(ShareKey),

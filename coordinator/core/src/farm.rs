@@ -124,9 +124,17 @@ impl Farm {
 
     /// Changes, enters or takes out one worker, and what follows from it.
     pub(crate) fn change_worker<R>(&mut self, id: &WorkerId, change: impl FnOnce(&mut BTreeMap<WorkerId, Worker>) -> R) -> R {
+        // When they are late depends on the worker's speed.
+        let jobs: Vec<JobKey> = self.index.loads.get(id).into_iter().flat_map(|load| &load.jobs).copied().collect();
+        for key in &jobs {
+            self.index.detach(&self.facts, *key);
+        }
         self.index.unseat(&self.facts, id);
         let result = change(&mut self.facts.workers);
         self.index.seat(&self.facts, id);
+        for key in &jobs {
+            self.index.attach(&self.facts, *key);
+        }
         result
     }
 

@@ -47,6 +47,12 @@ pub(crate) struct Index {
     pub parties: BTreeMap<BuildId, Arc<Party>>,
     /// What accounts hold of the fleet. None that hold nothing.
     pub held: BTreeMap<Account, Amount>,
+    /// Jobs that run in two places.
+    pub copies: BTreeSet<JobKey>,
+    /// Jobs that run and might get a second attempt: when they have run for long enough for that to be thought of.
+    pub late: BTreeSet<(Timestamp, JobKey)>,
+    /// Running jobs, by when what needs them would be built if all took as long as is expected.
+    pub ends: BTreeSet<(Timestamp, JobKey)>,
 }
 
 /// The ready jobs of a class, by whose they are.
@@ -261,14 +267,14 @@ impl Index {
                 Spot::Nowhere => {}
             },
             State::Running(running) => {
-                self.close(facts, &running.worker);
-                let load = self.loads.entry(running.worker.clone()).or_default();
-                load.enter(key, running);
-                self.open(facts, &running.worker);
-                self.hold(facts, key, running);
-                if let Some(at) = running.revoke_at {
-                    self.grace.insert((at, key));
+                for running in job.leases() {
+                    self.close(facts, &running.worker);
+                    self.loads.entry(running.worker.clone()).or_default().enter(key, running);
+                    self.open(facts, &running.worker);
+                    self.hold(facts, key, running);
                 }
+                self.grace.extend(running.revoke_at.map(|at| (at, key)));
+                self.watch(facts, key, job, running);
             }
             State::Built { outputs, .. } => {
                 self.paths.extend(outputs.iter().map(|output| (output.info.path.clone(), key)));
@@ -293,18 +299,21 @@ impl Index {
                 Spot::Nowhere => {}
             },
             State::Running(running) => {
-                self.close(facts, &running.worker);
-                if let Some(load) = self.loads.get_mut(&running.worker) {
-                    load.leave(key, running);
-                    if load.jobs.is_empty() {
-                        self.loads.remove(&running.worker);
+                for running in job.leases() {
+                    self.close(facts, &running.worker);
+                    if let Some(load) = self.loads.get_mut(&running.worker) {
+                        load.leave(key, running);
+                        if load.jobs.is_empty() {
+                            self.loads.remove(&running.worker);
+                        }
                     }
+                    self.open(facts, &running.worker);
+                    self.release(facts, key, running);
                 }
-                self.open(facts, &running.worker);
-                self.release(facts, key, running);
                 if let Some(at) = running.revoke_at {
                     self.grace.remove(&(at, key));
                 }
+                self.unwatch(facts, key, job, running);
             }
             State::Built { outputs, .. } => {
                 for output in outputs {

@@ -45,7 +45,9 @@ impl Farm {
         resolutions_hold_committed_paths(self)?;
         every_job_is_held(self)?;
         builds_go_on_while_jobs_are_open(self)?;
-        submissions_are_one_thing(self)
+        submissions_are_one_thing(self)?;
+        copies::two_leases_are_one_and_its_copy(self)?;
+        copies::failures_are_remembered(self)
     }
 }
 
@@ -72,8 +74,26 @@ pub(crate) fn check_references(facts: &Facts) -> Result<(), Violation> {
 
 fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "the index is what the facts give";
-    let Index { by_path, links, ready, delayed, grace, rests, loads, paths, requests, tallies, counts, topics, fleet, parties, held } =
-        Index::of(&farm.facts);
+    let Index {
+        by_path,
+        links,
+        ready,
+        delayed,
+        grace,
+        rests,
+        loads,
+        paths,
+        requests,
+        tallies,
+        counts,
+        topics,
+        fleet,
+        parties,
+        held,
+        copies,
+        late,
+        ends,
+    } = Index::of(&farm.facts);
     let index = &farm.index;
     let table = [
         ("by_path", by_path == index.by_path),
@@ -91,6 +111,9 @@ fn index_follows_from_facts(farm: &Farm) -> Result<(), Violation> {
         ("fleet", fleet == index.fleet),
         ("parties", parties == index.parties),
         ("held", held == index.held),
+        ("copies", copies == index.copies),
+        ("late", late == index.late),
+        ("ends", ends == index.ends),
     ];
     table.into_iter().try_for_each(|(name, same)| ensure(same, INVARIANT, || name.to_string()))
 }
@@ -100,12 +123,13 @@ fn leases_fit_their_workers(farm: &Farm) -> Result<(), Violation> {
     const INVARIANT: &str = "live leases fit their worker's cores, memory and slots";
     let mut free: BTreeMap<_, Free> = farm.facts.workers.iter().map(|(id, worker)| (id, Free::whole(&worker.offer))).collect();
     for job in farm.facts.jobs.values() {
-        let Some(running) = job.running().filter(|running| !running.relieved) else { continue };
-        let Some(left) = free.get_mut(&running.worker) else { continue };
-        let share = if running.light { left.take_light(running.granted) } else { left.take(running.granted) };
-        match share {
-            Some(rest) => *left = rest,
-            None => ensure(false, INVARIANT, || running.worker.to_string())?,
+        for running in job.leases().filter(|running| !running.relieved) {
+            let Some(left) = free.get_mut(&running.worker) else { continue };
+            let share = if running.light { left.take_light(running.granted) } else { left.take(running.granted) };
+            match share {
+                Some(rest) => *left = rest,
+                None => ensure(false, INVARIANT, || running.worker.to_string())?,
+            }
         }
     }
     Ok(())
@@ -120,13 +144,13 @@ fn leases_name_registered_workers(farm: &Farm) -> Result<(), Violation> {
 }
 
 fn attempts_are_of_the_past(farm: &Farm) -> Result<(), Violation> {
-    const INVARIANT: &str = "attempts are numbered by applied entries, each once, oldest first";
+    const INVARIANT: &str = "attempts are numbered by applied entries, each once";
     let applied = farm.facts.applied.map_or(0, |index| index.0);
     for job in farm.facts.jobs.values() {
         let ended = job.tries.ended.iter().map(|attempt| attempt.attempt.0);
-        let ids: alloc::vec::Vec<u64> = ended.chain(job.running().map(|running| running.attempt.0)).collect();
-        let past = ids.last().is_none_or(|id| *id <= applied);
-        ensure(is_sorted(&ids) && past, INVARIANT, || job.derivation.to_string())?;
+        let mut ids = BTreeSet::new();
+        let holds = ended.chain(job.leases().map(|running| running.attempt.0)).all(|id| ids.insert(id) && id <= applied);
+        ensure(holds, INVARIANT, || job.derivation.to_string())?;
     }
     Ok(())
 }
@@ -211,10 +235,10 @@ fn only_unwanted_leases_are_revoked(farm: &Farm) -> Result<(), Violation> {
 }
 
 fn poisoned_jobs_have_failed(farm: &Farm) -> Result<(), Violation> {
-    const INVARIANT: &str = "a job that failed on the most workers it may is failed";
+    const INVARIANT: &str = "a job that failed on the most workers it may is not tried again";
     farm.facts.jobs.values().try_for_each(|job| {
         let poisoned = job.tries.failed_on.len() >= INFRASTRUCTURE_WORKERS_MAX;
-        ensure(!poisoned || matches!(job.state, State::Failed { .. }), INVARIANT, || job.derivation.to_string())
+        ensure(!poisoned || !matches!(job.state, State::Waiting | State::DependencyFailed { .. }), INVARIANT, || job.derivation.to_string())
     })
 }
 
@@ -258,7 +282,7 @@ fn submissions_are_one_thing(farm: &Farm) -> Result<(), Violation> {
 }
 
 fn running(farm: &Farm) -> impl Iterator<Item = (&Job, &crate::job::Running)> {
-    farm.facts.jobs.values().filter_map(|job| job.running().map(|running| (job, running)))
+    farm.facts.jobs.values().flat_map(|job| job.leases().map(move |running| (job, running)))
 }
 
 fn is_sorted<T: Ord>(items: &[T]) -> bool {
@@ -269,5 +293,6 @@ fn ensure(holds: bool, invariant: &'static str, subject: impl FnOnce() -> String
     if holds { Ok(()) } else { Err(Violation { invariant, subject: subject() }) }
 }
 
+mod copies;
 #[cfg(test)]
 mod tests;

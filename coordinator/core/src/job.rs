@@ -143,6 +143,10 @@ pub(crate) enum AttemptEnd {
     Lost { class: FailureClass, message: String },
     /// It reported other content than the committed one, too late.
     Differs,
+    /// The other one of two attempts was first.
+    Outrun,
+    /// The other one of two attempts was first, and it reported the same content.
+    Same,
     /// Its lease ended early, so that a build of the security class had room.
     Preempted,
 }
@@ -167,6 +171,18 @@ pub(crate) enum State {
     DependencyFailed { cause: JobKey },
 }
 
+/// A failure, and what follows from it once no attempt at the job is left: the same class, or nothing but another try if that is
+/// [`FailureClass::Cancelled`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Setback {
+    pub class: FailureClass,
+    pub message: String,
+    /// Memory that the attempt was given, in MiB; 0 if it had all that there was.
+    pub granted_mib: u64,
+    /// What it took at most, in MiB; 0 if nobody knows.
+    pub peak_mib: u64,
+}
+
 /// A live lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
@@ -184,6 +200,37 @@ pub(crate) struct Running {
     /// Its builder had exited when another attempt took its place: it only uploads, and holds nothing.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub relieved: bool,
+    /// A second attempt, which began later and on another worker: the first to make its outputs wins. It has none of its own, and ends with
+    /// this one where nobody wants the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<Box<Self>>,
+    /// How the other one of two attempts failed: forgotten if this one makes its outputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed: Option<Box<Setback>>,
+}
+
+impl Running {
+    /// Returns the lease of an attempt that begins on a worker, by its name and its registration.
+    pub fn begun(attempt: AttemptId, (worker, epoch): (WorkerId, Epoch), granted: Resources, now: Timestamp) -> Self {
+        Self { attempt, worker, epoch, granted, started_at: now, revoke_at: None, light: false, relieved: false, copy: None, owed: None }
+    }
+}
+
+impl Setback {
+    /// Returns whichever of two says more of the job.
+    pub fn graver(self, other: Self) -> Self {
+        let weight = |setback: &Self| match setback.class {
+            FailureClass::BuildFailure | FailureClass::LimitExceeded => 3,
+            FailureClass::OutOfMemory => 2,
+            FailureClass::Infrastructure => 1,
+            FailureClass::Cancelled => 0,
+        };
+        let memory = |setback: &Self| (setback.granted_mib, setback.peak_mib);
+        match weight(&other).cmp(&weight(&self)).then_with(|| memory(&other).cmp(&memory(&self))) {
+            core::cmp::Ordering::Greater => other,
+            core::cmp::Ordering::Less | core::cmp::Ordering::Equal => self,
+        }
+    }
 }
 
 impl Job {
@@ -240,7 +287,7 @@ impl Job {
         matches!(self.state, State::Failed { .. } | State::DependencyFailed { .. })
     }
 
-    /// Returns the live lease's facts.
+    /// Returns the facts of the live lease; of the elder one, if there are two.
     pub fn running(&self) -> Option<&Running> {
         match &self.state {
             State::Running(running) => Some(running),
@@ -248,31 +295,92 @@ impl Job {
         }
     }
 
-    /// Notes that another attempt took the place of the live one.
-    pub fn relieve(&mut self) {
-        if let State::Running(running) = &mut self.state {
-            running.relieved = true;
+    /// Returns the facts of every live lease, the elder one first.
+    pub fn leases(&self) -> impl Iterator<Item = &Running> {
+        self.running().into_iter().flat_map(|running| core::iter::once(running).chain(running.copy.as_deref()))
+    }
+
+    /// Returns the facts of the live lease that a worker holds: there is one at most.
+    pub fn leased_on(&self, worker: &WorkerId) -> Option<&Running> {
+        self.leases().find(|running| running.worker == *worker)
+    }
+
+    /// Returns the facts of a lease, if it is a live one.
+    pub fn leased(&self, lease: &Lease) -> Option<&Running> {
+        let is_own = *self.derivation == lease.derivation;
+        let is_live = |running: &&Running| {
+            is_own && running.attempt == lease.attempt && running.worker == lease.worker && running.epoch == lease.epoch
+        };
+        self.leases().find(is_live)
+    }
+
+    /// Returns whether an attempt is the younger one of two.
+    pub fn is_copy(&self, attempt: AttemptId) -> bool {
+        self.leases().skip(1).any(|running| running.attempt == attempt)
+    }
+
+    /// Returns whether it could have a second attempt beside a live one, were there reason to.
+    pub fn is_copyable(&self, running: &Running) -> bool {
+        let is_single = running.copy.is_none() && running.owed.is_none();
+        is_single && running.revoke_at.is_none() && !running.light && !running.relieved && !self.check && !self.is_light()
+    }
+
+    /// Takes out a live attempt. Another one is then the only one; if none is left the job waits, and what the other one of two owed is
+    /// returned.
+    pub fn part_with(&mut self, attempt: AttemptId) -> Option<Box<Setback>> {
+        let State::Running(running) = &mut self.state else { return None };
+        if running.attempt != attempt {
+            running.copy = None;
+            return None;
+        }
+        let (revoke_at, owed) = (running.revoke_at, running.owed.take());
+        match running.copy.take() {
+            Some(copy) => {
+                **running = Running { revoke_at, owed, ..*copy };
+                None
+            }
+            None => {
+                self.state = State::Waiting;
+                owed
+            }
         }
     }
 
-    /// Returns the live lease.
-    pub fn lease(&self) -> Option<Lease> {
-        self.running().map(|running| Lease {
-            derivation: (*self.derivation).clone(),
-            attempt: running.attempt,
-            worker: running.worker.clone(),
-            epoch: running.epoch,
-        })
+    /// Notes what follows from the failure of one of two attempts, once the other has failed too.
+    pub fn owe(&mut self, setback: Setback) {
+        if let State::Running(running) = &mut self.state {
+            let both = match running.owed.take() {
+                Some(owed) => owed.graver(setback),
+                None => setback,
+            };
+            running.owed = Some(Box::new(both));
+        }
     }
 
-    /// Returns whether `lease` is exactly the live one.
+    /// Notes that another attempt took the place of a live one.
+    pub fn relieve(&mut self, attempt: AttemptId) {
+        let State::Running(running) = &mut self.state else { return };
+        if running.attempt == attempt {
+            running.relieved = true;
+        } else if let Some(copy) = running.copy.as_deref_mut().filter(|copy| copy.attempt == attempt) {
+            copy.relieved = true;
+        }
+    }
+
+    /// Returns the live lease; the elder one, if there are two.
+    pub fn lease(&self) -> Option<Lease> {
+        self.running().map(|running| self.lease_of(running))
+    }
+
+    /// Returns the lease of one of the live attempts.
+    pub fn lease_of(&self, running: &Running) -> Lease {
+        let Running { attempt, worker, epoch, .. } = running;
+        Lease { derivation: (*self.derivation).clone(), attempt: *attempt, worker: worker.clone(), epoch: *epoch }
+    }
+
+    /// Returns whether `lease` is exactly a live one.
     pub fn holds(&self, lease: &Lease) -> bool {
-        self.running().is_some_and(|running| {
-            *self.derivation == lease.derivation
-                && running.attempt == lease.attempt
-                && running.worker == lease.worker
-                && running.epoch == lease.epoch
-        })
+        self.leased(lease).is_some()
     }
 
     /// Returns the committed outputs, sorted by name.

@@ -15,6 +15,7 @@ use crate::command::Command;
 use crate::farm::Farm;
 use crate::plan::{Limits, plan_beside};
 use crate::report::PlanReport;
+use crate::wake::WakeReason;
 
 /// The leader's part of one coordinator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Lead {
     limits: Limits,
     /// Attempts whose builders have exited, by their workers: others may take their place.
     winding: BTreeMap<WorkerId, BTreeSet<AttemptId>>,
+    /// When the last plan wants to look again whether a job is late.
+    late_at: Option<Timestamp>,
 }
 
 /// What changed with the leadership.
@@ -98,10 +101,13 @@ impl Lead {
         }
         self.changed = false;
         let (plan, report) = plan_beside(farm, now, &self.limits, &self.away, &self.winding);
+        self.late_at = report.wake.filter(|(_, reason)| *reason == WakeReason::Late).map(|(at, _)| at);
         // An attempt's id is the index of its entry: one lease in each entry makes it unique in the farm. They are written together.
         let assign = |placement| Command::Assign { placements: vec![placement], now };
         let preempt = plan.preemptions.into_iter().map(|lease| Command::Preempt { lease, now });
-        let commands: Vec<Command> = preempt.chain(plan.placements.into_iter().map(assign)).collect();
+        let copy = |(of, placement)| Command::Copy { of, placement, now };
+        let commands = preempt.chain(plan.placements.into_iter().map(assign)).chain(plan.copies.into_iter().map(copy));
+        let commands: Vec<Command> = commands.collect();
         self.assigning = !commands.is_empty();
         Some((commands, report))
     }
@@ -140,7 +146,8 @@ impl Lead {
     /// Returns in how many milliseconds [`Lead::enforce`] is to be asked although nothing happens; none if only happenings matter.
     pub fn wake_after_ms(&self, farm: &Farm, silence: Option<Steady>, now: Timestamp, steady: Steady) -> Option<u64> {
         self.leader?;
-        let farm = farm.next_wake(self.looked_at).map(|(at, _reason)| at.since_ms(now));
+        let late_at = self.late_at.filter(|at| *at > self.looked_at);
+        let farm = farm.next_wake(self.looked_at).map(|(at, _reason)| at).into_iter().chain(late_at).min().map(|at| at.since_ms(now));
         let others = silence.into_iter().chain(self.again_at).map(|at| at.since_ms(steady));
         farm.into_iter().chain(others).min().map(|ms| ms.max(1))
     }

@@ -3,7 +3,7 @@
 //! Pure: no clock, no files, no network, no randomness, no logger; ordered maps; no floats in replicated state. Every way into the
 //! state is a [`Command`], every way out an [`Effect`]. Does not talk to workers or stores: the shell does what effects say.
 //!
-//! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases,
+//! Where to look: a submission enters in `apply/submit.rs`, [`plan`] places ready jobs, `apply/lease.rs` gives leases, `apply/copy.rs` second ones,
 //! `apply/finish.rs` commits outputs and releases dependents, `apply/grow.rs` links what builders turn out to need, `apply/failure.rs` holds the failure policy, `apply/ending.rs` lets
 //! builds end and leave. `lead.rs` is the leader's loop without the loop. `garbage/` says what of the store nobody keeps. `estimate/` is what builds are expected to take, `rank.rs` what that makes of the graph. `fair/` is whose turn it is. `index.rs` is what follows from the state; `invariant.rs` is what must always hold.
 #![no_std]
@@ -27,6 +27,7 @@ mod health;
 mod index;
 mod invariant;
 mod job;
+mod late;
 mod lead;
 mod outlook;
 mod page;
@@ -39,10 +40,12 @@ mod view;
 mod wake;
 
 pub use clock::{StampClock, Steady};
-pub use command::{CHECKING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING};
+pub use command::{
+    CHECKING, COPYING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING,
+};
 pub use compare::{Comparison, Failures, Made};
 pub use contacts::Contacts;
-pub use effect::{Answer, BuildRecord, Effect, Refused, RootOutputs};
+pub use effect::{Answer, BuildRecord, Copied, Effect, Refused, RootOutputs};
 pub use estimate::split_name;
 pub use fair::Asker;
 pub use farm::Farm;

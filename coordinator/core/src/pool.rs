@@ -121,7 +121,8 @@ impl Index {
             return Some(Free::NONE);
         }
         let began = |since: Timestamp| {
-            let mut held = self.loads.get(worker).into_iter().flat_map(|load| &load.jobs).filter_map(|key| facts.jobs.get(key)?.running());
+            let mut held =
+                self.loads.get(worker).into_iter().flat_map(|load| &load.jobs).filter_map(|key| facts.jobs.get(key)?.leased_on(worker));
             held.any(|running| running.started_at >= since)
         };
         let bound = |free: Free| facts.health.get(worker).map_or(free, |health| health.bound(free, began));

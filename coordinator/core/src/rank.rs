@@ -112,9 +112,9 @@ impl Index {
         self.rerank(facts, changed);
     }
 
-    /// Changes what the order of ready jobs stands on. Only of jobs that wait does anything else follow from it.
+    /// Changes what the order of jobs stands on. Only of those that wait or run does anything else follow from it.
     fn update(&mut self, facts: &Facts, key: JobKey, change: impl FnOnce(&mut Links)) {
-        let attached = facts.jobs.get(&key).is_some_and(|job| matches!(job.state, State::Waiting));
+        let attached = facts.jobs.get(&key).is_some_and(|job| matches!(job.state, State::Waiting | State::Running(_)));
         if attached {
             self.detach(facts, key);
         }

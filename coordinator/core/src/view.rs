@@ -11,7 +11,7 @@ use kiln_wire::{
     AttemptId, BuildId, BuiltOutput, DrvPath, FailureClass, Lease, OutputName, PackageView, PathInfo, Standing, StorePath, WorkerId,
 };
 
-use crate::apply::PREEMPTED;
+use crate::apply::{OUTRUN, PREEMPTED};
 use crate::build::{Build, Phase};
 use crate::farm::Farm;
 use crate::health::Health;
@@ -130,20 +130,28 @@ impl Farm {
         self.find(derivation)?.1.resolved()
     }
 
-    /// Returns the live lease of a job, if it runs.
+    /// Returns the live lease of a job, if it runs; the elder one, if it runs in two places.
     pub fn live_lease(&self, derivation: &DrvPath) -> Option<Lease> {
         self.find(derivation)?.1.lease()
     }
 
-    /// Returns whether a lease is the live one of its job.
+    /// Returns the live leases of a job, the elder one first: two, if it runs in two places.
+    pub fn live_leases(&self, derivation: &DrvPath) -> Vec<Lease> {
+        let leases = |job: &Job| job.leases().map(|running| job.lease_of(running)).collect();
+        self.find(derivation).map(|(_, job)| leases(job)).unwrap_or_default()
+    }
+
+    /// Returns whether a lease is a live one of its job.
     pub fn is_live(&self, lease: &Lease) -> bool {
         self.find(&lease.derivation).is_some_and(|(_, job)| job.holds(lease))
     }
 
-    /// Returns whether a live job had this attempt on this worker, and it has ended.
+    /// Returns whether a live job had this attempt on this worker, and it has ended. What another attempt outran does not count: nobody asks
+    /// for what it said.
     pub fn has_ended_on(&self, derivation: &DrvPath, attempt: AttemptId, worker: &WorkerId) -> bool {
+        let is_it = |other: &Attempt| other.attempt == attempt && other.worker == *worker;
         let ended = self.find(derivation).map(|(_, job)| &job.tries.ended);
-        ended.is_some_and(|ended| ended.iter().any(|other| other.attempt == attempt && other.worker == *worker))
+        ended.is_some_and(|ended| ended.iter().any(|other| is_it(other) && !matches!(other.end, AttemptEnd::Outrun | AttemptEnd::Same)))
     }
 
     /// Returns whether a live job is built to see whether it makes what the store has.
@@ -154,7 +162,8 @@ impl Farm {
     /// Returns the live leases of a worker.
     pub fn leases_of(&self, worker: &WorkerId) -> Vec<Lease> {
         let jobs = self.index.loads.get(worker).into_iter().flat_map(|load| &load.jobs);
-        jobs.filter_map(|key| self.job(*key).lease()).collect()
+        let lease = |job: &Job| job.leased_on(worker).map(|running| job.lease_of(running));
+        jobs.filter_map(|key| lease(self.job(*key))).collect()
     }
 
     /// Returns the derivations that a live job needs and that the farm has as jobs.
@@ -203,7 +212,7 @@ impl Farm {
 
     fn view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
         let ended = job.tries.ended.iter().map(attempt_view);
-        let running = job.running().map(|running| AttemptView {
+        let running = job.leases().map(|running| AttemptView {
             attempt: running.attempt,
             worker: running.worker.clone(),
             started_at: running.started_at,
@@ -242,7 +251,10 @@ impl Farm {
             State::Running(running) if running.revoke_at.is_some() => {
                 format!("on {}; no build wants it, it is stopped soon", running.worker)
             }
-            State::Running(running) => format!("on {}", running.worker),
+            State::Running(running) => match &running.copy {
+                Some(copy) => format!("on {}, where it takes far longer than expected, and on {}", running.worker, copy.worker),
+                None => format!("on {}", running.worker),
+            },
             State::Built { published: false, .. } => String::from("its outputs are being published"),
             State::Built { published: true, .. } => String::new(),
             State::Failed { class, message } => format!("{class}: {message}"),
@@ -283,6 +295,8 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         AttemptEnd::Built => None,
         AttemptEnd::Failed { class, message } | AttemptEnd::Lost { class, message } => Some((*class, message.clone())),
         AttemptEnd::Preempted => Some((FailureClass::Cancelled, String::from(PREEMPTED))),
+        AttemptEnd::Outrun => Some((FailureClass::Cancelled, String::from(OUTRUN))),
+        AttemptEnd::Same => Some((FailureClass::Cancelled, format!("{OUTRUN}; it made the same, too late"))),
         AttemptEnd::Differs => Some((FailureClass::BuildFailure, String::from("made other content than the committed outputs"))),
     };
     AttemptView {

@@ -2,11 +2,13 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Bound;
 
 use kiln_wire::Timestamp;
 
 use crate::command::Command;
 use crate::farm::Farm;
+use crate::job::JobKey;
 
 /// Why the farm wants to be looked at again at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +19,8 @@ pub enum WakeReason {
     RetryBackoff,
     /// A worker's rest ends: ask [`Farm::due`].
     RestOver,
+    /// A job has run for so long that a second attempt may be worth while: plan again.
+    Late,
 }
 
 impl fmt::Display for WakeReason {
@@ -24,6 +28,7 @@ impl fmt::Display for WakeReason {
         f.write_str(match self {
             Self::CancelGrace => "the grace period of a cancelled job ends",
             Self::RetryBackoff => "the back-off of a failed job ends",
+            Self::Late => "a job has run for so long that a second attempt may be worth while",
             Self::RestOver => "the rest of a worker ends on which jobs kept failing",
         })
     }
@@ -45,6 +50,8 @@ impl Farm {
         let grace = self.index.grace.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::CancelGrace));
         let retry = self.index.delayed.iter().map(|(at, _)| *at).find(|at| later(*at)).map(|at| (at, WakeReason::RetryBackoff));
         let rest = self.index.rests.iter().map(|(until, _)| *until).find(|until| later(*until)).map(|until| (until, WakeReason::RestOver));
-        grace.into_iter().chain(retry).chain(rest).min()
+        let late = self.index.late.range((Bound::Excluded((now, JobKey(u32::MAX))), Bound::Unbounded)).next();
+        let late = late.map(|(at, _)| (*at, WakeReason::Late));
+        grace.into_iter().chain(retry).chain(rest).chain(late).min()
     }
 }

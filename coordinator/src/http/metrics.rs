@@ -37,6 +37,14 @@ pub struct Snapshot {
     pub attempts_built: u64,
     /// Attempts that failed, since this process started, by class.
     pub attempts_failed: BTreeMap<FailureClass, u64>,
+    /// Second attempts that began, since this process started.
+    pub copies_begun: u64,
+    /// Those of them that made their job's outputs first.
+    pub copies_won: u64,
+    /// Attempts that were outrun and had made the same outputs.
+    pub copies_same: u64,
+    /// Attempts that were outrun and had made other outputs.
+    pub copies_differing: u64,
     /// Highest log index that was applied.
     pub log_index: u64,
     /// Raft's term.
@@ -100,6 +108,11 @@ impl Snapshot {
             let count = self.attempts_failed.get(&class).copied().unwrap_or_default();
             page.labelled("kiln_attempts_finished_total", "outcome", class_label(class), count);
         }
+        page.counter("kiln_copies_started_total", "Second attempts at jobs that took far longer than their like.", self.copies_begun);
+        page.counter("kiln_copies_won_total", "Second attempts that made their job's outputs first.", self.copies_won);
+        page.family("kiln_copies_compared_total", "counter", "Outputs of the slower of two attempts, beside those of the faster.");
+        page.labelled("kiln_copies_compared_total", "result", "same", self.copies_same);
+        page.labelled("kiln_copies_compared_total", "result", "differs", self.copies_differing);
         page.gauge("kiln_raft_log_index", "Highest log index that was applied.", self.log_index);
         page.gauge("kiln_raft_term", "Raft's term.", self.term);
         page.gauge("kiln_raft_leader", "1 if this coordinator leads, else 0.", u64::from(self.is_leader));
@@ -202,6 +215,7 @@ mod tests {
             member_lags: BTreeMap::from([(2, 17)]),
             plan_us: 1_250_001,
             plans: 9,
+            copies_won: 4,
             commits: Latencies { count: 3, sum_us: 2_500_300, buckets: [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] },
             ..Snapshot::default()
         };
@@ -225,6 +239,8 @@ mod tests {
             "kiln_jobs{state=\"ready\"} 7",
             "kiln_attempts_finished_total{outcome=\"out_of_memory\"} 3",
             "kiln_attempts_finished_total{outcome=\"cancelled\"} 0",
+            "kiln_copies_won_total 4",
+            "kiln_copies_compared_total{result=\"differs\"} 0",
             "kiln_raft_lag_entries{node=\"2\"} 17",
             "kiln_plan_duration_seconds_sum 1.250001",
             "kiln_plan_duration_seconds_count 9",

@@ -25,9 +25,9 @@ use super::record::{Members, MembersAt, Position, VoteRecord};
 use super::snapshot::{Snapshot, SnapshotDir, SnapshotError};
 use super::wal::WalError;
 
-/// The newest version that this program writes and reads: of a farm at version 5 or later, which a program that lacks it would read as if
-/// what it does not know were not there. Versions 2 and 3 were of farms at versions 3 and 4.
-pub const VERSION: u32 = 4;
+/// The newest version that this program writes and reads: of a farm at version 6 or later, which a program that lacks it would read as if
+/// what it does not know were not there. Versions 2 to 4 were of farms at versions 3 to 5.
+pub const VERSION: u32 = 5;
 /// The version of a backup of an earlier farm.
 const VERSION_FIRST: u32 = 1;
 
@@ -152,6 +152,7 @@ fn version_for(farm: Version) -> u32 {
         Version(..=2) => VERSION_FIRST,
         Version(3) => 2,
         Version(4) => 3,
+        Version(5) => 4,
         Version(_) => VERSION,
     }
 }
@@ -291,7 +292,7 @@ mod tests {
     #[test]
     fn a_backup_is_of_the_oldest_version_that_holds_its_farm() {
         let last = Position { leader: Leader { term: 7, node: NodeId(5) }, index: LogIndex(1234) };
-        for (farm, version) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)] {
+        for (farm, version) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5)] {
             let bytes = backup(Version(farm));
             assert_eq!(bytes[MAGIC.len()..][..4], u32::to_le_bytes(version), "a farm at version {farm}");
             let restored = Backup::decode(&bytes).expect("reads").snapshot(NodeId(5), Member::default(), last);

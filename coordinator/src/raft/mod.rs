@@ -9,6 +9,8 @@ mod api;
 mod backup;
 mod cluster;
 mod consensus;
+#[cfg(test)]
+mod copy_tests;
 mod disk;
 #[cfg(test)]
 mod fairness_tests;

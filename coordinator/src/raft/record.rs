@@ -2,7 +2,7 @@
 //!
 //! Every payload is MessagePack with named fields; its version stands in the record's head, and a golden file pins each version.
 //! Version 1, which is still read, had of a member no more than an address; version 2 says who and where it is; version 3 may hold
-//! [`Content::Raise`]; versions 4 to 6 what versions 3 to 5 of the farm add. A record has the oldest version that can hold it: programs that lack a later one can read it.
+//! [`Content::Raise`]; versions 4 to 7 what versions 3 to 6 of the farm add. A record has the oldest version that can hold it: programs that lack a later one can read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use super::types::{self, Change, LogId, StoredMembership, Vote};
 use super::wal::{Kind, NewRecord, Stored};
 
 /// The newest version of the payloads' encoding that this program reads and writes.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 /// The version of every record that farms at version 1 can have.
 pub const VERSION_FIRST: u8 = 2;
 /// The oldest version that it reads.
@@ -143,6 +143,7 @@ fn version_for(farm: Version) -> u8 {
         Version(2) => 3,
         Version(3) => 4,
         Version(4) => 5,
+        Version(5) => 6,
         Version(_) => VERSION,
     }
 }

@@ -19,7 +19,7 @@ use super::types::{LogId, SnapshotMeta, StoredMembership};
 use super::wal::is_full;
 
 /// The newest version that this program reads and writes; from 3 on a file names the farm's version.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// The version of a farm at its first, which coordinators that lack the newest can read.
 pub const VERSION_FIRST: u32 = 2;
 /// The oldest version that it reads: of members it held an address only.
@@ -283,6 +283,7 @@ fn version_for(farm: Version) -> u32 {
         Version(2) => 3,
         Version(3) => 4,
         Version(4) => 5,
+        Version(5) => 6,
         Version(_) => VERSION,
     }
 }

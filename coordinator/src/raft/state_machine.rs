@@ -174,6 +174,7 @@ impl StateMachine {
             | Effect::Resolve { .. }
             | Effect::Notify { .. }
             | Effect::Judged { .. }
+            | Effect::Copied { .. }
             | Effect::Archive(_) => true,
         });
         // A command that was only answered changed the farm all the same: the driver must plan again.

@@ -42,6 +42,7 @@ pub fn tell(index: LogIndex, effects: &[Effect]) {
             | Effect::Resolve { .. }
             | Effect::Welcome { .. }
             | Effect::Judged { .. }
+            | Effect::Copied { .. }
             | Effect::Archive(_)
             | Effect::Answer(_) => {}
         }

@@ -10,6 +10,7 @@
 //! | 3 | 0.3 | 4 | 4 | commands, and fields of commands, for which `Command::version` says so |
 //! | 4 | 0.4 | 5 | 5 | the same, and what farms learn of durations and sizes |
 //! | 5 | 0.5 | 6 | 6 | the same, and whose turn it is: shares, and how workers do |
+//! | 6 | 0.6 | 7 | 7 | the same, and jobs that run in two places |
 //!
 //! Source: ADR 0025.
 
@@ -21,7 +22,7 @@ use kiln_wire::{NodeId, Program, Version};
 use super::state_machine::StateMachine;
 
 /// The newest version that this program reads and writes.
-pub const NEWEST: Version = Version(5);
+pub const NEWEST: Version = Version(6);
 /// The oldest version that it reads and writes: where every farm begins, a new one too. Being able to take part in a farm at any version
 /// since costs nothing as long as later versions only add.
 pub const OLDEST: Version = Version(1);

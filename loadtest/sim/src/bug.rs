@@ -88,6 +88,12 @@ pub enum Bug {
     EverybodyIsUrgent,
     /// Every submission is taken for one of the same tenant.
     EverybodyIsOneTenant,
+    /// Nobody tells the slower of two attempts to stop.
+    OutrunRunsOn,
+    /// The failure of one of two attempts counts for nothing.
+    OneOfTwoIsForgiven,
+    /// The outputs of the slower of two attempts are published.
+    LoserIsPublished,
     /// A leader's task takes an input to be elsewhere than it was committed.
     ResolvesFromElsewhere,
 }
@@ -140,6 +146,9 @@ impl Bug {
         (Self::FailuresAreForgotten, Some(26), "a worker on which everything fails gets nothing more for a while"),
         (Self::SilenceIsNotBroken, Some(27), "a worker is given up only after its whole silence"),
         (Self::FailoverIsCharged, Some(29), "trouble among coordinators repeats no work"),
+        (Self::OutrunRunsOn, None, "what another attempt outran is told to stop"),
+        (Self::OneOfTwoIsForgiven, Some(6), "what one of two attempts failed of is remembered as its worker said it"),
+        (Self::LoserIsPublished, Some(4), "what is published is what was committed"),
         // The farm takes no such resolution, so that the job stays where it is.
         (Self::ResolvesFromElsewhere, None, ENDS),
         (Self::EverybodyIsUrgent, None, "only what is young makes room, for the security class, and seldom"),

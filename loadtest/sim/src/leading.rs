@@ -16,7 +16,7 @@ use crate::planted::share_an_entry;
 use crate::world::World;
 
 /// What bounds a leader's plans: all that a farm at the newest version does.
-const BOUNDS: Limits = Limits { judges: true, ..Limits::STANDARD };
+const BOUNDS: Limits = Limits { judges: true, copies: true, ..Limits::STANDARD };
 
 /// A task that failed for a passing reason goes on after so long.
 const AGAIN_US: u64 = 300_000;
@@ -83,6 +83,7 @@ impl World {
             memory.leases_open += u64::from(!commands.is_empty());
             self.propose(node, commands, Then::Leases(leader));
         }
+        self.copy_some(node, stamp);
         let memory = &self.nodes[node].memory;
         if memory.leases_open == 0 && self.options.busy == 0 && memory.lead.leader().is_some() {
             self.fact(&Fact::Rests { farm: &memory.farm, away: &memory.away(), now: stamp });
@@ -189,6 +190,7 @@ impl World {
 
     /// Does what effects say.
     pub(crate) fn act(&mut self, node: usize, leader: Leader, effects: Vec<Effect>) {
+        let effects = self.let_run_on(effects);
         let missed = self.has(Bug::WakeUpIsLost) && effects.iter().any(|effect| matches!(effect, Effect::Publish { .. }));
         if !missed {
             self.nodes[node].memory.lead.changed();
@@ -232,7 +234,7 @@ impl World {
                 self.task(node, delay + slow, Task::Publish { derivation, outputs });
             }
             Effect::Resolve { derivation } => self.task(node, delay, Task::Resolve { derivation }),
-            Effect::Notify { .. } | Effect::Judged { .. } | Effect::Answer(_) => {}
+            Effect::Notify { .. } | Effect::Judged { .. } | Effect::Copied { .. } | Effect::Answer(_) => {}
             Effect::Archive(record) => {
                 if self.has(Bug::RetiresUnarchived) {
                     let now = self.stamp(node);
@@ -316,7 +318,7 @@ impl World {
     }
 
     pub(crate) fn is_live(&self, node: usize, lease: &Lease) -> bool {
-        self.nodes[node].memory.farm.live_lease(&lease.derivation).as_ref() == Some(lease)
+        self.nodes[node].memory.farm.is_live(lease)
     }
 
     fn fail(&mut self, node: usize, lease: Lease, message: &str) {
@@ -331,6 +333,7 @@ impl World {
     /// Proposes the end of an attempt, after a look at what it claims to have made.
     fn report(&mut self, node: usize, lease: Lease, outcome: Outcome) {
         let lease = self.lease_of_report(node, lease, &outcome);
+        let outcome = self.belittled(node, &lease, outcome);
         let outcome = match outcome {
             Outcome::Built { outputs, usage } if self.is_live(node, &lease) => match self.check_outputs(node, &lease, &outputs) {
                 Ok(outputs) => Outcome::Built { outputs, usage },

@@ -8,6 +8,7 @@
 pub mod bench;
 mod bug;
 mod client;
+mod copying;
 mod dice;
 mod election;
 mod event;

@@ -47,6 +47,8 @@ pub struct Options {
     pub cancels: bool,
     /// Somebody bumps, restarts and, if clients cancel, cancels jobs.
     pub steers: bool,
+    /// Running jobs get a second attempt now and then, whether they are late or not.
+    pub copies: bool,
     /// Proposals find the queue full, of a thousand.
     pub busy: u64,
 }
@@ -78,6 +80,11 @@ impl Options {
             // Drawn aside: runs without it stay what they were.
             workers_strain: dice.clone().chance(300),
             steers: dice.clone().chance(500),
+            copies: {
+                let mut aside = dice.clone();
+                aside.below(1_000);
+                aside.chance(500)
+            },
             black_hole: dice.clone().place(10) == 9,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kiln_core::{Asker, BuildRecord, Command, Effect};
+use kiln_core::{Asker, BuildRecord, Command, Copied, Effect};
 use kiln_wire::client::BuildState;
 use kiln_wire::worker::{Assignment, ToWorker};
 use kiln_wire::{AttemptId, BuildId, Failure, FailureClass, JobSpec, Leader, Lease, Outcome, RequestId, Timestamp, Usage};
@@ -110,12 +110,41 @@ impl World {
                 self.fact(&Fact::Published { derivation: &lease.derivation, outputs: &outputs });
             }
         }
+        let farm = &self.nodes[node].memory.farm;
+        let is_lost = !farm.is_live(&lease) && farm.outputs_of(&lease.derivation).is_some();
+        let mut references = outputs.iter().flat_map(|output| &output.info.references);
+        if self.has(Bug::LoserIsPublished) && is_lost && references.all(|path| self.store.published(path).is_some()) {
+            let outputs: Vec<_> = outputs.iter().map(|output| output.info.clone()).collect();
+            if self.store.publish(&outputs).is_ok() {
+                self.fact(&Fact::Published { derivation: &lease.derivation, outputs: &outputs });
+            }
+        }
         let live = self.nodes[node].memory.farm.live_lease(&lease.derivation);
         let Some(live) = live.filter(|live| *live != lease && self.has(Bug::LateReportCounts)) else { return lease };
         // The worker is told all the same that its report has come.
         let now = self.stamp(node);
         self.propose_again(node, Command::Finish { lease, outcome: outcome.clone(), learn: true, judge: true, now });
         live
+    }
+
+    /// Tells nobody to stop what another attempt outran.
+    pub(crate) fn let_run_on(&self, mut effects: Vec<Effect>) -> Vec<Effect> {
+        let is_won = |effect: &Effect| matches!(effect, Effect::Copied { copied: Copied::Won { .. }, .. });
+        if self.has(Bug::OutrunRunsOn) && effects.iter().any(is_won) {
+            effects.retain(|effect| !matches!(effect, Effect::Revoke(_)));
+        }
+        effects
+    }
+
+    /// Takes the failure of one of two attempts for nothing, because the other goes on.
+    pub(crate) fn belittled(&self, node: usize, lease: &Lease, outcome: Outcome) -> Outcome {
+        let farm = &self.nodes[node].memory.farm;
+        match outcome {
+            Outcome::Failed { failure, usage } if self.has(Bug::OneOfTwoIsForgiven) && farm.live_leases(&lease.derivation).len() > 1 => {
+                Outcome::Failed { failure: Failure { class: FailureClass::Cancelled, ..failure }, usage }
+            }
+            outcome @ (Outcome::Failed { .. } | Outcome::Built { .. }) => outcome,
+        }
     }
 
     /// Spoils the jobs of a submission.
@@ -179,7 +208,7 @@ impl World {
         let Some(leader) = self.nodes[node].memory.lead.leader().filter(|_| all || skipped) else { return };
         let farm = &self.nodes[node].memory.farm;
         let jobs = farm.jobs().filter(|job| job.builds.contains(&build));
-        let leases: Vec<Lease> = jobs.filter_map(|job| farm.live_lease(&job.derivation)).collect();
+        let leases: Vec<Lease> = jobs.flat_map(|job| farm.live_leases(&job.derivation)).collect();
         let now = self.stamp(node);
         if all {
             let effects = leases.iter().cloned().map(Effect::Revoke).collect();

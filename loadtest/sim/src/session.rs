@@ -172,7 +172,7 @@ impl World {
             FromWorker::Winding(lease) => {
                 let number = u64::try_from(conn).expect("a session's number");
                 let this = &mut self.nodes[node].memory;
-                let is_live = this.farm.live_lease(&lease.derivation).as_ref() == Some(&lease);
+                let is_live = this.farm.is_live(&lease);
                 if is_live && this.contacts.wound(&worker, number, lease.attempt) {
                     this.lead.changed();
                     self.turn(node);

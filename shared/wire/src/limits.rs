@@ -343,3 +343,9 @@ pub const SPANS_REMEMBERED_MAX: usize = 20_000;
 /// Failures that a coordinator remembers for its overview; each has a message of at most [`FAILURE_MESSAGE_BYTES_MAX`]. What is beyond is
 /// forgotten, oldest first.
 pub const FAILURES_REMEMBERED_MAX: usize = 2_000;
+
+/// Hundredths of all slots that second attempts at jobs hold at most, and one slot at least: what they cost stays small.
+pub const COPY_SLOTS_PERCENT_MAX: u64 = 4;
+
+/// Milliseconds for which an attempt has run before a second one is thought of: what is shorter is not worth a transfer.
+pub const COPIED_MS_MIN: u64 = 10_000;

@@ -1,5 +1,6 @@
 //! The failure policy: which failures are tried again, where, with what, and which are final.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -8,64 +9,88 @@ use kiln_wire::client::EventKind;
 use kiln_wire::limits::{
     ATTEMPTS_KEPT_MAX, FAILURE_MESSAGE_BYTES_MAX, INFRASTRUCTURE_WORKERS_MAX, RETRY_BACKOFF_MS_MAX, RETRY_BACKOFF_MS_MIN,
 };
-use kiln_wire::{BuildId, Epoch, Failure, FailureClass, Timestamp, Usage, WorkerId};
+use kiln_wire::{AttemptId, BuildId, Epoch, Failure, FailureClass, Lease, Timestamp, Usage, WorkerId};
 
 use crate::build::Phase;
 use crate::farm::{Effects, Farm, cut};
-use crate::job::{Attempt, AttemptEnd, JobKey, State, Tries};
+use crate::job::{Attempt, AttemptEnd, JobKey, Setback, State, Tries};
 
 /// Memory that a job without a request is taken to have had, in MiB, where the kernel did not tell its peak.
 const MEMORY_MIB_ASSUMED: u64 = 1024;
 
+/// An attempt that has just ended.
+pub(super) struct Ended {
+    pub worker: WorkerId,
+    /// Another attempt at the job runs.
+    pub goes_on: bool,
+    /// How the other one of two failed before, if none is left.
+    pub owed: Option<Box<Setback>>,
+}
+
 impl Farm {
-    /// A worker reported that the live attempt of `key` made nothing.
-    pub(super) fn end_failed_attempt(&mut self, key: JobKey, failure: Failure, usage: Usage, now: Timestamp, fx: &mut Effects) {
-        let Failure { class, message } = failure;
-        let message = cut(&message, FAILURE_MESSAGE_BYTES_MAX);
-        let epoch = self.job(key).running().map(|running| running.epoch);
-        let granted_mib = self.job(key).running().map_or(0, |running| running.granted.memory_mib);
-        let Some(worker) = self.close_attempt(key, AttemptEnd::Failed { class, message: message.clone() }, Some(usage), now) else {
-            return;
-        };
-        match class {
-            FailureClass::BuildFailure | FailureClass::LimitExceeded => self.fail_for_good(key, class, message, now, fx),
-            FailureClass::OutOfMemory => self.retry_with_memory(key, (granted_mib, usage), message, now, fx),
-            FailureClass::Cancelled if self.finishes(&worker, epoch) => self.retried(key, class, message, now, fx),
+    /// A worker reported that a live attempt at `key` made nothing.
+    pub(super) fn end_failed_attempt(
+        &mut self,
+        key: JobKey,
+        lease: &Lease,
+        failure: Failure,
+        usage: Usage,
+        now: Timestamp,
+        fx: &mut Effects,
+    ) {
+        let Some(granted) = self.job(key).leased(lease).map(|running| running.granted) else { return };
+        let message = cut(&failure.message, FAILURE_MESSAGE_BYTES_MAX);
+        let end = AttemptEnd::Failed { class: failure.class, message: message.clone() };
+        let Some(ended) = self.close_attempt(key, lease.attempt, end, Some(usage), now) else { return };
+        let class = match failure.class {
             // What a worker gave up in an earlier life is no fault of the job's either.
-            FailureClass::Infrastructure | FailureClass::Cancelled => self.retry_elsewhere(key, worker, message, now, fx),
-        }
+            FailureClass::Cancelled if !self.finishes(&lease.worker, lease.epoch) => FailureClass::Infrastructure,
+            class => class,
+        };
+        let peak_mib = usage.memory_peak_bytes.div_ceil(1 << 20);
+        self.set_back(key, ended, Setback { class, message, granted_mib: granted.memory_mib, peak_mib }, now, fx);
     }
 
     /// Notes that a worker gives jobs back which are still wanted; returns false if it has registered anew since.
-    fn finishes(&mut self, worker: &WorkerId, epoch: Option<Epoch>) -> bool {
+    fn finishes(&mut self, worker: &WorkerId, epoch: Epoch) -> bool {
         self.change_worker(worker, |workers| {
-            let known = workers.get_mut(worker).filter(|known| Some(known.epoch) == epoch);
+            let known = workers.get_mut(worker).filter(|known| known.epoch == epoch);
             known.map(|known| known.is_finishing = true).is_some()
         })
     }
 
-    /// The lease of `key` ended without a report.
-    pub(super) fn end_lost_attempt(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
-        let end = AttemptEnd::Lost { class: FailureClass::Infrastructure, message: message.clone() };
-        let Some(worker) = self.close_attempt(key, end, None, now) else { return };
-        self.retry_elsewhere(key, worker, message, now, fx);
+    /// The lease of `key` on a worker ended without a report.
+    pub(super) fn end_lost_attempt(&mut self, key: JobKey, worker: &WorkerId, message: String, now: Timestamp, fx: &mut Effects) {
+        self.end_unreported(key, worker, FailureClass::Infrastructure, message, now, fx);
     }
 
     /// The lease of `key` was given and its worker, which lives, never heard of it: a leader's or a link's end is charged to no job.
-    pub(super) fn end_undelivered_attempt(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
-        let end = AttemptEnd::Lost { class: FailureClass::Cancelled, message: message.clone() };
-        if self.close_attempt(key, end, None, now).is_some() {
-            self.retried(key, FailureClass::Cancelled, message, now, fx);
+    pub(super) fn end_undelivered_attempt(&mut self, key: JobKey, worker: &WorkerId, message: String, now: Timestamp, fx: &mut Effects) {
+        self.end_unreported(key, worker, FailureClass::Cancelled, message, now, fx);
+    }
+
+    fn end_unreported(&mut self, key: JobKey, worker: &WorkerId, class: FailureClass, message: String, now: Timestamp, fx: &mut Effects) {
+        let Some(attempt) = self.job(key).leased_on(worker).map(|running| running.attempt) else { return };
+        let end = AttemptEnd::Lost { class, message: message.clone() };
+        if let Some(ended) = self.close_attempt(key, attempt, end, None, now) {
+            self.set_back(key, ended, Setback { class, message, granted_mib: 0, peak_mib: 0 }, now, fx);
         }
     }
 
-    /// Moves the live lease of `key` to its ended attempts. Returns the worker that held it.
-    pub(super) fn close_attempt(&mut self, key: JobKey, end: AttemptEnd, usage: Option<Usage>, now: Timestamp) -> Option<WorkerId> {
-        let running = self.job(key).running()?.clone();
+    /// Moves a live lease of `key` to its ended attempts. Another one that is left goes on as the only one.
+    pub(super) fn close_attempt(
+        &mut self,
+        key: JobKey,
+        attempt: AttemptId,
+        end: AttemptEnd,
+        usage: Option<Usage>,
+        now: Timestamp,
+    ) -> Option<Ended> {
+        let running = self.job(key).leases().find(|running| running.attempt == attempt)?.clone();
         match &end {
             // What ended by itself was used, whatever came of it.
             AttemptEnd::Built | AttemptEnd::Failed { .. } => self.charge(key, &running, now),
-            AttemptEnd::Lost { .. } | AttemptEnd::Differs | AttemptEnd::Preempted => {}
+            AttemptEnd::Lost { .. } | AttemptEnd::Differs | AttemptEnd::Preempted | AttemptEnd::Outrun | AttemptEnd::Same => {}
         }
         let worker = running.worker.clone();
         let attempt = Attempt {
@@ -77,38 +102,66 @@ impl Farm {
             end,
             usage,
         };
-        self.change(key, |job| {
-            job.state = State::Waiting;
+        let owed = self.change(key, |job| {
+            let owed = job.part_with(attempt.attempt);
             let ended = &mut job.tries.ended;
             if ended.len() >= ATTEMPTS_KEPT_MAX {
                 ended.remove(0);
             }
             ended.reserve_exact(1);
             ended.push(attempt);
+            owed
         });
-        Some(worker)
+        Some(Ended { worker, goes_on: self.job(key).running().is_some(), owed })
     }
 
-    fn retry_elsewhere(&mut self, key: JobKey, worker: WorkerId, message: String, now: Timestamp, fx: &mut Effects) {
-        let poisoned = self.change(key, |job| {
-            let Tries { infrastructure_count, failed_on, retry_at, .. } = &mut job.tries;
-            *infrastructure_count = infrastructure_count.saturating_add(1);
-            failed_on.insert(worker);
-            *retry_at = Some(now.after_ms(backoff_ms(*infrastructure_count)));
-            (failed_on.len() >= INFRASTRUCTURE_WORKERS_MAX).then(|| failed_on.iter().map(WorkerId::as_str).collect::<Vec<_>>().join(", "))
-        });
-        match poisoned {
-            Some(workers) => {
-                let text = format!("poisoned: failed on {INFRASTRUCTURE_WORKERS_MAX} different workers ({workers}); last: {message}");
-                self.fail_for_good(key, FailureClass::Infrastructure, cut(&text, FAILURE_MESSAGE_BYTES_MAX), now, fx);
-            }
-            None => self.retried(key, FailureClass::Infrastructure, message, now, fx),
+    /// An attempt has made nothing. What follows from that waits while another attempt at the job goes on, but for what is counted against the
+    /// worker: it may yet be built.
+    pub(super) fn set_back(&mut self, key: JobKey, ended: Ended, setback: Setback, now: Timestamp, fx: &mut Effects) {
+        let Ended { worker, goes_on, owed } = ended;
+        if setback.class == FailureClass::Infrastructure {
+            self.change(key, |job| {
+                job.tries.infrastructure_count = job.tries.infrastructure_count.saturating_add(1);
+                job.tries.failed_on.insert(worker);
+            });
+        }
+        if !goes_on {
+            let setback = match owed {
+                Some(owed) => setback.graver(*owed),
+                None => setback,
+            };
+            return self.follow_up(key, setback, now, fx);
+        }
+        if setback.class != FailureClass::Cancelled {
+            self.change(key, |job| job.owe(setback));
         }
     }
 
+    /// No attempt at a job is left, and none made its outputs: fails it for good, or has it tried again.
+    pub(super) fn follow_up(&mut self, key: JobKey, setback: Setback, now: Timestamp, fx: &mut Effects) {
+        let Setback { class, message, granted_mib, peak_mib } = setback;
+        match class {
+            FailureClass::BuildFailure | FailureClass::LimitExceeded => return self.fail_for_good(key, class, message, now, fx),
+            FailureClass::OutOfMemory | FailureClass::Infrastructure | FailureClass::Cancelled => {}
+        }
+        let failed_on = &self.job(key).tries.failed_on;
+        if failed_on.len() >= INFRASTRUCTURE_WORKERS_MAX {
+            let workers = failed_on.iter().map(WorkerId::as_str).collect::<Vec<_>>().join(", ");
+            let text = format!("poisoned: failed on {INFRASTRUCTURE_WORKERS_MAX} different workers ({workers}); last: {message}");
+            let message = cut(&text, FAILURE_MESSAGE_BYTES_MAX);
+            return self.fail_for_good(key, FailureClass::Infrastructure, message, now, fx);
+        }
+        if class == FailureClass::OutOfMemory {
+            return self.retry_with_memory(key, (granted_mib, peak_mib), message, now, fx);
+        }
+        if class == FailureClass::Infrastructure {
+            self.change(key, |job| job.tries.retry_at = Some(now.after_ms(backoff_ms(job.tries.infrastructure_count))));
+        }
+        self.retried(key, class, message, now, fx);
+    }
+
     /// `granted_mib` is what the attempt had that was killed; 0 if it had all that there was.
-    fn retry_with_memory(&mut self, key: JobKey, (granted_mib, usage): (u64, Usage), message: String, now: Timestamp, fx: &mut Effects) {
-        let peak_mib = usage.memory_peak_bytes.div_ceil(1 << 20);
+    fn retry_with_memory(&mut self, key: JobKey, (granted_mib, peak_mib): (u64, u64), message: String, now: Timestamp, fx: &mut Effects) {
         let had_mib = match (self.job(key).memory_next_mib().max(granted_mib), peak_mib) {
             (0, 0) => MEMORY_MIB_ASSUMED,
             (0, peak) => peak,

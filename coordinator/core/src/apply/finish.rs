@@ -9,7 +9,7 @@ use kiln_wire::client::EventKind;
 use kiln_wire::{BuiltOutput, Failure, FailureClass, Lease, Outcome, Timestamp, Usage};
 
 use super::{boxed, refuse};
-use crate::effect::{Effect, Refused};
+use crate::effect::{Copied, Effect, Refused};
 use crate::farm::{Effects, Farm};
 use crate::job::{Attempt, AttemptEnd, Job, JobKey, State};
 
@@ -25,15 +25,15 @@ impl Farm {
         }
         match outcome {
             Outcome::Built { outputs, usage } => match declared_outputs(job, outputs) {
-                Some(outputs) => self.commit(key, outputs, usage, now, fx),
+                Some(outputs) => self.commit(key, lease, outputs, usage, now, fx),
                 None => {
                     refuse(Refused::WrongOutputs { derivation: lease.derivation.clone() }, fx);
                     let message = String::from("the builder did not make exactly the outputs that the derivation declares");
                     let failure = Failure { class: FailureClass::BuildFailure, message };
-                    self.end_failed_attempt(key, failure, usage, now, fx);
+                    self.end_failed_attempt(key, lease, failure, usage, now, fx);
                 }
             },
-            Outcome::Failed { failure, usage } => self.end_failed_attempt(key, failure, usage, now, fx),
+            Outcome::Failed { failure, usage } => self.end_failed_attempt(key, lease, failure, usage, now, fx),
         }
     }
 
@@ -46,18 +46,26 @@ impl Farm {
         };
         match job.tries.ended[position].end {
             // The same report again.
-            AttemptEnd::Built | AttemptEnd::Failed { .. } | AttemptEnd::Differs => {}
-            AttemptEnd::Lost { .. } | AttemptEnd::Preempted if differs(job, &outcome) => {
+            AttemptEnd::Built | AttemptEnd::Failed { .. } | AttemptEnd::Differs | AttemptEnd::Same => {}
+            AttemptEnd::Lost { .. } | AttemptEnd::Preempted | AttemptEnd::Outrun if differs(job, &outcome) => {
+                if job.tries.ended[position].end == AttemptEnd::Outrun {
+                    fx.push(Effect::Copied { derivation: lease.derivation.clone(), copied: Copied::Differs(lease.attempt) });
+                }
                 self.change(key, |job| job.tries.ended[position].end = AttemptEnd::Differs);
                 refuse(Refused::NonDeterministic { derivation: lease.derivation.clone(), attempt: lease.attempt }, fx);
             }
-            AttemptEnd::Lost { .. } | AttemptEnd::Preempted => refuse(Refused::StaleLease(lease.clone()), fx),
+            AttemptEnd::Outrun if is_same(job, &outcome) => {
+                self.change(key, |job| job.tries.ended[position].end = AttemptEnd::Same);
+                fx.push(Effect::Copied { derivation: lease.derivation.clone(), copied: Copied::Same(lease.attempt) });
+            }
+            AttemptEnd::Lost { .. } | AttemptEnd::Preempted | AttemptEnd::Outrun => refuse(Refused::StaleLease(lease.clone()), fx),
         }
     }
 
     /// Commits the whole output set and releases the dependents that waited for nothing else, in one step.
-    fn commit(&mut self, key: JobKey, outputs: Box<[BuiltOutput]>, usage: Usage, now: Timestamp, fx: &mut Effects) {
-        self.close_attempt(key, AttemptEnd::Built, Some(usage), now);
+    fn commit(&mut self, key: JobKey, lease: &Lease, outputs: Box<[BuiltOutput]>, usage: Usage, now: Timestamp, fx: &mut Effects) {
+        self.outrun(key, lease.attempt, now, fx);
+        self.close_attempt(key, lease.attempt, AttemptEnd::Built, Some(usage), now);
         self.complete(key, outputs, usage.wall_ms, now, fx);
     }
 
@@ -93,6 +101,16 @@ pub(super) fn declared_outputs(job: &Job, reported: Vec<BuiltOutput>) -> Option<
     let same_paths =
         by_name.values().zip(job.outputs.iter()).all(|(output, spec)| spec.path.as_ref().is_none_or(|path| *path == output.info.path));
     (same_names && same_paths).then(|| boxed(by_name.into_values()))
+}
+
+/// Returns whether a late success made just what is committed.
+fn is_same(job: &Job, outcome: &Outcome) -> bool {
+    let (Some(committed), Outcome::Built { outputs, .. }) = (job.built_outputs(), outcome) else {
+        return false;
+    };
+    committed.len() == outputs.len()
+        && committed.iter().all(|known| outputs.iter().any(|output| output.name == known.name))
+        && !differs(job, outcome)
 }
 
 /// Returns whether a late success made other content than what is committed.

@@ -17,8 +17,8 @@ use crate::job::JobKey;
 impl Farm {
     /// Judges a worker by a report of a live lease, before it is taken. A builder that fails says nothing of its worker.
     pub(super) fn judge(&mut self, lease: &Lease, outcome: &Outcome, now: Timestamp, fx: &mut Effects) {
-        let Some((key, job)) = self.find(&lease.derivation).filter(|(_, job)| job.holds(lease)) else { return };
-        let Some(started_at) = job.running().map(|running| running.started_at) else { return };
+        let Some((key, job)) = self.find(&lease.derivation) else { return };
+        let Some(started_at) = job.leased(lease).map(|running| running.started_at) else { return };
         match outcome {
             // What is no whole output set is a failure of its builder, whatever was reported.
             Outcome::Built { outputs, .. } if declared_outputs(job, outputs.clone()).is_none() => {}
@@ -36,7 +36,7 @@ impl Farm {
     /// Judges a worker by leases that ended without a report. Whatever it ran, that is one failure: of the oldest job.
     pub(super) fn judge_lost(&mut self, lost: &[JobKey], worker: &WorkerId, message: &str, now: Timestamp, fx: &mut Effects) {
         let Some(key) = lost.iter().min().copied() else { return };
-        let Some(started_at) = self.job(key).running().map(|running| running.started_at) else { return };
+        let Some(started_at) = self.job(key).leased_on(worker).map(|running| running.started_at) else { return };
         self.failed_on(key, worker, started_at, (message, now), fx);
     }
 

@@ -30,7 +30,7 @@ impl Farm {
                 self.note_holder(key, &lease.worker, bytes);
             }
             Outcome::Failed { failure, usage } if failure.class == FailureClass::OutOfMemory => {
-                let granted_mib = job.running().map_or(0, |running| running.granted.memory_mib);
+                let granted_mib = job.leased(lease).map_or(0, |running| running.granted.memory_mib);
                 let touched = estimates.learn_memory_short(job, granted_mib.max(usage.memory_peak_bytes >> 20));
                 self.learned(&touched);
             }

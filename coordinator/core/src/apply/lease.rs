@@ -12,7 +12,7 @@ use crate::command::Placement;
 use crate::effect::{Effect, Refused};
 use crate::farm::{Effects, Farm};
 use crate::fleet;
-use crate::job::{AttemptEnd, JobKey, Running, State};
+use crate::job::{AttemptEnd, Job, JobKey, Running, Setback, State};
 
 impl Farm {
     /// Gives leases. Each placement is checked against the state as it is now, not as the planner saw it.
@@ -35,6 +35,12 @@ impl Farm {
         if !waits || !wanted || job.tries.retry_at.is_some_and(|at| at > now) {
             return Err(Refused::NotReady(derivation.clone()));
         }
+        Ok((key, self.check_room(job, placement)?))
+    }
+
+    /// Returns what a job is given of a worker that has room for it.
+    pub(super) fn check_room(&self, job: &Job, placement: &Placement) -> Result<Resources, Refused> {
+        let derivation = &placement.derivation;
         let Some(worker) = self.facts.workers.get(&placement.worker).filter(|known| known.epoch == placement.epoch) else {
             return Err(Refused::StaleEpoch { worker: placement.worker.clone(), epoch: placement.epoch });
         };
@@ -49,16 +55,13 @@ impl Farm {
         if !fleet::could_run(&worker.offer, &needs) || rest.is_none() || !enough {
             return Err(Refused::DoesNotFit { derivation: derivation.clone(), worker: placement.worker.clone() });
         }
-        Ok((key, granted))
+        Ok(granted)
     }
 
     fn give_lease(&mut self, key: JobKey, granted: Resources, attempt: AttemptId, placement: Placement, now: Timestamp, fx: &mut Effects) {
         let Placement { derivation, worker, epoch, light, after, resources: _ } = placement;
-        if let Some((earlier, _)) = after.and_then(|attempt| self.place_of(&worker, attempt)) {
-            self.change(earlier, |job| job.relieve());
-        }
-        let (relieved, revoke_at) = (false, None);
-        let running = Running { attempt, worker: worker.clone(), epoch, granted, started_at: now, revoke_at, light, relieved };
+        self.relieve(&worker, after);
+        let running = Running { light, ..Running::begun(attempt, (worker.clone(), epoch), granted, now) };
         let limits = self.change(key, |job| {
             job.tries.retry_at = None;
             job.state = State::Running(Box::new(running));
@@ -66,6 +69,14 @@ impl Farm {
         });
         fx.push(Effect::Dispatch { lease: Lease { derivation, attempt, worker: worker.clone(), epoch }, resources: granted, limits });
         self.notify(key, now, EventKind::Started { attempt, worker }, fx);
+    }
+
+    /// Takes the place of an attempt that only uploads on a worker, if one is named and has it.
+    pub(super) fn relieve(&mut self, worker: &WorkerId, after: Option<AttemptId>) {
+        if let Some((earlier, running)) = after.and_then(|attempt| self.place_of(worker, attempt)) {
+            let attempt = running.attempt;
+            self.change(earlier, |job| job.relieve(attempt));
+        }
     }
 
     /// Returns whether another attempt may have the place of one that only uploads on a worker.
@@ -80,11 +91,12 @@ impl Farm {
             return None;
         }
         let jobs = &self.index.loads.get(worker)?.jobs;
-        let of = |key: &JobKey| Some((*key, self.job(*key).running().filter(|running| running.attempt == attempt)?));
+        let of = |key: &JobKey| Some((*key, self.job(*key).leased_on(worker).filter(|running| running.attempt == attempt)?));
         jobs.iter().find_map(of).filter(|(_, running)| !running.light && !running.relieved)
     }
 
-    /// Ends a lease whose grace period is over. Refused if somebody wants the job again, or the time has not come.
+    /// Ends a lease whose grace period is over, and that of the other attempt if there are two. Refused if somebody wants the job again, or the
+    /// time has not come.
     pub(super) fn revoke(&mut self, lease: &Lease, now: Timestamp, fx: &mut Effects) {
         let held = self.find(&lease.derivation).filter(|(_, job)| job.holds(lease));
         let over = held.filter(|(_, job)| job.running().and_then(|running| running.revoke_at).is_some_and(|at| at <= now));
@@ -92,8 +104,23 @@ impl Farm {
             return refuse(Refused::StaleLease(lease.clone()), fx);
         };
         let end = AttemptEnd::Lost { class: FailureClass::Cancelled, message: String::from("no build wants it any more") };
-        self.close_attempt(key, end, None, now);
-        fx.push(Effect::Revoke(lease.clone()));
-        self.drop_if_unheld(key);
+        let owed = self.end_leases(key, &end, now, fx);
+        // What one of two attempts found out holds for whoever wants the job next.
+        match owed {
+            Some(owed) => self.follow_up(key, *owed, now, fx),
+            None => self.drop_if_unheld(key),
+        }
+    }
+
+    /// Stops every attempt at a job. Returns what one of two owed.
+    pub(super) fn end_leases(&mut self, key: JobKey, end: &AttemptEnd, now: Timestamp, fx: &mut Effects) -> Option<Box<Setback>> {
+        while let Some(lease) = self.job(key).lease() {
+            let ended = self.close_attempt(key, lease.attempt, end.clone(), None, now)?;
+            fx.push(Effect::Revoke(lease));
+            if !ended.goes_on {
+                return ended.owed;
+            }
+        }
+        None
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here fails: a command that came too late, or makes no sense, becomes an `Answer::Refused` and changes nothing.
 
+mod copy;
 mod ending;
 mod failure;
 mod finish;
@@ -50,6 +51,7 @@ impl Farm {
                 self.submit(index, wish, now, &mut fx);
             }
             Command::Assign { placements, now } => self.assign(index, placements, now, &mut fx),
+            Command::Copy { of, placement, now } => self.copy(index, of, placement, now, &mut fx),
             Command::Finish { lease, outcome, learn, judge, now } => {
                 if learn {
                     self.learn(&lease, &outcome);
@@ -132,6 +134,7 @@ impl Farm {
     }
 }
 
+pub(crate) use copy::OUTRUN;
 pub(crate) use steer::PREEMPTED;
 
 fn refuse(refused: Refused, fx: &mut Effects) {

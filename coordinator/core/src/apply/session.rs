@@ -34,7 +34,7 @@ impl Farm {
         let before = self.change_worker(&worker, |workers| workers.insert(worker.clone(), arrived));
         fx.push(Effect::Welcome { worker: worker.clone(), epoch, keep });
         let undelivered = |farm: &Self, key: JobKey| {
-            let leased_at = farm.job(key).running().map(|running| running.epoch);
+            let leased_at = farm.job(key).leased_on(&worker).map(|running| running.epoch);
             since.is_some_and(|since| leased_at >= Some(since))
         };
         if judge {
@@ -47,9 +47,9 @@ impl Farm {
         }
         for key in lost {
             if undelivered(self, key) {
-                self.end_undelivered_attempt(key, format!("the assignment never reached worker {worker}"), now, fx);
+                self.end_undelivered_attempt(key, &worker, format!("the assignment never reached worker {worker}"), now, fx);
             } else {
-                self.lose_lease(key, format!("worker {worker} came back without the attempt"), now, fx);
+                self.lose_lease(key, &worker, format!("worker {worker} came back without the attempt"), now, fx);
             }
         }
     }
@@ -66,13 +66,13 @@ impl Farm {
         let gone = self.change_worker(worker, |workers| workers.remove(worker));
         gone.iter().for_each(|gone| self.end_quarantines(&gone.offer, now, fx));
         for key in self.jobs_on(worker) {
-            self.lose_lease(key, format!("worker {worker} was lost"), now, fx);
+            self.lose_lease(key, worker, format!("worker {worker} was lost"), now, fx);
         }
     }
 
-    fn lose_lease(&mut self, key: JobKey, message: String, now: Timestamp, fx: &mut Effects) {
+    fn lose_lease(&mut self, key: JobKey, worker: &WorkerId, message: String, now: Timestamp, fx: &mut Effects) {
         // A failure further up the graph does not touch running jobs, so each is still leased here.
-        self.end_lost_attempt(key, message, now, fx);
+        self.end_lost_attempt(key, worker, message, now, fx);
     }
 
     fn jobs_on(&self, worker: &WorkerId) -> Vec<JobKey> {
@@ -85,7 +85,7 @@ impl Farm {
         let mut keep = Vec::new();
         for lease in attempts {
             let Some((key, job)) = self.find(&lease.derivation) else { continue };
-            let Some(running) = job.running().filter(|_| job.holds(&lease) && lease.worker == *worker) else { continue };
+            let Some(running) = job.leased(&lease).filter(|_| lease.worker == *worker) else { continue };
             let share = match running {
                 Running { relieved: true, .. } => Some(free),
                 Running { light: true, granted, .. } => free.take_light(*granted),

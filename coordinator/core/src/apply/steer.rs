@@ -17,7 +17,7 @@ use super::refuse;
 use crate::build::Phase;
 use crate::effect::{Effect, Refused};
 use crate::farm::{Effects, Farm, cut};
-use crate::job::{AttemptEnd, JobKey, Running, State};
+use crate::job::{AttemptEnd, JobKey, Running, Setback, State};
 
 impl Farm {
     /// Does with a build or a job what somebody asks for. `by` names them, for whoever wonders.
@@ -112,27 +112,32 @@ impl Farm {
             return refuse(Refused::HasEnded(derivation.clone()), fx);
         }
         let message = cut(&format!("cancelled by {by}"), FAILURE_MESSAGE_BYTES_MAX);
-        if let Some(lease) = self.job(key).lease() {
-            let end = AttemptEnd::Lost { class: FailureClass::Cancelled, message: message.clone() };
-            self.close_attempt(key, end, None, now);
-            fx.push(Effect::Revoke(lease));
-        }
+        self.end_leases(key, &AttemptEnd::Lost { class: FailureClass::Cancelled, message: message.clone() }, now, fx);
         self.fail_for_good(key, FailureClass::Cancelled, message, now, fx);
     }
 
-    /// Ends a young lease so that something of the security class has room. It is no failure: the job waits again at once.
+    /// Ends a young lease so that something of the security class has room, or a second attempt for whatever is ready. It is no failure: a job
+    /// that runs nowhere else waits again at once.
     pub(super) fn preempt(&mut self, lease: &Lease, now: Timestamp, fx: &mut Effects) {
-        let held = self.find(&lease.derivation).filter(|(_, job)| job.holds(lease));
-        let Some((key, running)) = held.and_then(|(key, job)| Some((key, job.running()?))) else {
+        let held = self.find(&lease.derivation);
+        let Some((key, job, running)) = held.and_then(|(key, job)| Some((key, job, job.leased(lease)?))) else {
             return refuse(Refused::StaleLease(lease.clone()), fx);
         };
-        let is_urgent = self.index.ready.values().flat_map(|lines| lines.keys()).any(|party| party.security);
-        if !is_urgent || !self.may_be_preempted(key, running, now) {
+        let is_copy = job.is_copy(lease.attempt);
+        let may_end = if is_copy {
+            !self.index.ready.is_empty() || self.index.delayed.first().is_some_and(|(at, _)| *at <= now)
+        } else {
+            let is_urgent = self.index.ready.values().flat_map(|lines| lines.keys()).any(|party| party.security);
+            is_urgent && self.may_be_preempted(key, running, now)
+        };
+        if !may_end {
             return refuse(Refused::NotPreempted(lease.derivation.clone()), fx);
         }
-        self.close_attempt(key, AttemptEnd::Preempted, None, now);
+        let (class, message) = (FailureClass::Cancelled, String::from(if is_copy { YIELDED } else { PREEMPTED }));
+        let end = if is_copy { AttemptEnd::Lost { class, message: message.clone() } } else { AttemptEnd::Preempted };
+        let Some(ended) = self.close_attempt(key, lease.attempt, end, None, now) else { return };
         fx.push(Effect::Revoke(lease.clone()));
-        self.retried(key, FailureClass::Cancelled, String::from(PREEMPTED), now, fx);
+        self.set_back(key, ended, Setback { class, message, granted_mib: 0, peak_mib: 0 }, now, fx);
     }
 
     /// Returns whether a live lease may end for the security class: it is young, nobody of that class wants it, it is no check, and it did not
@@ -149,3 +154,6 @@ impl Farm {
 
 /// What is said of an attempt that made room.
 pub(crate) const PREEMPTED: &str = "made room for a build of the security class; it is tried again, and this is charged to nobody";
+
+/// What is said of a second attempt that made room.
+const YIELDED: &str = "made room for a job that was ready; the other attempt goes on";

@@ -34,6 +34,9 @@ use crate::job::Job;
 /// Builds that an imported line stands for if it does not say.
 const IMPORTED_COUNT: u32 = 16;
 
+/// Measurements before it is said of an attempt that it is late.
+const LATE_COUNT_MIN: u32 = 3;
+
 /// Everything that was learned.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Estimates {
@@ -60,6 +63,8 @@ pub(crate) struct Expected {
     pub memory_mib: u32,
     /// Hundredths of cores that it keeps busy; 0 if nothing is known.
     pub cores_hundredths: u32,
+    /// Something like it was measured.
+    pub is_known: bool,
 }
 
 /// Of what more is known, so that jobs must be looked at again.
@@ -122,7 +127,20 @@ impl Estimates {
             surprise_ms,
             memory_mib: package.map_or(0, |package| small(package.memory_mib())),
             cores_hundredths: package.map_or(0, |package| small(package.cores_hundredths())),
+            is_known: derived.is_some() || package.is_some_and(|package| package.total > 0),
         }
+    }
+
+    /// Returns the milliseconds that hardly one in twenty attempts at a job takes on a machine of standard speed; none if too little like it was
+    /// measured to say so.
+    pub fn late_ms(&self, job: &Job) -> Option<u64> {
+        let name = Name::of(job);
+        let package = self.packages.get(name.key());
+        let derived = self.derivations.get(DerivationKey::of(&job.derivation)).map(|derived| &derived.wall);
+        let version = package.and_then(|package| package.measured(name.version));
+        let near = [derived, version, package.map(|package| &package.sizes.wall)].into_iter().flatten();
+        let wall = near.into_iter().find(|wall| wall.count() >= LATE_COUNT_MIN)?;
+        Some(scale::exp(wall.mean_from(0, 0) + wall.deviation() * 27 / 16))
     }
 
     /// Learns from an attempt that made its outputs on a machine of some speed, in per mille of the standard.

@@ -135,6 +135,11 @@ impl Package {
         known.map_or(self.quote.wall, |known| known.quote)
     }
 
+    /// Returns what was measured of a version, if anything was.
+    pub fn measured(&self, version: Option<&str>) -> Option<&Spread> {
+        version.and_then(|version| self.versions.iter().find(|known| *known.version == *version)).map(|known| &known.wall)
+    }
+
     /// Returns the memory to ask for, in MiB; 0 if it was never measured. Above what was once too little.
     pub fn memory_mib(&self) -> u64 {
         let learned = if self.quote.memory == 0 { 0 } else { scale::exp(self.quote.memory).div_ceil(1024).max(MEMORY_MIB_MIN) };

@@ -142,6 +142,15 @@ fn lease<'a>(farm: &'a mut Farm, name: &str) -> &'a mut Running {
     }
 }
 
+/// Gives a running job a second attempt, on a worker that is registered for it.
+fn copy<'a>(farm: &'a mut Farm, name: &str) -> &'a mut Running {
+    let known = farm.facts.workers.values().next().expect("there is one").clone();
+    farm.facts.workers.insert(worker("w2"), known);
+    let first = lease(farm, name);
+    let begun = Running::begun(AttemptId(1), (worker("w2"), first.epoch), first.granted, first.started_at);
+    first.copy.insert(Box::new(begun))
+}
+
 fn build(farm: &mut Farm, at: usize) -> (BuildId, &mut crate::build::Build) {
     farm.facts.builds.iter_mut().nth(at).map(|(id, build)| (*id, build)).expect("three builds")
 }
@@ -151,7 +160,7 @@ type Plant = fn(&mut Farm);
 /// A bug in what is derived: the comparison finds it.
 #[test]
 fn a_planted_bug_in_the_index_is_caught() {
-    let table: [(&str, Plant); 16] = [
+    let table: [(&str, Plant); 19] = [
         ("by_path", |farm| farm.index.by_path.clear()),
         ("links", |farm| farm.index.links.values_mut().for_each(|links| links.unbuilt += 1)),
         ("ready", |farm| farm.index.ready.clear()),
@@ -168,6 +177,9 @@ fn a_planted_bug_in_the_index_is_caught() {
         ("fleet", |farm| farm.index.fleet.whole.slots += 1),
         ("parties", |farm| farm.index.parties.clear()),
         ("held", |farm| farm.index.held.clear()),
+        ("copies", |farm| drop(farm.index.copies.insert(JobKey(0)))),
+        ("late", |farm| drop(farm.index.late.insert((Timestamp(1), JobKey(0))))),
+        ("ends", |farm| farm.index.ends.clear()),
     ];
     for (subject, plant) in table {
         let mut farm = Planted::new().farm;
@@ -183,12 +195,12 @@ fn a_planted_bug_in_the_facts_is_caught() {
     let references = "references name jobs of the farm, in order";
     let fit = "live leases fit their worker's cores, memory and slots";
     let registered = "a live lease's worker is registered, at the lease's epoch or later";
-    let attempts = "attempts are numbered by applied entries, each once, oldest first";
+    let attempts = "attempts are numbered by applied entries, each once";
     let started = "a job that was started has only built inputs";
     let dependency = "a job is dependency-failed just when an input failed, and names a job that failed itself";
     let outputs = "committed outputs are the derivation's whole output set";
     let revoked = "a live lease has a time of revocation just when no build awaits the job";
-    let poisoned = "a job that failed on the most workers it may is failed";
+    let poisoned = "a job that failed on the most workers it may is not tried again";
     let held = "a job stays only while a build, a lease or an unpublished output holds it";
     let goes_on = "a build that goes on has open jobs, and one that stops waits for running jobs of its own";
     let submission = "a submission is staged, dropped, a live build or a retired one, and only one of these";
@@ -237,6 +249,33 @@ fn a_planted_bug_in_the_facts_is_caught() {
             farm.facts.dropped.insert(request, Timestamp(0));
         }),
     ];
+    check_plants(table);
+}
+
+#[test]
+fn a_planted_bug_of_two_attempts_or_of_what_is_remembered_is_caught() {
+    let attempts = "attempts are numbered by applied entries, each once";
+    let two = "a job has two live leases only if the younger, on another worker, is a copy of the elder";
+    let remembered = "what ended attempts failed of is counted, and decides once none is left that could make it good";
+    let table: [(&str, Plant); 6] = [
+        (two, |farm| copy(farm, "lib").worker = worker("w1")),
+        (two, |farm| copy(farm, "lib").revoke_at = Some(Timestamp(7))),
+        (attempts, |farm| {
+            let first = lease(farm, "lib").attempt;
+            copy(farm, "lib").attempt = first;
+        }),
+        (remembered, |farm| job(farm, "tool").tries.failed_on.clear()),
+        (remembered, |farm| job(farm, "tool").tries.infrastructure_count = 0),
+        (remembered, |farm| {
+            // One of two attempts failed, and nothing is owed for it.
+            let failed = job(farm, "bad").tries.ended.clone();
+            job(farm, "lib").tries.ended = failed;
+        }),
+    ];
+    check_plants(table);
+}
+
+fn check_plants<const COUNT: usize>(table: [(&str, Plant); COUNT]) {
     for (number, (invariant, plant)) in table.into_iter().enumerate() {
         let mut farm = Planted::new().farm;
         plant(&mut farm);

@@ -4,19 +4,20 @@
 //! [`crate::fair`]). Ready jobs are planned class by class, so that a class without room costs one look, however many jobs it has. The most urgent job that fits nowhere keeps a worker, on which
 //! only what is done before it starts may run (EASY backfilling: Lifka 1995). Source: ADR 0037.
 
+mod copying;
 mod lane;
 mod near;
 mod preempting;
 mod reservation;
 mod space;
 mod succession;
+mod yielding;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kiln_wire::limits::{PLACEMENTS_PER_PLAN_MAX, PREEMPTING_PER_PLAN_MAX};
-use kiln_wire::worker::SPEED_STANDARD;
 use kiln_wire::{AttemptId, Lease, Resources, Timestamp, WorkerId};
 
 use self::lane::{Lane, Lanes, Line, lanes};
@@ -31,14 +32,17 @@ use crate::index::ReadyEntry;
 use crate::job::{JobKey, Needs};
 use crate::pool::Seat;
 use crate::report::{PlanReport, WaitReason};
+use crate::wake::WakeReason;
 
 /// Proposed leases, most urgent first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// At most `Limits::placements_max`.
     pub placements: Vec<Placement>,
-    /// Leases that end early, so that jobs of the security class have room in the next plan.
+    /// Leases that end early, so that jobs have room in the next plan: young ones for those of the security class, second attempts for any.
     pub preemptions: Vec<Lease>,
+    /// Second attempts at jobs, each with the attempt beside which it runs.
+    pub copies: Vec<(AttemptId, Placement)>,
 }
 
 /// Bounds of one plan.
@@ -48,11 +52,13 @@ pub struct Limits {
     pub placements_max: usize,
     /// Workers are judged by what fails on them: only in a farm at a version that knows it.
     pub judges: bool,
+    /// Jobs may run in two places: only in a farm at a version that knows it.
+    pub copies: bool,
 }
 
 impl Limits {
     /// What a farm uses.
-    pub const STANDARD: Self = Self { placements_max: PLACEMENTS_PER_PLAN_MAX, judges: false };
+    pub const STANDARD: Self = Self { placements_max: PLACEMENTS_PER_PLAN_MAX, judges: false, copies: false };
 }
 
 impl Default for Limits {
@@ -135,8 +141,11 @@ pub fn plan_beside(
         waiting.extend(lane.waiting(farm, away));
     }
     let urgent = urgent.into_iter().map(|(lane, key): (usize, JobKey)| (&*lanes[lane].needs, key));
-    let preemptions = preempting::preemptions(&planner.space, now, urgent);
-    (Plan { placements, preemptions }, PlanReport { waiting, wake: farm.next_wake(now) })
+    let mut preemptions = preempting::preemptions(&planner.space, now, urgent);
+    yielding::yielding(&planner.space, &lanes, &mut preemptions);
+    let (copies, look_at) = if limits.copies { planner.copies(&lanes) } else { Default::default() };
+    let wake = farm.next_wake(now).into_iter().chain(look_at.map(|at| (at, WakeReason::Late))).min();
+    (Plan { placements, preemptions, copies }, PlanReport { waiting, wake })
 }
 
 /// One plan in the making.
@@ -241,11 +250,6 @@ fn has_room(seat: &Seat, free: Free, needs: &Needs) -> bool {
 
 fn placement(seat: &Seat, entry: &ReadyEntry, resources: Option<Resources>) -> Placement {
     Placement { derivation: (*entry.1).clone(), worker: seat.id.clone(), epoch: seat.epoch, resources, light: false, after: None }
-}
-
-/// Returns the milliseconds that a worker takes for what takes one of standard speed `wall_ms`.
-fn on_worker_ms(wall_ms: u64, speed_per_mille: u32) -> u64 {
-    wall_ms.saturating_mul(u64::from(SPEED_STANDARD)) / u64::from(speed_per_mille.max(1))
 }
 
 /// A job gets at most so many times the cores that it asks for.

@@ -83,7 +83,7 @@ impl Planner<'_> {
 
 impl Farm {
     /// Returns how many bytes of a job's inputs a worker lacks, as far as that is known.
-    fn lacking_bytes(&self, key: JobKey, worker: &WorkerId) -> u64 {
+    pub(super) fn lacking_bytes(&self, key: JobKey, worker: &WorkerId) -> u64 {
         self.held_inputs(key).filter(|held| !held.by.contains(worker)).map(|held| held.bytes).sum()
     }
 
@@ -95,7 +95,7 @@ impl Farm {
 }
 
 /// Returns the milliseconds that so many bytes take; a worker that does not say how fast it is fetches 100 MiB in a second.
-fn transfer_ms(bytes: u64, mib_per_second: u32) -> u64 {
+pub(super) fn transfer_ms(bytes: u64, mib_per_second: u32) -> u64 {
     let mib_per_second = if mib_per_second == 0 { MIB_PER_SECOND } else { mib_per_second };
     (bytes >> 10).saturating_mul(1_000) / (u64::from(mib_per_second) << 10)
 }

@@ -26,41 +26,47 @@ pub(super) fn preemptions<'n>(space: &Space<'_>, now: Timestamp, urgent: impl It
     for (needs, key) in urgent {
         let failed_on = &space.farm.job(key).tries.failed_on;
         let Some(victims) = victims(space, &young, needs, failed_on) else { continue };
-        young.retain(|(_, key)| !victims.contains(key));
-        ending.extend(victims.into_iter().filter_map(|key| space.farm.job(key).lease()));
+        young.retain(|(_, key, worker)| !victims.contains(&(*key, *worker)));
+        ending.extend(victims.into_iter().filter_map(|(key, worker)| {
+            let job = space.farm.job(key);
+            Some(job.lease_of(job.leased_on(worker)?))
+        }));
     }
     ending
 }
 
 /// A lease that may end: the youngest first, ties by the job's key.
-type Young = (Reverse<Timestamp>, JobKey);
+type Young<'a> = (Reverse<Timestamp>, JobKey, &'a WorkerId);
+
+/// A lease, by its job and its worker.
+type Victim<'a> = (JobKey, &'a WorkerId);
 
 /// Returns the leases that may end.
-fn young(space: &Space<'_>, now: Timestamp) -> Vec<Young> {
+fn young<'a>(space: &Space<'a>, now: Timestamp) -> Vec<Young<'a>> {
     let farm = space.farm;
-    let running = farm.index.loads.values().flat_map(|load| &load.jobs).filter_map(|key| Some((*key, farm.job(*key).running()?)));
-    let may = running.filter(|(key, running)| !running.light && farm.may_be_preempted(*key, running, now));
-    let mut young: Vec<Young> = may.map(|(key, running)| (Reverse(running.started_at), key)).collect();
+    let held = farm.index.loads.iter().flat_map(|(worker, load)| load.jobs.iter().map(move |key| (*key, worker)));
+    let running = held.filter_map(|(key, worker)| Some((key, worker, farm.job(key).leased_on(worker)?)));
+    let may = running.filter(|(key, _, running)| !running.light && farm.may_be_preempted(*key, running, now));
+    let mut young: Vec<Young<'_>> = may.map(|(key, worker, running)| (Reverse(running.started_at), key, worker)).collect();
     young.sort_unstable();
     young
 }
 
 /// Returns leases of one worker that leave room for a job: those that began last, and none that is not needed.
-fn victims(space: &Space<'_>, young: &[Young], needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> Option<Vec<JobKey>> {
-    let mut taken: BTreeMap<&WorkerId, (Free, Vec<JobKey>)> = BTreeMap::new();
-    for (_, key) in young {
-        let Some(running) = space.farm.job(*key).running() else { continue };
-        if failed_on.contains(&running.worker) {
+fn victims<'a>(space: &Space<'_>, young: &[Young<'a>], needs: &Needs, failed_on: &BTreeSet<WorkerId>) -> Option<Vec<Victim<'a>>> {
+    let mut taken: BTreeMap<&WorkerId, (Free, Vec<Victim<'a>>)> = BTreeMap::new();
+    for (_, key, worker) in young {
+        let Some(running) = space.farm.job(*key).leased_on(worker) else { continue };
+        if failed_on.contains(*worker) {
             continue;
         }
-        let Some((seat, free)) =
-            space.named(&running.worker).filter(|(seat, _)| fleet::suits(&seat.shape.systems, &seat.shape.features, needs))
+        let Some((seat, free)) = space.named(worker).filter(|(seat, _)| fleet::suits(&seat.shape.systems, &seat.shape.features, needs))
         else {
             continue;
         };
-        let (left, victims) = taken.entry(&running.worker).or_insert((free, Vec::new()));
+        let (left, victims) = taken.entry(worker).or_insert((free, Vec::new()));
         *left = with(*left, running);
-        victims.push(*key);
+        victims.push((*key, worker));
         if has_room(&seat, *left, needs) {
             return Some(needed(space, &seat, free, victims, needs));
         }
@@ -69,11 +75,11 @@ fn victims(space: &Space<'_>, young: &[Young], needs: &Needs, failed_on: &BTreeS
 }
 
 /// Leaves out those, the oldest first, without which there is room as well.
-fn needed(space: &Space<'_>, seat: &Seat, free: Free, victims: &[JobKey], needs: &Needs) -> Vec<JobKey> {
-    let mut kept: Vec<JobKey> = victims.to_vec();
-    for key in victims.iter().rev() {
-        let others: Vec<JobKey> = kept.iter().copied().filter(|other| other != key).collect();
-        let left = others.iter().filter_map(|other| space.farm.job(*other).running()).fold(free, with);
+fn needed<'a>(space: &Space<'_>, seat: &Seat, free: Free, victims: &[Victim<'a>], needs: &Needs) -> Vec<Victim<'a>> {
+    let mut kept: Vec<Victim<'a>> = victims.to_vec();
+    for victim in victims.iter().rev() {
+        let others: Vec<Victim<'a>> = kept.iter().copied().filter(|other| other != victim).collect();
+        let left = others.iter().filter_map(|(key, worker)| space.farm.job(*key).leased_on(worker)).fold(free, with);
         if has_room(seat, left, needs) {
             kept = others;
         }

@@ -10,10 +10,11 @@ use core::cmp::Reverse;
 
 use kiln_wire::{Resources, Timestamp};
 
-use super::{Planner, has_room, on_worker_ms};
+use super::{Planner, has_room};
 use crate::farm::Farm;
 use crate::fleet::{self, Free};
 use crate::job::{JobKey, Needs};
+use crate::late::on_worker_ms;
 use crate::pool::Seat;
 use crate::report::WaitReason;
 
@@ -74,7 +75,7 @@ impl Farm {
     /// expected. What does so counts as ending when it should have: as long as it runs, nothing else is a better choice for it.
     fn start_on(&self, seat: &Seat, free: Free, needs: &Needs, now: Timestamp) -> (Timestamp, bool) {
         let running = self.index.loads.get(&seat.id).into_iter().flat_map(|load| &load.jobs).filter_map(|key| {
-            let running = self.job(*key).running().filter(|running| !running.light && !running.relieved)?;
+            let running = self.job(*key).leased_on(&seat.id).filter(|running| !running.light && !running.relieved)?;
             let takes_ms = on_worker_ms(self.index.expected(*key).wall_ms, seat.speed_per_mille);
             Some((running.started_at.after_ms(takes_ms), running.granted))
         });

@@ -25,7 +25,7 @@ impl Succession {
         if !farm.takes_successors(worker) {
             return None;
         }
-        let running = farm.index.loads.get(worker)?.jobs.iter().filter_map(|key| farm.job(*key).running());
+        let running = farm.index.loads.get(worker)?.jobs.iter().filter_map(|key| farm.job(*key).leased_on(worker));
         let holds = running.filter(|running| !running.light && !running.relieved && attempts.contains(&running.attempt));
         let places: Vec<(AttemptId, Resources)> = holds.map(|running| (running.attempt, running.granted)).collect();
         (!places.is_empty()).then_some(Self { plain: farm.index.free_on(&farm.facts, worker)?, places })

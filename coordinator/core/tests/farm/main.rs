@@ -1,5 +1,6 @@
 //! The farm from outside: transcripts, random commands, models, real graphs. Everything goes through the public interface.
 
+mod copying;
 mod drain;
 mod explained;
 mod facts;

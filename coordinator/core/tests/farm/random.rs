@@ -11,6 +11,7 @@ use kiln_wire::{
     ProjectName, RequestId, Share, ShareKey, Subject, TenantName, Timestamp, WorkerId,
 };
 
+use crate::copying::{check_copies, live, untold};
 use crate::facts::{Dice, built, drv, failed, info, offer, output_name, output_path, root, spec, worker};
 
 const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
@@ -58,6 +59,7 @@ impl Chaos {
                 | Effect::Resolve { .. }
                 | Effect::Notify { .. }
                 | Effect::Judged { .. }
+                | Effect::Copied { .. }
                 | Effect::Archive(_) => {}
             }
         }
@@ -85,13 +87,17 @@ impl Chaos {
             }
             6..=9 => {
                 let winding = self.winding(farm);
-                let limits = Limits { placements_max: 3, ..Limits::STANDARD };
+                let limits = Limits { placements_max: 3, copies: true, ..Limits::STANDARD };
                 let (plan, _) = plan_beside(farm, now, &limits, &BTreeSet::new(), &winding);
                 if let Some(lease) = plan.preemptions.into_iter().next() {
                     return Command::Preempt { lease, now };
                 }
+                if let Some((of, placement)) = plan.copies.into_iter().next() {
+                    return Command::Copy { of, placement, now };
+                }
                 Command::Assign { placements: plan.placements, now }
             }
+            10 if self.dice.once_in(2) => self.copy(farm),
             10 => Command::Assign { placements: (0..3).map(|_| self.placement(farm)).collect(), now },
             11..=14 => {
                 let (lease, outcome) = (self.lease(farm), self.outcome());
@@ -242,9 +248,16 @@ impl Chaos {
         Placement { derivation: drv(self.name()), worker: worker(&name), epoch, resources: None, light: self.dice.once_in(20), after }
     }
 
+    /// A second attempt, mostly at something that runs.
+    fn copy(&mut self, farm: &Farm) -> Command {
+        let (of, placement) = (self.lease(farm), self.placement(farm));
+        let light = placement.light && self.dice.once_in(3);
+        Command::Copy { of: of.attempt, placement: Placement { derivation: of.derivation, light, ..placement }, now: self.now }
+    }
+
     fn lease(&mut self, farm: &Farm) -> Lease {
         let recent: Vec<Lease> = self.leases.iter().rev().take(12).cloned().collect();
-        let live: Vec<Lease> = recent.iter().filter(|lease| farm.live_lease(&lease.derivation).as_ref() == Some(lease)).cloned().collect();
+        let live: Vec<Lease> = recent.iter().filter(|lease| farm.is_live(lease)).cloned().collect();
         let from = if self.dice.once_in(4) { &recent } else { &live };
         let nonsense = Lease { derivation: drv(self.name()), attempt: AttemptId(7), worker: worker("w1"), epoch: Epoch(1) };
         let mut lease = self.dice.choose(from).cloned().unwrap_or(nonsense);
@@ -334,13 +347,14 @@ fn check_plan(farm: &Farm, index: u64, now: Timestamp, seed: u64) {
 }
 
 /// What must have happened at least once, or the commands are not random enough.
-const SEEN_EXPECTED: [&str; 26] = [
+const SEEN_EXPECTED: [&str; 28] = [
     "Acknowledge",
     "Archive Built",
     "Archive Cancelled",
     "Archive Failed",
     "BeingBuilt",
     "Cancelled",
+    "Copied",
     "Cycle",
     "DependencyFailed",
     "Dispatch",
@@ -351,6 +365,7 @@ const SEEN_EXPECTED: [&str; 26] = [
     "NoSuchBuild",
     "NoSuchJob",
     "NonDeterministic",
+    "NotCopied",
     "NotEnded",
     "NotReady",
     "Retried Infrastructure",
@@ -391,8 +406,12 @@ fn invariants_hold_under_random_commands() {
             let command = chaos.command(&farm);
             let command = fit(&farm, command, wrong);
             let text = format!("{command:?}");
-            let effects = farm.apply(LogIndex(index), command);
+            let before = live(&farm);
+            let effects = farm.apply(LogIndex(index), command.clone());
             chaos.note(&effects);
+            if let Some(lease) = untold(&farm, before, &command, &effects) {
+                panic!("KILN_SEED={seed}, entry {index}: nobody is told to stop {lease:?} after {text}");
+            }
             note_seen(&effects, &mut seen);
             if text.contains("Grow {") && !effects.iter().any(|effect| matches!(effect, Effect::Answer(_))) {
                 seen.insert("Grown".to_owned());
@@ -402,6 +421,7 @@ fn invariants_hold_under_random_commands() {
             }
             if index % 5 == 0 {
                 check_plan(&farm, index + 1, chaos.now, seed);
+                check_copies(&farm, index + 1, chaos.now, seed);
             }
         }
         drain(&mut farm, &mut chaos, seed);

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use kiln_core::{Asker, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan};
 use kiln_wire::{
-    Account, AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobSpec, Lease, LogIndex, Order, Outcome, Priority,
-    ProjectName, RequestId, Share, ShareKey, Subject, TenantName, Timestamp,
+    Account, AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobKind, JobSpec, Lease, LogIndex, Measured, Order, Outcome,
+    Priority, ProjectName, RequestId, Share, ShareKey, Subject, TenantName, Timestamp,
 };
 
 use crate::facts::{built, drv, failed, offer, output_name, output_path, root, spec, worker};
 use crate::text;
+
+/// What a farm at the newest version does.
+const LIMITS: Limits = Limits { copies: true, ..Limits::STANDARD };
 
 /// A farm that is led through a script.
 pub struct Script {
@@ -37,16 +40,16 @@ impl Script {
     }
 
     /// Runs one line:
-    /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c keep=gcc,lib` · `lose w1 [epoch=N] [judge]` ·
+    /// `workers w1=2 w2=1` · `worker w1 slots=1 cores=4 mem=2048 systems=a,b features=c speed=500 keep=gcc,lib` · `lose w1 [epoch=N] [judge]` ·
     /// `job gcc mem=N cores=N system=S features=a,b kind=fod|builtin local=yes resolve=yes outputs=out,dev|out,dev?` (for later
     /// graphs) ·
     /// `stage 1: app→lib; lib→gcc` · `submit 1 [keep-going] [roots=app] [tenant=T [project=P] [priority=N] [security]] [: graph]` ·
     /// `share T[/P] [weight=N [priority=N]]` · `bump 1|gcc [priority=N]` · `restart 1|gcc` · `stop 1|gcc` (as `kiln cancel`) ·
     /// `preempt gcc` · `plan` · `go` (plan and assign) ·
-    /// `assign gcc@w1 [epoch=N]` · `finish gcc [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b] [judge]` ·
+    /// `assign gcc@w1 [epoch=N]` · `copy gcc@w2 [of=7] [epoch=N] [light]` (beside attempt 7, or the first one that runs) · `finish gcc [first|second] [built|fail|limit|oom|infra|cancelled] [peak=MIB] [of=gcc#7] [content=N] [outputs=a,b] [judge]` ·
     /// `resolve app as=r [outputs=out] [exists=yes|impossible=yes|grow=9 needs=made,other] [content=N]: lib gcc!dev` (its
     /// inputs) ·
-    /// `drain w1` · `undrain w1` · `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `time 2000` · `jobs` · `build 1` · `pending`
+    /// `drain w1` · `undrain w1` · `publish gcc` · `cancel 1` · `retire 1` · `revoke gcc` · `due` · `import gcc=60` (seconds) · `time 2000` · `jobs` · `build 1` · `pending`
     pub fn run(&mut self, line: &str) -> Vec<String> {
         let (head, graph) = line.split_once(':').unwrap_or((line, ""));
         let mut words = head.split_whitespace();
@@ -72,7 +75,7 @@ impl Script {
     }
 
     fn plan(&self) -> Vec<String> {
-        let (plan, report) = plan(&self.farm, self.now, &Limits::STANDARD);
+        let (plan, report) = plan(&self.farm, self.now, &LIMITS);
         text::plan(&plan, &report)
     }
 
@@ -93,11 +96,17 @@ impl Script {
             }
             "submit" => self.submit(request(words[0]), &words[1..], graph),
             "go" => {
-                let (plan, _) = plan(&self.farm, now, &Limits::STANDARD);
+                let (plan, _) = plan(&self.farm, now, &LIMITS);
                 let preempt = plan.preemptions.into_iter().map(|lease| Command::Preempt { lease, now });
-                preempt.chain([Command::Assign { placements: plan.placements, now }]).collect()
+                let copy = plan.copies.into_iter().map(|(of, placement)| Command::Copy { of, placement, now });
+                preempt.chain([Command::Assign { placements: plan.placements, now }]).chain(copy).collect()
             }
-            "preempt" => vec![Command::Preempt { lease: self.lease(words[0]), now }],
+            "preempt" => {
+                let live = self.farm.live_leases(&drv(words[0]));
+                let second = live.get(1).filter(|_| words.contains(&"second"));
+                let first = live.first().filter(|_| words.contains(&"first"));
+                vec![Command::Preempt { lease: first.or(second).cloned().unwrap_or_else(|| self.lease(words[0])), now }]
+            }
             "bump" | "restart" | "stop" => vec![self.steer(verb, words[0], &options(&words[1..]))],
             "assign" => {
                 let (job, name) = words[0].split_once('@').expect("job@worker");
@@ -114,6 +123,8 @@ impl Script {
                     now,
                 }]
             }
+            "copy" => vec![self.copy(words)],
+            "import" => options(words).iter().map(|(pname, seconds)| import(pname, seconds, now)).collect(),
             "finish" => vec![self.finish(words[0], &words[1..])],
             "resolve" => vec![self.resolve(words[0], &options(&words[1..]), graph)],
             "publish" => vec![Command::Publish { derivation: drv(words[0]), now }],
@@ -162,6 +173,7 @@ impl Script {
         for (key, value) in options {
             match key.as_str() {
                 "slots" => {}
+                "speed" => offer.speed_per_mille = value.parse().expect("a speed is in per mille"),
                 "cores" => offer.capacity.cores = value.parse().expect("cores are a number"),
                 "mem" => offer.capacity.memory_mib = value.parse().expect("memory is a number"),
                 "systems" => offer.systems = list(value),
@@ -252,6 +264,16 @@ impl Script {
         Command::Steer { subject, order, by: "client/ann".to_owned(), now: self.now }
     }
 
+    fn copy(&self, words: &[&str]) -> Command {
+        let (job, name) = words[0].split_once('@').expect("job@worker");
+        let options = options(&words[1..]);
+        let live = self.farm.live_lease(&drv(job)).map_or(AttemptId(0), |lease| lease.attempt);
+        let of = option(&options, "of").map_or(live, |of| AttemptId(of.parse().expect("an attempt is a number")));
+        let epoch = self.epoch(name, &options);
+        let (derivation, worker, light) = (drv(job), worker(name), words.contains(&"light"));
+        Command::Copy { of, placement: Placement { derivation, worker, epoch, resources: None, light, after: None }, now: self.now }
+    }
+
     fn finish(&self, job: &str, words: &[&str]) -> Command {
         let options = options(words);
         let mut lease = self.lease(job);
@@ -259,6 +281,12 @@ impl Script {
             lease.attempt = AttemptId(attempt.parse().expect("an attempt is a number"));
             lease = self.leases.get(of).cloned().unwrap_or(lease);
         }
+        let live = self.farm.live_leases(&drv(job));
+        let chosen = match (words.contains(&"first"), words.contains(&"second")) {
+            (true, _) => live.first(),
+            (false, second) => live.get(1).filter(|_| second),
+        };
+        lease = chosen.cloned().unwrap_or(lease);
         if let Some(name) = option(&options, "by") {
             lease.worker = worker(name);
         }
@@ -322,6 +350,12 @@ impl Script {
         let known = self.farm.registrations().find(|(other, _)| **other == worker(name));
         known.map_or(Epoch(0), |(_, epoch)| epoch)
     }
+}
+
+fn import(pname: &str, seconds: &str, now: Timestamp) -> Command {
+    let wall_ms = seconds.parse::<u64>().expect("seconds are a number") * 1_000;
+    let measured = Measured { pname: pname.to_owned(), system: "x86_64-linux".to_owned(), wall_ms, ..Measured::default() };
+    Command::ImportDurations { durations: vec![measured], now }
 }
 
 fn options(words: &[&str]) -> Vec<(String, String)> {

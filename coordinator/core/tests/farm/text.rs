@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::{Answer, Effect, Farm, Plan, PlanReport};
+use kiln_core::{Answer, Copied, Effect, Farm, Plan, PlanReport};
 use kiln_wire::client::EventKind;
 use kiln_wire::{Ailing, BuildId, DrvPath, Lease, Standing};
 
@@ -36,6 +36,7 @@ pub fn effect(effect: &Effect) -> String {
             format!("notify {}: {} {}", ids(builds), event.derivation.name(), kind(&event.kind))
         }
         Effect::Judged { worker, ailing } => format!("judged {worker}: {}", ailing.as_ref().map_or_else(|| "well".to_owned(), standing)),
+        Effect::Copied { derivation, copied } => format!("copied {}: {}", derivation.name(), self::copied(*copied)),
         Effect::Archive(record) => {
             let failures: Vec<&str> = record.failures.iter().map(|job| job.derivation.name()).collect();
             let counts = counts(&record.counts);
@@ -49,6 +50,16 @@ pub fn effect(effect: &Effect) -> String {
         }
         Effect::Answer(Answer::Submitted { request, build }) => format!("submitted r{request} as b{build}"),
         Effect::Answer(Answer::Refused(refused)) => format!("refused {}", short(&refused.to_string())),
+    }
+}
+
+fn copied(copied: Copied) -> String {
+    match copied {
+        Copied::Begun { attempt, of } => format!("#{attempt} begins beside #{of}"),
+        Copied::Won { attempt, by_copy: true } => format!("#{attempt} wins, the second one"),
+        Copied::Won { attempt, by_copy: false } => format!("#{attempt} wins, the first one"),
+        Copied::Same(attempt) => format!("#{attempt} made the same"),
+        Copied::Differs(attempt) => format!("#{attempt} made something else"),
     }
 }
 
@@ -97,6 +108,7 @@ fn counts(counts: &kiln_wire::client::JobCounts) -> String {
 
 pub fn plan(plan: &Plan, report: &PlanReport) -> Vec<String> {
     let mut lines: Vec<String> = plan.placements.iter().map(|p| format!("{}@{}", p.derivation.name(), p.worker)).collect();
+    lines.extend(plan.copies.iter().map(|(of, p)| format!("{}@{} beside #{of}", p.derivation.name(), p.worker)));
     lines.extend(plan.preemptions.iter().map(|ending| format!("ends early {}", lease(ending))));
     lines.extend(report.waiting.iter().map(|waiting| format!("{} wait ({}): {}", waiting.count, needs(&waiting.needs), waiting.reason)));
     lines.extend(report.wake.map(|(at, reason)| format!("wake at {}: {reason}", at.0)));

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::{Command, Effect};
-use kiln_wire::client::EventKind;
 use kiln_wire::limits::{WORKER_FAILURES_MAX, WORKER_REST_MS_MIN};
 use kiln_wire::{DrvPath, FailureClass, Lease, Outcome, WorkerId};
 
@@ -52,13 +51,13 @@ impl Invariant for BlackHolesRest {
     }
 
     fn see(&mut self, fact: &Fact<'_>, look: &Look<'_>) -> Result<(), String> {
-        let Fact::Applied { command, before, effects, .. } = fact else { return Ok(()) };
+        let Fact::Applied { command, before, effects, farm, .. } = fact else { return Ok(()) };
         // Where clocks jump the stamps decide how long a while is.
         if look.options.clocks {
             return Ok(());
         }
         match command {
-            Command::Finish { lease, outcome, .. } if before.live_lease(&lease.derivation).as_ref() == Some(lease) => match outcome {
+            Command::Finish { lease, outcome, .. } if before.is_live(lease) => match outcome {
                 Outcome::Built { .. } => {
                     self.workers.remove(&lease.worker);
                 }
@@ -72,14 +71,10 @@ impl Invariant for BlackHolesRest {
                 }
                 Outcome::Failed { .. } => {}
             },
-            Command::Lose { .. } | Command::Register { .. } => {
-                for effect in *effects {
-                    if let Effect::Notify { event, .. } = effect
-                        && let EventKind::Retried { class: FailureClass::Infrastructure, .. } = event.kind
-                    {
-                        self.excuse(&event.derivation);
-                    }
-                }
+            Command::Lose { worker, .. } | Command::Register { worker, .. } => {
+                // Whatever was lost there failed elsewhere too, where it did.
+                let lost = before.leases_of(worker).into_iter().filter(|lease| !farm.is_live(lease));
+                lost.for_each(|lease| self.excuse(&lease.derivation));
             }
             _ => {}
         }

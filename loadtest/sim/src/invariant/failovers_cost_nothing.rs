@@ -12,7 +12,7 @@ use super::{Invariant, Look};
 use crate::fact::Fact;
 
 #[derive(Default)]
-pub(super) struct FailoversCostNothing(BTreeMap<DrvPath, u64>);
+pub(super) struct FailoversCostNothing(BTreeMap<DrvPath, i64>);
 
 impl Invariant for FailoversCostNothing {
     fn name(&self) -> &'static str {
@@ -27,6 +27,13 @@ impl Invariant for FailoversCostNothing {
             Fact::Applied { command: Command::Preempt { lease, .. }, .. } => {
                 // It runs again because something more urgent came.
                 self.0.remove(&lease.derivation);
+                Ok(())
+            }
+            Fact::Applied { command: Command::Copy { placement, .. }, effects, .. } => {
+                // It may run in two places, on purpose.
+                if effects.iter().any(|effect| matches!(effect, Effect::Dispatch { .. })) {
+                    *self.0.entry(placement.derivation.clone()).or_default() -= 1;
+                }
                 Ok(())
             }
             Fact::Applied { effects, .. } => {

@@ -27,8 +27,9 @@ impl Invariant for GraceIsGiven {
         if let Command::Cancel { build, .. } = command {
             self.0.entry(*build).or_insert(proposed_us(command));
         }
-        // What makes room is no cancellation, and a job that is cancelled itself has failed: nobody's change of mind saves it.
-        if matches!(command, Command::Preempt { .. } | Command::Steer { order: Order::Cancel, .. }) {
+        // What makes room, or is outrun by another attempt, is no cancellation, and a job that is cancelled itself has failed: nobody's change of
+        // mind saves it.
+        if matches!(command, Command::Preempt { .. } | Command::Finish { .. } | Command::Steer { order: Order::Cancel, .. }) {
             return Ok(());
         }
         for effect in *effects {

@@ -13,6 +13,7 @@ mod built_means_readable;
 mod committed_stays;
 mod failovers_cost_nothing;
 mod failures_are_genuine;
+mod failures_are_remembered;
 mod farm_is_sound;
 mod grace_is_given;
 mod hard_features_gate;
@@ -35,6 +36,7 @@ mod results_are_the_holders;
 mod sessions_end_alone;
 mod sets_are_whole;
 mod the_living_are_not_lost;
+mod the_outrun_are_stopped;
 mod use_is_what_leases_hold;
 mod what_exists_is_not_built;
 mod workers_are_not_overcommitted;
@@ -109,5 +111,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(only_the_young_make_room::OnlyTheYoungMakeRoom::default()),
         Box::new(use_is_what_leases_hold::UseIsWhatLeasesHold::default()),
         Box::new(black_holes_rest::BlackHolesRest::default()),
+        Box::new(the_outrun_are_stopped::TheOutrunAreStopped::default()),
+        Box::new(failures_are_remembered::FailuresAreRemembered::default()),
     ]
 }

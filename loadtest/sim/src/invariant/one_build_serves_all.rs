@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::Effect;
-use kiln_wire::{DrvPath, WorkerId};
+use kiln_wire::{Lease, WorkerId};
 
 use super::{Invariant, Look};
 use crate::fact::Fact;
 
 #[derive(Default)]
-pub(super) struct OneBuildServesAll(BTreeMap<DrvPath, WorkerId>);
+pub(super) struct OneBuildServesAll(BTreeMap<Lease, WorkerId>);
 
 impl Invariant for OneBuildServesAll {
     fn name(&self) -> &'static str {
@@ -17,30 +16,19 @@ impl Invariant for OneBuildServesAll {
     }
 
     fn see(&mut self, fact: &Fact<'_>, look: &Look<'_>) -> Result<(), String> {
-        match fact {
-            Fact::Starts { worker, assignment, .. } => {
-                let lease = &assignment.lease;
-                let live = look.farm.live_lease(&lease.derivation);
-                if live.as_ref() == Some(lease)
-                    && let Some(other) = self.0.get(&lease.derivation)
-                    && other != *worker
-                {
-                    return Err(format!("`{}` is started by {worker} and runs under the same lease on {other}", lease.derivation));
-                }
-                if live.as_ref() == Some(lease) {
-                    self.0.insert(lease.derivation.clone(), (*worker).clone());
-                }
-                Ok(())
+        let Fact::Starts { worker, assignment, .. } = fact else { return Ok(()) };
+        let lease = &assignment.lease;
+        if !look.farm.is_live(lease) {
+            return Ok(());
+        }
+        // A second attempt has a lease of its own, and there is no third.
+        let leases = look.farm.live_leases(&lease.derivation).len();
+        match self.0.insert(lease.clone(), (*worker).clone()) {
+            Some(other) if other != **worker => {
+                Err(format!("`{}` is started by {worker} and runs under the same lease on {other}", lease.derivation))
             }
-            Fact::Applied { effects, .. } => {
-                for effect in *effects {
-                    if let Effect::Dispatch { lease, .. } = effect {
-                        self.0.remove(&lease.derivation);
-                    }
-                }
-                Ok(())
-            }
-            _ => Ok(()),
+            _ if leases > 2 => Err(format!("`{}` has {leases} leases", lease.derivation)),
+            Some(_) | None => Ok(()),
         }
     }
 }

@@ -14,7 +14,7 @@ impl Invariant for OnlyDeadLeasesAreStopped {
 
     fn see(&mut self, fact: &Fact<'_>, look: &Look<'_>) -> Result<(), String> {
         let Fact::Told { message: ToWorker::Revoke { lease, .. } } = fact else { return Ok(()) };
-        if look.farm.live_lease(&lease.derivation).as_ref() == Some(lease) {
+        if look.farm.is_live(lease) {
             return Err(format!(
                 "worker {} is told to stop attempt {} at `{}`, which holds its lease",
                 lease.worker, lease.attempt, lease.derivation

@@ -28,6 +28,11 @@ impl OnlyTheYoungMakeRoom {
 
     fn check(&mut self, before: &Farm, lease: &Lease, now: Timestamp) -> Result<(), String> {
         let what = format!("attempt {} at `{}`", lease.attempt, lease.derivation);
+        // A second attempt makes room for whatever is ready, however old it is: the first one goes on.
+        if before.live_leases(&lease.derivation).get(1) == Some(lease) {
+            let is_needed = before.jobs().any(|job| job.state == "ready");
+            return if is_needed { Ok(()) } else { Err(format!("{what} makes room for nothing")) };
+        }
         let ran_ms = self.given.get(lease).map(|given| now.since_ms(*given)).ok_or_else(|| format!("{what} was never given"))?;
         if ran_ms > PREEMPTED_MS_MAX {
             return Err(format!("{what} has run for {ran_ms} ms"));

@@ -23,7 +23,7 @@ impl Invariant for ResultsAreTheHolders {
                 Ok(())
             }
             Fact::Applied { command: Command::Finish { lease, outcome: Outcome::Built { .. }, .. }, before, .. } => {
-                let held = before.live_lease(&lease.derivation).as_ref() == Some(lease);
+                let held = before.is_live(lease);
                 if !held || self.0.contains(lease) {
                     Ok(())
                 } else {

@@ -55,7 +55,11 @@ impl UseIsWhatLeasesHold {
                     self.stops.extend(builds.iter().filter(|build| self.timid.contains(build)));
                 }
                 Effect::Dispatch { lease, resources, .. } => {
-                    let Command::Assign { placements, .. } = command else { continue };
+                    let placements = match command {
+                        Command::Assign { placements, .. } => placements.as_slice(),
+                        Command::Copy { placement, .. } => std::slice::from_ref(placement),
+                        _ => continue,
+                    };
                     let light = placements.iter().any(|placement| placement.light && placement.derivation == lease.derivation);
                     self.granted.insert(lease.clone(), (*resources, light));
                 }
@@ -67,14 +71,18 @@ impl UseIsWhatLeasesHold {
     fn held(&self, farm: &Farm) -> BTreeMap<TenantName, Held> {
         let mut held: BTreeMap<TenantName, Held> = BTreeMap::new();
         for job in farm.jobs().filter(|job| job.state == "running") {
-            let granted = farm.live_lease(&job.derivation).and_then(|lease| self.granted.get(&lease));
-            let Some((resources, light)) = granted else { continue };
+            let leases = farm.live_leases(&job.derivation);
+            let granted = leases.iter().filter_map(|lease| self.granted.get(lease));
+            let mut each: Held = [0; 3];
+            for (resources, light) in granted {
+                let of = [u64::from(resources.cores), resources.memory_mib, u64::from(!light)];
+                each.iter_mut().zip(of).for_each(|(sum, of)| *sum += of);
+            }
             let live: Vec<&BuildId> =
                 job.builds.iter().filter(|build| farm.build_view(**build).is_some_and(|view| view.state == BuildState::Active)).collect();
             let parts = u64::try_from(live.len()).unwrap_or(u64::MAX).max(1);
             for tenant in live.iter().filter_map(|build| self.builds.get(build)) {
                 let sum = held.entry(tenant.clone()).or_default();
-                let each = [u64::from(resources.cores), resources.memory_mib, u64::from(!light)];
                 for (sum, of) in sum.iter_mut().zip(each) {
                     *sum += of * 1_000_000 / parts;
                 }
