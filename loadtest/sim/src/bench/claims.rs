@@ -31,15 +31,17 @@ enum Topic {
     Fairness,
     Gap,
     Chain,
+    Straggle,
 }
 
-const TOPICS: [(&str, Topic); 6] = [
+const TOPICS: [(&str, Topic); 7] = [
     ("knee", Topic::Knee),
     ("copies", Topic::Copies),
     ("locality", Topic::Locality),
     ("fairness", Topic::Fairness),
     ("gap", Topic::Gap),
     ("chain", Topic::Chain),
+    ("straggle", Topic::Straggle),
 ];
 
 /// Reads what follows `plan prove`.
@@ -75,6 +77,7 @@ pub(crate) fn prove(wanted: &Wanted) -> Result<bool, String> {
             Topic::Fairness => shares(&mut claims)?,
             Topic::Gap => super::gap::gaps(&mut claims)?,
             Topic::Chain => hops(&mut claims),
+            Topic::Straggle => super::straggle::straggling(&mut claims, wanted.full)?,
         }
     }
     Ok(claims.hold)
@@ -207,7 +210,7 @@ fn locality(claims: &mut Claims, full: bool) -> Result<(), String> {
                     claims.check(&format!("{claim}, bytes moved"), &bytes_figure, "goal: at most 0.8", bytes <= 0.8);
                     claims.check(&format!("{claim}, what that costs"), &cost_figure, "goal: at most 1 %", cost <= 1.0);
                 }
-                Chosen::List(_) => claims.tell(&format!("{claim}, the same"), &format!("{bytes_figure}; {cost_figure}")),
+                Chosen::Single | Chosen::List(_) => claims.tell(&format!("{claim}, the same"), &format!("{bytes_figure}; {cost_figure}")),
             }
         }
     }
@@ -266,7 +269,7 @@ fn fair(claims: &mut Claims, claim: &str, chosen: Chosen, fairness: Fairness) {
     let figure = format!("{:.1} %, {:.1} %", fairness.worst * 100.0, fairness.mean * 100.0);
     match chosen {
         Chosen::Kiln => claims.check(&claim, &figure, "goal: at most 5 %", fairness.worst <= 0.05 && fairness.windows > 0),
-        Chosen::List(_) => claims.tell(&claim, &figure),
+        Chosen::Single | Chosen::List(_) => claims.tell(&claim, &figure),
     }
 }
 

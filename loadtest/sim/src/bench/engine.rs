@@ -1,7 +1,7 @@
 //! The replay: an event heap on which jobs arrive, become ready, run where a policy puts them, and end.
 //!
 //! Decides nothing: what goes where is the policy's. Checks every placement: a job that is not ready, was placed before, or does not fit
-//! is a bug of the policy and panics. A step costs O(log n) and what the policy takes.
+//! is a bug of the policy and panics. A job may have two attempts on two workers: the first to end counts, the other ends with it. A step costs O(log n) and what the policy takes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -37,6 +37,10 @@ pub(crate) struct View<'a> {
 pub(crate) struct Placed {
     /// A job, where it goes, and what it is given there.
     pub placements: Vec<(JobNo, WorkerNo, Resources)>,
+    /// Second attempts, in the same way.
+    pub copies: Vec<(JobNo, WorkerNo, Resources)>,
+    /// Second attempts that end before anything is placed.
+    pub stopped: Vec<(JobNo, WorkerNo)>,
     /// When to ask again although nothing happens.
     pub wake_ms: Option<u64>,
 }
@@ -84,6 +88,19 @@ pub(crate) struct Run {
     pub moved_bytes: u64,
     /// How often the policy was asked.
     pub plans: u64,
+    pub copies: Copies,
+}
+
+/// What second attempts came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Copies {
+    pub begun: u64,
+    /// Those that made the job's outputs first.
+    pub won: u64,
+    /// How many ran at once at most.
+    pub most: u64,
+    /// Time for which they held slots.
+    pub slot_ms: u64,
 }
 
 /// Replays a workload.
@@ -101,10 +118,24 @@ pub(crate) fn replay(load: &Workload, fleet: &Fleet, policy: &mut dyn Policy, co
 /// What happens at a time, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Exit(JobNo),
-    End(JobNo),
+    Exit(JobNo, TryNo),
+    End(JobNo, TryNo),
     Arrive(usize),
     Wake,
+}
+
+/// The number of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct TryNo(usize);
+
+/// An attempt.
+struct Try {
+    span: Span,
+    is_copy: bool,
+    /// It runs or uploads.
+    lives: bool,
+    /// It uploads and has given its place back.
+    left: bool,
 }
 
 struct Floor<'a> {
@@ -120,8 +151,11 @@ struct Floor<'a> {
     ready_ms: Vec<u64>,
     spans: Vec<Option<Span>>,
     ended: usize,
-    /// Jobs that upload and have given their place back.
-    left: BTreeSet<JobNo>,
+    tries: Vec<Try>,
+    /// By job, those that live.
+    live: Vec<Vec<TryNo>>,
+    copies: Copies,
+    copies_now: u64,
     moved_bytes: u64,
     plans: u64,
 }
@@ -142,7 +176,10 @@ impl<'a> Floor<'a> {
             ready_ms: vec![0; load.tasks.len()],
             spans: vec![None; load.tasks.len()],
             ended: 0,
-            left: BTreeSet::new(),
+            tries: Vec::new(),
+            live: vec![Vec::new(); load.tasks.len()],
+            copies: Copies::default(),
+            copies_now: 0,
             moved_bytes: 0,
             plans: 0,
         }
@@ -156,8 +193,9 @@ impl<'a> Floor<'a> {
             let event = *event;
             self.events.pop();
             match event {
-                Event::Exit(job) => self.exit(policy, job, now_ms),
-                Event::End(job) => self.end(policy, job, now_ms),
+                Event::Exit(_, number) | Event::End(_, number) if !self.tries[number.0].lives => {}
+                Event::Exit(_, number) => self.exit(policy, number, now_ms),
+                Event::End(job, number) => self.end(policy, job, number, now_ms),
                 Event::Arrive(submission) => {
                     policy.arrive(self.load, submission, now_ms);
                     for job in self.load.submissions[submission].jobs.clone().map(JobNo) {
@@ -172,10 +210,10 @@ impl<'a> Floor<'a> {
         Some(now_ms)
     }
 
-    fn exit(&mut self, policy: &mut dyn Policy, job: JobNo, now_ms: u64) {
-        let span = self.spans[job.at()].expect("what exits was placed");
+    fn exit(&mut self, policy: &mut dyn Policy, number: TryNo, now_ms: u64) {
+        let span = self.tries[number.0].span;
         if policy.exited(self.load, &span, now_ms) {
-            self.left.insert(job);
+            self.tries[number.0].left = true;
             self.give_back(&span);
         }
     }
@@ -185,11 +223,30 @@ impl<'a> Floor<'a> {
         *free = free.give(span.given);
     }
 
-    fn end(&mut self, policy: &mut dyn Policy, job: JobNo, now_ms: u64) {
-        let span = self.spans[job.at()].expect("what ends was placed");
-        if !self.left.remove(&job) {
+    /// Ends an attempt, whatever came of it.
+    fn close(&mut self, number: TryNo, now_ms: u64) -> Span {
+        let attempt = &mut self.tries[number.0];
+        attempt.lives = false;
+        let (span, is_copy, left) = (attempt.span, attempt.is_copy, attempt.left);
+        self.live[span.job.at()].retain(|other| *other != number);
+        if !left {
             self.give_back(&span);
         }
+        if is_copy {
+            self.copies_now -= 1;
+            self.copies.slot_ms += now_ms - span.start_ms;
+        }
+        span
+    }
+
+    fn end(&mut self, policy: &mut dyn Policy, job: JobNo, number: TryNo, now_ms: u64) {
+        let span = self.close(number, now_ms);
+        self.copies.won += u64::from(self.tries[number.0].is_copy);
+        // The first one to end is the one that counts.
+        for other in std::mem::take(&mut self.live[job.at()]) {
+            self.close(other, now_ms);
+        }
+        self.spans[job.at()] = Some(span);
         self.ended += 1;
         self.caches.hold(job, span.worker);
         policy.ended(self.load, &span, now_ms);
@@ -211,7 +268,15 @@ impl<'a> Floor<'a> {
         self.plans += 1;
         let view = View { load: self.load, fleet: self.fleet, free: &self.free, caches: &self.caches, now_ms };
         let placed = policy.place(&view);
+        for (job, worker) in placed.stopped {
+            let of = |number: &&TryNo| self.tries[number.0].span.worker == worker && self.tries[number.0].is_copy;
+            let number = self.live[job.at()].iter().find(of).copied();
+            self.close(number.expect("only a second attempt that lives is stopped"), now_ms);
+        }
         for (job, worker, given) in placed.placements {
+            self.start(job, worker, given, now_ms);
+        }
+        for (job, worker, given) in placed.copies {
             self.start(job, worker, given, now_ms);
         }
         if let Some(at_ms) = placed.wake_ms.filter(|at_ms| *at_ms > now_ms)
@@ -226,8 +291,11 @@ impl<'a> Floor<'a> {
     fn start(&mut self, job: JobNo, worker: WorkerNo, given: Resources, now_ms: u64) {
         let task = self.load.task(job);
         let offer = &self.fleet.workers[worker.at()].offer;
+        let others = &self.live[job.at()];
+        let is_copy = !others.is_empty();
         assert!(self.missing[job.at()] == 0, "{} is placed and is not ready", task.name());
-        assert!(self.spans[job.at()].is_none(), "{} is placed twice", task.name());
+        assert!(self.spans[job.at()].is_none() && others.len() < 2, "{} is placed twice", task.name());
+        assert!(others.iter().all(|other| self.tries[other.0].span.worker != worker), "{} is placed twice on one worker", task.name());
         assert!(self.fleet.is_able(worker, task.class), "{} is placed where it cannot run", task.name());
         let least = share(offer, task);
         // The bounds count what each asks for.
@@ -240,19 +308,26 @@ impl<'a> Floor<'a> {
         let transfer_ms =
             |bytes: u64, bytes_s: Option<u64>| bytes_s.map_or(0, |bytes_s| bytes.saturating_mul(1000).div_ceil(bytes_s.max(1)));
         let build_ms = now_ms + self.costs.hop_ms + transfer_ms(bytes, self.costs.bandwidth_bytes_s);
-        let exit_ms = build_ms + task.duration_ms;
+        let exit_ms = self.fleet.workers[worker.at()].exit_ms(build_ms, task.duration_ms);
         let end_ms = exit_ms + transfer_ms(task.output_bytes, self.costs.upload_bytes_s);
         let ready_ms = self.ready_ms[job.at()];
-        self.spans[job.at()] = Some(Span { job, worker, given, ready_ms, start_ms: now_ms, build_ms, exit_ms, end_ms });
-        if end_ms > exit_ms {
-            self.events.push(Reverse((exit_ms, Event::Exit(job))));
+        let number = TryNo(self.tries.len());
+        let span = Span { job, worker, given, ready_ms, start_ms: now_ms, build_ms, exit_ms, end_ms };
+        self.tries.push(Try { span, is_copy, lives: true, left: false });
+        self.live[job.at()].push(number);
+        if is_copy {
+            self.copies_now += 1;
+            (self.copies.begun, self.copies.most) = (self.copies.begun + 1, self.copies.most.max(self.copies_now));
         }
-        self.events.push(Reverse((end_ms, Event::End(job))));
+        if end_ms > exit_ms {
+            self.events.push(Reverse((exit_ms, Event::Exit(job, number))));
+        }
+        self.events.push(Reverse((end_ms, Event::End(job, number))));
     }
 
     fn finish(self) -> Run {
         let spans: Vec<Span> = self.spans.into_iter().map(|span| span.expect("every job ended")).collect();
         let makespan_ms = spans.iter().map(|span| span.end_ms).max().unwrap_or(0);
-        Run { spans, makespan_ms, moved_bytes: self.moved_bytes, plans: self.plans }
+        Run { spans, makespan_ms, moved_bytes: self.moved_bytes, plans: self.plans, copies: self.copies }
     }
 }

@@ -6,6 +6,7 @@ use kiln_wire::worker::Offer;
 use kiln_wire::{Resources, WorkerId};
 
 use super::workload::{Class, Task, Workload};
+use crate::dice::Dice;
 
 /// A worker's number in its fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,11 +19,37 @@ impl WorkerNo {
     }
 }
 
+/// Which part of a fleet straggles, and by how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stragglers {
+    pub percent: u64,
+    /// So many times as long builders take there.
+    pub factor: u64,
+}
+
 /// One worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Worker {
     pub id: WorkerId,
     pub offer: Offer,
+    /// It straggles.
+    pub slow: Option<Slow>,
+}
+
+/// How a worker straggles: from some moment on, and without saying so, builders take so many times as long there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slow {
+    pub from_ms: u64,
+    pub factor: u64,
+}
+
+impl Worker {
+    /// Returns when a builder exits that begins at some time and takes so long elsewhere.
+    pub fn exit_ms(&self, build_ms: u64, duration_ms: u64) -> u64 {
+        let Some(Slow { from_ms, factor }) = self.slow else { return build_ms + duration_ms };
+        let sound_ms = from_ms.saturating_sub(build_ms).min(duration_ms);
+        build_ms + sound_ms + (duration_ms - sound_ms).saturating_mul(factor)
+    }
 }
 
 /// All workers of a replay, and which classes each can run.
@@ -45,10 +72,23 @@ impl Fleet {
     /// Returns a fleet with these offers.
     pub fn of(load: &Workload, offers: Vec<Offer>) -> Self {
         let name = |number: usize| WorkerId::parse(&format!("w{number:04}")).expect("a valid name");
-        let workers: Vec<Worker> = offers.into_iter().enumerate().map(|(number, offer)| Worker { id: name(number), offer }).collect();
+        let workers: Vec<Worker> =
+            offers.into_iter().enumerate().map(|(number, offer)| Worker { id: name(number), offer, slow: None }).collect();
         let runs = |class: &Class| workers.iter().map(|worker| runs(&worker.offer, class)).collect();
         let able = load.classes.iter().map(runs).collect();
         Self { workers, able }
+    }
+
+    /// Lets a share of the workers straggle, each from a moment before `until_ms` on. At least one.
+    pub fn straggle(&mut self, stragglers: Stragglers, seed: u64, until_ms: u64) {
+        let mut dice = Dice::new(seed);
+        let workers = u64::try_from(self.workers.len()).unwrap_or(u64::MAX);
+        let count = (workers * stragglers.percent / 100).max(u64::from(stragglers.percent > 0));
+        for _ in 0..count {
+            let sound: Vec<usize> = (0..self.workers.len()).filter(|at| self.workers[*at].slow.is_none()).collect();
+            let Some(at) = dice.choose(&sound).copied() else { return };
+            self.workers[at].slow = Some(Slow { from_ms: dice.below(until_ms.max(1)), factor: stragglers.factor });
+        }
     }
 
     /// Returns whether a worker runs a class at all.

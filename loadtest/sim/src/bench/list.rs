@@ -174,6 +174,6 @@ impl Policy for List {
                 None => closed.push(queue),
             }
         }
-        Placed { placements, wake_ms: None }
+        Placed { placements, ..Placed::default() }
     }
 }

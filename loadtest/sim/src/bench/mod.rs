@@ -22,6 +22,7 @@ mod options;
 mod planner;
 mod rank;
 mod report;
+mod straggle;
 #[cfg(test)]
 mod tests;
 mod workload;
@@ -64,12 +65,16 @@ fn show(options: &Options) -> Result<bool, String> {
         );
     }
     draws::draw(&mut workload, &options.draws);
-    let fleet = report::fleet(&workload, options);
+    let mut fleet = report::fleet(&workload, options);
     let bounds = bounds::bounds(&workload, &fleet);
+    fleet.straggle(options.stragglers, options.draws.seed, bounds.window_ms);
     print!("{}", report::head(&graph.name, &workload, &fleet, &bounds, options));
     for (at, chosen) in options.policies.iter().enumerate() {
         let measured = report::measure(&workload, &fleet, *chosen, options.locality, options.costs);
         println!("{}", report::line(&workload, &bounds, *chosen, &measured));
+        if measured.run.copies.begun > 0 {
+            println!("{}", straggle::told(&fleet, &measured.run));
+        }
         if let Some(file) = options.gantt.as_ref().filter(|_| at == 0) {
             let caption = gantt::Caption { title: graph.name.clone(), policy: format!("policy {}", chosen.word()) };
             let svg = gantt::gantt(&workload, &fleet, &measured.run, &bounds, &caption);

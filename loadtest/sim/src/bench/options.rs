@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::draws::Draws;
 use super::engine::Costs;
+use super::fleet::Stragglers;
 use super::list::Order;
 
 /// How many workers a fleet has.
@@ -19,13 +20,16 @@ pub(crate) enum Size {
 pub(crate) enum Chosen {
     /// The product's planner.
     Kiln,
+    /// The same, and no job runs in two places.
+    Single,
     List(Order),
 }
 
 impl Chosen {
     /// Every policy, by the word that names it.
-    pub const TABLE: [(&'static str, Self); 7] = [
+    pub const TABLE: [(&'static str, Self); 8] = [
         ("kiln", Self::Kiln),
+        ("single", Self::Single),
         ("rank", Self::List(Order::Rank)),
         ("estimated", Self::List(Order::EstimatedRank)),
         ("unit-rank", Self::List(Order::UnitRank)),
@@ -54,6 +58,7 @@ pub(crate) struct Options {
     pub draws: Draws,
     pub costs: Costs,
     pub locality: bool,
+    pub stragglers: Stragglers,
     pub gantt: Option<PathBuf>,
 }
 
@@ -70,6 +75,7 @@ impl Default for Options {
             draws: Draws::EXACT,
             costs: Costs::default(),
             locality: true,
+            stragglers: Stragglers::default(),
             gantt: None,
         }
     }
@@ -80,7 +86,7 @@ pub(crate) const HELP: &str = "\
 kiln-sim plan: replays a real graph on a simulated fleet, with the farm's own planner and with rivals
 
   kiln-sim plan [OPTION]…              one replay for each policy: makespan, bounds, bytes moved, fairness
-  kiln-sim plan prove [TOPIC] [--full] claims, each with its figure and goal; TOPIC is knee, copies, locality, fairness, gap or chain
+  kiln-sim plan prove [TOPIC] [--full] claims, each with its figure and goal; TOPIC is knee, copies, locality, fairness, gap, chain or straggle
 
   --graph NAME         a file, or a graph of $KILN_SHARED/data/graphs (nixos-closure)
   --copies N           so many builds of it that share nothing (1)
@@ -88,13 +94,14 @@ kiln-sim plan: replays a real graph on a simulated fleet, with the farm's own pl
   --slots N            jobs at once on a worker (1)
   --cores N            cores of a worker (8)
   --memory MIB         memory of a worker; jobs then need memory, too
-  --policy NAME,…      kiln, rank (exact durations), estimated (what is known), unit-rank, hydra, longest, fifo (all of them)
+  --policy NAME,…      kiln, single (kiln, and no job runs in two places), rank (exact durations), estimated (what is known), unit-rank, hydra, longest, fifo (all of them)
   --seed N             what everything is drawn from (1)
   --sigma X            estimates are wrong by a log-normal factor of this deviation (0)
   --unknown X          share of names, from 0 to 1, of which nothing is known (0)
   --guess SECONDS      what `estimated` takes builds to last of which nothing is known (7200)
   --bandwidth MB/S     at which workers fetch inputs (at once)
   --hop MS             from a placement to the start of its builder (0)
+  --stragglers PCT,N   such a share of the workers takes N times as long, each from a moment on, and does not say so (0,1)
   --no-locality        place without a look at which worker has the inputs
   --gantt FILE.svg     draws the first policy's replay
 
@@ -131,11 +138,18 @@ fn set(options: &mut Options, name: &str, value: &str) -> Option<()> {
         "--unknown" => options.draws.unknown = value.parse().ok().filter(|share| (0.0..=1.0).contains(share))?,
         "--guess" => options.draws.guess_ms = value.parse::<u64>().ok()?.checked_mul(1000)?,
         "--bandwidth" => options.costs.bandwidth_bytes_s = Some(value.parse::<u64>().ok().filter(|mb| *mb > 0)?.checked_mul(1_000_000)?),
+        "--stragglers" => options.stragglers = stragglers(value)?,
         "--hop" => options.costs.hop_ms = value.parse().ok()?,
         "--gantt" => options.gantt = Some(PathBuf::from(value)),
         _ => return None,
     }
     Some(())
+}
+
+fn stragglers(value: &str) -> Option<Stragglers> {
+    let (percent, factor) = value.split_once(',')?;
+    let (percent, factor) = (percent.parse().ok()?, factor.parse().ok()?);
+    ((0..=100).contains(&percent) && (1..=1000).contains(&factor)).then_some(Stragglers { percent, factor })
 }
 
 fn size(value: &str) -> Option<Size> {

@@ -22,11 +22,14 @@ pub(crate) struct Planner {
     index: u64,
     jobs: HashMap<DrvPath, JobNo>,
     workers: BTreeMap<WorkerId, WorkerNo>,
-    leases: HashMap<JobNo, Lease>,
+    /// Of each job, the leases that live: two at most.
+    leases: HashMap<JobNo, Vec<Lease>>,
     /// Attempts that upload, by their workers, as these say.
     winding: BTreeMap<WorkerId, BTreeSet<AttemptId>>,
     /// Outputs are said to be empty: the farm sees nothing to be gained by placing jobs near their inputs.
     blind: bool,
+    /// Bounds of its plans.
+    limits: Limits,
 }
 
 impl Planner {
@@ -34,8 +37,16 @@ impl Planner {
     pub fn new(load: &Workload, fleet: &Fleet, locality: bool) -> Self {
         let jobs = load.numbers().map(|job| (load.task(job).spec.derivation.clone(), job)).collect();
         let workers = fleet.workers.iter().zip(fleet.numbers()).map(|(worker, number)| (worker.id.clone(), number)).collect();
-        let mut planner =
-            Self { farm: Farm::new(), index: 0, jobs, workers, leases: HashMap::new(), winding: BTreeMap::new(), blind: !locality };
+        let mut planner = Self {
+            farm: Farm::new(),
+            index: 0,
+            jobs,
+            workers,
+            leases: HashMap::new(),
+            winding: BTreeMap::new(),
+            blind: !locality,
+            limits: Limits { copies: true, ..Limits::STANDARD },
+        };
         for worker in &fleet.workers {
             let (worker, offer) = (worker.id.clone(), worker.offer.clone());
             planner.apply(Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now: Timestamp(0) });
@@ -51,6 +62,11 @@ impl Planner {
         planner
     }
 
+    /// Returns it as a farm that gives no job a second attempt.
+    pub fn single(self) -> Self {
+        Self { limits: Limits { copies: false, ..self.limits }, ..self }
+    }
+
     /// Applies one entry of the log. The farm must not refuse what the bench proposes.
     fn apply(&mut self, command: Command) -> Vec<Effect> {
         self.index += 1;
@@ -60,17 +76,50 @@ impl Planner {
         effects
     }
 
-    /// Gives the leases of one plan. An attempt's id is the index of its entry, so each has one of its own, as with a real leader.
-    fn assign(&mut self, plan: kiln_core::Plan, now: Timestamp, given: &mut Vec<(JobNo, WorkerNo, Resources)>) {
-        for placement in plan.placements {
-            for effect in self.apply(Command::Assign { placements: vec![placement], now }) {
-                if let Effect::Dispatch { lease, resources, .. } = effect {
-                    let (job, worker) = (self.jobs[&lease.derivation], self.workers[&lease.worker]);
-                    self.leases.insert(job, lease);
-                    given.push((job, worker, resources));
-                }
+    /// Gives and ends the leases of one plan. An attempt's id is the index of its entry, so each has one of its own, as with a real leader.
+    fn carry_out(&mut self, plan: kiln_core::Plan, now: Timestamp, placed: &mut Placed) {
+        for lease in plan.preemptions {
+            let (job, worker) = (self.jobs[&lease.derivation], self.workers[&lease.worker]);
+            self.apply(Command::Preempt { lease: lease.clone(), now });
+            self.forget(job, &lease);
+            // What began in this moment has not begun.
+            let began = placed.copies.iter().position(|(other, at, _)| (*other, *at) == (job, worker));
+            match began {
+                Some(at) => drop(placed.copies.remove(at)),
+                None => placed.stopped.push((job, worker)),
             }
         }
+        for placement in plan.placements {
+            let given = self.lease(Command::Assign { placements: vec![placement], now });
+            placed.placements.extend(given);
+        }
+        for (of, placement) in plan.copies {
+            let given = self.lease(Command::Copy { of, placement, now });
+            placed.copies.extend(given);
+        }
+    }
+
+    fn lease(&mut self, command: Command) -> Option<(JobNo, WorkerNo, Resources)> {
+        let given = self.apply(command).into_iter().find_map(|effect| match effect {
+            Effect::Dispatch { lease, resources, .. } => Some((lease, resources)),
+            _ => None,
+        });
+        let (lease, resources) = given?;
+        let (job, worker) = (self.jobs[&lease.derivation], self.workers[&lease.worker]);
+        self.leases.entry(job).or_default().push(lease);
+        Some((job, worker, resources))
+    }
+
+    fn lease_on(&self, job: JobNo, worker: WorkerNo) -> Lease {
+        let of = |lease: &&Lease| self.workers[&lease.worker] == worker;
+        self.leases.get(&job).into_iter().flatten().find(of).cloned().expect("what runs is leased")
+    }
+
+    fn forget(&mut self, job: JobNo, lease: &Lease) {
+        if let Some(leases) = self.leases.get_mut(&job) {
+            leases.retain(|other| other != lease);
+        }
+        self.winding.get_mut(&lease.worker).map(|attempts| attempts.remove(&lease.attempt));
     }
 }
 
@@ -91,15 +140,17 @@ impl Policy for Planner {
     fn ready(&mut self, _: &Workload, _: JobNo, _: u64) {}
 
     fn exited(&mut self, _: &Workload, span: &Span, _: u64) -> bool {
-        let lease = &self.leases[&span.job];
+        let lease = self.lease_on(span.job, span.worker);
         self.winding.entry(lease.worker.clone()).or_default().insert(lease.attempt)
     }
 
     fn ended(&mut self, load: &Workload, span: &Span, now_ms: u64) {
-        let (lease, now) = (self.leases.remove(&span.job).expect("what ends was leased"), Timestamp(now_ms));
+        let (lease, now) = (self.lease_on(span.job, span.worker), Timestamp(now_ms));
         let task = load.task(span.job);
         let derivation = lease.derivation.clone();
-        self.winding.get_mut(&lease.worker).map(|attempts| attempts.remove(&lease.attempt));
+        for lease in self.leases.remove(&span.job).unwrap_or_default() {
+            self.forget(span.job, &lease);
+        }
         self.apply(Command::Finish {
             lease,
             outcome: outcome(task, span, if self.blind { 0 } else { task.output_bytes }),
@@ -112,13 +163,14 @@ impl Policy for Planner {
 
     fn place(&mut self, view: &View<'_>) -> Placed {
         let now = Timestamp(view.now_ms);
-        let mut placements = Vec::new();
+        let mut placed = Placed::default();
         loop {
-            let (proposed, report) = plan_beside(&self.farm, now, &Limits::STANDARD, &BTreeSet::new(), &self.winding);
-            let full = proposed.placements.len() == Limits::STANDARD.placements_max;
-            self.assign(proposed, now, &mut placements);
-            if !full {
-                return Placed { placements, wake_ms: report.wake.map(|(at, _)| at.0) };
+            let (proposed, report) = plan_beside(&self.farm, now, &self.limits, &BTreeSet::new(), &self.winding);
+            let again = proposed.placements.len() == self.limits.placements_max || !proposed.preemptions.is_empty();
+            self.carry_out(proposed, now, &mut placed);
+            if !again {
+                placed.wake_ms = report.wake.map(|(at, _)| at.0);
+                return placed;
             }
         }
     }
@@ -170,6 +222,6 @@ fn outcome(task: &Task, span: &Span, output_bytes: u64) -> Outcome {
     let outputs = task.spec.outputs.iter().filter_map(|(name, path)| Some(BuiltOutput { name: name.clone(), info: info(path.clone()?) }));
     let cpu_ms = task.duration_ms.saturating_mul(u64::from(span.given.cores.max(1)));
     let memory_peak_bytes = task.spec.resources.memory_mib << 20;
-    let usage = Usage { wall_ms: task.duration_ms, cpu_ms, memory_peak_bytes, ..Usage::default() };
+    let usage = Usage { wall_ms: span.exit_ms - span.build_ms, cpu_ms, memory_peak_bytes, ..Usage::default() };
     Outcome::Built { outputs: outputs.collect(), usage }
 }

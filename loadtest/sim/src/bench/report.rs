@@ -29,6 +29,7 @@ pub(crate) fn measure(load: &Workload, fleet: &Fleet, chosen: Chosen, locality: 
     let before = processor_time();
     let mut policy: Box<dyn Policy> = match chosen {
         Chosen::Kiln => Box::new(Planner::new(load, fleet, locality)),
+        Chosen::Single => Box::new(Planner::new(load, fleet, locality).single()),
         Chosen::List(order) => Box::new(List::new(load, order, locality)),
     };
     let run = replay(load, fleet, &mut *policy, costs);

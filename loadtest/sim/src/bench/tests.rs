@@ -43,6 +43,7 @@ fn workload(text: &str) -> Workload {
 fn run(load: &Workload, fleet: &Fleet, chosen: Chosen, costs: Costs) -> Run {
     let mut policy: Box<dyn Policy> = match chosen {
         Chosen::Kiln => Box::new(Planner::new(load, fleet, true)),
+        Chosen::Single => Box::new(Planner::new(load, fleet, true).single()),
         Chosen::List(order) => Box::new(List::new(load, order, true)),
     };
     replay(load, fleet, &mut *policy, costs)
