@@ -177,8 +177,8 @@ fn a_planted_bug_in_the_index_is_caught() {
         ("fleet", |farm| farm.index.fleet.whole.slots += 1),
         ("parties", |farm| farm.index.parties.clear()),
         ("held", |farm| farm.index.held.clear()),
-        ("copies", |farm| drop(farm.index.copies.insert(JobKey(0)))),
-        ("late", |farm| drop(farm.index.late.insert((Timestamp(1), JobKey(0))))),
+        ("copies", |farm| farm.index.copies.extend([JobKey(0)])),
+        ("late", |farm| farm.index.late.extend([(Timestamp(1), JobKey(0))])),
         ("ends", |farm| farm.index.ends.clear()),
     ];
     for (subject, plant) in table {
