@@ -32,15 +32,13 @@ pub(crate) fn draw(model: &Timeline) -> Markup {
         lanes.iter_mut().for_each(|lane| lane.merge(least));
     }
     let height = TOP + lanes.iter().map(Rows::height).sum::<u64>() + 6;
-    let mut y = TOP;
+    let tops = lanes.iter().scan(TOP, |next, lane| Some(std::mem::replace(next, *next + lane.height())));
+    let tops: Vec<u64> = tops.collect();
     html! {
         div class="drawbox" id="gantt-box" tabindex="0" role="group" aria-label="Timeline of attempts" {
             svg class="gantt" viewBox={ "0 0 " (WIDTH) " " (height) } role="group" aria-label="Attempts by worker and time" data-from=(model.from.0) data-to=(model.to.0) data-left=(LEFT) {
                 (axis(model, height))
-                @for lane in &lanes {
-                    (draw_lane(model, lane, y))
-                    @let _skipped = y += lane.height();
-                }
+                @for (lane, y) in lanes.iter().zip(tops) { (draw_lane(model, lane, y)) }
                 @if model.now >= model.from && model.now <= model.to {
                     @let x = place(model, model.now);
                     line class="now" x1=(x) x2=(x) y1=(TOP - 4) y2=(height - 4) { title { "now" } }

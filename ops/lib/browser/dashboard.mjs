@@ -107,7 +107,7 @@ await page.goto(`${pages.job}?q=COMPILE#log`);
 claim("Lines that a search of the log marks", await page.locator("#log-lines mark").count(), "1", (await page.locator("#log-lines mark").count()) === 1);
 
 // An administrator drains a worker, and gives it jobs again.
-const isDrained = async () => JSON.stringify((await api("/workers")).workers[0]).includes('"drained":true');
+const isDrained = async () => (await api("/workers")).workers[0].ailing?.state === "drained";
 const anonymous = await page.goto(pages.fleet).then(() => page.locator("button", { hasText: "Drain" }).count());
 claim("Buttons that change the farm, for who has not logged in", anonymous, "0", anonymous === 0);
 await page.goto("/ui/login?next=/ui/fleet");
