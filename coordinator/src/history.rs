@@ -89,6 +89,7 @@ impl History {
             | Effect::Publish { .. }
             | Effect::Resolve { .. }
             | Effect::Judged { .. }
+            | Effect::Copied { .. }
             | Effect::Archive(_)
             | Effect::Answer(_) => None,
         });

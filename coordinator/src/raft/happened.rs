@@ -100,9 +100,12 @@ pub fn facts(index: LogIndex, lost: Option<WorkerId>, effects: &[Effect]) -> Vec
                 is_refused = true;
                 None
             }
-            Effect::Dispatch { .. } | Effect::Revoke(_) | Effect::Acknowledge { .. } | Effect::Publish { .. } | Effect::Resolve { .. } => {
-                None
-            }
+            Effect::Dispatch { .. }
+            | Effect::Revoke(_)
+            | Effect::Acknowledge { .. }
+            | Effect::Publish { .. }
+            | Effect::Resolve { .. }
+            | Effect::Copied { .. } => None,
         });
     }
     facts.extend(lost.filter(|_| !is_refused).map(Fact::Lost));
