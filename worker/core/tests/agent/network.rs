@@ -161,7 +161,12 @@ impl World {
                 let now = self.now();
                 self.propose(Command::Publish { derivation, now });
             }
-            Effect::Notify { .. } | Effect::Judged { .. } | Effect::Archive(_) | Effect::Answer(_) | Effect::Resolve { .. } => {}
+            Effect::Notify { .. }
+            | Effect::Judged { .. }
+            | Effect::Copied { .. }
+            | Effect::Archive(_)
+            | Effect::Answer(_)
+            | Effect::Resolve { .. } => {}
         }
     }
 
