@@ -217,10 +217,7 @@ impl Farm {
         if matches!(job.state, State::Waiting) && self.index.unbuilt(key) == 0 {
             // A class that came after the reasons were taken is looked at once, not for each of its jobs.
             let needs = self.index.needs_of(key, job);
-            if !reasons.0.contains_key(&needs) {
-                let reason = self.class_reason(&needs, self.kept(), &NOBODY);
-                reasons.0.insert(needs, reason);
-            }
+            reasons.0.entry(needs).or_insert_with_key(|needs| self.class_reason(needs, self.kept(), &NOBODY));
         }
         let view = self.live_view(key, job, &reasons.0);
         JobView { builds: self.builds_seen(&view.builds, sight), ..view }
