@@ -62,31 +62,41 @@ impl<'de> Deserialize<'de> for TokenHash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| b"0123456789abcdef".contains(&byte)));
-        hex.map(|hex| Self(hex.to_owned()))
-            .ok_or_else(|| serde::de::Error::custom("want `sha256:` and 64 digits of base 16, as `kiln token create` prints them"))
+        let hash = hex.map(|hex| Self(hex.to_owned()));
+        let want = "want `sha256:` and 64 digits of base 16, as `kiln token create` prints them";
+        match hash.ok_or_else(|| serde::de::Error::custom(want))? {
+            hash if hash == Self::of("") => {
+                Err(serde::de::Error::custom("this is the hash of no token at all: make one with `kiln token create`"))
+            }
+            hash => Ok(hash),
+        }
     }
 }
 
 /// Returns the token that an `Authorization` header shows, if the farm knows it: as a bearer, or as the password of anybody, which is
 /// what Nix sends of a `netrc` file.
 pub(crate) fn shown<'a>(tokens: &'a [Token], header: &str) -> Option<&'a Token> {
-    let (scheme, rest) = header.split_once(' ')?;
-    let token = match scheme.to_ascii_lowercase().as_str() {
-        "bearer" => rest.trim().to_owned(),
-        "basic" => {
-            let text = String::from_utf8(STANDARD.decode(rest.trim()).ok()?).ok()?;
-            text.split_once(':')?.1.to_owned()
-        }
-        _ => return None,
-    };
-    known(tokens, &token)
+    known(tokens, &bare(header)?)
 }
 
-/// Returns what the farm knows of a token.
+/// Returns the token in an `Authorization` header.
+pub(crate) fn bare(header: &str) -> Option<String> {
+    let (scheme, rest) = header.split_once(' ')?;
+    match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => Some(rest.trim().to_owned()),
+        "basic" => {
+            let text = String::from_utf8(STANDARD.decode(rest.trim()).ok()?).ok()?;
+            Some(text.split_once(':')?.1.to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Returns what the farm knows of a token. Nothing is no token, whatever hash the farm was given.
 pub(crate) fn known<'a>(tokens: &'a [Token], token: &str) -> Option<&'a Token> {
     // What is compared are hashes: how long it takes tells nothing of a token.
     let hash = TokenHash::of(token);
-    tokens.iter().find(|known| known.hash == hash)
+    tokens.iter().find(|known| known.hash == hash).filter(|_| !token.is_empty())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -99,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_token_is_known_by_its_hash_whichever_way_it_is_shown() {
-        let tokens: Vec<Token> = [("ci", "secret-1", Scope::Upload), ("ops", "secret:2", Scope::Trusted)]
+        let tokens: Vec<Token> = [("ci", "secret-1", Scope::Upload), ("ops", "secret:2", Scope::Trusted), ("none", "", Scope::Admin)]
             .into_iter()
             .map(|(name, token, scope)| Token { name: name.to_owned(), hash: TokenHash::of(token), scope, tenant: None })
             .collect();
@@ -113,6 +123,8 @@ mod tests {
             (basic("secret-1:"), None),
             ("Bearer secret-".to_owned(), None),
             ("Bearer".to_owned(), None),
+            ("Bearer ".to_owned(), None),
+            (basic(":"), None),
             ("Basic !".to_owned(), None),
             ("Digest secret-1".to_owned(), None),
             (format!("Bearer {}", tokens[0].hash), None),
@@ -126,7 +138,7 @@ mod tests {
         let text = |hash: &str| format!("name = 'ci'\nhash = '{hash}'\nscope = 'upload'");
         let hash = TokenHash::of("secret").to_string();
         assert_eq!(toml::from_str::<Token>(&text(&hash)).expect("a token").hash, TokenHash::of("secret"));
-        for hash in ["secret", "sha256:", &hash[..70], &hash.to_uppercase()] {
+        for hash in ["secret", "sha256:", &hash[..70], &hash.to_uppercase(), &TokenHash::of("").to_string()] {
             assert!(toml::from_str::<Token>(&text(hash)).is_err(), "{hash}");
         }
         assert!(toml::from_str::<Token>(&text(&hash).replace("upload", "root")).is_err());

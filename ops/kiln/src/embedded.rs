@@ -132,25 +132,43 @@ impl Farm {
 fn admin_token(dir: &Path) -> anyhow::Result<Token> {
     let path = dir.join(ADMIN_TOKEN);
     let token = match std::fs::read_to_string(&path) {
-        Ok(token) => token,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let token = format!("{}\n", token::draw()?);
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.and_then(|()| write_private(&path, &token)).with_context(|| format!("write `{}`", path.display()))?;
-            token
+        Ok(text) if is_token(text.trim()) => text.trim().to_owned(),
+        Ok(_) => {
+            tracing::warn!("`{}` has no token in it, as after a crash while it was written: another one is made", path.display());
+            new_token(dir, &path)?
         }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => new_token(dir, &path)?,
         Err(error) => return Err(error).with_context(|| format!("read `{}`", path.display())),
     };
-    Ok(Token { name: "local".to_owned(), hash: TokenHash::of(token.trim()), scope: Scope::Admin, tenant: None })
+    Ok(Token { name: "local".to_owned(), hash: TokenHash::of(&token), scope: Scope::Admin, tenant: None })
 }
 
-/// Writes a file whole or not at all, which nobody else may read.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+/// Returns whether a text is as tokens are drawn: what is shorter could be guessed.
+fn is_token(text: &str) -> bool {
+    text.len() == token::TOKEN_BYTES && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn new_token(dir: &Path, path: &Path) -> anyhow::Result<String> {
+    let token = token::draw()?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.and_then(|()| write_private(dir, path, &format!("{token}\n"))).with_context(|| format!("write `{}`", path.display()))?;
+    Ok(token)
+}
+
+/// Writes a file whole or not at all, which nobody else may read, and which a crash does not take back.
+fn write_private(dir: &Path, path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
     let staged = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+    // One that a crash left, or that somebody put there: it may be open to others.
+    match std::fs::remove_file(&staged) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
     file.write_all(text.as_bytes())?;
-    std::fs::rename(staged, path)
+    file.sync_all()?;
+    std::fs::rename(staged, path)?;
+    std::fs::File::open(dir)?.sync_all()
 }
 
 /// Divides the machine among the workers.
@@ -194,3 +212,38 @@ const CERTIFICATE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Where the administrator's token lies.
 pub const ADMIN_TOKEN: &str = "admin-token";
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_token_that_is_there_stays_and_what_is_none_is_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(ADMIN_TOKEN);
+        let kept = "0123456789abcdfghijklmnpqrsvwxyz0123456789abcdfghijk";
+        for (text, stays) in [
+            (None, false),
+            (Some(String::new()), false),
+            (Some("\n".to_owned()), false),
+            (Some("secret\n".to_owned()), false),
+            (Some(kept.replace('0', " ")), false),
+            (Some(format!("{kept}\n")), true),
+        ] {
+            std::fs::write(path.with_extension("new"), "left").expect("writes");
+            match &text {
+                Some(text) => std::fs::write(&path, text).expect("writes"),
+                None => assert!(!path.exists()),
+            }
+            let token = admin_token(dir.path()).expect("a token");
+            let written = std::fs::read_to_string(&path).expect("is there");
+            assert!(token.hash == TokenHash::of(written.trim()) && is_token(written.trim()), "{text:?}");
+            assert_eq!(written.trim() == kept, stays, "{text:?}");
+            let mode = std::fs::metadata(&path).expect("is there").permissions().mode();
+            assert!(stays || mode & 0o077 == 0, "{text:?}: {mode:o}");
+            assert_eq!(admin_token(dir.path()).expect("a token"), token, "the next start knows it");
+        }
+    }
+}

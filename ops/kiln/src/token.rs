@@ -102,6 +102,9 @@ pub fn draw() -> anyhow::Result<String> {
     Ok(nix32(&secret))
 }
 
+/// Characters of a token: 256 bits in base 32.
+pub const TOKEN_BYTES: usize = 52;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +121,7 @@ mod tests {
         let (first, second) = (made("ci", Scope::Upload).expect("makes"), made("ci", Scope::Trusted).expect("makes"));
         for (text, scope) in [(&first, "scope = \"upload\""), (&second, "scope = \"trusted\"")] {
             let token = text.lines().next().expect("a line");
-            assert_eq!(token.len(), 52);
+            assert_eq!(token.len(), TOKEN_BYTES);
             assert!(text.contains(&format!("hash = \"{}\"", TokenHash::of(token))) && text.contains(scope), "{text}");
             assert_eq!(text.matches(token).count(), 1, "the configuration has the hash only");
         }
