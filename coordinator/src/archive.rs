@@ -10,6 +10,8 @@ use kiln_wire::BuildId;
 use kiln_wire::client::BuildView;
 use kiln_wire::frame::{self, FrameError};
 
+use crate::heavy::heavy;
+
 /// The archive cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -110,7 +112,7 @@ impl Archive {
     /// [`ArchiveError`] names the build or its file, and what failed.
     pub async fn get(&self, build: BuildId) -> Result<Option<BuildRecord>, ArchiveError> {
         match self {
-            Self::Files(files) => files.get(build),
+            Self::Files(files) => heavy(|| files.get(build)),
             Self::Shared(store) => {
                 let read = store.build(build).await.map_err(|err| ArchiveError::Store { action: "read", build, source: Box::new(err) })?;
                 let record = read.map(|bytes| frame::from_bytes(&bytes)).transpose();
@@ -125,7 +127,7 @@ impl Archive {
     /// [`ArchiveError`] if they cannot be listed.
     pub async fn list(&self) -> Result<Vec<BuildId>, ArchiveError> {
         match self {
-            Self::Files(files) => files.list(),
+            Self::Files(files) => heavy(|| files.list()),
             Self::Shared(store) => {
                 let listed = store.builds().await;
                 listed.map_err(|err| ArchiveError::List { source: Box::new(err) })

@@ -11,8 +11,11 @@ use crate::parts::Parts;
 /// Writes the record, tells watchers, and proposes `Retire`; tries again until the disk takes it, for the farm must not forget first.
 pub(crate) async fn archive(parts: Arc<Parts>, record: BuildRecord) {
     let build = record.build;
-    let account = parts.farm(|farm| farm.build_glance(build)).map(|glance| glance.account);
-    let record = BuildRecord { account, ..record };
+    let Some(glance) = parts.farm(|farm| farm.build_glance(build)) else {
+        // It has left the farm, for its record was written. This one does not say whose it was.
+        return parts.watchers.ended(build);
+    };
+    let record = BuildRecord { account: Some(glance.account), ..record };
     loop {
         match parts.archive.put(&record).await {
             Ok(()) => break,
