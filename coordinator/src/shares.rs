@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_core::{Answer, Asker, Command, FAIRNESS};
+use kiln_core::{Answer, Asker, BuildRecord, Command, FAIRNESS, Farm};
 use kiln_link::{MemberName, Role};
 use kiln_wire::client::{Refusal, Response, Submission};
 use kiln_wire::limits::STEERED_BY_BYTES_MAX;
@@ -100,22 +100,35 @@ pub(crate) fn check_owner(parts: &Parts, peer: &Role, subject: &Subject) -> Resu
     };
     let own = tenant(peer);
     match owners.into_iter().flatten().find(|owner| Some(owner) != own.as_ref()) {
-        Some(other) if !is_admin(peer) => Err(refuse::forbidden(format!(
-            "{subject} is wanted by `{other}`: a certificate of `{peer}` does not allow to steer it; ask an administrator"
-        ))),
+        Some(other) if !is_admin(peer) => Err(others(subject, &other, peer)),
         Some(_) | None => Ok(()),
     }
 }
 
+fn others(subject: &Subject, other: &TenantName, peer: &Role) -> Refusal {
+    refuse::forbidden(format!(
+        "{subject} is wanted by `{other}`: a certificate of `{peer}` does not allow to steer it; ask an administrator"
+    ))
+}
+
 /// Submits once more what an ended build was.
 async fn anew(parts: &Arc<Parts>, peer: &Role, build: BuildId) -> Result<Response, Refusal> {
-    let record = match parts.farm(|farm| farm.record(build).cloned()) {
+    // Whose it is is written into the record when that goes to the archive.
+    let with_owner = |farm: &Farm| {
+        let account = farm.build_glance(build).map(|glance| glance.account);
+        Some(BuildRecord { account, ..farm.record(build)?.clone() })
+    };
+    let record = match parts.farm(with_owner) {
         Some(record) => Some(record),
         None => parts.archive.get(build).await.map_err(|error| refuse::unavailable("read archived build", &error))?,
     };
     let Some(record) = record else {
         return Err(refuse::not_found(format!("there is no build {build}; `kiln status` lists those that are live")));
     };
+    let owner = record.account.as_ref().and_then(|account| account.tenant.as_ref());
+    if let Some(other) = owner.filter(|owner| Some(*owner) != tenant(peer).as_ref() && !is_admin(peer)) {
+        return Err(others(&Subject::Build(build), other, peer));
+    }
     let asker = asker(parts, peer, Urgency::default())?;
     let submission =
         Submission { request: draw_request(), name: record.name, roots: record.roots, keep_going: true, urgency: Urgency::default() };
