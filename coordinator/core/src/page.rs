@@ -1,7 +1,8 @@
 //! Pages of what the farm holds, for who asks piece by piece: each look takes a bounded time, however large the farm is.
 //!
-//! A cursor is the number of the last job or build that was looked at; numbers are never used again, so a page follows on the one before
-//! whatever happened between. Who sees what is a [`Sight`].
+//! A cursor is the number of the last job or build that was looked at, so that a page follows on the one before. Builds keep their numbers;
+//! jobs are numbered anew when a build that comes puts them in another order, after which a cursor may leave jobs out or name them again.
+//! Who sees what is a [`Sight`].
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};

@@ -294,8 +294,27 @@ pub const STEERED_BY_BYTES_MAX: usize = 128;
 /// again.
 pub const API_REQUESTS_MAX: usize = 128;
 
+/// Requests that change something, answered at a time: whoever looks takes none of these. Passing it: who asks is told to come again.
+pub const API_STEERS_MAX: usize = 32;
+
+/// Requests that want no token (logging in, the document), answered at a time: strangers take no turn of others. Passing it: who asks is told
+/// to come again.
+pub const API_OPEN_REQUESTS_MAX: usize = 64;
+
+/// Explanations of jobs that wait for the one that is made. Passing it: who asks is told to come again.
+pub const API_EXPLANATIONS_WAITING_MAX: usize = 8;
+
+/// Explanations that are remembered for a second, some tens of KiB each. Passing it: all are made anew.
+pub const API_EXPLANATIONS_REMEMBERED_MAX: usize = 64;
+
 /// Streams of events and of logs that are followed at a time, about 20 KiB each. Passing it: who asks is told to come again.
 pub const API_STREAMS_MAX: usize = 1_024;
+
+/// Streams of one token, or of all who have none. Passing it: who asks is told to come again.
+pub const API_STREAMS_PER_TOKEN_MAX: usize = 256;
+
+/// Bytes of a stream that are made at a time: what comes after them is made when these are taken.
+pub const API_STREAM_PIECE_BYTES: usize = 64 << 10;
 
 /// Jobs in one page of the HTTP API: some hundred bytes each. Passing it: the request is refused.
 pub const API_JOBS_PER_PAGE_MAX: usize = 1_000;
@@ -309,8 +328,12 @@ pub const API_JOBS_PER_REQUEST_MAX: usize = 131_072;
 /// Builds in one page of the HTTP API. Passing it: the request is refused.
 pub const API_BUILDS_PER_PAGE_MAX: usize = 200;
 
-/// Records of ended builds that one page looks at, each of which may have to be read. Passing it: the page ends there, and its cursor goes on.
+/// Records of ended builds that one page looks at. Passing it: the page ends there, and its cursor goes on.
 pub const API_RECORDS_PER_REQUEST_MAX: usize = 512;
+
+/// Records of ended builds that one page has read from the archive: those of a usual page. Passing it: the page ends there, and its cursor goes
+/// on.
+pub const API_RECORDS_READ_PER_REQUEST_MAX: usize = 64;
 
 /// Ended builds that a coordinator remembers for its lists, about 300 bytes each. Passing it: the oldest is read again.
 pub const API_RECORDS_REMEMBERED_MAX: usize = 16_384;
