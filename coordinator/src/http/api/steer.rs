@@ -5,7 +5,7 @@ use axum::extract::State;
 use kiln_api::Done;
 use kiln_core::Sight;
 use kiln_link::Role;
-use kiln_wire::client::Response;
+use kiln_wire::client::{Refusal, RefusalKind, Response};
 use kiln_wire::{BuildId, DrvPath, Order, Priority, Steering, Subject, WorkerId};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -30,7 +30,7 @@ pub(super) struct Bump {
 #[utoipa::path(post, path = "/builds/{build}/cancel", tag = "builds", params(ask::OfBuild), responses((status = 200, body = Done)))]
 pub(super) async fn cancel_build(State(api): State<Api>, Extension(caller): Extension<Caller>, Named(build): Named<BuildId>) -> Steered {
     let role = seen(&api, &caller, &Subject::Build(build)).await?;
-    views::cancel(api.parts(), &role, build).await?;
+    views::cancel(api.parts(), &role, build).await.map_err(|refusal| nameless(refusal, &Subject::Build(build)))?;
     Ok(Answer(Done { build: None }))
 }
 
@@ -100,9 +100,20 @@ impl Bump {
 
 async fn steer(api: &Api, caller: &Caller, subject: Subject, order: Order) -> Steered {
     let role = seen(api, caller, &subject).await?;
-    match shares::steer(api.parts(), &role, Steering { subject, order }).await? {
+    let steered = shares::steer(api.parts(), &role, Steering { subject: subject.clone(), order }).await;
+    match steered.map_err(|refusal| nameless(refusal, &subject))? {
         Response::Submitted(build) => Ok(Answer(Done { build: Some(build.0) })),
         _done => Ok(Answer(Done { build: None })),
+    }
+}
+
+/// Tells nobody who else wants something: a certificate's holder is told, who is of the farm's own people.
+fn nameless(refusal: Refusal, subject: &Subject) -> Refused {
+    match refusal.kind {
+        RefusalKind::Forbidden => Refused::forbidden(format!("steer {subject}: others want it too; ask an administrator")),
+        RefusalKind::Invalid | RefusalKind::Missing | RefusalKind::StaleLease | RefusalKind::NotFound | RefusalKind::Unavailable => {
+            refusal.into()
+        }
     }
 }
 
