@@ -16,7 +16,7 @@ use crate::parts::Parts;
 /// What is remembered of the archive.
 #[derive(Default)]
 pub(super) struct Ended {
-    listed: Mutex<Option<(Instant, Arc<[BuildId]>)>>,
+    listed: tokio::sync::Mutex<Option<(Instant, Arc<[BuildId]>)>>,
     read: Mutex<BTreeMap<BuildId, Arc<EndedBuild>>>,
 }
 
@@ -53,13 +53,19 @@ impl Ended {
     /// Returns the numbers of ended builds, oldest first, as of a moment ago.
     pub(super) async fn list(&self, parts: &Parts) -> Result<Arc<[BuildId]>, Refused> {
         let age = if parts.store.is_shared() { LISTED_SHARED } else { LISTED_OWN };
-        let known = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, list)) = known.filter(|(at, _)| at.elapsed() < age) {
-            return Ok(list);
+        // Whoever comes meanwhile waits for the list that is made.
+        let mut listed = self.listed.lock().await;
+        if let Some((_, list)) = listed.as_ref().filter(|(at, _)| at.elapsed() < age) {
+            return Ok(list.clone());
         }
         let list: Arc<[BuildId]> = parts.archive.list().await.map_err(|error| Refused::failed("list ended builds", &error))?.into();
-        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), list.clone()));
+        *listed = Some((Instant::now(), list.clone()));
         Ok(list)
+    }
+
+    /// Returns whether a record need not be read.
+    pub(super) fn remembers(&self, build: BuildId) -> bool {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&build)
     }
 
     /// Returns an ended build; none if it is not in the archive.

@@ -7,7 +7,10 @@ use std::time::Duration;
 use kiln_api::{BuildState, BuildSummary, Builds, FarmSummary, Job, JobDetail, JobOutput, Jobs, Plan, WaitingJobs, Worker};
 use kiln_core::{BuildGlance, JobsWanted, Reasons, Sight, WorkLeft};
 use kiln_wire::client::FarmView;
-use kiln_wire::limits::{API_EXAMPLES_MAX, API_INPUTS_MAX, API_JOBS_PER_LOOK_MAX, API_JOBS_PER_REQUEST_MAX, API_RECORDS_PER_REQUEST_MAX};
+use kiln_wire::limits::{
+    API_EXAMPLES_MAX, API_INPUTS_MAX, API_JOBS_PER_LOOK_MAX, API_JOBS_PER_REQUEST_MAX, API_RECORDS_PER_REQUEST_MAX,
+    API_RECORDS_READ_PER_REQUEST_MAX,
+};
 use kiln_wire::{Account, BuildId, DrvPath, StorePath, WorkerId};
 use tokio::time::Instant;
 
@@ -69,10 +72,11 @@ impl Api {
         // A list of its own, for what borrows may not be kept while a record is read.
         let ended: Vec<BuildId> = listed.iter().rev().filter(|id| **id < before && !known.contains(&id.0)).copied().collect();
         let mut ended = ended.into_iter().peekable();
-        let (mut builds, mut read, mut last) = (Vec::new(), 0, None);
+        let (mut builds, mut looked, mut read, mut last) = (Vec::new(), 0, 0, None);
         loop {
             let more = live.peek().is_some() || ended.peek().is_some();
-            if !more || builds.len() == limit || read == API_RECORDS_PER_REQUEST_MAX {
+            let is_much = looked == API_RECORDS_PER_REQUEST_MAX || read == API_RECORDS_READ_PER_REQUEST_MAX;
+            if !more || builds.len() == limit || is_much {
                 return Ok(Builds { builds, next: last.filter(|_| more).map(|id: u64| id.to_string()) });
             }
             let live_first = live.peek().is_some_and(|build| ended.peek().is_none_or(|id| id.0 < build.build));
@@ -80,7 +84,7 @@ impl Api {
                 last = Some(build.build);
                 builds.extend(Some(build).filter(|build| wanted.takes(build)));
             } else if let Some(id) = ended.next() {
-                (last, read) = (Some(id.0), read + 1);
+                (last, looked, read) = (Some(id.0), looked + 1, read + usize::from(!self.0.ended.remembers(id)));
                 let found = self.0.ended.get(parts, id).await?.filter(|found| sight.sees(&found.account));
                 builds.extend(found.map(|found| found.summary.clone()).filter(|build| wanted.takes(build)));
             }
@@ -139,7 +143,7 @@ impl Api {
             match account {
                 Some(account) if wanted.sight.sees(&account) => {}
                 Some(_) => return Err(Refused::absent(format_args!("build {build}"))),
-                None => return self.jobs_kept(build, wanted).await,
+                None => return self.jobs_kept(build, wanted, cursor, limit).await,
             }
         }
         let mut after = cursor.map(|after| u32::try_from(after).unwrap_or(u32::MAX));
@@ -158,20 +162,27 @@ impl Api {
     }
 
     /// Returns what was kept of an ended build's jobs: those that failed.
-    async fn jobs_kept(&self, build: BuildId, wanted: JobsWanted<'_>) -> Result<Jobs, Refused> {
+    async fn jobs_kept(&self, build: BuildId, wanted: JobsWanted<'_>, cursor: Option<u64>, limit: usize) -> Result<Jobs, Refused> {
         let parts = self.parts();
         let record = parts.archive.get(build).await.map_err(|error| Refused::failed("read an ended build", &error))?;
         let account = |record: &kiln_core::BuildRecord| record.account.clone().unwrap_or_default();
         let record = record.filter(|record| wanted.sight.sees(&account(record)));
         let Some(record) = record else { return Err(Refused::absent(format_args!("build {build}"))) };
         let search = wanted.search.map(str::to_ascii_lowercase);
-        let takes = |job: &&kiln_wire::client::JobView| {
+        let takes = |job: &kiln_wire::client::JobView| {
             wanted.state.is_none_or(|state| job.state == state)
                 && search.as_ref().is_none_or(|search| job.derivation.as_str().to_ascii_lowercase().contains(search))
         };
-        let jobs = record.failures.iter().filter(takes);
-        let jobs = jobs.map(|job| Job { builds: vec![build.0], ..Job::of(job, &parts.store_dir) }).collect();
-        Ok(Jobs { jobs, next: None, complete: false })
+        // A record does not change: its jobs are numbered by their places in it.
+        let skipped = cursor.map_or(0, |last| usize::try_from(last).unwrap_or(usize::MAX).saturating_add(1));
+        let mut found = record.failures.iter().enumerate().skip(skipped).filter(|(_, job)| takes(job)).peekable();
+        let (mut jobs, mut last) = (Vec::new(), None);
+        while let Some((at, job)) = found.next_if(|_| jobs.len() < limit) {
+            jobs.push(Job { builds: vec![build.0], ..Job::of(job, &parts.store_dir) });
+            last = Some(at);
+        }
+        let next = last.filter(|_| found.peek().is_some()).map(|at| at.to_string());
+        Ok(Jobs { jobs, next, complete: false })
     }
 
     /// Returns a job of the farm as somebody sees it.
@@ -218,7 +229,7 @@ impl Api {
             })
             .collect();
         waiting.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.reason.cmp(&b.reason)));
-        let waiting_count = waiting.iter().map(|jobs| jobs.count).sum::<u64>() + delayed_count;
+        let waiting_count = waiting.iter().map(|jobs| jobs.count).fold(delayed_count, u64::saturating_add);
         waiting.truncate(REASONS_MAX);
         Plan { waiting, waiting_count, delayed_count }
     }
@@ -230,6 +241,8 @@ impl Api {
             self.parts().farm(|farm| {
                 for worker in &mut workers {
                     worker.running.retain(|job| farm.sees_job(job, sight) == Some(true));
+                    // What a job said that failed there, whosever it was.
+                    worker.ailing.iter_mut().for_each(|ailing| ailing.message.clear());
                 }
             });
         }
