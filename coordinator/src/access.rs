@@ -13,6 +13,8 @@ use crate::tokens::{self, Scope, Token};
 pub(crate) struct Access {
     tokens: Vec<Token>,
     anonymous_readers: bool,
+    /// The name under which others reach the HTTP address.
+    name: Option<String>,
 }
 
 /// Who asks.
@@ -57,8 +59,23 @@ impl Standing {
 }
 
 impl Access {
-    pub(crate) fn new(tokens: Vec<Token>, anonymous_readers: bool) -> Self {
-        Self { tokens, anonymous_readers }
+    /// Takes the tokens, whether everybody may look, and the `host:port` under which others reach the HTTP address.
+    pub(crate) fn new(tokens: Vec<Token>, anonymous_readers: bool, address: Option<&str>) -> Self {
+        Self { tokens, anonymous_readers, name: address.map(|address| without_port(address).to_owned()) }
+    }
+
+    /// Returns whether somebody may look without a token.
+    pub(crate) fn is_open(&self) -> bool {
+        self.anonymous_readers
+    }
+
+    /// Returns whether a request is for this coordinator, by its `Host`. The page of any name may have a browser ask an address that the name
+    /// leads to for a moment (DNS rebinding), with that name as `Host`; what is no name cannot be taken for another. Who sends none is no
+    /// browser.
+    pub(crate) fn is_own(&self, host: Option<&str>) -> bool {
+        let Some(host) = host.map(without_port) else { return true };
+        let is_address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok();
+        is_address || host.eq_ignore_ascii_case("localhost") || self.name.as_ref().is_some_and(|name| name.eq_ignore_ascii_case(host))
     }
 
     /// Returns who asks, by the `Authorization` header or a bare token; none if what is shown is no token of this farm.
@@ -87,6 +104,10 @@ impl Access {
         let sight = if self.anonymous_readers { Sight::All } else { sight };
         Caller { token: Some(token.name.clone()), standing, sight, role: token.role() }
     }
+}
+
+fn without_port(host: &str) -> &str {
+    host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit())).map_or(host, |(name, _)| name)
 }
 
 /// How a token is shown.
@@ -165,6 +186,28 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_not_this_coordinators_is_not_answered_as_its_own() {
+        let access = Access::new(Vec::new(), true, Some("c1.example.org:7480"));
+        for (host, expected) in [
+            (None, true),
+            (Some("127.0.0.1:7480"), true),
+            (Some("127.0.0.1"), true),
+            (Some("[::1]:7480"), true),
+            (Some("[::1]"), true),
+            (Some("localhost:7480"), true),
+            (Some("C1.example.org"), true),
+            (Some("c1.example.org:80"), true),
+            (Some("evil.example:7480"), false),
+            (Some("localhost.evil.example"), false),
+            (Some("c1.example.org.evil.example:7480"), false),
+            (Some("127.0.0.1.evil.example"), false),
+            (Some(""), false),
+        ] {
+            assert_eq!(access.is_own(host), expected, "{host:?}");
+        }
+    }
+
+    #[test]
     fn a_token_gives_what_its_scope_says_and_no_other_is_known() {
         let a = Sight::Of(TenantName::parse("a").expect("a name"));
         for (scope, tenant, anonymous, standing, sight) in [
@@ -176,7 +219,7 @@ mod tests {
             (Scope::Submitter, Some("a"), true, Standing::Submitter, Sight::All),
             (Scope::Admin, None, false, Standing::Admin, Sight::All),
         ] {
-            let access = Access::new(vec![token(scope, tenant)], anonymous);
+            let access = Access::new(vec![token(scope, tenant)], anonymous, None);
             let caller = access.caller(Some(Shown::Token("secret"))).expect("known");
             assert_eq!((caller.standing, caller.sight), (standing, sight), "{scope:?} of {tenant:?}");
             assert_eq!(caller.role.is_some(), matches!(standing, Standing::Submitter | Standing::Admin), "{scope:?}");

@@ -274,7 +274,7 @@ async fn parts(
         verified: Verified::default(),
         substitution,
         intake: Intake::new(config.tokens.iter().filter(|token| token.uploads()).cloned().collect(), config.trusted_upload_keys.clone()),
-        access: Access::new(config.tokens.clone(), config.anonymous_readers),
+        access: Access::new(config.tokens.clone(), config.anonymous_readers, config.advertise_http.as_deref()),
         granted: Granted::default(),
         turns: Turns::default(),
         reports: Default::default(),

@@ -119,23 +119,24 @@ pub(super) struct Body<T>(pub(super) T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Refused;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
         let is_json = is_json(request.headers());
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
-            let text = format!("read the body: {}", error.body_text());
-            Refused::new(
-                error.status(),
-                if error.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::Invalid },
-                text,
-                "it is small",
-            )
-        })?;
+        let bytes = bytes(request).await?;
         if !is_json {
             let hint = "send JSON, and `Content-Type: application/json`";
             return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::Invalid, "the body is not said to be JSON", hint));
         }
         serde_json::from_slice(&bytes).map(Self).map_err(|error| Refused::invalid(format!("read the body: {error}")))
     }
+}
+
+/// Reads a body, as far as the limit that the router sets.
+pub(super) async fn bytes(request: Request) -> Result<Bytes, Refused> {
+    Bytes::from_request(request, &()).await.map_err(|error| {
+        let text = format!("read the body: {}", error.body_text());
+        let is_large = error.status() == StatusCode::PAYLOAD_TOO_LARGE;
+        Refused::new(error.status(), if is_large { ErrorCode::TooLarge } else { ErrorCode::Invalid }, text, "it is small")
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -122,6 +122,7 @@ const REFUSALS: &[(&str, &str)] = &[
     ("403", "The token does not allow it."),
     ("404", "There is no such thing, or it is another tenant's."),
     ("405", "The address has no such method."),
+    ("408", "What was sent did not come in time."),
     ("413", "What was sent is too large."),
     ("415", "What was sent is not JSON."),
     ("416", "The range is not there."),

@@ -15,13 +15,13 @@ use kiln_api::ResyncEvent;
 use kiln_core::Sight;
 use kiln_wire::BuildId;
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::IntoParams;
 
 use super::ask::Params;
 use super::forward::LAST_EVENT_ID;
+use super::turns::StreamTurn;
 use super::{Api, Refused};
 use crate::access::Caller;
 use crate::live::{self, Batch, EventId, Hearing};
@@ -52,7 +52,7 @@ pub(super) async fn events(
     Params(asked): Params<EventsPage>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let turn = api.0.streams.clone().try_acquire_owned().map_err(|_| Refused::busy("streams"))?;
+    let turn = api.0.streams.open(&caller)?;
     let after = match headers.get(&LAST_EVENT_ID) {
         None => None,
         Some(id) => {
@@ -96,7 +96,7 @@ struct Heard {
     /// The last event that was told, or left out because it is not for this one.
     last: EventId,
     first: Option<Bytes>,
-    _turn: OwnedSemaphorePermit,
+    _turn: StreamTurn,
 }
 
 impl Heard {

@@ -1,25 +1,26 @@
 //! Hands a request on to the coordinator that leads: a browser's credentials are for one host, so that it is not sent there itself.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::{
-    ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::Stream;
 
-use super::guard::in_cookie;
+use super::guard::shown;
 use super::routes::Answers;
 use super::{Api, Refused};
+use crate::access::Caller;
 use crate::driver::Chain;
 
 /// Has the leader answer; none if this coordinator is to answer as well as it can.
-pub(super) async fn forward(api: &Api, answers: Answers, request: &mut Request) -> Option<Response> {
+pub(super) async fn forward(api: &Api, answers: Answers, caller: &Caller, request: &mut Request) -> Option<Response> {
     let nobody = || match answers {
         Answers::Leader => Some(Refused::unavailable("no coordinator leads at this moment").into_response()),
         Answers::LeaderFirst | Answers::Any => None,
@@ -32,35 +33,41 @@ pub(super) async fn forward(api: &Api, answers: Answers, request: &mut Request) 
     // Nested routes see what follows their prefix.
     let url = format!("http://{}/api/v1{path}", member.http);
     let mut onward = client.request(request.method().clone(), url).header(FORWARDED, "1");
-    // What a cookie may do was looked at here: the leader has another name.
-    let cookie = in_cookie(request.headers()).map(|token| format!("Bearer {token}"));
-    if let Some(bearer) = cookie.filter(|_| !request.headers().contains_key(AUTHORIZATION)) {
-        onward = onward.header(AUTHORIZATION, bearer);
+    // What a cookie may do was looked at here: the leader has another name. What is no token of this farm goes nowhere.
+    if let Some(token) = caller.token.as_ref().and_then(|_| shown(request.headers())) {
+        onward = onward.bearer_auth(token);
     }
-    for name in [AUTHORIZATION, CONTENT_TYPE, RANGE, LAST_EVENT_ID] {
+    for name in [CONTENT_TYPE, RANGE, LAST_EVENT_ID] {
         if let Some(value) = request.headers().get(&name) {
             onward = onward.header(name, value.clone());
         }
     }
     if request.method() == Method::POST {
         let body = std::mem::replace(request.body_mut(), Body::empty());
+        // It was read before, by the guard.
         let body = axum::body::to_bytes(body, kiln_wire::limits::API_BODY_BYTES_MAX).await;
         match body {
             Ok(bytes) => onward = onward.body(bytes),
             Err(error) => return Some(Refused::invalid(format!("read the body: {error}")).into_response()),
         }
     }
-    match onward.send().await {
-        Ok(answer) => Some(copy(answer)),
-        Err(error) if answers == Answers::Leader => {
-            let text = format!("hand the request on to the leader at {}: {}", member.http, Chain(&error));
-            Some(Refused::unavailable(text).into_response())
-        }
-        Err(error) => {
-            tracing::debug!(error = %Chain(&error), "the leader does not answer: what is known here stands");
-            None
-        }
+    let why = match tokio::time::timeout(HEAD_PATIENCE, onward.send()).await {
+        Ok(Ok(answer)) => return Some(copy(answer)),
+        Ok(Err(error)) => Chain(&error).to_string(),
+        Err(_elapsed) => format!("no answer within {HEAD_PATIENCE:?}; what was asked may be done all the same"),
+    };
+    if answers == Answers::Leader {
+        return Some(Refused::unavailable(format!("hand the request on to the leader at {}: {why}", member.http)).into_response());
     }
+    tracing::debug!(why, "the leader does not answer: what is known here stands");
+    None
+}
+
+/// Returns what asks leaders. A leader sends nobody elsewhere, least of all with a token; one that is cut off is not waited for.
+pub(super) fn client() -> Option<reqwest::Client> {
+    // Coordinators serve each other without TLS, so that no roots are needed.
+    let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().connect_timeout(CONNECT_PATIENCE);
+    client.redirect(reqwest::redirect::Policy::none()).build().ok()
 }
 
 fn copy(answer: reqwest::Response) -> Response {
@@ -75,6 +82,10 @@ fn copy(answer: reqwest::Response) -> Response {
     copied
 }
 
+/// How long a connection to the leader may take.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the leader may think before it begins to answer.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 /// Set on what another coordinator handed on: it is not handed on again.
 const FORWARDED: HeaderName = HeaderName::from_static("x-kiln-forwarded");
 /// The last event that a browser has seen of a stream.

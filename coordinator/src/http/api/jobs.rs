@@ -10,7 +10,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::ask::{self, Answer, Named, Params};
-use super::{Api, Refused, reads};
+use super::{Api, Refused};
 use crate::access::Caller;
 
 /// Which jobs.
@@ -145,18 +145,9 @@ pub(super) async fn explanation(
     Extension(caller): Extension<Caller>,
     Named(derivation): Named<DrvPath>,
 ) -> Result<Answer<Explanation>, Refused> {
-    let _turn = api.0.explaining.acquire().await.expect("never closed");
-    let (parts, now) = (api.parts(), api.parts().clock.now());
-    let explained = parts.farm(|farm| {
-        if farm.sees_job(&derivation, &caller.sight) != Some(true) {
-            return None;
-        }
-        let mut explained = farm.explanation(&derivation, now, &reads::away(parts, farm))?;
-        explained.job.builds = farm.builds_seen(&explained.job.builds, &caller.sight);
-        Some(explained)
-    });
+    let explained = api.explanation(&derivation, &caller.sight).await?;
     let explained = explained.ok_or_else(|| Refused::absent(format_args!("job `{derivation}` of a live build")))?;
-    Ok(Answer(Explanation::of(&explained, &parts.store_dir)))
+    Ok(Answer(Explanation::of(&explained, &api.parts().store_dir)))
 }
 
 fn found(api: &Api, derivation: &DrvPath, sight: &Sight) -> Result<JobDetail, Refused> {

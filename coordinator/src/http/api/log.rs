@@ -79,7 +79,7 @@ pub(super) async fn log(
     let attempt = attempt.ok_or_else(|| none(&derivation))?;
     if follows {
         let offset_bytes = resumed.map_or(part.offset.unwrap_or(0), |(_, offset)| offset);
-        return log_stream::follow(&api, derivation, attempt, offset_bytes).await;
+        return log_stream::follow(&api, &caller, derivation, attempt, offset_bytes).await;
     }
     whole_or_part(open(&api, &derivation, attempt).await?, part.offset, &method, &headers)
 }

@@ -12,10 +12,11 @@ use futures::stream;
 use kiln_api::{LogEnd, LogLine};
 use kiln_wire::limits::API_LINE_BYTES_MAX;
 use kiln_wire::{AttemptId, DrvPath};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::events::{HEARTBEAT, stream_of};
+use super::turns::StreamTurn;
 use super::{Api, Refused, log};
+use crate::access::Caller;
 use crate::logs::LogReader;
 
 /// Reads where a stream is to go on: `ATTEMPT:OFFSET`.
@@ -25,8 +26,14 @@ pub(super) fn place(id: &HeaderValue) -> Option<(AttemptId, u64)> {
 }
 
 /// Follows a log from an offset on.
-pub(super) async fn follow(api: &Api, derivation: DrvPath, attempt: AttemptId, offset_bytes: u64) -> Result<Response, Refused> {
-    let turn = api.0.streams.clone().try_acquire_owned().map_err(|_| Refused::busy("streams"))?;
+pub(super) async fn follow(
+    api: &Api,
+    caller: &Caller,
+    derivation: DrvPath,
+    attempt: AttemptId,
+    offset_bytes: u64,
+) -> Result<Response, Refused> {
+    let turn = api.0.streams.open(caller)?;
     let mut following = Following { api: api.clone(), derivation, attempt, offset_bytes, reader: None, step: Step::Read, _turn: turn };
     if !following.is_live() {
         // Nothing will come of a log that is not there; of a running attempt it may come yet.
@@ -48,7 +55,7 @@ struct Following {
     /// None until there is one.
     reader: Option<LogReader>,
     step: Step,
-    _turn: OwnedSemaphorePermit,
+    _turn: StreamTurn,
 }
 
 /// What comes next.

@@ -11,6 +11,7 @@ mod builds;
 mod document;
 mod ended;
 mod events;
+mod explained;
 mod farm;
 mod forward;
 pub(crate) mod guard;
@@ -24,6 +25,7 @@ mod session;
 mod steer;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod workers;
 
 use std::sync::{Arc, Mutex};
@@ -34,13 +36,14 @@ use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use kiln_api::ErrorCode;
 use kiln_core::Reasons;
-use kiln_wire::limits::{API_BODY_BYTES_MAX, API_REQUESTS_MAX, API_STREAMS_MAX};
-use tokio::sync::Semaphore;
+use kiln_wire::limits::API_BODY_BYTES_MAX;
 use tokio::time::Instant;
 
 use self::ended::Ended;
+use self::explained::Explained;
 pub(crate) use self::refused::Refused;
 use self::routes::ROUTES;
+use self::turns::{Streams, Turns};
 use crate::parts::Parts;
 
 /// What the handlers share. Cheap to clone.
@@ -55,25 +58,22 @@ struct Shared {
     reasons: Mutex<Option<(Instant, Arc<Reasons>)>>,
     ended: Ended,
     /// Requests that are answered.
-    turns: Arc<Semaphore>,
+    turns: Turns,
     /// Streams that are open.
-    streams: Arc<Semaphore>,
-    /// Explanations walk the graph: one at a time.
-    explaining: Semaphore,
+    streams: Streams,
+    explained: Explained,
 }
 
 impl Api {
     pub(crate) fn new(parts: Arc<Parts>) -> Self {
-        // Coordinators serve each other without TLS, so that no roots are needed.
-        let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().ok();
         Self(Arc::new(Shared {
             parts,
-            client,
+            client: forward::client(),
             reasons: Mutex::default(),
             ended: Ended::default(),
-            turns: Arc::new(Semaphore::new(API_REQUESTS_MAX)),
-            streams: Arc::new(Semaphore::new(API_STREAMS_MAX)),
-            explaining: Semaphore::new(1),
+            turns: Turns::default(),
+            streams: Streams::default(),
+            explained: Explained::default(),
         }))
     }
 
