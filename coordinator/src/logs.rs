@@ -257,6 +257,14 @@ impl LogReader {
         Self { source: Source::Stored(bytes, 0), size_bytes: None }
     }
 
+    /// Returns whether what is read is the store's, which has logs that are complete.
+    pub fn is_stored(&self) -> bool {
+        match self.source {
+            Source::File(_) => false,
+            Source::Stored(..) => true,
+        }
+    }
+
     /// Reads the next bytes that are there; empty at the present end.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kiln_core::Sight;
 use kiln_wire::limits::{API_EVENTS_PER_BATCH_MAX, API_EVENTS_REMEMBERED_MAX};
-use kiln_wire::{BuildId, DrvPath, TenantName};
+use kiln_wire::{BuildId, DrvPath, LogIndex, TenantName};
 use tokio::sync::broadcast;
 
 pub(crate) use self::told::{Batch, EventId, Told, text};
@@ -39,7 +39,7 @@ struct Kept {
 /// What somebody hears first, and where the rest comes from.
 pub(crate) struct Hearing {
     /// What was missed; none if some of it is gone.
-    pub(crate) missed: Option<Vec<Arc<Told>>>,
+    pub(crate) missed: Option<VecDeque<Arc<Told>>>,
     /// The last event that is among what was missed, or came before.
     pub(crate) last: EventId,
     pub(crate) batches: broadcast::Receiver<Arc<Batch>>,
@@ -52,13 +52,14 @@ impl Default for Live {
 }
 
 impl Live {
-    /// Returns what came after an event, and what will come.
-    pub(crate) fn hear(&self, after: Option<EventId>) -> Hearing {
+    /// Returns what came after an event, and what will come. `newest` is the last entry that this coordinator has: an event of a later one is
+    /// of a farm that is no more, as after its state was restored from a backup.
+    pub(crate) fn hear(&self, after: Option<EventId>, newest: LogIndex) -> Hearing {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let batches = self.batches.subscribe();
         let missed = match after {
-            None => Some(Vec::new()),
-            Some(after) if after < kept.floor => None,
+            None => Some(VecDeque::new()),
+            Some(after) if after < kept.floor || after.index > newest.max(kept.last.index) => None,
             Some(after) => Some(kept.told.iter().filter(|told| told.id > after).cloned().collect()),
         };
         // One that another coordinator told is not told again once it comes here.
@@ -111,16 +112,28 @@ pub(crate) async fn run(parts: Arc<Parts>) {
 struct Owners(BTreeMap<BuildId, Option<TenantName>>);
 
 impl Owners {
+    /// Notes whose the build of a fact is, if that says so: the build may have left the farm before it is told of.
+    fn note(&mut self, fact: &Fact) {
+        let (Fact::Submitted(build, owner) | Fact::Ended(build, _, owner)) = fact else { return };
+        if let Some(owner) = owner {
+            self.insert(*build, owner.tenant.clone());
+        }
+    }
+
+    fn insert(&mut self, build: BuildId, tenant: Option<TenantName>) {
+        self.0.insert(build, tenant);
+        if self.0.len() > OWNERS_MAX {
+            self.0.pop_first();
+        }
+    }
+
     /// Returns whose a build is. One that was never seen here is taken for nobody's business but an administrator's.
     fn of(&mut self, parts: &Parts, build: BuildId) -> Owner {
         if let Some(tenant) = self.0.get(&build) {
             return Owner::Known(tenant.clone());
         }
         let Some(glance) = parts.farm(|farm| farm.build_glance(build)) else { return Owner::Unknown };
-        self.0.insert(build, glance.account.tenant.clone());
-        if self.0.len() > OWNERS_MAX {
-            self.0.pop_first();
-        }
+        self.insert(build, glance.account.tenant.clone());
         Owner::Known(glance.account.tenant)
     }
 }
@@ -165,6 +178,7 @@ fn batch(parts: &Parts, owners: &mut Owners, happened: impl Iterator<Item = Happ
         for (place, fact) in facts.into_iter().enumerate() {
             let id = EventId { index, place: u32::try_from(place).unwrap_or(u32::MAX) };
             making.upto = id;
+            owners.note(&fact);
             if let Fact::Job(_, event) = &fact
                 && let Some(earlier) = last_of.insert(event.derivation.clone(), found.len())
             {
@@ -198,8 +212,8 @@ const OWNERS_MAX: usize = 16_384;
 
 #[cfg(test)]
 mod tests {
-    use kiln_wire::client::{Event, EventKind};
-    use kiln_wire::{LogIndex, StoreDir, Timestamp};
+    use kiln_wire::client::{BuildState, Event, EventKind};
+    use kiln_wire::{Account, StoreDir, Timestamp};
 
     use super::*;
 
@@ -224,17 +238,20 @@ mod tests {
         let live = Live::default();
         live.tell(Vec::new(), EventId::before(LogIndex(5)), Some(EventId::before(LogIndex(5))));
         live.tell(vec![told(6, 1, None), told(7, 1, None)], id(7), None);
-        assert_eq!(indexes(&live.hear(None)), Some(vec![]), "who is new asks for everything by itself");
-        assert_eq!(indexes(&live.hear(Some(id(6)))), Some(vec![7]));
-        assert_eq!(indexes(&live.hear(Some(id(7)))), Some(vec![]));
-        assert_eq!(indexes(&live.hear(Some(id(3)))), None, "what came before a snapshot is not known");
-        let ahead = live.hear(Some(id(9)));
+        let hear = |after: u64| live.hear(Some(id(after)), LogIndex(7));
+        assert_eq!(indexes(&live.hear(None, LogIndex(7))), Some(vec![]), "who is new asks for everything by itself");
+        assert_eq!(indexes(&hear(6)), Some(vec![7]));
+        assert_eq!(indexes(&hear(7)), Some(vec![]));
+        assert_eq!(indexes(&hear(3)), None, "what came before a snapshot is not known");
+        let ahead = live.hear(Some(id(9)), LogIndex(9));
         assert_eq!((indexes(&ahead), ahead.last), (Some(vec![]), id(9)), "another coordinator was further");
+        let beyond = live.hear(Some(id(9)), LogIndex(8));
+        assert_eq!((indexes(&beyond), beyond.last), (None, id(7)), "no coordinator of this farm has told that");
         for index in 8..8 + API_EVENTS_REMEMBERED_MAX as u64 {
             live.tell(vec![told(index, 1, None)], id(index), None);
         }
-        assert_eq!(indexes(&live.hear(Some(id(6)))), None);
-        assert_eq!(indexes(&live.hear(Some(id(7)))).map(|missed| missed.len()), Some(API_EVENTS_REMEMBERED_MAX));
+        assert_eq!(indexes(&hear(6)), None);
+        assert_eq!(indexes(&hear(7)).map(|missed| missed.len()), Some(API_EVENTS_REMEMBERED_MAX));
     }
 
     #[test]
@@ -252,5 +269,16 @@ mod tests {
         assert_eq!(heard(&of("c"), None), ["8.0"]);
         assert_eq!(heard(&Sight::All, Some(2)), ["7.0"]);
         assert_eq!(heard(&of("a"), Some(2)), [""; 0]);
+    }
+
+    #[test]
+    fn a_build_that_has_left_the_farm_is_told_of_to_whose_it_was() {
+        let account = |name: &str| Account { tenant: Some(TenantName::parse(name).expect("a name")), project: None };
+        let mut owners = Owners::default();
+        owners.note(&Fact::Submitted(BuildId(1), Some(account("a"))));
+        owners.note(&Fact::Ended(BuildId(2), BuildState::Built, Some(account("b"))));
+        owners.note(&Fact::Ended(BuildId(3), BuildState::Built, None));
+        let of = |build: u64| owners.0.get(&BuildId(build)).cloned();
+        assert_eq!([of(1), of(2), of(3)], [Some(account("a").tenant), Some(account("b").tenant), None]);
     }
 }

@@ -70,10 +70,10 @@ impl Told {
                 let text = text(id, "job", &event);
                 Self { id, kind: "job", builds: owned(builds), data: Data::Job(event), text }
             }
-            Fact::Submitted(build) => {
+            Fact::Submitted(build, _) => {
                 Self::plain(id, "build", owned(&[*build]), &BuildEvent { build: build.0, state: "submitted".to_owned() })
             }
-            Fact::Ended(build, state) => {
+            Fact::Ended(build, state, _) => {
                 let state = BuildState::from(*state).word().to_owned();
                 Self::plain(id, "build", owned(&[*build]), &BuildEvent { build: build.0, state })
             }

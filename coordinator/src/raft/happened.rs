@@ -5,9 +5,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use kiln_core::{Answer, Command, Effect};
+use kiln_core::{Answer, Command, Effect, Farm};
 use kiln_wire::client::{BuildState, Event};
-use kiln_wire::{Ailing, BuildId, Leader, LogIndex, WorkerId};
+use kiln_wire::{Account, Ailing, BuildId, Leader, LogIndex, WorkerId};
 use tokio::sync::mpsc;
 
 /// What one entry did.
@@ -26,10 +26,10 @@ pub struct Happened {
 pub enum Fact {
     /// To a job that these live builds want.
     Job(Vec<BuildId>, Event),
-    /// A build was submitted.
-    Submitted(BuildId),
-    /// A build has ended, and what it built is published.
-    Ended(BuildId, BuildState),
+    /// A build was submitted, by whom.
+    Submitted(BuildId, Option<Account>),
+    /// A build has ended, whose, and what it built is published.
+    Ended(BuildId, BuildState, Option<Account>),
     /// A worker registered.
     Registered(WorkerId),
     /// A worker was lost.
@@ -74,7 +74,8 @@ impl Telling {
 
     /// Says that what was applied up to an entry is not told: the state is that of a snapshot.
     pub fn skip_to(&self, index: LogIndex) {
-        let told = self.sender.try_send(Happened { index: LogIndex(index.0 + 1), after_gap: true, facts: Vec::new() }).is_ok();
+        let told =
+            self.sender.try_send(Happened { index: LogIndex(index.0.saturating_add(1)), after_gap: true, facts: Vec::new() }).is_ok();
         self.gap.store(!told, Ordering::Relaxed);
     }
 }
@@ -84,18 +85,19 @@ pub fn loses(command: &Command) -> Option<WorkerId> {
     if let Command::Lose { worker, .. } = command { Some(worker.clone()) } else { None }
 }
 
-/// Returns what people are told of a command's effects.
-pub fn facts(index: LogIndex, lost: Option<WorkerId>, effects: &[Effect]) -> Vec<Fact> {
+/// Returns what people are told of a command's effects on a farm.
+pub fn facts(index: LogIndex, lost: Option<WorkerId>, effects: &[Effect], farm: &Farm) -> Vec<Fact> {
+    let account = |build: BuildId| farm.build_glance(build).map(|glance| glance.account);
     let mut facts = Vec::new();
     let mut is_refused = false;
     for effect in effects {
         facts.extend(match effect {
             Effect::Notify { builds, event } => Some(Fact::Job(builds.clone(), event.clone())),
-            Effect::Archive(record) => Some(Fact::Ended(record.build, record.state)),
+            Effect::Archive(record) => Some(Fact::Ended(record.build, record.state, account(record.build))),
             Effect::Welcome { worker, .. } => Some(Fact::Registered(worker.clone())),
             Effect::Judged { worker, ailing } => Some(Fact::Judged(worker.clone(), ailing.clone())),
             // Sent twice, it is answered twice: a build is new at the entry that gave it its number.
-            Effect::Answer(Answer::Submitted { build, .. }) => (build.0 == index.0).then_some(Fact::Submitted(*build)),
+            Effect::Answer(Answer::Submitted { build, .. }) => (build.0 == index.0).then(|| Fact::Submitted(*build, account(*build))),
             Effect::Answer(Answer::Refused(_)) => {
                 is_refused = true;
                 None

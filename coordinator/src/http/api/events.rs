@@ -1,6 +1,8 @@
 //! The live stream: what happens, as server-sent events.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -14,6 +16,7 @@ use futures::{Stream, stream};
 use kiln_api::ResyncEvent;
 use kiln_core::Sight;
 use kiln_wire::BuildId;
+use kiln_wire::limits::API_STREAM_PIECE_BYTES;
 use serde::Deserialize;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -24,7 +27,7 @@ use super::forward::LAST_EVENT_ID;
 use super::turns::StreamTurn;
 use super::{Api, Refused};
 use crate::access::Caller;
-use crate::live::{self, Batch, EventId, Hearing};
+use crate::live::{self, Batch, EventId, Hearing, Told};
 
 /// Which events.
 #[derive(Deserialize, IntoParams)]
@@ -61,17 +64,16 @@ pub(super) async fn events(
         }
     };
     let (sight, build) = (caller.sight, asked.build.map(BuildId));
-    let Hearing { missed, last, batches } = api.parts().live.hear(after);
+    let newest = api.parts().consensus.metrics().last_log_index;
+    let Hearing { missed, last, batches } = api.parts().live.hear(after, newest);
     let mut first = String::from("retry: 1000\n");
-    match missed {
-        Some(missed) => {
-            // Who hears nothing for long can go on from here all the same.
-            first.push_str(&format!("id: {last}\n\n"));
-            missed.iter().for_each(|told| told.write(&sight, build, &mut first));
-        }
-        None => first.push_str(&resync(last, "what happened since then is not remembered here")),
+    match (&missed, after) {
+        // Who hears nothing for long can go on from here all the same; who missed something goes on from each event of it.
+        (Some(missed), after) => first.push_str(&format!("id: {}\n\n", after.filter(|_| !missed.is_empty()).unwrap_or(last))),
+        (None, _) => first.push_str(&resync(last, "what happened since then is not remembered here")),
     }
-    let hearing = Heard { api, sight, build, batches, last, first: Some(Bytes::from(first)), _turn: turn };
+    let missed = missed.unwrap_or_default();
+    let hearing = Heard { api, sight, build, batches, last, first: Some(Bytes::from(first)), missed, _turn: turn };
     let pieces = stream::unfold(hearing, |mut hearing| async move {
         let piece = hearing.next().await?;
         Some((Ok::<_, Infallible>(piece), hearing))
@@ -92,10 +94,12 @@ struct Heard {
     api: Api,
     sight: Sight,
     build: Option<BuildId>,
-    batches: Receiver<std::sync::Arc<Batch>>,
+    batches: Receiver<Arc<Batch>>,
     /// The last event that was told, or left out because it is not for this one.
     last: EventId,
     first: Option<Bytes>,
+    /// What is told before anything else, a piece at a time.
+    missed: VecDeque<Arc<Told>>,
     _turn: StreamTurn,
 }
 
@@ -104,6 +108,9 @@ impl Heard {
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(first) = self.first.take() {
             return Some(first);
+        }
+        if let Some(piece) = piece(&mut self.missed, &self.sight, self.build) {
+            return Some(piece);
         }
         loop {
             match tokio::time::timeout(LIFE, self.batches.recv()).await {
@@ -131,6 +138,17 @@ impl Heard {
             }
         }
     }
+}
+
+/// Writes the next events that somebody is told of, about as many as a stream takes at a time; none at the end.
+fn piece(missed: &mut VecDeque<Arc<Told>>, sight: &Sight, build: Option<BuildId>) -> Option<Bytes> {
+    let mut text = String::new();
+    while text.len() < API_STREAM_PIECE_BYTES
+        && let Some(told) = missed.pop_front()
+    {
+        told.write(sight, build, &mut text);
+    }
+    (!text.is_empty()).then(|| Bytes::from(text))
 }
 
 fn resync(id: EventId, reason: &str) -> String {

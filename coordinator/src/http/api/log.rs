@@ -113,15 +113,7 @@ fn whole_or_part(mut reader: LogReader, offset: Option<u64>, method: &Method, he
         None => (StatusCode::OK, (0, size_bytes)),
         Some(Ok(span)) if offset.is_some() && range_absent(headers) => (StatusCode::OK, span),
         Some(Ok(span)) => (StatusCode::PARTIAL_CONTENT, span),
-        Some(Err(())) => {
-            let text = format!("the log has {size_bytes} bytes");
-            return Err(Refused::new(
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                ErrorCode::RangeNotSatisfiable,
-                text,
-                "ask for a part that is there",
-            ));
-        }
+        Some(Err(())) => return Err(beyond(size_bytes)),
     };
     reader.skip_to(begin).map_err(failed)?;
     let body = match *method == Method::HEAD || begin == end {
@@ -149,6 +141,12 @@ fn whole_or_part(mut reader: LogReader, offset: Option<u64>, method: &Method, he
         head.insert(CONTENT_RANGE, HeaderValue::from_str(&range).expect("digits"));
     }
     Ok(answer)
+}
+
+/// Refuses what is beyond the end of a log.
+pub(super) fn beyond(size_bytes: u64) -> Refused {
+    let text = format!("the log has {size_bytes} bytes");
+    Refused::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeNotSatisfiable, text, "ask for a part that is there")
 }
 
 fn range_absent(headers: &HeaderMap) -> bool {
