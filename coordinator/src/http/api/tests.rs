@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 
 use kiln_core::{Asker, Command};
 use kiln_link::{Authority, Identity, Role};
+use kiln_wire::limits::{API_BODY_BYTES_MAX, API_OPEN_REQUESTS_MAX, API_REQUESTS_MAX};
 use kiln_wire::worker::Offer;
 use kiln_wire::{
-    Account, AttemptId, BuildId, DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, NodeId, Priority, RequestId, Resources, Root,
-    TenantName, WorkerId,
+    Account, AttemptId, BuildId, DerivedInput, DrvPath, JobKind, JobLimits, JobSpec, NodeId, Order, Priority, RequestId, Resources, Root,
+    Steering, Subject, TenantName, WorkerId,
 };
-use reqwest::header::{AUTHORIZATION, COOKIE, ORIGIN};
+use reqwest::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::document::document;
 use super::routes::{ROUTES, Route, Verb};
@@ -225,9 +227,12 @@ async fn tenants_see_of_what_they_share_their_own_part() {
         let shares = place.json("/shares", Some(token)).await;
         assert_eq!(shares["shares"].as_array().map(Vec::len), Some(builds.len()), "{token}");
     }
-    // What somebody else wants too is steered by administrators.
+    // What somebody else wants too is steered by administrators; who that is nobody is told.
     let path = format!("/jobs/{SHARED}/cancel");
-    assert_eq!(place.status(Verb::Post, &path, Some("submittera")).await, 403);
+    let refused = place.request(Verb::Post, &path, Some("submittera")).send().await.expect("answers");
+    assert_eq!(refused.status().as_u16(), 403);
+    let said = String::from_utf8_lossy(&refused.bytes().await.expect("a body")).into_owned();
+    assert!(said.contains("others want it too") && !said.contains("`b`"), "{said}");
     assert_eq!(place.status(Verb::Post, &path, Some("admin")).await, 200);
     place.coordinator.stop().await;
 }
@@ -245,6 +250,22 @@ async fn what_is_steered_changes_and_a_cookie_changes_nothing_from_elsewhere() {
     for (origin, expected) in [(None, 403), (Some("http://evil.example"), 403), (Some("null"), 403), (Some(here.as_str()), 200)] {
         let status = with_cookie(bump.clone(), origin).await.expect("answers").status().as_u16();
         assert_eq!(status, expected, "{origin:?}");
+    }
+    // A browser repeats `Basic` by itself too; and whoever names a page is held to it.
+    let basic = "Basic YTpzdWJtaXR0ZXJh";
+    for (header, origin, expected) in [
+        (basic, None, 403),
+        (basic, Some("http://evil.example"), 403),
+        (basic, Some(here.as_str()), 200),
+        ("Bearer submittera", Some("http://evil.example"), 403),
+        ("bearer submittera", None, 200),
+        ("Basic OnN1Ym1pdHRlcmE=", None, 403),
+        ("Bearer ", None, 401),
+        ("Basic Og==", None, 401),
+    ] {
+        let request = place.request(Verb::Post, &bump, None).header(AUTHORIZATION, header);
+        let request = origin.map_or(request.try_clone(), |origin| Some(request.header(ORIGIN, origin))).expect("no stream");
+        assert_eq!(request.send().await.expect("answers").status().as_u16(), expected, "{header} from {origin:?}");
     }
     for (path, token, expected) in [
         (bump.as_str(), "submittera", 200),
@@ -286,6 +307,72 @@ async fn a_browser_logs_in_on_a_page_of_the_coordinator_alone() {
         let answer = place.request(Verb::Get, "/viewer", None).header(COOKIE, cookie).send().await.expect("answers");
         let viewer: Value = serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON");
         assert_eq!(viewer["scope"], scope);
+    }
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_token_nobody_looks_under_a_name_that_is_not_the_coordinators() {
+    let place = Place::start(true).await;
+    let port = place.coordinator.http_addr().port();
+    for (host, token, expected) in [
+        (format!("evil.example:{port}"), None, 401),
+        (format!("evil.example:{port}"), Some("readera"), 200),
+        (format!("localhost:{port}"), None, 200),
+        (format!("127.0.0.1:{port}"), None, 200),
+    ] {
+        let answer = place.request(Verb::Get, "/builds", token).header(HOST, &host).send().await.expect("answers");
+        assert_eq!(answer.status().as_u16(), expected, "{host} {token:?}");
+    }
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sends_no_body_holds_up_nobody() {
+    let place = Place::start(true).await;
+    let address = place.coordinator.http_addr();
+    let mut silent = Vec::new();
+    for _ in 0..API_REQUESTS_MAX + API_OPEN_REQUESTS_MAX {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let head = format!(
+            "POST /api/v1/session HTTP/1.1\r\nhost: {address}\r\norigin: http://{address}\r\ncontent-type: application/json\r\n\
+             content-length: 20\r\nexpect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("sends");
+        // The body is waited for.
+        let mut line = [0; 21];
+        stream.read_exact(&mut line).await.expect("answers");
+        assert_eq!(line, *b"HTTP/1.1 100 Continue");
+        silent.push(stream);
+    }
+    for path in ["/farm", "/viewer"] {
+        assert_eq!(place.status(Verb::Get, path, None).await, 200, "{path}");
+    }
+    drop(silent);
+    let large = place.request(Verb::Post, "/session", Some("readera")).body(vec![b' '; API_BODY_BYTES_MAX + 1]);
+    assert_eq!(large.send().await.expect("answers").status().as_u16(), 413);
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ended_build_is_restarted_by_whoevers_it_was() {
+    let place = Place::start(false).await;
+    let (a, _) = place.with_builds().await;
+    assert_eq!(place.status(Verb::Post, &format!("/builds/{a}/cancel"), Some("submittera")).await, 200);
+    let parts = place.coordinator.parts();
+    while parts.farm(|farm| farm.build_glance(a)).is_some() {
+        tokio::task::yield_now().await;
+    }
+    let record = parts.archive.get(a).await.expect("reads").expect("it is kept");
+    crate::archiving::archive(parts.clone(), kiln_core::BuildRecord { account: None, ..record.clone() }).await;
+    assert_eq!(parts.archive.get(a).await.expect("reads"), Some(record), "who comes late does not make it nobody's");
+    for (tenant, is_allowed) in [("b", false), ("a", true)] {
+        let steering = Steering { subject: Subject::Build(a), order: Order::Restart };
+        let peer = Role::Client(tenant.parse().expect("a name"));
+        let steered = crate::shares::steer(place.coordinator.parts(), &peer, steering).await;
+        // Whoever may goes on to be told that the derivations are not there.
+        let is_forbidden = steered.as_ref().is_err_and(|refusal| refusal.kind == kiln_wire::client::RefusalKind::Forbidden);
+        assert_eq!(is_forbidden, !is_allowed, "{tenant}: {steered:?}");
     }
     place.coordinator.stop().await;
 }
@@ -371,6 +458,8 @@ async fn a_log_is_had_whole_in_part_or_line_by_line_from_where_it_was_left() {
         assert_eq!(answer.bytes().await.expect("a body"), expected.as_bytes(), "{query} {range:?}");
     }
     assert_eq!(place.status(Verb::Get, &format!("{path}?offset=14"), None).await, 416);
+    assert_eq!(place.status(Verb::Get, &format!("{path}?follow=1&offset=14"), None).await, 416);
+    assert_eq!(place.status(Verb::Get, &format!("{path}?follow=1&offset={}", u64::MAX), None).await, 416);
     assert_eq!(place.status(Verb::Get, &format!("{path}?attempt=8"), None).await, 404);
     let follow = place.request(Verb::Get, &format!("{path}?follow=1"), None);
     let whole = place.read_until(follow.try_clone().expect("no stream").send().await.expect("answers"), "event: end").await;
@@ -397,6 +486,8 @@ async fn events_go_on_where_a_stream_ended() {
     assert!(again.contains(&format!("\"build\":{b},")) && !again.contains(&format!("\"build\":{a},")), "b hears of its own: {again}");
     let lost = place.read_until(events("admin", Some("0.0")).await.expect("answers"), "\n\n").await;
     assert!(lost.contains("event: resync"), "{lost}");
+    let restored = place.read_until(events("admin", Some("999999.0")).await.expect("answers"), "\n\n").await;
+    assert!(restored.contains("event: resync"), "{restored}");
     assert_eq!(events("admin", Some("x")).await.expect("answers").status().as_u16(), 400);
     place.coordinator.stop().await;
 }
