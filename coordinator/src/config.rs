@@ -73,7 +73,8 @@ pub struct Config {
     /// `host:port` where other coordinators, workers and clients reach this one. Default `listen`, which must then name an address.
     #[serde(default)]
     pub advertise: Option<String>,
-    /// `host:port` of the binary cache for others. Default `http`.
+    /// `host:port` of HTTP for others: the binary cache's address, the name under which who has no token may look, and where the other
+    /// coordinators hand requests on to, tokens included and without TLS: let it be in a network of their own. Default `http`.
     #[serde(default)]
     pub advertise_http: Option<String>,
     /// Shortest and longest wait, in milliseconds, of a coordinator that hears no leader before it stands for election. The leader
