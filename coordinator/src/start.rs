@@ -133,7 +133,8 @@ impl Coordinator {
             async move { Ok(kept_logs::newest_finished(&parts, &derivation).await?) }.boxed()
         };
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
-        let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&parts)).merge(pages::router(&parts)));
+        let api = api::Api::new(parts.clone());
+        let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&api)).merge(pages::router(&api)));
         Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, http })
     }
 

@@ -88,7 +88,7 @@ fn by_package(view: &BuildView) -> BTreeMap<String, Vec<Made>> {
 }
 
 /// Returns the package of a derivation: its hash and its version change from build to build.
-fn package(job: &DrvPath) -> &str {
+pub fn package(job: &DrvPath) -> &str {
     split_name(job.name()).0
 }
 

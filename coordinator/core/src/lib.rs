@@ -35,7 +35,9 @@ mod plan;
 mod pool;
 mod rank;
 mod report;
+mod seen;
 mod snapshot;
+mod survey;
 mod view;
 mod wake;
 
@@ -43,7 +45,7 @@ pub use clock::{StampClock, Steady};
 pub use command::{
     CHECKING, COPYING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING,
 };
-pub use compare::{Comparison, Failures, Made};
+pub use compare::{Comparison, Failures, Made, package};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Copied, Effect, Refused, RootOutputs};
 pub use estimate::split_name;
@@ -58,4 +60,5 @@ pub use page::{BuildGlance, JobPage, JobsWanted, ReadyJobs, Reasons, Sight, Work
 pub use plan::{Limits, Plan, plan, plan_beside, plan_without};
 pub use report::{PlanReport, WaitReason, Waiting};
 pub use snapshot::{SNAPSHOT_VERSION, SnapshotError};
+pub use survey::Surveying;
 pub use wake::WakeReason;

@@ -118,6 +118,11 @@ impl Farm {
         self.facts.builds.get(&id).map(|build| self.glance(id, build))
     }
 
+    /// Returns whose a build is that has not left the farm: a tenant's, or nobody's.
+    pub fn tenant_of(&self, id: BuildId) -> Option<Option<&TenantName>> {
+        self.facts.builds.get(&id).map(|build| build.account().tenant.as_ref())
+    }
+
     /// Returns what was asked for with a build that has not left the farm.
     pub fn roots_of(&self, id: BuildId) -> Option<&[Root]> {
         self.facts.builds.get(&id).map(|build| build.roots.as_slice())
@@ -204,7 +209,7 @@ impl Farm {
         builds.iter().filter(sees).copied().collect()
     }
 
-    fn is_seen(&self, key: JobKey, sight: &Sight) -> bool {
+    pub(crate) fn is_seen(&self, key: JobKey, sight: &Sight) -> bool {
         match sight {
             Sight::All => true,
             Sight::Of(_) => {

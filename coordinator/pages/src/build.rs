@@ -26,8 +26,8 @@ pub struct Build {
     pub failures: Vec<FailureLine>,
     /// Failures beyond those.
     pub failures_more: u64,
-    /// How it differs from the one before it.
-    pub changes: Option<Changes>,
+    /// How it differs from the one before it, if there is one; or why that is not known.
+    pub changes: Result<Option<Changes>, String>,
     /// Its jobs; none once it has left the farm.
     pub jobs: Option<JobList>,
     /// A drawing of its jobs.
@@ -62,8 +62,10 @@ pub struct Changes {
     pub newly: Vec<DrvPath>,
     /// Failed there and here.
     pub still: Vec<DrvPath>,
-    /// Failed there and not here: fixed, gone, or not reached so far.
+    /// Failed there, and built here.
     pub fixed: Vec<DrvPath>,
+    /// Failed there, and neither failed nor built here: gone, or not reached so far.
+    pub unreached: Vec<DrvPath>,
 }
 
 /// A page of a list of jobs.
@@ -79,6 +81,8 @@ pub struct JobList {
     pub next: Option<String>,
     /// This is not the first page.
     pub is_later: bool,
+    /// The build has left the farm, and of its jobs those are kept that failed.
+    pub is_kept: bool,
 }
 
 /// A job in a list.
@@ -112,19 +116,33 @@ pub fn page(model: &Build) -> Document {
             (progress(model))
             (critical(model))
             (failures(model))
-            @if let Some(changes) = &model.changes { (compared(changes)) }
-            @if !model.waiting.is_empty() {
+            @match &model.changes {
+                Ok(Some(changes)) => (compared(changes)),
+                Ok(None) => (empty("changes", "Against the build before", "No build of its name came before it.")),
+                Err(why) => (empty("changes", "Against the build before", &format!("It is not known at this moment. {why}"))),
+            }
+            @if model.waiting.is_empty() { (empty("waiting", "Why ready jobs wait", "No ready job of it is known to wait.")) } @else {
                 section class="panel" id="waiting" aria-labelledby="h-waiting" data-live {
                     header { h2 id="h-waiting" { "Why ready jobs wait" } }
                     (queue_table("Why ready jobs wait", &model.waiting))
                 }
             }
-            @if let Some(graph) = &model.graph { (drawn(graph)) }
+            @match &model.graph { Some(graph) => (drawn(graph)), None => (empty("graph", "Graph", "It has left the farm, and its graph with it.")) }
             (listed(model))
             (outputs(model))
         }
     };
     Document::new(line.title(), Section::Overview, body)
+}
+
+/// Returns a part of the page that has nothing to show so far: it is there for what comes.
+fn empty(id: &str, title: &str, says: &str) -> Markup {
+    html! {
+        section class="panel" id=(id) aria-labelledby={ "h-" (id) } data-live {
+            header { h2 id={ "h-" (id) } { (title) } }
+            p class="empty" { (says) }
+        }
+    }
 }
 
 fn progress(model: &Build) -> Markup {
@@ -199,6 +217,7 @@ fn compared(changes: &Changes) -> Markup {
         ("newly", "Newly failing", Tone::Bad, "failed", &changes.newly),
         ("still", "Still failing", Tone::Wait, "warn", &changes.still),
         ("fixed", "Fail no more", Tone::Ok, "built", &changes.fixed),
+        ("unreached", "Gone, or not reached", Tone::Idle, "blocked", &changes.unreached),
     ];
     html! {
         section class="panel" id="changes" aria-labelledby="h-changes" data-live {
@@ -240,9 +259,10 @@ fn listed(model: &Build) -> Markup {
     html! {
         section class="panel" id="jobs" aria-labelledby="h-jobs" data-live {
             header { h2 id="h-jobs" { "Jobs" } }
-            @if let Some(list) = &model.jobs { (search(list)) (table(list)) } @else {
-                p class="empty" { "The build has left the farm; of its jobs the archive keeps those that failed, above." }
-            }
+            @if let Some(list) = &model.jobs {
+                @if list.is_kept { p class="small soft" { "The build has left the farm; of its jobs the archive keeps those that failed." } }
+                (search(list)) (table(list))
+            } @else { p class="empty" { "Its jobs are not known." } }
         }
     }
 }
@@ -294,7 +314,7 @@ fn table(list: &JobList) -> Markup {
 
 fn outputs(model: &Build) -> Markup {
     html! {
-        @if !model.outputs.is_empty() {
+        @if model.outputs.is_empty() { (empty("outputs", "Outputs", "None of those that are wanted is realised so far.")) } @else {
             section class="panel" id="outputs" aria-labelledby="h-outputs" data-live {
                 header { h2 id="h-outputs" { "Outputs" } }
                 ul class="small" {

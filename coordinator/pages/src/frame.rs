@@ -88,9 +88,7 @@ impl Document {
                     a class="skip" href="#main" { "Skip to content" }
                     (top(shell, self.section))
                     main id="main" tabindex="-1" {
-                        @if let Some((words, href)) = &shell.notice {
-                            p class="notice wait" id="notice" { (words) @if let Some(href) = href { " " a href=(href) { "Ask it" } } }
-                        }
+                        (notice(shell))
                         (self.body)
                     }
                     (foot(shell))
@@ -100,9 +98,10 @@ impl Document {
         in_one_direction(page.0)
     }
 
-    /// Returns what changes while a page is open: its content without what stands around it.
-    pub fn part(&self) -> String {
-        in_one_direction(self.body.0.clone())
+    /// Returns what changes while a page is open: its content, and what is said of the coordinator around it.
+    pub fn part(&self, shell: &Shell) -> String {
+        let part = html! { (notice(shell)) (self.body) (coordinator(shell)) };
+        in_one_direction(part.0)
     }
 }
 
@@ -142,12 +141,25 @@ fn top(shell: &Shell, section: Section) -> Markup {
     }
 }
 
+fn notice(shell: &Shell) -> Markup {
+    html! {
+        div id="notice" data-live {
+            @if let Some((words, href)) = &shell.notice {
+                p class="notice wait" { (words) @if let Some(href) = href { " " a href=(href) { "Ask it" } } }
+            }
+        }
+    }
+}
+
+fn coordinator(shell: &Shell) -> Markup {
+    html! { span id="coordinator" data-live { @if !shell.version.is_empty() { "Kiln " (shell.version) ", " } (shell.coordinator) } }
+}
+
 fn foot(shell: &Shell) -> Markup {
     html! {
         footer class="foot" {
             span { (shell.farm) }
-            span { "Kiln " (shell.version) }
-            span { (shell.coordinator) }
+            (coordinator(shell))
             span { "as of " time id="as-of" datetime=(words::machine(shell.now)) { (words::moment(shell.now)) " UTC" } }
             span id="live" role="status" { }
         }

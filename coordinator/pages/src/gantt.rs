@@ -116,8 +116,8 @@ fn place(model: &Timeline, at: Timestamp) -> u64 {
 fn axis(model: &Timeline, height: u64) -> Markup {
     let whole = model.to.since_ms(model.from).max(1);
     let step = STEPS_MS.into_iter().find(|step| whole / step <= 10).unwrap_or(whole);
-    let first = model.from.0.div_ceil(step) * step;
-    let ticks = (0..12).map(|tick| Timestamp(first + tick * step)).take_while(|at| *at <= model.to);
+    let first = model.from.0.div_ceil(step).saturating_mul(step);
+    let ticks = (0..12).map_while(|tick: u64| first.checked_add(tick * step)).map(Timestamp).take_while(|at| *at <= model.to);
     html! {
         @for at in ticks {
             @let x = place(model, at);

@@ -48,6 +48,19 @@ pub struct Job {
     pub dependents_all: u64,
 }
 
+/// What is left of a job that has left the farm with its builds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftFarm {
+    /// Which.
+    pub derivation: DrvPath,
+    /// Why it failed, if it did and that is remembered.
+    pub reason: Option<String>,
+    /// A part of its log.
+    pub log: Option<Log>,
+    /// Its outputs, if it was built.
+    pub outputs: Vec<Output>,
+}
+
 /// A job that holds another one up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behind {
@@ -146,7 +159,7 @@ pub fn page(model: &Job) -> Document {
     let body = html! {
         div class="head" {
             h1 { (name) }
-            (model.state.badge())
+            span id="state" data-live { (model.state.badge()) }
             p class="mono soft" { (model.derivation.as_str()) }
             @if !model.builds.is_empty() {
                 p class="small" { "wanted by "
@@ -159,10 +172,31 @@ pub fn page(model: &Job) -> Document {
             (why(model))
             (needs(model))
             (attempts(model))
-            @if let Some(log) = &model.log { (logged(model, log)) }
-            (outputs(model))
+            @match &model.log { Some(log) => (logged(&model.derivation, log)), None => (unlogged()) }
+            (outputs(&model.outputs))
             (related("inputs", "Inputs", &model.inputs, model.inputs_more, None))
             (related("dependents", "Who waits for it", &model.dependents, model.dependents_more, Some(model.dependents_all)))
+        }
+    };
+    Document::new(name, Section::Overview, body)
+}
+
+/// Returns the page of a job of which the farm keeps a log or outputs alone.
+pub fn left_page(model: &LeftFarm) -> Document {
+    let name = paint::short(&model.derivation);
+    let body = html! {
+        div class="head" {
+            h1 { (name) }
+            p class="mono soft" { (model.derivation.as_str()) }
+        }
+        div class="grid" {
+            section class="panel" id="why" aria-labelledby="h-why" data-live {
+                header { h2 id="h-why" { "It has left the farm" } }
+                p { "It left with the builds that wanted it; this is what is kept of it." }
+                @if let Some(reason) = &model.reason { p { "The last that was heard of it: " (reason) } }
+            }
+            @if let Some(log) = &model.log { (logged(&model.derivation, log)) }
+            (outputs(&model.outputs))
         }
     };
     Document::new(name, Section::Overview, body)
@@ -277,15 +311,25 @@ fn taken(taken: u64, limit: Option<u64>, show: fn(u64) -> String) -> Markup {
     }
 }
 
-fn logged(model: &Job, log: &Log) -> Markup {
-    let href = paint::job_href(&model.derivation);
+/// Returns the place for a log that is not there so far.
+fn unlogged() -> Markup {
+    html! {
+        section class="panel" id="log" aria-labelledby="h-log" data-live {
+            header { h2 id="h-log" { "Log" } }
+            p class="empty" { "No attempt has written one that is here." }
+        }
+    }
+}
+
+fn logged(derivation: &DrvPath, log: &Log) -> Markup {
+    let href = paint::job_href(derivation);
     let at = |at: u64| format!("{href}?attempt={}&at={at}#log", log.attempt);
     html! {
         section class="panel" id="log" aria-labelledby="h-log" {
             header {
                 h2 id="h-log" { "Log" }
                 span class="small soft" { "attempt " (log.attempt) ", " (words::bytes(log.size_bytes)) @if log.is_live { ", goes on" } }
-                span class="more" { a href={ "/log/" (model.derivation.as_str()) } { "as text" } }
+                span class="more" { a href={ "/api/v1/jobs/" (paint::job_href(derivation).trim_start_matches("/ui/jobs/")) "/log?attempt=" (log.attempt) } { "as text" } }
             }
             form class="line" method="get" action={ (href) "#log" } role="search" {
                 input type="hidden" name="attempt" value=(log.attempt);
@@ -309,7 +353,7 @@ fn logged(model: &Job, log: &Log) -> Markup {
                 @if let Some(earlier) = log.earlier { a href=(at(earlier)) { "Earlier" } a href=(at(0)) { "From the start" } }
                 @if let Some(later) = log.later { a href=(at(later)) { "Later" } a href={ (href) "?attempt=" (log.attempt) "#log" } { "To the end" } }
             }
-            (lines(&model.derivation, log))
+            (lines(derivation, log))
         }
     }
 }
@@ -336,15 +380,15 @@ fn lines(derivation: &DrvPath, log: &Log) -> Markup {
     }
 }
 
-fn outputs(model: &Job) -> Markup {
+fn outputs(outputs: &[Output]) -> Markup {
     html! {
         section class="panel" id="outputs" aria-labelledby="h-outputs" data-live {
             header { h2 id="h-outputs" { "Outputs" } }
-            @if model.outputs.is_empty() { p class="empty" { "None are known." } } @else {
+            @if outputs.is_empty() { p class="empty" { "None are known." } } @else {
                 div class="scroll" tabindex="0" role="group" aria-labelledby="h-outputs" {
                     table {
                         thead { tr { th scope="col" { "Output" } th scope="col" { "Path" } th scope="col" class="n" { "Size" } th scope="col" class="n" { "Refers to" } th scope="col" { "NAR hash" } } }
-                        tbody { @for output in &model.outputs { tr {
+                        tbody { @for output in outputs { tr {
                             th scope="row" { (output.name) }
                             td class="mono" { @match &output.path { Some(path) => (path), None => { span class="soft" { "known once it is built" } } } }
                             td class="n" { @match output.nar_size_bytes { Some(bytes) => (words::bytes(bytes)), None => "–" } }

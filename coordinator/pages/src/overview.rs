@@ -10,7 +10,7 @@ use crate::verdict::Signs;
 use crate::words;
 
 /// What the overview shows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overview {
     /// The moment.
     pub now: Timestamp,
@@ -20,8 +20,8 @@ pub struct Overview {
     pub builds: Vec<BuildLine>,
     /// Live builds beyond those.
     pub builds_more: u64,
-    /// Builds that ended lately, the latest first.
-    pub ended: Vec<BuildLine>,
+    /// Builds that ended lately, the latest first; or why they are not known.
+    pub ended: Result<Vec<BuildLine>, String>,
     /// The fleet in sum.
     pub fleet: FleetSum,
     /// Why ready jobs wait, most of them first.
@@ -55,6 +55,11 @@ impl Eta {
             60..90 => "fair",
             _ => "rough",
         }
+    }
+
+    /// Returns whether all that is left takes longer than was expected of it.
+    pub fn is_overdue(self) -> bool {
+        self.likely_ms == 0
     }
 
     pub(crate) fn range_words(self, now: Timestamp) -> String {
@@ -174,8 +179,8 @@ pub struct FailureLine {
     pub worker: Option<WorkerId>,
     /// The job is tried again.
     pub is_retried: bool,
-    /// Jobs that cannot be built without it, near and far.
-    pub blast: u64,
+    /// Jobs that cannot be built without it, near and far; none if that is not known.
+    pub blast: Option<u64>,
 }
 
 impl FailureLine {
@@ -192,7 +197,7 @@ impl FailureLine {
                 th scope="row" { (paint::job_link(&self.derivation)) }
                 td { (paint::badge(tone, tone.icon(), &self.class.to_string())) }
                 td class="nowrap" { (whose) @if self.is_retried { ", retried" } }
-                td class="n" { (words::count(self.blast)) }
+                td class="n" { @match self.blast { Some(held) => (words::count(held)), None => "–" } }
                 td class="why" {
                     (paint::cut(&self.message, MESSAGE_CHARS_MAX))
                     @if let Some(worker) = &self.worker { " " span class="nowrap" { "on " a href={ "/ui/fleet#w-" (worker) } { (worker) } } }
@@ -285,7 +290,7 @@ fn failed(build: &BuildLine) -> Markup {
 pub(crate) fn eta(now: Timestamp, eta: Option<Eta>) -> Markup {
     html! {
         @if let Some(eta) = eta {
-            span class="nowrap" { "in " (words::duration(eta.likely_ms)) ", " (words::clock(now, now.after_ms(eta.likely_ms))) }
+            span class="nowrap" { @if eta.is_overdue() { "overdue" } @else { "in " (words::duration(eta.likely_ms)) ", " (words::clock(now, now.after_ms(eta.likely_ms))) } }
             div class="small soft nowrap" title=(eta.range_words(now)) {
                 (words::duration(eta.low_ms)) " – " (words::duration(eta.high_ms)) ", " (eta.confidence())
             }
@@ -369,11 +374,14 @@ fn ended(model: &Overview) -> Markup {
     html! {
         section class="panel" id="ended" aria-labelledby="h-ended" data-live {
             header { h2 id="h-ended" { "Ended lately" } }
-            @if model.ended.is_empty() { p class="empty" { "No build has ended yet." } } @else {
+            @match &model.ended {
+            Err(why) => { p class="notice wait" { "They are not known at this moment: " (why) } }
+            Ok(ended) if ended.is_empty() => { p class="empty" { "No build has ended yet." } }
+            Ok(ended) => {
                 div class="scroll" tabindex="0" role="group" aria-labelledby="h-ended" {
                     table {
                         thead { tr { th scope="col" { "Build" } th scope="col" { "How" } th scope="col" class="n" { "Jobs" } th scope="col" class="n" { "Failed" } th scope="col" { "When" } th scope="col" { "Took" } } }
-                        tbody { @for build in &model.ended { tr {
+                        tbody { @for build in ended { tr {
                             th scope="row" { a href={ "/ui/builds/" (build.id) } { (build.title()) } @if build.is_security { " " span class="tag sec" { "security" } } }
                             td { (build.badge()) }
                             td class="n" { (words::count(build.total())) }
@@ -383,7 +391,7 @@ fn ended(model: &Overview) -> Markup {
                         } } }
                     }
                 }
-            }
+            } }
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct Signs {
     /// When the first of these failed.
     pub packages_since: Option<Timestamp>,
     /// The one that holds up most, and how many jobs that is.
-    pub worst: Option<(String, u64)>,
+    pub worst: Option<(String, Option<u64>)>,
     /// Attempts that failed in the last hour and were the farm's fault.
     pub farm_failures: u64,
     /// When the first of these failed.
@@ -57,8 +57,9 @@ impl Signs {
         let farm = self.farm_words();
         let packages = words::counted(self.packages_failed, "package fails", "packages fail");
         let why = match &self.worst {
-            Some((name, 0)) => format!("{name} among them; nothing else waits for it"),
-            Some((name, held)) => format!("{name} holds up {}", words::counted(*held, "other job", "other jobs")),
+            Some((name, None)) => format!("{name} among them"),
+            Some((name, Some(0))) => format!("{name} among them; nothing else waits for it"),
+            Some((name, Some(held))) => format!("{name} holds up {}", words::counted(*held, "other job", "other jobs")),
             None => String::new(),
         };
         match (self.packages_failed, farm) {
@@ -111,9 +112,16 @@ impl Signs {
             None => {
                 Answer { tone: Tone::Idle, say: "None is running".to_owned(), why: "no build of the security class is live".to_owned() }
             }
-            Some((_, name, None)) => {
-                Answer { tone: Tone::Wait, say: "Not known".to_owned(), why: format!("{name}: nothing is left that can be built") }
-            }
+            Some((_, name, None)) => Answer {
+                tone: Tone::Wait,
+                say: "Not known".to_owned(),
+                why: format!("{name}: nothing is left that can be built, or no worker is there to build it"),
+            },
+            Some((_, name, Some(eta))) if eta.is_overdue() => Answer {
+                tone: Tone::Wait,
+                say: "Overdue".to_owned(),
+                why: format!("{name}: what is left of it takes longer than was expected"),
+            },
             Some((_, name, Some(eta))) => Answer {
                 tone: Tone::Run,
                 say: format!("{}, in {}", words::clock(now, now.after_ms(eta.likely_ms)), words::duration(eta.likely_ms)),
@@ -228,6 +236,8 @@ mod tests {
     #[test]
     fn a_security_rebuild_has_a_time_and_a_range() {
         assert_eq!(well().done(NOW).say, "None is running");
+        let overdue = Signs { security: Some((BuildId(7), "openssl".to_owned(), Some(Eta::default()))), ..well() };
+        assert_eq!(overdue.done(NOW).say, "Overdue");
         let eta = Eta { likely_ms: 72 * 60_000, low_ms: 60 * 60_000, high_ms: 120 * 60_000, measured_percent: 93 };
         let signs = Signs { security: Some((BuildId(7), "openssl".to_owned(), Some(eta))), ..well() };
         let answer = signs.done(NOW);

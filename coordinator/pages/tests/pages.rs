@@ -71,7 +71,7 @@ fn every_id_is_unique_and_everything_that_names_one_finds_it() {
 fn what_builders_and_clients_write_is_text() {
     let mut seen = 0;
     for (name, document) in pages() {
-        for page in [document.page(&shell()), document.part()] {
+        for page in [document.page(&shell()), document.part(&shell())] {
             assert!(!page.contains("<script>") && !page.contains("<img src=x"), "{name}");
             assert!(!page.contains('\u{202e}'), "{name}: text is turned around");
             seen += page.matches("&lt;script&gt;alert(1)").count();
@@ -164,7 +164,7 @@ fn a_long_log_line_by_line_stays_below_300_kib() {
 fn only_an_administrator_sees_what_changes_the_farm() {
     let model = fixtures::fleet_model();
     let reader = Viewer { name: Some("rita".to_owned()), ..Viewer::default() };
-    let (theirs, ours) = (fleet::page(&model, &reader).part(), fleet::page(&model, &shell().viewer).part());
+    let (theirs, ours) = (fleet::page(&model, &reader).part(&shell()), fleet::page(&model, &shell().viewer).part(&shell()));
     assert!(!theirs.contains("<form") && !theirs.contains("Drain"));
     assert_eq!(ours.matches("action=\"/ui/fleet/drain\"").count(), model.workers.len());
     // Who is kept from work can be given it back; who works can be kept from it.
@@ -179,10 +179,10 @@ fn only_an_administrator_sees_what_changes_the_farm() {
 
 #[test]
 fn links_between_pages_carry_any_name_a_client_can_choose() {
-    let page = build::page(&fixtures::build_model()).part();
+    let page = build::page(&fixtures::build_model()).part(&shell());
     assert!(page.contains("?q=a%22b&amp;state=running&amp;after=100%26x#jobs"), "the search goes on with what was searched for");
     let odd = JobRow { derivation: drv("odd?name=+1"), state: JobState::Ready, reason: String::new(), chain_ms: 0, attempts: 0 };
     let list = JobList { rows: vec![odd], ..JobList::default() };
-    let page = build::page(&kiln_pages::build::Build { jobs: Some(list), ..fixtures::build_model() }).part();
+    let page = build::page(&kiln_pages::build::Build { jobs: Some(list), ..fixtures::build_model() }).part(&shell());
     assert!(page.contains("-odd%3Fname=+1.drv\""), "a question mark would begin a query");
 }

@@ -159,7 +159,7 @@ impl StateMachine {
             facts.insert(0, Fact::Leads(leader));
         }
         self.shared.telling.tell(index, facts);
-        self.shared.history.note(&effects);
+        self.shared.history.note(&effects, &state.farm);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
             Effect::Answer(answer) => {
@@ -203,6 +203,7 @@ impl StateMachine {
         let upto = LogIndex(snapshot.last.map_or(0, |last| last.index));
         *self.shared.state.write().expect("no user of the farm panics while changing it") = snapshot;
         self.shared.telling.skip_to(upto);
+        self.shared.history.skip();
         tell("installed a snapshot", &path, begin);
         Ok(())
     }

@@ -13,9 +13,12 @@ use tokio::time::Instant;
 use super::{Api, Refused, reads};
 use crate::heavy::heavy;
 
+/// Explanations as somebody sees them, with when they were made.
+type Known = BTreeMap<(DrvPath, Sight), (Instant, Option<Arc<Explanation>>)>;
+
 /// What was explained a moment ago, and whose turn it is.
 pub(super) struct Explained {
-    known: Mutex<BTreeMap<DrvPath, (Instant, Option<Arc<Explanation>>)>>,
+    known: Mutex<Known>,
     turn: Semaphore,
     waiting: Semaphore,
 }
@@ -27,18 +30,18 @@ impl Default for Explained {
 }
 
 impl Explained {
-    fn known(&self, derivation: &DrvPath) -> Option<Option<Arc<Explanation>>> {
+    fn known(&self, asked: &(DrvPath, Sight)) -> Option<Option<Arc<Explanation>>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(derivation).filter(|(at, _)| at.elapsed() < AGE_MAX).map(|(_, explained)| explained.clone())
+        known.get(asked).filter(|(at, _)| at.elapsed() < AGE_MAX).map(|(_, explained)| explained.clone())
     }
 
-    fn remember(&self, derivation: &DrvPath, explained: Option<Arc<Explanation>>) {
+    fn remember(&self, asked: (DrvPath, Sight), explained: Option<Arc<Explanation>>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (at, _)| at.elapsed() < AGE_MAX);
         if known.len() >= API_EXPLANATIONS_REMEMBERED_MAX {
             known.clear();
         }
-        known.insert(derivation.clone(), (Instant::now(), explained));
+        known.insert(asked, (Instant::now(), explained));
     }
 }
 
@@ -47,30 +50,23 @@ impl Api {
     ///
     /// # Errors
     /// [`Refused`] if too many ask.
-    pub(crate) async fn explanation(&self, derivation: &DrvPath, sight: &Sight) -> Result<Option<Explanation>, Refused> {
-        let parts = self.parts();
+    pub(crate) async fn explanation(&self, derivation: &DrvPath, sight: &Sight) -> Result<Option<Arc<Explanation>>, Refused> {
+        let (parts, explained) = (self.parts(), &self.0.explained);
         if parts.farm(|farm| farm.sees_job(derivation, sight)) != Some(true) {
             return Ok(None);
         }
-        let Some(explained) = self.explained(derivation).await? else { return Ok(None) };
-        let mut explained = (*explained).clone();
-        explained.job.builds = parts.farm(|farm| farm.builds_seen(&explained.job.builds, sight));
-        Ok(Some(explained))
-    }
-
-    async fn explained(&self, derivation: &DrvPath) -> Result<Option<Arc<Explanation>>, Refused> {
-        let explained = &self.0.explained;
-        if let Some(known) = explained.known(derivation) {
+        let asked = (derivation.clone(), sight.clone());
+        if let Some(known) = explained.known(&asked) {
             return Ok(known);
         }
         let _waits = explained.waiting.try_acquire().map_err(|_| Refused::busy("explanations"))?;
         let _turn = explained.turn.acquire().await.expect("never closed");
-        if let Some(known) = explained.known(derivation) {
+        if let Some(known) = explained.known(&asked) {
             return Ok(known);
         }
-        let (parts, now) = (self.parts(), self.parts().clock.now());
-        let made = heavy(|| parts.farm(|farm| farm.explanation(derivation, now, &reads::away(parts, farm)))).map(Arc::new);
-        explained.remember(derivation, made.clone());
+        let now = parts.clock.now();
+        let made = heavy(|| parts.farm(|farm| farm.explanation_seen(derivation, now, &reads::away(parts, farm), sight))).map(Arc::new);
+        explained.remember(asked, made.clone());
         Ok(made)
     }
 }

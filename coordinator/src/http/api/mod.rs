@@ -37,6 +37,7 @@ use axum::middleware::from_fn_with_state;
 use kiln_api::ErrorCode;
 use kiln_core::Reasons;
 use kiln_wire::limits::API_BODY_BYTES_MAX;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use self::ended::Ended;
@@ -77,14 +78,18 @@ impl Api {
         }))
     }
 
-    fn parts(&self) -> &Arc<Parts> {
+    pub(crate) fn parts(&self) -> &Arc<Parts> {
         &self.0.parts
+    }
+
+    /// Returns leave to answer one more request; none if as many are being answered as may be.
+    pub(crate) fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.turns.look()
     }
 }
 
 /// Returns the routes, below `/api/v1`.
-pub(crate) fn router(parts: &Arc<Parts>) -> Router {
-    let api = Api::new(parts.clone());
+pub(crate) fn router(api: &Api) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         let guarded = (route.handler)().route_layer(from_fn_with_state((api.clone(), route), guard::guard));
@@ -97,5 +102,5 @@ pub(crate) fn router(parts: &Arc<Parts>) -> Router {
     let router = router.method_not_allowed_fallback(wrong_method).fallback(|| async {
         Refused::new(StatusCode::NOT_FOUND, ErrorCode::NotFound, "there is nothing at this address", "see /api/v1/openapi.json")
     });
-    Router::new().nest("/api/v1", router.layer(DefaultBodyLimit::max(API_BODY_BYTES_MAX)).with_state(api))
+    Router::new().nest("/api/v1", router.layer(DefaultBodyLimit::max(API_BODY_BYTES_MAX)).with_state(api.clone()))
 }

@@ -262,7 +262,7 @@ impl Api {
 }
 
 /// Returns the workers that take nothing new at present. A coordinator that does not lead hears of none.
-pub(super) fn away(parts: &Parts, farm: &kiln_core::Farm) -> BTreeSet<WorkerId> {
+pub(crate) fn away(parts: &Parts, farm: &kiln_core::Farm) -> BTreeSet<WorkerId> {
     match parts.consensus.leads() {
         Some(_) => parts.sessions.away(farm.registrations().map(|(worker, _)| worker)),
         None => BTreeSet::new(),

@@ -14,7 +14,7 @@ use crate::access::{Caller, Standing};
 pub(super) struct Turns {
     /// What wants no token.
     open: Semaphore,
-    looks: Semaphore,
+    looks: Arc<Semaphore>,
     steers: Semaphore,
 }
 
@@ -22,13 +22,18 @@ impl Default for Turns {
     fn default() -> Self {
         Self {
             open: Semaphore::new(API_OPEN_REQUESTS_MAX),
-            looks: Semaphore::new(API_REQUESTS_MAX),
+            looks: Arc::new(Semaphore::new(API_REQUESTS_MAX)),
             steers: Semaphore::new(API_STEERS_MAX),
         }
     }
 }
 
 impl Turns {
+    /// Takes a turn for a look; none if there are as many as may be.
+    pub(super) fn look(&self) -> Option<OwnedSemaphorePermit> {
+        self.looks.clone().try_acquire_owned().ok()
+    }
+
     /// Returns where a request of a route takes its turn.
     pub(super) fn of(&self, route: &Route) -> &Semaphore {
         match (route.needs, route.verb) {

@@ -1,16 +1,17 @@
 //! A build, live or from the archive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use kiln_core::{BuildRecord, Failures, JobsWanted, Sight};
+use kiln_core::{BuildRecord, Failures, JobsWanted, Sight, package};
 use kiln_pages::JobState;
 use kiln_pages::build::{Build, Changes, FAILURES_MAX, Graph, JobList, JobRow, NODES_MAX, Node, ROWS_MAX, Step, page};
-use kiln_pages::overview::{BuildLine, QueueLine};
-use kiln_wire::limits::API_SEARCH_BYTES_MAX;
-use kiln_wire::{BuildId, DrvPath, OutputName, StorePath, Timestamp};
+use kiln_pages::overview::{BuildLine, FailureLine, QueueLine};
+use kiln_wire::client::JobView;
+use kiln_wire::limits::{API_JOBS_PER_LOOK_MAX, API_SEARCH_BYTES_MAX};
+use kiln_wire::{BuildId, DrvPath, FailureClass, OutputName, StorePath, Timestamp};
 use serde::Deserialize;
 
 use super::look::Look;
@@ -31,7 +32,7 @@ pub(super) async fn show(State(ui): State<Ui>, Path(build): Path<String>, header
         let id = build.parse().map(BuildId).map_err(|_| absent())?;
         let found = match live(&ui, asker, id, params(&uri)?).await? {
             Some(found) => Some(found),
-            None => archived(&ui, asker, id).await?,
+            None => archived(&ui, asker, id, params(&uri)?).await?,
         };
         found.map(|model| page(&model)).ok_or_else(absent)
     })
@@ -47,25 +48,25 @@ async fn live(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<Optio
     });
     let Some((glance, is_security, made)) = found else { return Ok(None) };
     let line = overview::line(&look, glance, is_security);
-    let (failures, failures_more) = failures::of_build(ui, &look, id, FAILURES_MAX);
-    let failed: Vec<DrvPath> = look.survey.failed.iter().filter(|job| job.builds.contains(&id)).map(|job| job.derivation.clone()).collect();
-    let head = look.survey.outlooks.get(&id).and_then(|outlook| outlook.head.clone());
+    let (failures, failures_more) = failures::of_build(ui, &look, sight, id, FAILURES_MAX);
+    let failed = failed_of(&look, id);
+    let outlook = look.survey.outlooks.get(&id);
     let (path, sketch) = ui.parts().farm(|farm| {
-        let path = head.as_ref().map(|head| farm.critical_path(id, head, CHAIN_MAX)).unwrap_or_default();
-        (path, farm.sketch(id, head.as_ref(), &failed, NODES_MAX))
+        let path = outlook.map(|outlook| farm.critical_path(outlook, CHAIN_MAX)).unwrap_or_default();
+        (path, farm.sketch(id, outlook, &failed, NODES_MAX))
     });
     let steps = path.left.len();
     let critical = path.left.into_iter().take(STEPS_MAX).filter_map(|step| {
         let state = JobState::of_word(step.state)?;
         Some(Step { derivation: step.derivation, state, expected_ms: step.expected_ms, running: step.running })
     });
-    let (outputs, outputs_more) = outputs(ui, made);
+    let (outputs, outputs_more) = outputs(ui, &made);
     Ok(Some(Build {
         now: look.now,
         critical: critical.collect(),
         critical_more: u64::try_from(steps.saturating_sub(STEPS_MAX)).unwrap_or(u64::MAX),
         waiting: waiting(ui, &line),
-        changes: changes(ui, &look, sight, &line, failed).await?,
+        changes: known(changes(ui, &look, sight, &line, failed, None).await),
         jobs: Some(jobs(ui, id, sight, asked).await?),
         graph: sketch.map(graph),
         line,
@@ -77,7 +78,7 @@ async fn live(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<Optio
 }
 
 /// Returns a build that has left the farm.
-async fn archived(ui: &Ui, asker: &Asker, id: BuildId) -> Result<Option<Build>, NoPage> {
+async fn archived(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<Option<Build>, NoPage> {
     let (look, sight) = (ui.look().await, &asker.caller.sight);
     let Some(record) = record(ui, id).await?.filter(|record| sight.sees(&record.account.clone().unwrap_or_default())) else {
         return Ok(None);
@@ -93,7 +94,7 @@ async fn archived(ui: &Ui, asker: &Asker, id: BuildId) -> Result<Option<Build>, 
         counts: record.counts,
         eta: None,
     };
-    let own: Vec<_> = record.failures.iter().filter(|view| view.state == JobState::Failed.word()).collect();
+    let own: Vec<_> = record.failures.iter().filter(|view| has_failed(view)).collect();
     let failed: Vec<DrvPath> = own.iter().map(|view| view.derivation.clone()).collect();
     let failures_more = u64::try_from(own.len().saturating_sub(FAILURES_MAX)).unwrap_or(u64::MAX);
     // The archive keeps who failed, and who failed because of that, by the reason alone.
@@ -101,8 +102,11 @@ async fn archived(ui: &Ui, asker: &Asker, id: BuildId) -> Result<Option<Build>, 
         let reason = format!("its input {derivation} failed");
         u64::try_from(record.failures.iter().filter(|view| view.reason == reason).count()).unwrap_or(u64::MAX)
     };
-    let lines = own.iter().take(FAILURES_MAX).map(|view| failures::line(view, failures::class_of(view), held(&view.derivation)));
-    let (outputs, outputs_more) = outputs(ui, record.outputs.clone());
+    let lines = own
+        .iter()
+        .take(FAILURES_MAX)
+        .map(|view| FailureLine { blast: Some(held(&view.derivation)), ..failures::line(view, failures::class_of(view)) });
+    let (outputs, outputs_more) = outputs(ui, &record.outputs);
     Ok(Some(Build {
         now: look.now,
         critical: Vec::new(),
@@ -110,13 +114,40 @@ async fn archived(ui: &Ui, asker: &Asker, id: BuildId) -> Result<Option<Build>, 
         waiting: Vec::new(),
         failures: lines.collect(),
         failures_more,
-        changes: changes(ui, &look, sight, &line, failed).await?,
+        changes: known(changes(ui, &look, sight, &line, failed, Some(&record.outputs)).await),
         line,
-        jobs: None,
+        jobs: Some(jobs_kept(&record, asked)),
         graph: None,
         outputs,
         outputs_more,
     }))
+}
+
+/// Returns what was found, or why it cannot be known: that is no reason to show nothing of a build.
+fn known(changes: Result<Option<Changes>, NoPage>) -> Result<Option<Changes>, String> {
+    changes.map_err(|none| match none {
+        NoPage::Refused(_, what, why) => format!("{what}: {why}"),
+        NoPage::LogIn { .. } | NoPage::Absent(_) => "The build before cannot be read.".to_owned(),
+    })
+}
+
+/// Returns those jobs of an archived build that are kept: what failed.
+fn jobs_kept(record: &BuildRecord, asked: Asked) -> JobList {
+    let wanted: String = asked.q.unwrap_or_default().chars().take(API_SEARCH_BYTES_MAX).collect();
+    let (state, search) = (asked.state.as_deref().and_then(JobState::of_word), wanted.to_ascii_lowercase());
+    let begin: usize = asked.after.as_deref().and_then(|after| after.parse().ok()).unwrap_or_default();
+    let takes = |view: &&JobView| {
+        state.is_none_or(|state| view.state == state.word()) && view.derivation.as_str().to_ascii_lowercase().contains(&search)
+    };
+    let mut rest = record.failures.iter().filter(takes).skip(begin);
+    let rows = rest.by_ref().take(ROWS_MAX).filter_map(|view| {
+        let attempts = u64::try_from(view.attempts.len()).unwrap_or(u64::MAX);
+        let (derivation, reason) = (view.derivation.clone(), view.reason.clone());
+        Some(JobRow { derivation, state: JobState::of_word(&view.state)?, reason, chain_ms: 0, attempts })
+    });
+    let rows = rows.collect();
+    let next = rest.next().map(|_| begin.saturating_add(ROWS_MAX).to_string());
+    JobList { rows, wanted, state, next, is_later: begin > 0, is_kept: true }
 }
 
 async fn record(ui: &Ui, id: BuildId) -> Result<Option<BuildRecord>, NoPage> {
@@ -155,7 +186,7 @@ async fn jobs(ui: &Ui, id: BuildId, sight: &Sight, asked: Asked) -> Result<JobLi
             attempts: u64::try_from(job.attempts.len()).unwrap_or(u64::MAX),
         })
     });
-    Ok(JobList { rows: rows.collect(), wanted, state, next: found.next, is_later: after.is_some() })
+    Ok(JobList { rows: rows.collect(), wanted, state, next: found.next, is_later: after.is_some(), is_kept: false })
 }
 
 /// Returns a derivation from its full path.
@@ -175,15 +206,34 @@ fn graph(sketch: kiln_core::Sketch) -> Graph {
 
 type Outputs = BTreeMap<DrvPath, BTreeMap<OutputName, StorePath>>;
 
-fn outputs(ui: &Ui, made: Outputs) -> (Vec<(DrvPath, String, String)>, u64) {
+fn outputs(ui: &Ui, made: &Outputs) -> (Vec<(DrvPath, String, String)>, u64) {
     let all = made.values().map(BTreeMap::len).sum::<usize>();
-    let rows = made.into_iter().flat_map(|(root, outputs)| outputs.into_iter().map(move |(name, path)| (root.clone(), name, path)));
-    let rows = rows.take(OUTPUTS_MAX).map(|(root, name, path)| (root, name.to_string(), ui.parts().store_dir.join(&path)));
+    let rows = made.iter().flat_map(|(root, outputs)| outputs.iter().map(move |(name, path)| (root, name, path)));
+    let rows = rows.take(OUTPUTS_MAX).map(|(root, name, path)| (root.clone(), name.to_string(), ui.parts().store_dir.join(path)));
     (rows.collect(), u64::try_from(all.saturating_sub(OUTPUTS_MAX)).unwrap_or(u64::MAX))
 }
 
+/// Returns what failed of a live build.
+fn failed_of(look: &Look, id: BuildId) -> Vec<DrvPath> {
+    let failed = look.survey.failed.iter().filter(failures::is_failure).filter(|job| job.builds.contains(&id));
+    failed.map(|job| job.derivation.clone()).collect()
+}
+
+/// Returns whether an archived job failed by itself, and was not ended by somebody.
+fn has_failed(view: &JobView) -> bool {
+    view.state == JobState::Failed.word() && failures::class_of(view) != FailureClass::Cancelled
+}
+
 /// Returns how a build's failures differ from those of the build of the same name before it, package by package.
-async fn changes(ui: &Ui, look: &Look, sight: &Sight, line: &BuildLine, failed: Vec<DrvPath>) -> Result<Option<Changes>, NoPage> {
+/// `kept`: what was made of it, of one that has left the farm.
+async fn changes(
+    ui: &Ui,
+    look: &Look,
+    sight: &Sight,
+    line: &BuildLine,
+    failed: Vec<DrvPath>,
+    kept: Option<&Outputs>,
+) -> Result<Option<Changes>, NoPage> {
     if line.name.is_empty() {
         return Ok(None);
     }
@@ -192,14 +242,33 @@ async fn changes(ui: &Ui, look: &Look, sight: &Sight, line: &BuildLine, failed: 
     let Some(before) = before.into_iter().find(|build| build.name == line.name) else { return Ok(None) };
     let id = BuildId(before.build);
     let earlier: Vec<DrvPath> = match before.archived {
-        false => look.survey.failed.iter().filter(|job| job.builds.contains(&id)).map(|job| job.derivation.clone()).collect(),
+        false => failed_of(look, id),
         true => {
             let failures = record(ui, id).await?.map(|record| record.failures).unwrap_or_default();
-            failures.into_iter().filter(|view| view.state == JobState::Failed.word()).map(|view| view.derivation).collect()
+            failures.into_iter().filter(has_failed).map(|view| view.derivation).collect()
         }
     };
     let Failures { newly, still, fixed } = Failures::between(earlier, failed);
-    Ok(Some(Changes { before: id, before_at: Timestamp(before.submitted_at), newly, still, fixed }))
+    let wanted = fixed.iter().map(|job| package(job).to_owned()).collect();
+    let built = match kept {
+        Some(outputs) => outputs.keys().map(|root| package(root).to_owned()).collect(),
+        None => built_of(ui, line.id, &wanted).await,
+    };
+    let (fixed, unreached) = fixed.into_iter().partition(|job| built.contains(package(job)));
+    Ok(Some(Changes { before: id, before_at: Timestamp(before.submitted_at), newly, still, fixed, unreached }))
+}
+
+/// Returns those of some packages that a live build has built.
+async fn built_of(ui: &Ui, id: BuildId, wanted: &BTreeSet<String>) -> BTreeSet<String> {
+    let (mut built, mut after) = (BTreeSet::new(), None);
+    while !wanted.is_empty() {
+        after = ui.parts().farm(|farm| farm.packages_built(id, after, API_JOBS_PER_LOOK_MAX, wanted, &mut built));
+        if after.is_none() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    built
 }
 
 /// Jobs of a critical path that are counted.

@@ -12,9 +12,8 @@ use kiln_wire::{Standing, WorkerId};
 use serde::Deserialize;
 
 use super::look::{Look, is_ill, is_kept_from_work};
-use super::{Asker, NoPage, Ui, form, go, is_admin, params};
+use super::{Asker, NoPage, Ui, busy, form, go, is_admin, params};
 use crate::drain;
-use crate::http::api::guard;
 
 /// Which page of it.
 #[derive(Deserialize)]
@@ -32,7 +31,9 @@ struct Change {
 pub(super) async fn show(State(ui): State<Ui>, headers: HeaderMap, uri: Uri) -> Response {
     ui.answer(&headers, &uri, async |asker| {
         let asked: Asked = params(&uri)?;
-        let viewer = Viewer { is_admin: is_admin(&asker.caller), ..Viewer::default() };
+        // Who does not lead drains nobody: the page says who leads.
+        let may_drain = is_admin(&asker.caller) && ui.parts().consensus.leads().is_some();
+        let viewer = Viewer { is_admin: may_drain, ..Viewer::default() };
         Ok(page(&model(&ui, asker, asked.after.as_deref()).await, &viewer))
     })
     .await
@@ -85,7 +86,8 @@ fn line(ui: &Ui, look: &Look, worker: &WorkerView, sight: &Sight) -> WorkerLine 
         standing: ailing.map_or(Standing::Working, |ailing| ailing.standing),
         is_drained: ailing.is_some_and(|ailing| ailing.drained),
         failures: ailing.map_or(0, |ailing| ailing.failures),
-        message: ailing.map(|ailing| ailing.message.clone()).unwrap_or_default(),
+        // What a builder of another tenant said may be in it.
+        message: ailing.filter(|_| *sight == Sight::All).map(|ailing| ailing.message.clone()).unwrap_or_default(),
         guarantees: offer.guarantees.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         speed_per_mille: offer.speed_per_mille,
     }
@@ -114,12 +116,10 @@ pub(super) async fn drain(State(ui): State<Ui>, headers: HeaderMap, uri: Uri, bo
 async fn change(ui: &Ui, headers: &HeaderMap, uri: &Uri, body: &str) -> Result<WorkerId, NoPage> {
     let refuse = |status, why: &str| NoPage::Refused(status, "The worker is as it was", why.to_owned());
     let asker = ui.asker(headers, uri)?;
+    let _turn = ui.0.api.turn().ok_or_else(busy)?;
     let role = asker.caller.role.as_ref().filter(|_| is_admin(&asker.caller));
     let role =
         role.ok_or_else(|| refuse(StatusCode::FORBIDDEN, "Only an administrator drains workers: log in with a token of the scope admin."))?;
-    if !guard::is_same_origin(headers) {
-        return Err(refuse(StatusCode::FORBIDDEN, "The page that asked is not one of this coordinator."));
-    }
     let Change { worker, drain: wanted } = form(body)?;
     let worker = WorkerId::parse(&worker).map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))?;
     let drained = drain::drain(ui.parts(), role, worker.clone(), wanted == "yes").await;

@@ -1,12 +1,14 @@
 //! A job: of the farm, or of which something is left.
 
+use std::sync::PoisonError;
+
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use kiln_core::Sight;
 use kiln_pages::JobState;
 use kiln_pages::ansi::Style;
-use kiln_pages::job::{Attempt, Behind, Job, Limits, Log, Output, log_part, page};
+use kiln_pages::job::{Attempt, Behind, Job, LeftFarm, Limits, Log, Output, left_page, log_part, page};
 use kiln_pages::words;
 use kiln_wire::client::{AttemptView, JobView};
 use kiln_wire::limits::API_SEARCH_BYTES_MAX;
@@ -14,10 +16,10 @@ use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, Explanation};
 use serde::Deserialize;
 
 use super::log::{Wanted, read, read_on};
-use super::{Asker, NoPage, Ui, params};
+use super::{Asker, NoPage, Ui, busy, params};
 use crate::driver::Chain;
 use crate::heavy::heavy;
-use crate::{kept_logs, realised, views};
+use crate::{kept_logs, realised};
 
 /// Which part of which log.
 #[derive(Default, Deserialize)]
@@ -26,6 +28,8 @@ struct Asked {
     q: Option<String>,
     at: Option<u64>,
     part: Option<String>,
+    /// A part is to have the log too.
+    log: Option<String>,
     line: Option<u64>,
     style: Option<u32>,
 }
@@ -42,12 +46,12 @@ pub(super) async fn show(State(ui): State<Ui>, Path(derivation): Path<String>, h
             let log = logged(&ui, &derivation, &asked).await?;
             return log.map(|log| log_part(&derivation, &log)).ok_or_else(absent);
         }
-        let log = logged(&ui, &derivation, &asked).await?;
-        let model = match of_farm(&ui, asker, &derivation) {
-            Some(model) => Some(Job { log, ..model }),
-            None => left_over(&ui, &derivation, log).await?,
-        };
-        model.map(|model| page(&model)).ok_or_else(absent)
+        // What is asked for again and again is what changes: the log grows by itself.
+        let log = if asker.part && asked.log.is_none() { None } else { logged(&ui, &derivation, &asked).await? };
+        match of_farm(&ui, asker, &derivation).await? {
+            Some(model) => Ok(page(&Job { log, ..model })),
+            None => left_over(&ui, &derivation, log).await?.map(|model| left_page(&model)).ok_or_else(absent),
+        }
     })
     .await
 }
@@ -57,29 +61,28 @@ fn sees(ui: &Ui, derivation: &DrvPath, sight: &Sight) -> bool {
     ui.parts().farm(|farm| farm.sees_job(derivation, sight)).unwrap_or(*sight == Sight::All)
 }
 
-fn of_farm(ui: &Ui, asker: &Asker, derivation: &DrvPath) -> Option<Job> {
-    let parts = ui.parts();
-    let explanation = heavy(|| views::explain(parts, derivation)).ok()?;
-    let sight = &asker.caller.sight;
+async fn of_farm(ui: &Ui, asker: &Asker, derivation: &DrvPath) -> Result<Option<Job>, NoPage> {
+    let (parts, sight) = (ui.parts(), &asker.caller.sight);
+    let Some(explanation) = ui.0.api.explanation(derivation, sight).await.map_err(|_| busy())? else { return Ok(None) };
     let (builds, limits, neighbours, outputs) = parts.farm(|farm| {
-        let seen = farm.builds_seen(&explanation.job.builds, sight);
-        let named = seen.into_iter().filter_map(|id| Some((id, farm.build_glance(id)?.name)));
+        let named = explanation.job.builds.iter().filter_map(|id| Some((*id, farm.build_glance(*id)?.name)));
         let outputs = match farm.outputs_of(derivation) {
             Some(built) => built.iter().map(|output| built_output(ui, output)).collect(),
             None => {
                 farm.outputs_declared(derivation).unwrap_or_default().into_iter().map(|(name, path)| declared(ui, &name, path)).collect()
             }
         };
-        (named.collect::<Vec<_>>(), farm.limits_of(derivation), farm.neighbours(derivation, NEIGHBOURS_MAX), outputs)
+        (named.collect::<Vec<_>>(), farm.limits_of(derivation), farm.neighbours(derivation, NEIGHBOURS_MAX, sight), outputs)
     });
-    let [(inputs, inputs_more), (dependents, dependents_more)] = neighbours?;
     let view = &explanation.job;
+    let (Some(neighbours), Some(state)) = (neighbours, JobState::of_word(&view.state)) else { return Ok(None) };
+    let [(inputs, inputs_more), (dependents, dependents_more)] = neighbours;
     let known = |limit: u64| (limit > 0).then_some(limit);
     let limits = limits.unwrap_or_default();
-    Some(Job {
+    Ok(Some(Job {
         now: parts.clock.now(),
         derivation: derivation.clone(),
-        state: JobState::of_word(&view.state)?,
+        state,
         reason: view.reason.clone(),
         builds: builds.into_iter().map(|(id, name)| titled(id, name)).collect(),
         facts: facts(&explanation),
@@ -98,7 +101,7 @@ fn of_farm(ui: &Ui, asker: &Asker, derivation: &DrvPath) -> Option<Job> {
         dependents: named(dependents),
         dependents_more,
         dependents_all: explanation.dependents_all,
-    })
+    }))
 }
 
 fn titled(id: BuildId, name: String) -> (BuildId, String) {
@@ -172,11 +175,12 @@ fn declared(ui: &Ui, name: &kiln_wire::OutputName, path: Option<kiln_wire::Store
     Output { name: name.to_string(), path, nar_size_bytes: None, nar_hash: None, references: 0 }
 }
 
-/// Returns what is left of a job that has left the farm: its log, and its outputs, if it was built.
-async fn left_over(ui: &Ui, derivation: &DrvPath, log: Option<Log>) -> Result<Option<Job>, NoPage> {
+/// Returns what is left of a job that has left the farm: its log, its outputs, if it was built, and why it failed, if that is remembered.
+async fn left_over(ui: &Ui, derivation: &DrvPath, log: Option<Log>) -> Result<Option<LeftFarm>, NoPage> {
     let parts = ui.parts();
     let made = realised::outputs(parts, vec![derivation.clone()]).await.unwrap_or_default().remove(derivation).unwrap_or_default();
-    if made.is_empty() && log.is_none() {
+    let has_log = log.is_some() || kept_logs::latest_attempt(parts, derivation).await.ok().flatten().is_some();
+    if made.is_empty() && !has_log {
         return Ok(None);
     }
     let mut outputs = Vec::new();
@@ -187,31 +191,9 @@ async fn left_over(ui: &Ui, derivation: &DrvPath, log: Option<Log>) -> Result<Op
             None => declared(ui, &name, Some(path)),
         });
     }
-    let failed = parts.consensus.history().failures(kiln_wire::Timestamp(0)).into_iter().find(|failure| failure.derivation == *derivation);
-    let (state, reason) = match failed.filter(|failure| !failure.is_retried) {
-        Some(failure) if outputs.is_empty() => (JobState::Failed, format!("{}: {}", failure.class, failure.message)),
-        Some(_) | None => (JobState::Built, "it has left the farm with its build; this is what is kept of it".to_owned()),
-    };
-    let state = if outputs.is_empty() && state == JobState::Built { JobState::Cancelled } else { state };
-    Ok(Some(Job {
-        now: parts.clock.now(),
-        derivation: derivation.clone(),
-        state,
-        reason,
-        builds: Vec::new(),
-        facts: Vec::new(),
-        workers: Vec::new(),
-        behind: Vec::new(),
-        attempts: Vec::new(),
-        limits: Limits::default(),
-        log,
-        inputs: Vec::new(),
-        inputs_more: 0,
-        outputs,
-        dependents: Vec::new(),
-        dependents_more: 0,
-        dependents_all: 0,
-    }))
+    let failed = parts.consensus.history().failure_of(derivation).filter(|failure| !failure.is_retried && outputs.is_empty());
+    let reason = failed.map(|failure| format!("{}: {}", failure.class, failure.message));
+    Ok(Some(LeftFarm { derivation: derivation.clone(), reason, log, outputs }))
 }
 
 /// Returns a part of the log of an attempt: of the one that is asked for, or the latest.
@@ -225,6 +207,7 @@ async fn logged(ui: &Ui, derivation: &DrvPath, asked: &Asked) -> Result<Option<L
         None => kept_logs::latest_attempt(parts, derivation).await.map_err(|error| failed(&error))?,
     };
     let Some(attempt) = attempt else { return Ok(None) };
+    let _turn = ui.0.reading.acquire().await.expect("never closed");
     // One that has written nothing, or whose log is with another coordinator.
     let Ok(mut reader) = kept_logs::read(parts, derivation, attempt).await else { return Ok(None) };
     let is_live = parts.farm(|farm| farm.live_lease(derivation)).is_some_and(|lease| lease.attempt == attempt);
@@ -234,7 +217,11 @@ async fn logged(ui: &Ui, derivation: &DrvPath, asked: &Asked) -> Result<Option<L
         (Some("log"), Some(at), Some(line)) => {
             read_on(&mut reader, attempt.0, at, line, Style::of_code(asked.style.unwrap_or_default()), is_live)
         }
-        _ => read(&mut reader, attempt.0, &wanted, is_live),
+        _ => {
+            let known = ui.0.logs.of((derivation.clone(), attempt, is_live));
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            read(&mut reader, &mut known, attempt.0, &wanted, is_live)
+        }
     });
     log.map(Some).map_err(|error| failed(&error))
 }

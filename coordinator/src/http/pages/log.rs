@@ -1,10 +1,14 @@
-//! A part of a log for a page: one pass over its bytes, of which a page's worth is kept.
+//! A part of a log for a page. Each byte is looked at once for where lines and phases begin, which is remembered; a page reads its own part.
+//! A search reads all.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_pages::ansi::{Line, Style};
 use kiln_pages::job::{LOG_BYTES_SHOWN_MAX, LOG_LINES_MAX, Log, Phase};
+use kiln_wire::{AttemptId, DrvPath};
 
 use crate::logs::LogReader;
 
@@ -17,29 +21,96 @@ pub(super) struct Wanted {
     pub(super) search: String,
 }
 
+/// What is known of logs that were looked at lately.
+#[derive(Default)]
+pub(super) struct KnownLogs(Mutex<VecDeque<(LogKey, Arc<Mutex<Known>>)>>);
+
+/// Which log, and whether it is written at present: what one coordinator has of it then may have gaps that the whole one has not.
+pub(super) type LogKey = (DrvPath, AttemptId, bool);
+
+impl KnownLogs {
+    /// Returns what is known of a log: nothing at first.
+    pub(super) fn of(&self, key: LogKey) -> Arc<Mutex<Known>> {
+        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = logs.iter().position(|(known, _)| *known == key).and_then(|at| logs.remove(at));
+        let (key, known) = found.unwrap_or_else(|| (key, Arc::default()));
+        logs.push_back((key, known.clone()));
+        if logs.len() > LOGS_KNOWN_MAX {
+            logs.pop_front();
+        }
+        known
+    }
+}
+
+/// What is known of one log, as far as it was looked at.
+#[derive(Default)]
+pub(super) struct Known {
+    scanned: u64,
+    splitter: Splitter,
+    /// Where some lines begin, and their numbers, the first line apart.
+    marks: Vec<(u64, u64)>,
+    phases: Vec<Phase>,
+}
+
+impl Known {
+    /// Looks at what came since.
+    fn scan(&mut self, reader: &mut LogReader) -> io::Result<()> {
+        if reader.size_bytes()? < self.scanned {
+            *self = Self::default();
+        }
+        reader.skip_to(self.scanned)?;
+        loop {
+            let chunk = reader.next_chunk()?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            self.scanned += chunk.len() as u64;
+            let (marks, phases) = (&mut self.marks, &mut self.phases);
+            self.splitter.feed(&chunk, |number, at, line| {
+                if at >= marks.last().map_or(0, |(at, _)| *at) + MARK_BYTES {
+                    marks.push((at, number));
+                }
+                if let Some(name) = phase(line).filter(|_| phases.len() < PHASES_MAX) {
+                    phases.push(Phase { name, line: number, at });
+                }
+            });
+        }
+    }
+
+    /// Returns where a line begins at or before a place, not far from it if lines are short, and its number.
+    fn before(&self, at: u64) -> (u64, u64) {
+        let behind = self.marks.partition_point(|(mark, _)| *mark <= at);
+        behind.checked_sub(1).map_or((0, 1), |last| self.marks[last])
+    }
+}
+
 /// What is put together while a log is read.
 struct Reading<'a> {
     wanted: &'a Wanted,
+    /// What is searched for, in small letters.
+    search: String,
     from: u64,
     lines: VecDeque<(u64, u64, Vec<u8>)>,
     bytes: usize,
     hits: u64,
-    phases: Vec<Phase>,
     /// Where the first line behind a full page begins.
     later: Option<u64>,
 }
 
-/// Reads a part of a log from its beginning. `is_live`: more will come.
+/// Reads a part of a log. `is_live`: more will come.
 ///
 /// # Errors
 /// What the file system or the store says.
-pub(super) fn read(reader: &mut LogReader, attempt: u64, wanted: &Wanted, is_live: bool) -> io::Result<Log> {
+pub(super) fn read(reader: &mut LogReader, known: &mut Known, attempt: u64, wanted: &Wanted, is_live: bool) -> io::Result<Log> {
+    known.scan(reader)?;
     let size_bytes = reader.size_bytes()?;
     let from = wanted.at.unwrap_or_else(|| size_bytes.saturating_sub(LOG_BYTES_SHOWN_MAX as u64));
-    let (lines, phases) = (VecDeque::new(), Vec::new());
-    let mut reading = Reading { wanted, from, lines, bytes: 0, hits: 0, phases, later: None };
-    let mut splitter = Splitter::default();
-    loop {
+    let search = wanted.search.to_lowercase();
+    let (start, number) = if search.is_empty() { known.before(from) } else { (0, 1) };
+    let mut reading = Reading { wanted, search, from, lines: VecDeque::new(), bytes: 0, hits: 0, later: None };
+    let mut splitter = Splitter { start, number, ..Splitter::default() };
+    reader.skip_to(start)?;
+    while reading.later.is_none() {
         let chunk = reader.next_chunk()?;
         if chunk.is_empty() {
             break;
@@ -51,10 +122,10 @@ pub(super) fn read(reader: &mut LogReader, attempt: u64, wanted: &Wanted, is_liv
     if !is_live && !splitter.line.is_empty() {
         reading.line(splitter.number, splitter.start, &splitter.line);
     }
-    Ok(reading.log(attempt, size_bytes, is_live.then_some((rest, splitter.number))))
+    Ok(reading.log(attempt, size_bytes, known.phases.clone(), is_live.then_some((rest, splitter.number))))
 }
 
-/// Reads what came behind a place of a log.
+/// Reads what came behind a place of a log, as much as a page shows.
 ///
 /// # Errors
 /// What the file system or the store says.
@@ -63,30 +134,35 @@ pub(super) fn read_on(reader: &mut LogReader, attempt: u64, at: u64, number: u64
     let mut style = style;
     let mut splitter = Splitter { start: at, number, ..Splitter::default() };
     let mut log = Log { attempt, is_live, size_bytes: reader.size_bytes()?, ..Log::default() };
-    let mut bytes = 0;
-    while bytes < LOG_BYTES_SHOWN_MAX {
+    let (mut bytes, mut is_at_end, mut cut) = (0, false, None);
+    // A line may be longer than a page: then its end is looked for, or it would be the last one for ever.
+    while cut.is_none() && (bytes < LOG_BYTES_SHOWN_MAX || log.lines.is_empty()) {
         let chunk = reader.next_chunk()?;
         if chunk.is_empty() {
+            is_at_end = true;
             break;
         }
         bytes += chunk.len();
-        splitter.feed(&chunk, |number, _, line| log.lines.push((number, Line::read(line, &mut style))));
+        splitter.feed(&chunk, |number, at, line| {
+            if log.lines.len() == LOG_LINES_MAX {
+                cut.get_or_insert((at, number));
+            } else {
+                log.lines.push((number, Line::read(line, &mut style)));
+            }
+        });
     }
-    let is_at_end = bytes < LOG_BYTES_SHOWN_MAX;
-    if !is_live && is_at_end && !splitter.line.is_empty() {
+    if !is_live && is_at_end && cut.is_none() && !splitter.line.is_empty() {
         log.lines.push((splitter.number, Line::read(&splitter.line, &mut style)));
     }
-    log.next = (is_live || !is_at_end).then_some((splitter.start, splitter.number, style));
+    let (at, number) = cut.unwrap_or((splitter.start, splitter.number));
+    log.next = (is_live || cut.is_some() || !is_at_end).then_some((at, number, style));
     Ok(log)
 }
 
 impl Reading<'_> {
     fn line(&mut self, number: u64, at: u64, line: &[u8]) {
-        if let Some(name) = phase(line).filter(|_| self.phases.len() < PHASES_MAX) {
-            self.phases.push(Phase { name, line: number, at });
-        }
-        if !self.wanted.search.is_empty() {
-            if contains(line, self.wanted.search.as_bytes()) {
+        if !self.search.is_empty() {
+            if text(line).to_lowercase().contains(&self.search) {
                 self.hits += 1;
                 if self.lines.len() < HITS_MAX {
                     self.lines.push_back((number, at, line.to_vec()));
@@ -110,7 +186,7 @@ impl Reading<'_> {
         }
     }
 
-    fn log(self, attempt: u64, size_bytes: u64, next: Option<(u64, u64)>) -> Log {
+    fn log(self, attempt: u64, size_bytes: u64, phases: Vec<Phase>, next: Option<(u64, u64)>) -> Log {
         let mut style = Style::default();
         let is_searched = !self.wanted.search.is_empty();
         let first = self.lines.front().map_or(0, |(_, at, _)| *at);
@@ -123,7 +199,7 @@ impl Reading<'_> {
             lines,
             wanted: self.wanted.search.clone(),
             hits: self.hits,
-            phases: self.phases,
+            phases,
             earlier: (!is_searched && first > 0).then(|| first.saturating_sub(LOG_BYTES_SHOWN_MAX as u64)),
             later: self.later,
             next: next.filter(|_| !is_searched && self.later.is_none()).map(|(at, number)| (at, number, style)),
@@ -166,7 +242,7 @@ impl Splitter {
 /// Returns the phase that a line begins, as the standard environment of package sets says it.
 fn phase(line: &[u8]) -> Option<String> {
     let named = line.strip_prefix(b"Running phase: ").or_else(|| {
-        let told = line.strip_prefix(b"@nix ").filter(|told| contains(told, b"setPhase"))?;
+        let told = line.strip_prefix(b"@nix ").filter(|told| told.windows(8).any(|window| window == b"setPhase"))?;
         let at = told.windows(9).position(|window| window == b"\"phase\":\"")? + 9;
         told[at..].split(|byte| *byte == b'"').next()
     })?;
@@ -174,23 +250,28 @@ fn phase(line: &[u8]) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Returns whether bytes have others in them, in whichever case.
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    part.is_empty() || bytes.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
+/// Returns a line as it is read: what turns colours on and off is no part of its words.
+fn text(line: &[u8]) -> Cow<'_, str> {
+    match line.contains(&0x1b) {
+        true => Cow::Owned(Line::read(line, &mut Style::default()).text()),
+        false => String::from_utf8_lossy(line),
+    }
 }
 
 /// Lines that match and are shown.
 const HITS_MAX: usize = 300;
 /// Bytes of one line that are shown: longer ones are no text.
 const LINE_BYTES_MAX: usize = 2048;
+/// Logs of which is known where lines begin: with all their marks 1 MiB.
+const LOGS_KNOWN_MAX: usize = 64;
+/// Bytes between two places of which is known which line begins there.
+const MARK_BYTES: u64 = 64 << 10;
 /// Phases that are remembered of one log.
 const PHASES_MAX: usize = 64;
 const PHASE_CHARS_MAX: usize = 40;
 
 #[cfg(test)]
 mod tests {
-    use kiln_wire::{AttemptId, DrvPath};
-
     use super::*;
     use crate::logs::Logs;
 
@@ -199,7 +280,10 @@ mod tests {
         let logs = Logs::open(dir.path()).expect("open");
         let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
         logs.put(&derivation, AttemptId(7), text.as_bytes()).expect("takes");
-        read(&mut logs.read(&derivation, AttemptId(7)).expect("opens"), 7, wanted, is_live).expect("reads")
+        let (mut known, mut reader) = (Known::default(), logs.read(&derivation, AttemptId(7)).expect("opens"));
+        let once = read(&mut reader, &mut known, 7, wanted, is_live).expect("reads");
+        assert_eq!(read(&mut reader, &mut known, 7, wanted, is_live).expect("reads"), once, "what is known of a log changes nothing");
+        once
     }
 
     fn texts(log: &Log) -> Vec<(u64, String)> {
@@ -257,7 +341,7 @@ mod tests {
         let text = b"\x1b[31mred\nstill red\nand";
         logs.append(&derivation, AttemptId(7), 0, text).expect("append");
         let open = || logs.read(&derivation, AttemptId(7)).expect("opens");
-        let first = read(&mut open(), 7, &Wanted::default(), true).expect("reads");
+        let first = read(&mut open(), &mut Known::default(), 7, &Wanted::default(), true).expect("reads");
         let (at, number, style) = first.next.expect("more will come");
         logs.append(&derivation, AttemptId(7), text.len() as u64, b" on\nnext").expect("append");
         let more = read_on(&mut open(), 7, at, number, style, true).expect("reads");
@@ -272,5 +356,75 @@ mod tests {
     fn a_line_without_an_end_is_cut() {
         let log = check(&"x".repeat(1 << 20), &Wanted { at: Some(0), ..Wanted::default() }, false);
         assert_eq!(texts(&log)[0].1.len(), LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_line_has_its_number_wherever_reading_begins_and_whenever_it_was_written() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        let text: String = (1..=60_000).map(|number| format!("line {number:05}\n")).collect();
+        let (mut known, mut written) = (Known::default(), 0);
+        for end in [5, 70_000, 200_003, text.len()] {
+            logs.append(&derivation, AttemptId(7), written as u64, &text.as_bytes()[written..end]).expect("append");
+            written = end;
+            let mut reader = logs.read(&derivation, AttemptId(7)).expect("opens");
+            for at in [0, 1, 65_536, 130_000, 199_990, 659_000] {
+                let log = read(&mut reader, &mut known, 7, &Wanted { at: Some(at), ..Wanted::default() }, true).expect("reads");
+                assert!(texts(&log).iter().all(|(number, text)| *text == format!("line {number:05}")), "{end} {at}");
+                let first = log.lines.first().map(|(number, _)| *number);
+                assert_eq!(
+                    first,
+                    (at + 11 < end as u64).then_some(at.div_ceil(11) + 1).filter(|line| line * 11 <= end as u64),
+                    "{end} {at}"
+                );
+            }
+        }
+        assert!(known.marks.len() > 9 && known.scanned == text.len() as u64);
+    }
+
+    #[test]
+    fn what_grows_fast_comes_in_pages_and_a_line_without_an_end_stops_nothing() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        let text = format!("{}\nend\n{}", "x".repeat(300 << 10), "\n".repeat(2500));
+        logs.append(&derivation, AttemptId(7), 0, text.as_bytes()).expect("append");
+        let on = |at, number| {
+            let mut reader = logs.read(&derivation, AttemptId(7)).expect("opens");
+            read_on(&mut reader, 7, at, number, Style::default(), true).expect("reads")
+        };
+        let (mut at, mut number, mut lines) = (0, 1, 0);
+        for _ in 0..9 {
+            let log = on(at, number);
+            assert!(log.lines.len() <= LOG_LINES_MAX && log.lines.iter().all(|(_, line)| line.text().len() <= LINE_BYTES_MAX));
+            assert!(log.lines.iter().map(|(number, _)| *number).eq(number..number + log.lines.len() as u64));
+            lines += log.lines.len();
+            (at, number, _) = log.next.expect("more will come");
+        }
+        assert_eq!((at, lines), (text.len() as u64, 2502));
+    }
+
+    #[test]
+    fn a_search_is_for_what_is_read_and_not_for_its_colours() {
+        let text = "an \u{1b}[31mer\u{1b}[0mror\n31m\nFUER \u{c4}rger\n";
+        for (search, hits) in [("error", 1), ("31m", 1), ("\u{e4}RGER", 1), ("none", 0)] {
+            assert_eq!(check(text, &Wanted { search: search.to_owned(), at: None }, false).hits, hits, "{search}");
+        }
+    }
+
+    #[test]
+    fn few_logs_are_known_and_those_that_were_looked_at_last() {
+        let logs = KnownLogs::default();
+        let key = |attempt: usize| {
+            let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+            (derivation, AttemptId(attempt as u64), false)
+        };
+        let first = logs.of(key(0));
+        for attempt in 1..2 * LOGS_KNOWN_MAX {
+            logs.of(key(attempt));
+            assert!(Arc::ptr_eq(&first, &logs.of(key(0))));
+        }
+        assert_eq!(logs.0.lock().expect("no panic").len(), LOGS_KNOWN_MAX);
     }
 }

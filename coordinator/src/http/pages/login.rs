@@ -2,11 +2,11 @@
 
 use axum::extract::State;
 use axum::http::header::SET_COOKIE;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::{NoPage, Ui, form, go, params};
+use super::{Ui, form, go, params};
 use crate::access::{Shown, Standing};
 use crate::http::api::guard;
 
@@ -28,14 +28,11 @@ pub(super) async fn show(State(ui): State<Ui>, uri: Uri) -> Response {
     ui.show(StatusCode::OK, &kiln_pages::login::page(None, within(next.as_deref())), None)
 }
 
-pub(super) async fn enter(State(ui): State<Ui>, headers: HeaderMap, body: String) -> Response {
+pub(super) async fn enter(State(ui): State<Ui>, body: String) -> Response {
     let entry: Entry = match form(&body) {
         Ok(entry) => entry,
         Err(none) => return ui.none(&none, None),
     };
-    if !guard::is_same_origin(&headers) {
-        return ui.none(&foreign(), None);
-    }
     let (token, next) = (entry.token.trim(), within(entry.next.as_deref()));
     let caller = ui.parts().access.caller(Some(Shown::Token(token))).filter(|caller| caller.standing > Standing::Anonymous);
     match caller.and_then(|_| guard::cookie(token)) {
@@ -47,15 +44,8 @@ pub(super) async fn enter(State(ui): State<Ui>, headers: HeaderMap, body: String
     }
 }
 
-pub(super) async fn leave(State(ui): State<Ui>, headers: HeaderMap) -> Response {
-    match guard::is_same_origin(&headers) {
-        true => with_cookie(go("/ui/"), guard::no_cookie()),
-        false => ui.none(&foreign(), None),
-    }
-}
-
-fn foreign() -> NoPage {
-    NoPage::Refused(StatusCode::FORBIDDEN, "Nothing was done", "The page that asked is not one of this coordinator.".to_owned())
+pub(super) async fn leave() -> Response {
+    with_cookie(go("/ui/"), guard::no_cookie())
 }
 
 fn with_cookie(mut answer: Response, cookie: HeaderValue) -> Response {

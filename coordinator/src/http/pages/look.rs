@@ -1,13 +1,15 @@
-//! One look at the farm for all who look: what walks over every job is done once a second at most, whoever asks and however often.
+//! One look at the farm for all who look: what walks over every job is done in pieces and once a second at most, whoever
+//! asks and however often.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::{FailedJob, Survey};
+use kiln_core::{FailedJob, Survey, Surveying};
 use kiln_pages::overview::{Eta, FleetSum};
 use kiln_pages::words;
 use kiln_wire::client::WorkerView;
+use kiln_wire::limits::API_JOBS_PER_LOOK_MAX;
 use kiln_wire::{BuildId, DrvPath, Standing, Timestamp};
 use tokio::time::Instant;
 
@@ -15,7 +17,7 @@ use super::Ui;
 use crate::heavy::heavy;
 use crate::views;
 
-/// A look, and when it was taken.
+/// A look, and until when it is new enough.
 pub(super) type Seen = (Instant, Arc<Look>);
 
 /// What was seen of the farm at one moment.
@@ -34,15 +36,21 @@ impl Ui {
     pub(super) async fn look(&self) -> Arc<Look> {
         // Held while one looks: the others wait for what that one sees.
         let mut seen = self.0.seen.lock().await;
-        if let Some((_, look)) = seen.as_ref().filter(|(at, _)| at.elapsed() < AGE_MAX) {
+        if let Some((_, look)) = seen.as_ref().filter(|(good_until, _)| Instant::now() < *good_until) {
             return look.clone();
         }
         let parts = self.parts();
         let now = parts.clock.now();
-        let survey = heavy(|| parts.farm(|farm| farm.survey(now)));
+        let (mut walk, begin) = (Surveying::default(), Instant::now());
+        while heavy(|| parts.farm(|farm| walk.go_on(farm, now, API_JOBS_PER_LOOK_MAX))) {
+            tokio::task::yield_now().await;
+        }
+        // Of ten moments at most one is spent looking, however large the farm is.
+        let good_until = Instant::now() + AGE_MAX.max(begin.elapsed() * 10);
+        let survey = walk.end();
         let failed = survey.failed.iter().enumerate().map(|(at, job)| (job.derivation.clone(), at)).collect();
         let look = Arc::new(Look { now, leads: parts.consensus.leads().is_some(), survey, workers: views::workers(parts), failed });
-        *seen = Some((Instant::now(), look.clone()));
+        *seen = Some((good_until, look.clone()));
         look
     }
 }
@@ -57,7 +65,9 @@ impl Ui {
 impl Look {
     /// Returns what is expected of a build.
     pub(super) fn eta(&self, build: BuildId) -> Option<Eta> {
-        let outlook = self.survey.outlooks.get(&build)?;
+        // Nothing is built by nobody.
+        let is_usable = |worker: &&WorkerView| worker.offer.slots > 0 && self.is_connected(worker) && !is_kept_from_work(worker);
+        let outlook = self.survey.outlooks.get(&build).filter(|_| self.workers.iter().any(|worker| is_usable(&worker)))?;
         let measured_percent = words::percent(outlook.measured, outlook.open);
         Some(Eta { likely_ms: outlook.likely_ms, low_ms: outlook.low_ms, high_ms: outlook.high_ms, measured_percent })
     }
@@ -105,5 +115,5 @@ pub(super) fn is_ill(standing: Standing) -> bool {
     }
 }
 
-/// How old a look may be.
+/// How old a look may be that took little.
 const AGE_MAX: Duration = Duration::from_secs(1);

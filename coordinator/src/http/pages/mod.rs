@@ -20,17 +20,19 @@ mod timeline;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kiln_pages::{Document, Shell, Viewer, assets, words};
-use kiln_wire::Timestamp;
+use kiln_wire::limits::API_BODY_BYTES_MAX;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
+use self::log::KnownLogs;
 use self::look::Seen;
 use super::api::{Api, Refused, guard};
 use super::kept::Keep;
@@ -44,9 +46,11 @@ pub(crate) struct Ui(Arc<Shared>);
 struct Shared {
     parts: Arc<Parts>,
     api: Api,
-    /// When this coordinator started: it knows nothing of before but what its log tells.
-    started: Timestamp,
     seen: Mutex<Option<Seen>>,
+    /// What is known of logs that were looked at.
+    logs: KnownLogs,
+    /// Logs that are read at a time: one may have 64 MiB.
+    reading: Semaphore,
 }
 
 /// Why there is no page.
@@ -81,9 +85,11 @@ struct Part {
 }
 
 /// Returns the routes.
-pub(crate) fn router(parts: &Arc<Parts>) -> Router {
-    let (parts, api) = (parts.clone(), Api::new(parts.clone()));
-    let ui = Ui(Arc::new(Shared { started: parts.clock.now(), parts, api, seen: Mutex::default() }));
+pub(crate) fn router(api: &Api) -> Router {
+    let parts = api.parts().clone();
+    parts.consensus.history().begin(parts.clock.now());
+    let (logs, reading) = (KnownLogs::default(), Semaphore::new(LOGS_READ_MAX));
+    let ui = Ui(Arc::new(Shared { parts, api: api.clone(), seen: Mutex::default(), logs, reading }));
     Router::new()
         .route("/", get(|| async { go("/ui/") }))
         .route("/ui", get(|| async { go("/ui/") }))
@@ -98,7 +104,18 @@ pub(crate) fn router(parts: &Arc<Parts>) -> Router {
         .route("/ui/logout", post(login::leave))
         .route("/ui/assets/{file}", get(asset))
         .route("/ui/{*rest}", get(nothing))
+        .route_layer(from_fn_with_state(ui.clone(), own_forms))
+        .layer(DefaultBodyLimit::max(API_BODY_BYTES_MAX))
         .with_state(ui)
+}
+
+/// Lets a form through that a page of this coordinator sent, before its body is read: a cookie comes with whatever page asks.
+async fn own_forms(State(ui): State<Ui>, request: Request, next: Next) -> Response {
+    if *request.method() == Method::POST && !guard::is_same_origin(request.headers()) {
+        let why = "The page that asked is not one of this coordinator.".to_owned();
+        return ui.none(&NoPage::Refused(StatusCode::FORBIDDEN, "Nothing was done", why), None);
+    }
+    next.run(request).await
 }
 
 async fn asset(Path(file): Path<String>) -> Response {
@@ -123,6 +140,7 @@ impl Ui {
             Ok(asker) => asker,
             Err(none) => return self.none(&none, None),
         };
+        let Some(_turn) = self.0.api.turn() else { return self.none(&busy(), Some(&asker)) };
         match page(&asker).await {
             Ok(document) => self.show(StatusCode::OK, &document, Some(&asker)),
             Err(none) => self.none(&none, Some(&asker)),
@@ -155,7 +173,7 @@ impl Ui {
 
     fn show(&self, status: StatusCode, document: &Document, asker: Option<&Asker>) -> Response {
         let shell = self.shell(asker.map(|asker| &asker.caller));
-        let text = if asker.is_some_and(|asker| asker.part) { document.part() } else { document.page(&shell) };
+        let text = if asker.is_some_and(|asker| asker.part) { document.part(&shell) } else { document.page(&shell) };
         let now = HeaderValue::from_str(&format!("{} UTC", words::moment(shell.now))).expect("a moment is plain text");
         let head = [
             (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
@@ -172,7 +190,8 @@ impl Ui {
         let parts = self.parts();
         let leads = parts.consensus.leads().is_some();
         let node = parts.consensus.node();
-        let notice = (!leads).then(|| match parts.consensus.leader() {
+        // Who has not said who they are learns nothing of the farm's inside.
+        let notice = (!leads && caller.is_some()).then(|| match parts.consensus.leader() {
             Some((leader, member)) => (
                 format!(
                     "Coordinator {} leads. This one, {node}, knows what is committed, and not which workers are connected.",
@@ -190,12 +209,17 @@ impl Ui {
                 can_log_in: true,
             },
             farm: parts.about.farm.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            coordinator: format!("coordinator {node}{}", if leads { ", which leads" } else { "" }),
+            version: caller.map(|_| env!("CARGO_PKG_VERSION").to_owned()).unwrap_or_default(),
+            coordinator: caller.map(|_| format!("coordinator {node}{}", if leads { ", which leads" } else { "" })).unwrap_or_default(),
             events: caller.map(|_| EVENTS),
             notice,
         }
     }
+}
+
+fn busy() -> NoPage {
+    let why = "Too many ask at once. Ask again in a moment.".to_owned();
+    NoPage::Refused(StatusCode::TOO_MANY_REQUESTS, "This coordinator is busy", why)
 }
 
 fn is_admin(caller: &Caller) -> bool {
@@ -222,6 +246,8 @@ fn go(to: &str) -> Response {
     (StatusCode::SEE_OTHER, [(LOCATION, to), (CACHE_CONTROL, Keep::Never.header())]).into_response()
 }
 
+/// Logs that are read at a time.
+const LOGS_READ_MAX: usize = 4;
 /// Where the API tells what happens.
 const EVENTS: &str = "/api/v1/events";
 /// The moment at which a page is true, for the script that puts it in.

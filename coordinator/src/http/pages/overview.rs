@@ -12,13 +12,14 @@ use kiln_wire::{Account, BuildId, Timestamp};
 
 use super::look::{Look, is_ill};
 use super::{Asker, NoPage, Ui, failures};
+use crate::http::api::Refused;
 use crate::http::api::reads::BuildsWanted;
 
 pub(super) async fn show(State(ui): State<Ui>, headers: HeaderMap, uri: Uri) -> Response {
-    ui.answer(&headers, &uri, async |asker| Ok(page(&model(&ui, asker).await?))).await
+    ui.answer(&headers, &uri, async |asker| Ok::<_, NoPage>(page(&model(&ui, asker).await))).await
 }
 
-async fn model(ui: &Ui, asker: &Asker) -> Result<Overview, NoPage> {
+async fn model(ui: &Ui, asker: &Asker) -> Overview {
     let (look, sight) = (ui.look().await, &asker.caller.sight);
     let plan = ui.0.api.plan(sight);
     let queue: Vec<QueueLine> = plan
@@ -34,24 +35,25 @@ async fn model(ui: &Ui, asker: &Asker) -> Result<Overview, NoPage> {
     let mut failed = failures::since(ui, &look, sight, Timestamp(look.now.0.saturating_sub(HOUR_MS)));
     let live = live(ui, &look, sight);
     let unplaceable = queue.iter().filter(|line| line.is_unplaceable).map(|line| line.count).sum();
-    let signs = signs(ui, &look, &failed, &live, unplaceable);
-    let failures_more = failed.len().saturating_sub(FAILURES_MAX);
+    let (signs, failures_more) = (signs(ui, &look, sight, &failed, &live, unplaceable), failed.len().saturating_sub(FAILURES_MAX));
     failed.truncate(FAILURES_MAX);
+    failures::put_blast(ui, sight, &mut failed);
     let mut builds = live;
     let builds_more = builds.len().saturating_sub(BUILDS_MAX);
     builds.truncate(BUILDS_MAX);
-    Ok(Overview {
+    Overview {
         now: look.now,
         signs,
         builds,
         builds_more: count(builds_more),
-        ended: ended(ui, sight).await?,
+        // Without its archive a farm builds on.
+        ended: ended(ui, sight).await.map_err(|refused| refused.message),
         fleet: look.fleet(),
         queue,
         blocked: ui.parts().farm(kiln_core::Farm::counts).blocked,
         failures: failed,
         failures_more: count(failures_more),
-    })
+    }
 }
 
 /// Returns the builds that go on, of the security class first, then the oldest.
@@ -85,7 +87,7 @@ pub(super) fn account(account: &Account) -> String {
     if account.tenant.is_none() && account.project.is_none() { String::new() } else { account.to_string() }
 }
 
-async fn ended(ui: &Ui, sight: &Sight) -> Result<Vec<BuildLine>, NoPage> {
+async fn ended(ui: &Ui, sight: &Sight) -> Result<Vec<BuildLine>, Refused> {
     let latest = ui.0.api.builds(&BuildsWanted::default(), sight, None, LOOKED_AT_MAX).await?;
     let mut ended: Vec<BuildLine> = latest.builds.into_iter().filter(|build| build.ended_at.is_some()).map(summary).collect();
     ended.sort_by_key(|line| std::cmp::Reverse(line.ended_at));
@@ -120,7 +122,7 @@ fn summary(build: kiln_api::BuildSummary) -> BuildLine {
     }
 }
 
-fn signs(ui: &Ui, look: &Look, failed: &[FailureLine], live: &[BuildLine], unplaceable: u64) -> Signs {
+fn signs(ui: &Ui, look: &Look, sight: &Sight, failed: &[FailureLine], live: &[BuildLine], unplaceable: u64) -> Signs {
     let consensus = &ui.parts().consensus;
     // What failed and was started again since is broken no more, as far as anybody knows.
     let is_broken = |line: &&FailureLine| {
@@ -130,16 +132,19 @@ fn signs(ui: &Ui, look: &Look, failed: &[FailureLine], live: &[BuildLine], unpla
     };
     let mut packages: Vec<&FailureLine> = failed.iter().filter(is_broken).collect();
     let packages_since = packages.iter().filter_map(|line| line.at).min();
-    packages.sort_by(|a, b| b.blast.cmp(&a.blast).then_with(|| a.derivation.cmp(&b.derivation)));
+    let held = |line: &FailureLine| look.failed(&line.derivation).map(|job| job.holds_up);
+    packages.sort_by(|a, b| held(b).cmp(&held(a)).then_with(|| a.derivation.cmp(&b.derivation)));
     packages.dedup_by(|a, b| a.derivation == b.derivation);
+    let mut worst: Vec<FailureLine> = packages.first().map(|line| (*line).clone()).into_iter().collect();
+    failures::put_blast(ui, sight, &mut worst);
     let farms: Vec<&FailureLine> = failed.iter().filter(|line| line.is_farms()).collect();
     let workers: std::collections::BTreeSet<_> = farms.iter().filter_map(|line| line.worker.as_ref()).collect();
     let security = live.iter().filter(|line| line.is_security).max_by_key(|line| (line.eta.map(|eta| eta.likely_ms), line.id));
     Signs {
-        known_since: consensus.history().since().unwrap_or(ui.0.started).min(ui.0.started),
+        known_since: consensus.history().since(look.now).1,
         packages_failed: count(packages.len()),
         packages_since,
-        worst: packages.first().map(|line| (name(line), line.blast)),
+        worst: worst.first().map(|line| (name(line), line.blast)),
         farm_failures: count(farms.len()),
         farm_since: farms.iter().filter_map(|line| line.at).min(),
         farm_workers: count(workers.len()),

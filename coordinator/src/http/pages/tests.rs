@@ -46,6 +46,7 @@ impl Place {
         let token = |name: &str, scope, tenant| Token { name: name.to_owned(), hash: TokenHash::of(name), scope, tenant };
         config.tokens = vec![
             token("readera", Scope::Reader, Some(tenant("a"))),
+            token("readerb", Scope::Reader, Some(tenant("b"))),
             token("admin", Scope::Admin, None),
             token("upload", Scope::Upload, None),
         ];
@@ -253,5 +254,90 @@ async fn only_an_administrator_on_a_page_of_this_coordinator_drains_a_worker() {
     assert!(place.get("/ui/fleet", Some("admin")).await.text.contains(">Undrain<"), "the page is of the moment after");
     assert_eq!(place.post("/ui/fleet/drain", Some("admin"), Some(&own), "worker=w1&drain=no").await.status, 303);
     assert!(!drained());
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_of_another_page_or_of_any_size_is_turned_away() {
+    let place = Place::start(true).await;
+    let (own, large) = (place.own(), format!("token={}", "x".repeat(1 << 20)));
+    for (path, origin, form, status) in [
+        ("/ui/login", Some(own.as_str()), large.as_str(), 413),
+        ("/ui/login", Some("http://evil.example"), large.as_str(), 403),
+        ("/ui/fleet/drain", Some(own.as_str()), large.as_str(), 413),
+        ("/ui/fleet/drain", None, "", 403),
+        ("/ui/logout", None, "", 403),
+    ] {
+        let got = place.post(path, Some("admin"), origin, form).await;
+        assert_eq!(got.status, status, "{path} {origin:?}: {}", got.text);
+    }
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_not_who_they_are_learns_neither_version_nor_coordinator() {
+    let place = Place::start(false).await;
+    for (path, token, is_told) in [("/ui/login", None, false), ("/ui/", None, false), ("/ui/", Some("readera"), true)] {
+        let text = place.get(path, token).await.text;
+        let told = text.contains(concat!("Kiln ", env!("CARGO_PKG_VERSION"))) && text.contains("coordinator 1");
+        assert_eq!(told, is_told, "{path} {token:?}");
+        assert_eq!(text.contains(env!("CARGO_PKG_VERSION")), is_told, "{path} {token:?}");
+    }
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_has_the_log_only_where_the_page_has_none() {
+    let place = Place::start(true).await;
+    place.with_builds().await;
+    for (query, has_log) in [("", true), ("?part=main", false), ("?part=main&log=1", true), ("?q=two&part=log&at=0&line=1", true)] {
+        let text = place.get(&format!("/ui/jobs/{A}{query}"), None).await.text;
+        assert_eq!(text.contains("id=\"log-lines\""), has_log, "{query}");
+    }
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_take_turns_with_the_api() {
+    let place = Place::start(true).await;
+    let api = crate::http::api::Api::new(place.coordinator.parts().clone());
+    let router = super::router(&api);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let url = format!("http://{}/ui/cluster", listener.local_addr().expect("an address"));
+    let server = tokio::spawn(std::future::IntoFuture::into_future(axum::serve(listener, router)));
+    let ask = async || got(place.client.get(&url)).await.status;
+    assert_eq!(ask().await, 200);
+    let turns: Vec<_> = std::iter::from_fn(|| api.turn()).collect();
+    assert_eq!((turns.len(), ask().await), (kiln_wire::limits::API_REQUESTS_MAX, 429));
+    drop(turns);
+    assert_eq!(ask().await, 200);
+    server.abort();
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_in_which_something_fails_is_shown_with_its_numbers_to_whom_it_is_of() {
+    let place = Place::start(false).await;
+    let (a, _) = place.with_builds().await;
+    let parts = place.coordinator.parts();
+    let (job, now) = (DrvPath::parse(A).expect("a derivation"), parts.clock.now());
+    let capacity = Resources { cores: 4, memory_mib: 4096 };
+    let offer = Offer { systems: BTreeSet::from(["x86_64-linux".to_owned()]), slots: 4, capacity, ..Offer::default() };
+    let worker = WorkerId::parse("w1").expect("a name");
+    place.propose(Command::Register { worker, offer, attempts: Vec::new(), since: None, judge: false, now }).await;
+    // The coordinator itself gives nothing to a worker without a session.
+    let placements = parts.farm(|farm| kiln_core::plan(farm, now, &kiln_core::Limits::STANDARD).0.placements);
+    let placements = placements.into_iter().filter(|placement| placement.derivation == job).collect();
+    place.propose(Command::Assign { placements, now }).await;
+    let lease = parts.farm(|farm| farm.live_lease(&job)).expect("it runs");
+    let failure = kiln_wire::Failure { class: kiln_wire::FailureClass::BuildFailure, message: "all wrong".to_owned() };
+    let outcome = kiln_wire::Outcome::Failed { failure, usage: kiln_wire::Usage::default() };
+    place.propose(Command::Finish { lease, outcome, learn: false, judge: false, now }).await;
+    for (token, is_seen) in [(Some("admin"), true), (Some("readera"), true), (Some("readerb"), false)] {
+        let text = place.get("/ui/", token).await.text;
+        assert_eq!(text.contains("1 package fails") && text.contains("all wrong"), is_seen, "{token:?}");
+    }
+    let build = place.get(&format!("/ui/builds/{a}"), Some("readera")).await.text;
+    assert!(build.contains("all wrong"), "{build}");
     place.coordinator.stop().await;
 }

@@ -40,19 +40,15 @@ async fn model(ui: &Ui, asker: &Asker, asked: &Asked) -> Timeline {
     let (from, to, is_live) = stretch(asked, now);
     let (critical_of, critical) = critical(ui, &look, sight, asked.build.map(BuildId));
     let mut lanes: BTreeMap<WorkerId, Vec<Span>> = BTreeMap::new();
-    for span in ui.parts().consensus.history().ended(from, to) {
-        if *sight == Sight::All || !ui.parts().farm(|farm| farm.builds_seen(&span.builds, sight)).is_empty() {
-            lanes.entry(span.worker.clone()).or_default().push(ended(span, &critical));
-        }
+    for span in ui.parts().consensus.history().ended(from, to, sight) {
+        lanes.entry(span.worker.clone()).or_default().push(ended(&span, &critical));
     }
-    if to >= now {
-        running(ui, &look, sight, &critical, &mut lanes);
-    }
+    running(ui, &look, sight, to, &critical, &mut lanes);
     let after = asked.after.as_deref().and_then(|after| WorkerId::parse(after).ok());
     let mut rest = lanes.into_iter().filter(|(worker, _)| after.as_ref().is_none_or(|after| worker > after));
     let lanes: Vec<Lane> = rest.by_ref().take(LANES_MAX).map(|(worker, spans)| Lane { worker, spans }).collect();
     let next = rest.next().and_then(|_| lanes.last().map(|lane| lane.worker.clone()));
-    let known_since = ui.parts().consensus.history().since().unwrap_or(ui.0.started).min(ui.0.started);
+    let (known_since, _) = ui.parts().consensus.history().since(now);
     Timeline { now, from, to, is_live, known_since, critical_of, lanes, next }
 }
 
@@ -76,19 +72,19 @@ fn critical(ui: &Ui, look: &Look, sight: &Sight, asked: Option<BuildId>) -> (Opt
             (farm.is_security(glance.build), look.survey.outlooks.get(&glance.build).map(|outlook| outlook.likely_ms))
         });
         let Some(glance) = chosen else { return (None, BTreeSet::new()) };
-        let head = look.survey.outlooks.get(&glance.build).and_then(|outlook| outlook.head.as_ref());
-        let path = head.map(|head| farm.critical_path(glance.build, head, CHAIN_MAX)).unwrap_or_default();
+        let outlook = look.survey.outlooks.get(&glance.build);
+        let path = outlook.map(|outlook| farm.critical_path(outlook, CHAIN_MAX)).unwrap_or_default();
         let jobs = path.past.into_iter().chain(path.left.into_iter().map(|step| step.derivation)).collect();
         let name = if glance.name.is_empty() { format!("build {}", glance.build) } else { glance.name };
         (Some((glance.build.0, name)), jobs)
     })
 }
 
-fn ended(span: history::Span, critical: &BTreeSet<DrvPath>) -> Span {
+fn ended(span: &history::Span, critical: &BTreeSet<DrvPath>) -> Span {
     Span {
         attempt: span.attempt.0,
         is_critical: critical.contains(&span.derivation),
-        derivation: span.derivation,
+        derivation: span.derivation.clone(),
         from: span.from,
         to: Some(span.to),
         end: match span.end {
@@ -101,14 +97,14 @@ fn ended(span: history::Span, critical: &BTreeSet<DrvPath>) -> Span {
     }
 }
 
-/// Adds a lane for every worker, with what it runs.
-fn running(ui: &Ui, look: &Look, sight: &Sight, critical: &BTreeSet<DrvPath>, lanes: &mut BTreeMap<WorkerId, Vec<Span>>) {
+/// Adds a lane for every worker, with what it runs and ran before the stretch's end already.
+fn running(ui: &Ui, look: &Look, sight: &Sight, to: Timestamp, critical: &BTreeSet<DrvPath>, lanes: &mut BTreeMap<WorkerId, Vec<Span>>) {
     ui.parts().farm(|farm| {
         for worker in &look.workers {
             let lane = lanes.entry(worker.worker.clone()).or_default();
             let seen = worker.running.iter().filter(|job| *sight == Sight::All || farm.sees_job(job, sight) == Some(true));
             let open = seen.filter_map(|job| Some((job, farm.job_view(job)?.attempts.pop()?)));
-            lane.extend(open.filter(|(_, attempt)| attempt.ended_at.is_none()).map(|(job, attempt)| Span {
+            lane.extend(open.filter(|(_, attempt)| attempt.ended_at.is_none() && attempt.started_at <= to).map(|(job, attempt)| Span {
                 attempt: attempt.attempt.0,
                 derivation: job.clone(),
                 from: attempt.started_at,
