@@ -92,11 +92,6 @@ pub(crate) fn bare(header: &str) -> Option<String> {
     }
 }
 
-/// Returns whether an `Authorization` header is one that no browser sends by itself.
-pub(crate) fn is_bearer(header: &str) -> bool {
-    header.split_once(' ').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-}
-
 /// Returns what the farm knows of a token. Nothing is no token, whatever hash the farm was given.
 pub(crate) fn known<'a>(tokens: &'a [Token], token: &str) -> Option<&'a Token> {
     // What is compared are hashes: how long it takes tells nothing of a token.

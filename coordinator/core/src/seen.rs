@@ -12,10 +12,13 @@ use crate::farm::Farm;
 use crate::job::JobKey;
 use crate::page::Sight;
 
+/// Jobs beside one, each with its state in a word, and how many more there are.
+pub type Neighbours = (Vec<(DrvPath, &'static str)>, u64);
+
 impl Farm {
     /// Returns the jobs that a job needs, and those that need it, each with its state in one word; of each at most `max` that somebody sees,
     /// and how many of those there are beyond.
-    pub fn neighbours(&self, derivation: &DrvPath, max: usize, sight: &Sight) -> Option<[(Vec<(DrvPath, &'static str)>, u64); 2]> {
+    pub fn neighbours(&self, derivation: &DrvPath, max: usize, sight: &Sight) -> Option<[Neighbours; 2]> {
         let (key, job) = self.find(derivation)?;
         let inputs: Vec<JobKey> = job.inputs.iter().copied().filter(|key| self.is_seen(*key, sight)).collect();
         let dependents: Vec<JobKey> = self.index.dependents(key).filter(|key| self.is_seen(*key, sight)).collect();

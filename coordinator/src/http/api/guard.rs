@@ -76,7 +76,7 @@ fn admit(access: &Access, headers: &HeaderMap, route: &Route) -> Result<Caller, 
     }
     let is_from_elsewhere = match headers.contains_key(ORIGIN) {
         true => !is_same_origin(headers),
-        false => !headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).is_some_and(tokens::is_bearer),
+        false => !headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).is_some_and(is_bearer),
     };
     if route.verb == Verb::Post && is_from_elsewhere {
         let text = "what a browser sends by itself changes nothing: the page that asks is not this coordinator's own, or no page asks; \
@@ -145,6 +145,11 @@ const COOKIE_NAME: &str = "kiln_token";
 const COOKIE_SECONDS: u32 = 30 * 24 * 3600;
 /// How long a body of some bytes may take.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Returns whether an `Authorization` header is one that no browser sends by itself.
+fn is_bearer(header: &str) -> bool {
+    header.split_once(' ').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+}
 
 #[cfg(test)]
 mod tests {
