@@ -78,7 +78,6 @@ fn what_builders_and_clients_write_is_text() {
         }
     }
     assert!(seen > 10, "the fixtures have hostile text in {seen} places");
-    assert!(HOSTILE.contains("<script>"));
 }
 
 #[test]

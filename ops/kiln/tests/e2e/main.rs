@@ -16,6 +16,7 @@ mod clients;
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
 mod clients_debian_13;
 mod cluster;
+mod compared;
 mod copied;
 mod crashes;
 mod described;
