@@ -42,12 +42,12 @@ pub struct Comparison {
     pub failures: Failures,
     /// Roots of packages that both made, and made differently: before, and after.
     pub changed: Vec<(Made, Made)>,
-    /// Roots of packages that only the other made.
-    pub gone: Vec<Made>,
-    /// Roots of packages that only this one made.
-    pub added: Vec<Made>,
-    /// Roots that both made alike.
-    pub unchanged: u64,
+    /// Roots of packages that only the other made. A build does not say what it found made already: they may be what they were.
+    pub only_before: Vec<Made>,
+    /// Roots of packages that only this one made. As before it may have been made by a build before the other.
+    pub only_after: Vec<Made>,
+    /// Roots that both made, and made alike.
+    pub alike: u64,
 }
 
 impl Comparison {
@@ -64,17 +64,17 @@ impl Comparison {
                 match old.iter().position(|(_, outputs)| *outputs == root.1) {
                     Some(at) => {
                         old.remove(at);
-                        compared.unchanged += 1;
+                        compared.alike += 1;
                     }
                     None => new.push(root),
                 }
             }
             let pairs = old.len().min(new.len());
-            compared.gone.extend(old.split_off(pairs));
-            compared.added.extend(new.split_off(pairs));
+            compared.only_before.extend(old.split_off(pairs));
+            compared.only_after.extend(new.split_off(pairs));
             compared.changed.extend(old.into_iter().zip(new));
         }
-        compared.gone.extend(then.into_values().flatten());
+        compared.only_before.extend(then.into_values().flatten());
         compared
     }
 }
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn roots_are_paired_by_package_and_those_that_are_alike_first() {
-        for (before, after, changed, gone, added, unchanged) in [
+        for (before, after, changed, only_before, only_after, alike) in [
             ("a-zlib-1.2>x", "a-zlib-1.2>x", "", "", "", 1),
             ("a-zlib-1.2>x", "b-zlib-1.2>x", "", "", "", 1),
             ("a-zlib-1.2>x", "b-zlib-1.3>y", "a-zlib-1.2 b-zlib-1.3", "", "", 0),
@@ -182,8 +182,8 @@ mod tests {
             let roots = |made: &[Made]| words(&made.iter().map(|(root, _)| root.clone()).collect::<Vec<_>>());
             let pairs: Vec<Made> = compared.changed.iter().flat_map(|(then, now)| [then.clone(), now.clone()]).collect();
             assert_eq!(
-                (roots(&pairs), roots(&compared.gone), roots(&compared.added), compared.unchanged),
-                (changed.into(), gone.into(), added.into(), unchanged),
+                (roots(&pairs), roots(&compared.only_before), roots(&compared.only_after), compared.alike),
+                (changed.into(), only_before.into(), only_after.into(), alike),
                 "{before} / {after}"
             );
         }

@@ -56,9 +56,9 @@ async fn view(client: &Client, build: BuildId) -> anyhow::Result<BuildView> {
 }
 
 fn differs(compared: &Comparison) -> bool {
-    let Comparison { failures, changed, gone, added, unchanged: _ } = compared;
-    let failed = !failures.newly.is_empty() || !failures.fixed.is_empty();
-    failed || !changed.is_empty() || !gone.is_empty() || !added.is_empty()
+    // What one of them did not make, it may have found made.
+    let Comparison { failures, changed, only_before: _, only_after: _, alike: _ } = compared;
+    !failures.newly.is_empty() || !failures.fixed.is_empty() || !changed.is_empty()
 }
 
 fn lines(before: &BuildView, after: &BuildView, compared: &Comparison) -> Vec<String> {
@@ -82,9 +82,8 @@ fn lines(before: &BuildView, after: &BuildView, compared: &Comparison) -> Vec<St
     say("still failing", names(&compared.failures.still));
     say("failing no more", names(&compared.failures.fixed));
     say("changed", compared.changed.iter().map(|((then, _), (now, _))| renamed(then, now)).collect());
-    say("gone", made(&compared.gone));
-    say("added", made(&compared.added));
-    lines.push(format!("unchanged: {}", compared.unchanged));
+    say("made by the later one alone", made(&compared.only_after));
+    lines.push(format!("made by the earlier one alone: {}; made alike by both: {}", compared.only_before.len(), compared.alike));
     lines
 }
 
@@ -109,8 +108,8 @@ fn in_json(before: &BuildView, after: &BuildView, compared: &Comparison, store_d
         "stillFailing": jobs(&compared.failures.still),
         "failingNoMore": jobs(&compared.failures.fixed),
         "changed": compared.changed.iter().map(|(then, now)| json!({ "before": one(then), "after": one(now) })).collect::<Vec<_>>(),
-        "gone": compared.gone.iter().map(one).collect::<Vec<_>>(),
-        "added": compared.added.iter().map(one).collect::<Vec<_>>(),
-        "unchanged": compared.unchanged,
+        "onlyBefore": compared.only_before.iter().map(one).collect::<Vec<_>>(),
+        "onlyAfter": compared.only_after.iter().map(one).collect::<Vec<_>>(),
+        "alike": compared.alike,
     })
 }

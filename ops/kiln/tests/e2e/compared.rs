@@ -30,8 +30,9 @@ fn what_fails_newly_and_what_changed_is_told_from_one_build_to_the_next() {
         ("newlyFailing", &["broken-1.2"][..]),
         ("stillFailing", &["still-1.2"]),
         ("failingNoMore", &["fixed-1.1"]),
-        ("gone", &["broken-1.1"]),
-        ("added", &["fixed-1.2"]),
+        // What the second build found made already is not told of it.
+        ("onlyBefore", &["broken-1.1", "same-1.0"]),
+        ("onlyAfter", &["fixed-1.2"]),
     ] {
         assert_eq!(names(&told[key]), expected, "{key}: {told}");
     }
