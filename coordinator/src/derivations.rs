@@ -163,7 +163,7 @@ impl Derivations {
         if absent.is_empty() {
             return;
         }
-        match parts.store.derivations_at_hand(absent).await {
+        match parts.store.derivations_at_hand(absent, AT_HAND_BYTES_MAX).await {
             Ok(read) => {
                 for (path, bytes, parsed) in read {
                     if self.is_canonical(&path, &parsed, &bytes) {
@@ -335,6 +335,8 @@ impl Kept {
 
 /// Bytes of derivations kept in memory, parses among them: those that are handed to workers at the time.
 const KEPT_BYTES_MAX: usize = 48 << 20;
+/// Bytes of a derivation that is read with others: as large as one that is kept, so that what many hold at a time is bounded too.
+const AT_HAND_BYTES_MAX: u64 = (KEPT_BYTES_MAX / 16 / 3) as u64;
 /// Bytes of outlines kept in memory: those of a package set of 100,000, so that who submits it again asks the store for none.
 const OUTLINES_BYTES_MAX: usize = 96 << 20;
 

@@ -248,13 +248,14 @@ impl Store {
     }
 
     /// Returns those derivations of some that lie whole on a disk of this machine, as [`Store::derivation`] does, read together. Where each is
-    /// a request to somebody, none: that may have to be waited for. What is wrong with another is told to whoever asks for it alone.
+    /// a request to somebody, none: that may have to be waited for. What is wrong with another is told to whoever asks for it alone, and so is
+    /// one with more than `bytes_max`.
     ///
     /// # Errors
     /// [`StoreError::Task`] if the reading broke off.
-    pub async fn derivations_at_hand(&self, paths: Vec<DrvPath>) -> Result<Vec<(DrvPath, Bytes, Derivation)>, StoreError> {
+    pub async fn derivations_at_hand(&self, paths: Vec<DrvPath>, bytes_max: u64) -> Result<Vec<(DrvPath, Bytes, Derivation)>, StoreError> {
         let keys = paths.iter().map(key::derivation).collect();
-        let read = self.inner.objects.get_at_hand(keys, DERIVATION_BYTES_MAX as u64).await?;
+        let read = self.inner.objects.get_at_hand(keys, bytes_max).await?;
         let whole = |(path, bytes): (DrvPath, Option<Bytes>)| {
             let parsed = check_derivation(&self.inner.store_dir, &path, bytes.as_ref()?).ok()?;
             Some((path, bytes?, parsed))

@@ -232,7 +232,13 @@ async fn derivations_at_hand_are_read_together_and_one_that_is_damaged_is_left_t
     let lost = DrvPath::parse(&format!("{}-x.drv", HASHES[0])).expect("a path");
     paths.push(lost);
     fs::write(place.dir.path().join("store/drv").join(paths[1].as_str()), text("a")).expect("writes");
-    let read = place.store.derivations_at_hand(paths.clone()).await.expect("reads");
+    let length = text("a").len() as u64;
+    assert_eq!(
+        place.store.derivations_at_hand(paths.clone(), length - 1).await.expect("reads").len(),
+        0,
+        "too large to be read with others"
+    );
+    let read = place.store.derivations_at_hand(paths.clone(), length).await.expect("reads");
     let read: Vec<_> = read.into_iter().map(|(path, bytes, parsed)| (path, bytes.to_vec(), parsed.system)).collect();
     let whole = |at: usize, system: &str| (paths[at].clone(), text(system).into_bytes(), system.to_owned());
     assert_eq!(read, [whole(0, "a"), whole(2, "c")]);
@@ -241,7 +247,7 @@ async fn derivations_at_hand_are_read_together_and_one_that_is_damaged_is_left_t
     let remote = Place::in_memory().await;
     remote.store.put_derivation(&paths[0], text("a").into()).await.expect("stores");
     assert_eq!(
-        remote.store.derivations_at_hand(paths).await.expect("reads").len(),
+        remote.store.derivations_at_hand(paths, length).await.expect("reads").len(),
         0,
         "what is not on this machine's disk may take its time"
     );
