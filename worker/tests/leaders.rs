@@ -3,7 +3,15 @@
 mod farm;
 
 use farm::{Farm, Job, store_path};
-use kiln_wire::Outcome;
+use kiln_wire::{Outcome, PathInfo};
+
+/// Adds the program that the jobs of these tests run.
+fn busybox(farm: &Farm) -> PathInfo {
+    let tree = farm.dir.path().join("busybox");
+    std::fs::create_dir_all(tree.join("bin")).expect("mkdir");
+    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("these tests need busybox-static");
+    farm.add(&store_path("busybox"), &tree)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_finds_the_leader_behind_a_coordinator_that_does_not_lead() {
@@ -18,10 +26,7 @@ async fn a_worker_finds_the_leader_behind_a_coordinator_that_does_not_lead() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_goes_on_when_its_leader_is_cut_off_and_the_next_one_takes_its_result() {
     let farm = Farm::start().await;
-    let tree = farm.dir.path().join("busybox");
-    std::fs::create_dir_all(tree.join("bin")).expect("mkdir");
-    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("these tests need busybox-static");
-    let busybox = farm.add(&store_path("busybox"), &tree);
+    let busybox = busybox(&farm);
     let second = farm.add_coordinator(2);
     let worker = farm.worker_with(|config| config.coordinators.push(second));
     farm.hello().await;
@@ -42,13 +47,25 @@ async fn a_build_goes_on_when_its_leader_is_cut_off_and_the_next_one_takes_its_r
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_leader_is_told_whom_the_worker_obeyed_before_it() {
     let farm = Farm::start().await;
+    let busybox = busybox(&farm);
     let second = farm.add_coordinator(2);
     let worker = farm.worker_with(|config| config.coordinators.push(second));
     farm.hello().await;
+    // A worker that begins what a leader gave it has obeyed it; one that said hello may not have heard the welcome.
+    begin(&farm, "first", 1, &busybox).await;
     farm.elect(2);
     let seen = farm.hello().await.leader_seen;
     assert_eq!(seen.term, 1, "the hello says whom the worker obeyed before");
+    begin(&farm, "second", 2, &busybox).await;
     farm.elect(1);
     assert_eq!(farm.hello().await.leader_seen.term, 2);
     worker.stop().await;
+}
+
+/// Has the worker begin a build that goes on until somebody stops it.
+async fn begin(farm: &Farm, name: &str, attempt: u64, busybox: &PathInfo) {
+    let job = Job::script(name, &busybox.path, &["out"], "$b sleep 1000");
+    let assignment = farm.assignment(&job, attempt, vec![busybox.clone()]);
+    farm.dispatch(&assignment);
+    farm.started(&assignment.lease).await;
 }
