@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_link::{LinkError, Sender};
-use kiln_wire::client::{BuildState, Response};
+use kiln_wire::client::{BuildState, Refusal, Response};
 use kiln_wire::{AttemptId, BuildId, DrvPath};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use crate::driver::Chain;
+use crate::followed_log::{FollowError, FollowedLog, Piece};
 use crate::kept_logs::{self, KeptLogError};
 use crate::parts::Parts;
 use crate::watch::Notice;
@@ -104,7 +105,8 @@ async fn send_rest(notices: &mut tokio::sync::broadcast::Receiver<Notice>, build
     }
 }
 
-/// Sends a log, and with `stay` what is added to it until its attempt ends.
+/// Sends a log, and with `stay` what is added to it until its attempt ends. Where the rest is elsewhere the client is told so, and goes on
+/// with what it has.
 pub(crate) async fn log(
     parts: &Arc<Parts>,
     derivation: &DrvPath,
@@ -114,6 +116,7 @@ pub(crate) async fn log(
 ) -> Result<(), LinkError> {
     let found = match attempt {
         Some(attempt) => Ok(Some(attempt)),
+        None if stay => kept_logs::current_attempt(parts, derivation).await,
         None => kept_logs::latest_attempt(parts, derivation).await,
     };
     let found = match found {
@@ -124,24 +127,73 @@ pub(crate) async fn log(
         let refusal = refuse::not_found(format!("there is no log of `{derivation}`: no attempt of it has written one here"));
         return sender.send(&Response::Refused(refusal)).await;
     };
+    let refusal = match stay {
+        true => stay_with(parts, derivation, attempt, sender).await?,
+        false => send_present(parts, derivation, attempt, sender).await?,
+    };
+    match refusal {
+        Some(refusal) => sender.send(&Response::Refused(refusal)).await,
+        None => Ok(()),
+    }
+}
+
+/// Sends what there is of a log; returns why that is not all.
+async fn send_present(
+    parts: &Arc<Parts>,
+    derivation: &DrvPath,
+    attempt: AttemptId,
+    sender: &mut Sender,
+) -> Result<Option<Refusal>, LinkError> {
     let mut reader = match kept_logs::read(parts, derivation, attempt).await {
         Ok(reader) => reader,
-        Err(KeptLogError::Store(error)) if error.is_passing() => {
-            return sender.send(&Response::Refused(refuse::unavailable("read log", &error))).await;
-        }
-        Err(error) => return sender.send(&Response::Refused(refuse::not_found(Chain(&error).to_string()))).await,
+        Err(error) => return Ok(Some(no_log(&error))),
     };
-    let mut open = true;
     loop {
         match reader.next_chunk() {
-            Ok(chunk) if chunk.is_empty() && !(stay && open) => return Ok(()),
-            // Another look after the end: bytes may have come between the last read and the end.
-            Ok(chunk) if chunk.is_empty() => open = reader.grown().await,
+            Ok(chunk) if chunk.is_empty() => return Ok(None),
             Ok(chunk) => sender.send(&Response::Log(chunk)).await?,
-            Err(error) => return sender.send(&Response::Refused(refuse::unavailable("read log", &error))).await,
+            Err(error) => return Ok(Some(refuse::unavailable("read log", &error))),
         }
     }
 }
+
+/// Sends a log until its attempt ends; returns why that is not all.
+async fn stay_with(
+    parts: &Arc<Parts>,
+    derivation: &DrvPath,
+    attempt: AttemptId,
+    sender: &mut Sender,
+) -> Result<Option<Refusal>, LinkError> {
+    let mut followed = match FollowedLog::open(parts, derivation.clone(), attempt, 0).await {
+        Ok(followed) => followed,
+        Err(FollowError::Absent(error)) => return Ok(Some(no_log(&error))),
+        Err(error @ (FollowError::Beyond { .. } | FollowError::Behind | FollowError::Io(_))) => {
+            return Ok(Some(refuse::unavailable("follow log", &error)));
+        }
+    };
+    loop {
+        match followed.next().await {
+            Ok(Piece::Bytes(chunk)) => sender.send(&Response::Log(chunk)).await?,
+            Ok(Piece::Silence) => {}
+            Ok(Piece::End) => return Ok(None),
+            Ok(Piece::Elsewhere) => return Ok(Some(refuse::unavailable("follow log", &Elsewhere))),
+            Err(error) => return Ok(Some(refuse::unavailable("read log", &error))),
+        }
+    }
+}
+
+fn no_log(error: &KeptLogError) -> Refusal {
+    match error {
+        KeptLogError::Store(store) if store.is_passing() => refuse::unavailable("read log", error),
+        KeptLogError::Elsewhere => refuse::unavailable("read log", error),
+        KeptLogError::Store(_) | KeptLogError::Own(_) => refuse::not_found(Chain(error).to_string()),
+    }
+}
+
+/// Why the rest of a log is not sent.
+#[derive(Debug, thiserror::Error)]
+#[error("the rest comes to the coordinator that leads")]
+struct Elsewhere;
 
 /// Bytes of events that are handed to the transport at once.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;

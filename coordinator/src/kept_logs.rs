@@ -8,6 +8,7 @@ use kiln_wire::{AttemptId, DrvPath, Lease, WorkerId};
 
 use crate::heavy::heavy;
 use crate::http::FinishedLog;
+use crate::leading;
 use crate::logs::{LogError, LogReader};
 use crate::parts::Parts;
 use crate::pauses::Pauses;
@@ -19,6 +20,8 @@ pub(crate) enum KeptLogError {
     Own(#[from] LogError),
     #[error("read log from the store")]
     Store(#[from] StoreError),
+    #[error("the whole log is with the coordinator that leads")]
+    Elsewhere,
 }
 
 /// Ends the log of an attempt and acknowledges its worker's report. In a shared store the log is kept first: the worker, which has
@@ -128,6 +131,14 @@ pub(crate) async fn latest_attempt(parts: &Parts, derivation: &DrvPath) -> Resul
     }
 }
 
+/// Returns the attempt whose log somebody wants who names none: the one that runs, else the latest that has a log.
+pub(crate) async fn current_attempt(parts: &Parts, derivation: &DrvPath) -> Result<Option<AttemptId>, KeptLogError> {
+    match parts.farm(|farm| farm.live_lease(derivation)) {
+        Some(lease) => Ok(Some(lease.attempt)),
+        None => latest_attempt(parts, derivation).await,
+    }
+}
+
 /// Returns the log of the latest attempt that has ended and left one. Where all coordinators share a store, every one of them finds
 /// it there, a moment after the attempt's end.
 pub(crate) async fn newest_finished(parts: &Parts, derivation: &DrvPath) -> Result<Option<FinishedLog>, KeptLogError> {
@@ -143,15 +154,27 @@ pub(crate) async fn newest_finished(parts: &Parts, derivation: &DrvPath) -> Resu
     })
 }
 
+/// Returns whether an attempt runs, as far as this coordinator knows.
+pub(crate) fn runs(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) -> bool {
+    parts.farm(|farm| farm.live_leases(derivation)).iter().any(|lease| lease.attempt == attempt)
+}
+
 /// Opens a log: that of a running attempt here, where it is written; any other where all coordinators have it, for what is here may
 /// be the part that this one heard before another led.
 pub(crate) async fn read(parts: &Parts, derivation: &DrvPath, attempt: AttemptId) -> Result<LogReader, KeptLogError> {
-    let runs = parts.farm(|farm| farm.live_leases(derivation)).iter().any(|lease| lease.attempt == attempt);
-    if parts.store.is_shared()
-        && !runs
-        && let Some(bytes) = parts.store.log(derivation, attempt).await?
-    {
+    if !parts.store.is_shared() || runs(parts, derivation, attempt) {
+        return Ok(parts.logs.read(derivation, attempt)?);
+    }
+    if let Some(bytes) = parts.store.log(derivation, attempt).await? {
         return Ok(LogReader::stored(bytes));
     }
-    Ok(parts.logs.read(derivation, attempt)?)
+    if leading::own(parts).is_none() {
+        return Err(KeptLogError::Elsewhere);
+    }
+    let own = parts.logs.read(derivation, attempt);
+    match own {
+        Ok(reader) => Ok(reader),
+        // It may have been moved to the store since that was asked.
+        Err(absent) => Ok(LogReader::stored(parts.store.log(derivation, attempt).await?.ok_or(absent)?)),
+    }
 }

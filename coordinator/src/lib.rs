@@ -24,6 +24,7 @@ mod driver;
 mod drv_closure;
 mod durations;
 mod follow;
+mod followed_log;
 mod garbage;
 mod granted;
 mod grown;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RANGE, REFERRER_POLICY,
+    RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::Stream;
@@ -25,23 +26,10 @@ pub(super) async fn forward(api: &Api, answers: Answers, caller: &Caller, reques
         Answers::Leader => Some(Refused::unavailable("no coordinator leads at this moment").into_response()),
         Answers::LeaderFirst | Answers::Any => None,
     };
-    let consensus = &api.parts().consensus;
-    let leader = consensus.leader().filter(|(leader, _)| leader.node != consensus.node());
-    let leader = leader.filter(|_| !request.headers().contains_key(FORWARDED));
-    let Some(((_, member), client)) = leader.zip(api.0.client.as_ref()) else { return nobody() };
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     // Nested routes see what follows their prefix.
-    let url = format!("http://{}/api/v1{path}", member.http);
-    let mut onward = client.request(request.method().clone(), url).header(FORWARDED, "1");
-    // What a cookie may do was looked at here: the leader has another name. What is no token of this farm goes nowhere.
-    if let Some(token) = caller.token.as_ref().and_then(|_| shown(request.headers())) {
-        onward = onward.bearer_auth(token);
-    }
-    for name in [CONTENT_TYPE, RANGE, LAST_EVENT_ID] {
-        if let Some(value) = request.headers().get(&name) {
-            onward = onward.header(name, value.clone());
-        }
-    }
+    let path = format!("/api/v1{path}");
+    let Some((leader, mut onward)) = onward(api, request.method().clone(), &path, caller, request.headers()) else { return nobody() };
     if request.method() == Method::POST {
         let body = std::mem::replace(request.body_mut(), Body::empty());
         // It was read before, by the guard.
@@ -51,16 +39,54 @@ pub(super) async fn forward(api: &Api, answers: Answers, caller: &Caller, reques
             Err(error) => return Some(Refused::invalid(format!("read the body: {error}")).into_response()),
         }
     }
-    let why = match tokio::time::timeout(HEAD_PATIENCE, onward.send()).await {
-        Ok(Ok(answer)) => return Some(copy(answer)),
-        Ok(Err(error)) => Chain(&error).to_string(),
-        Err(_elapsed) => format!("no answer within {HEAD_PATIENCE:?}; what was asked may be done all the same"),
-    };
-    if answers == Answers::Leader {
-        return Some(Refused::unavailable(format!("hand the request on to the leader at {}: {why}", member.http)).into_response());
+    match send(onward).await {
+        Ok(answer) => Some(answer),
+        Err(why) if answers == Answers::Leader => {
+            Some(Refused::unavailable(format!("hand the request on to the leader at {leader}: {why}")).into_response())
+        }
+        Err(why) => {
+            tracing::debug!(why, "the leader does not answer: what is known here stands");
+            None
+        }
     }
-    tracing::debug!(why, "the leader does not answer: what is known here stands");
-    None
+}
+
+/// Has the leader make a page; none if this coordinator leads, or is to make it as well as it can.
+pub(crate) async fn page(api: &Api, caller: &Caller, path: &str, headers: &HeaderMap) -> Option<Response> {
+    let (_, onward) = onward(api, Method::GET, path, caller, headers)?;
+    match send(onward).await {
+        Ok(answer) => Some(answer),
+        Err(why) => {
+            tracing::debug!(why, "the leader does not answer: the page is made here");
+            None
+        }
+    }
+}
+
+/// Returns a request of the leader for somebody, and the leader's address; none if none is known but this coordinator.
+fn onward(api: &Api, method: Method, path: &str, caller: &Caller, headers: &HeaderMap) -> Option<(String, reqwest::RequestBuilder)> {
+    let consensus = &api.parts().consensus;
+    let (_, member) = consensus.leader().filter(|(leader, _)| leader.node != consensus.node())?;
+    let client = api.0.client.as_ref().filter(|_| !headers.contains_key(FORWARDED))?;
+    let mut onward = client.request(method, format!("http://{}{path}", member.http)).header(FORWARDED, "1");
+    // What a cookie may do was looked at here: the leader has another name. What is no token of this farm goes nowhere.
+    if let Some(token) = caller.token.as_ref().and_then(|_| shown(headers)) {
+        onward = onward.bearer_auth(token);
+    }
+    for name in [CONTENT_TYPE, RANGE, LAST_EVENT_ID] {
+        if let Some(value) = headers.get(&name) {
+            onward = onward.header(name, value.clone());
+        }
+    }
+    Some((member.http, onward))
+}
+
+async fn send(onward: reqwest::RequestBuilder) -> Result<Response, String> {
+    match tokio::time::timeout(HEAD_PATIENCE, onward.send()).await {
+        Ok(Ok(answer)) => Ok(copy(answer)),
+        Ok(Err(error)) => Err(Chain(&error).to_string()),
+        Err(_elapsed) => Err(format!("no answer within {HEAD_PATIENCE:?}; what was asked may be done all the same")),
+    }
 }
 
 /// Returns what asks leaders. A leader sends nobody elsewhere, least of all with a token; one that is cut off is not waited for.
@@ -72,8 +98,19 @@ pub(super) fn client() -> Option<reqwest::Client> {
 
 fn copy(answer: reqwest::Response) -> Response {
     let status = answer.status();
-    let kept =
-        [CONTENT_TYPE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ACCEPT_RANGES, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS];
+    let kept = [
+        CONTENT_TYPE,
+        CACHE_CONTROL,
+        CONTENT_LENGTH,
+        CONTENT_RANGE,
+        ACCEPT_RANGES,
+        RETRY_AFTER,
+        WWW_AUTHENTICATE,
+        X_CONTENT_TYPE_OPTIONS,
+        CONTENT_SECURITY_POLICY,
+        REFERRER_POLICY,
+        NOW,
+    ];
     let headers: Vec<(HeaderName, HeaderValue)> =
         kept.into_iter().filter_map(|name| Some((name.clone(), answer.headers().get(&name)?.clone()))).collect();
     let pieces: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>> = Box::pin(answer.bytes_stream());
@@ -90,3 +127,5 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 const FORWARDED: HeaderName = HeaderName::from_static("x-kiln-forwarded");
 /// The last event that a browser has seen of a stream.
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The moment at which a page is true, for the script that puts it in.
+pub(crate) const NOW: HeaderName = HeaderName::from_static("x-kiln-now");

@@ -72,26 +72,29 @@ pub(super) async fn log(
         None => None,
     };
     let named = resumed.map(|(attempt, _)| attempt).or(part.attempt.map(AttemptId));
+    let look = |error: KeptLogError| Refused::failed("look for logs", &error);
     let attempt = match named {
         Some(attempt) => Some(attempt),
-        None => kept_logs::latest_attempt(parts, &derivation).await.map_err(|error| Refused::failed("look for logs", &error))?,
+        None if follows => kept_logs::current_attempt(parts, &derivation).await.map_err(look)?,
+        None => kept_logs::latest_attempt(parts, &derivation).await.map_err(look)?,
     };
     let attempt = attempt.ok_or_else(|| none(&derivation))?;
     if follows {
         let offset_bytes = resumed.map_or(part.offset.unwrap_or(0), |(_, offset)| offset);
         return log_stream::follow(&api, &caller, derivation, attempt, offset_bytes).await;
     }
-    whole_or_part(open(&api, &derivation, attempt).await?, part.offset, &method, &headers)
+    let reader = kept_logs::read(parts, &derivation, attempt).await.map_err(|error| absent(&derivation, &error))?;
+    whole_or_part(reader, part.offset, &method, &headers)
 }
 
-/// Opens a log.
-pub(super) async fn open(api: &Api, derivation: &DrvPath, attempt: AttemptId) -> Result<LogReader, Refused> {
-    match kept_logs::read(api.parts(), derivation, attempt).await {
-        Ok(reader) => Ok(reader),
-        Err(KeptLogError::Store(error)) if error.is_passing() => Err(Refused::failed("read log", &error)),
-        Err(error) => {
-            tracing::debug!(%derivation, error = %Chain(&error), "no log");
-            Err(none(derivation))
+/// Says why there is no log.
+pub(super) fn absent(derivation: &DrvPath, error: &KeptLogError) -> Refused {
+    match error {
+        KeptLogError::Store(store) if store.is_passing() => Refused::failed("read log", error),
+        KeptLogError::Elsewhere => Refused::unavailable(error.to_string()),
+        KeptLogError::Store(_) | KeptLogError::Own(_) => {
+            tracing::debug!(%derivation, error = %Chain(error), "no log");
+            none(derivation)
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::time::Duration;
 
 use axum::http::HeaderValue;
 use axum::response::Response;
@@ -17,8 +16,7 @@ use super::events::{HEARTBEAT, stream_of};
 use super::turns::StreamTurn;
 use super::{Api, Refused, log};
 use crate::access::Caller;
-use crate::leading;
-use crate::logs::LogReader;
+use crate::followed_log::{FollowError, FollowedLog, Piece};
 
 /// Reads where a stream is to go on: `ATTEMPT:OFFSET`.
 pub(super) fn place(id: &HeaderValue) -> Option<(AttemptId, u64)> {
@@ -35,12 +33,10 @@ pub(super) async fn follow(
     offset_bytes: u64,
 ) -> Result<Response, Refused> {
     let turn = api.0.streams.open(caller)?;
+    let log = FollowedLog::open(api.parts(), derivation.clone(), attempt, offset_bytes).await;
+    let log = log.map_err(|error| refused(&derivation, error))?;
     let lines = Lines { attempt, offset_bytes, untold: Vec::new() };
-    let mut following = Following { api: api.clone(), derivation, attempt, lines, reader: None, step: Step::Read, _turn: turn };
-    if !following.is_live() {
-        // Nothing will come of a log that is not there; of a running attempt it may come yet.
-        following.reader = Some(following.open().await?);
-    }
+    let following = Following { derivation, log, lines, is_ended: false, _turn: turn };
     let pieces = stream::unfold(following, |mut following| async move {
         let piece = following.next().await?;
         Some((Ok::<_, Infallible>(piece), following))
@@ -48,110 +44,46 @@ pub(super) async fn follow(
     Ok(stream_of(pieces))
 }
 
+fn refused(derivation: &DrvPath, error: FollowError) -> Refused {
+    match error {
+        FollowError::Absent(error) => log::absent(derivation, &error),
+        FollowError::Beyond { size_bytes } => log::beyond(size_bytes),
+        FollowError::Behind => Refused::unavailable(error.to_string()),
+        FollowError::Io(error) => Refused::failed("read log", &error),
+    }
+}
+
 struct Following {
-    api: Api,
     derivation: DrvPath,
-    attempt: AttemptId,
+    log: FollowedLog,
     lines: Lines,
-    /// None until there is one.
-    reader: Option<LogReader>,
-    step: Step,
+    is_ended: bool,
     _turn: StreamTurn,
 }
 
-/// What comes next.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// Read on.
-    Read,
-    /// Read on: no more is written.
-    ReadLast,
-    /// Nothing.
-    End,
-}
-
 impl Following {
-    /// Returns the next events, or a sign of life; none at the end.
+    /// Returns the next events, or a sign of life; none at the end. Where the rest is elsewhere the stream ends without a word, and whoever
+    /// comes back is told it by the leader.
     async fn next(&mut self) -> Option<Bytes> {
-        if self.step == Step::End {
-            return None;
-        }
-        loop {
+        while !self.is_ended {
             if let Some(told) = self.lines.tell(false) {
                 return Some(told);
             }
-            let Some(reader) = &mut self.reader else {
-                if let Ok(reader) = self.open().await {
-                    self.reader = Some(reader);
-                    continue;
+            match self.log.next().await {
+                Ok(Piece::Bytes(bytes)) => self.lines.untold.extend(bytes),
+                Ok(Piece::Silence) => return Some(Bytes::from_static(HEARTBEAT)),
+                Ok(Piece::End) => {
+                    self.is_ended = true;
+                    return Some(self.lines.end());
                 }
-                if !self.is_live() {
-                    return self.end();
-                }
-                tokio::time::sleep(REOPEN).await;
-                return Some(Bytes::from_static(HEARTBEAT));
-            };
-            match reader.next_chunk() {
-                Ok(chunk) if !chunk.is_empty() => self.lines.untold.extend(chunk),
-                Ok(_) if self.step == Step::ReadLast => match self.lines.tell(true) {
-                    Some(told) => return Some(told),
-                    None => return self.end(),
-                },
-                Ok(_) => match tokio::time::timeout(LIFE, reader.grown()).await {
-                    Ok(true) => {}
-                    // Another look after the end: bytes may have come between the last read and the end.
-                    Ok(false) => self.closed(),
-                    Err(_) => return Some(Bytes::from_static(HEARTBEAT)),
-                },
+                Ok(Piece::Elsewhere) => return None,
                 Err(error) => {
                     tracing::warn!(derivation = %self.derivation, %error, "read a log that is followed");
                     return None;
                 }
             }
         }
-    }
-
-    /// Nothing more is written to the file that is read.
-    fn closed(&mut self) {
-        if self.is_live() && leading::own(self.api.parts()).is_some() {
-            // The attempt goes on: its worker is about to send the rest, maybe to a new file.
-            self.reader = None;
-            self.lines.untold.clear();
-        } else {
-            self.step = Step::ReadLast;
-        }
-    }
-
-    async fn open(&self) -> Result<LogReader, Refused> {
-        let mut reader = log::open(&self.api, &self.derivation, self.attempt).await?;
-        let size_bytes = reader.size_bytes().map_err(|error| Refused::failed("read log", &error))?;
-        let offset_bytes = self.lines.offset_bytes;
-        if size_bytes < offset_bytes {
-            return Err(match self.is_live() {
-                true => Refused::unavailable("the log is not as far as it was told elsewhere"),
-                false => log::beyond(size_bytes),
-            });
-        }
-        reader.skip_to(offset_bytes).map_err(|error| Refused::failed("read log", &error))?;
-        Ok(reader)
-    }
-
-    fn is_live(&self) -> bool {
-        let lease = self.api.parts().farm(|farm| farm.live_lease(&self.derivation));
-        lease.is_some_and(|lease| lease.attempt == self.attempt)
-    }
-
-    /// Says that the log is at its end. A coordinator that was deposed does not know, unless what it reads is the store's: the stream ends
-    /// without a word, and whoever comes back is told the rest by the leader.
-    fn end(&mut self) -> Option<Bytes> {
-        self.step = Step::End;
-        let is_whole = self.reader.as_ref().is_some_and(LogReader::is_stored) || leading::own(self.api.parts()).is_some();
-        if self.is_live() || !is_whole {
-            return None;
-        }
-        let (mut told, log_bytes) = (String::new(), self.lines.offset_bytes);
-        push(&mut told, "end", self.attempt, log_bytes, &LogEnd { attempt: self.attempt.0, log_bytes });
-        Some(Bytes::from(told))
+        None
     }
 }
 
@@ -184,6 +116,14 @@ impl Lines {
         self.untold.drain(..at);
         (!told.is_empty()).then(|| Bytes::from(told))
     }
+
+    /// Returns what is left of the last line, and that there is no more.
+    fn end(&mut self) -> Bytes {
+        let mut told = self.tell(true).map_or_else(String::new, |told| String::from_utf8_lossy(&told).into_owned());
+        let log_bytes = self.offset_bytes;
+        push(&mut told, "end", self.attempt, log_bytes, &LogEnd { attempt: self.attempt.0, log_bytes });
+        Bytes::from(told)
+    }
 }
 
 /// Returns a line with its end, or as much of it as is there and is told at once. It ends between two characters.
@@ -215,11 +155,6 @@ fn push(told: &mut String, event: &str, attempt: AttemptId, offset_bytes: u64, d
     let data = serde_json::to_string(data).expect("its maps have texts for keys");
     write!(told, "event: {event}\nid: {attempt}:{offset_bytes}\ndata: {data}\n\n").expect("a string takes everything");
 }
-
-/// How long nothing may be said.
-const LIFE: Duration = Duration::from_secs(15);
-/// How soon a log is looked for again whose worker has not come to this coordinator yet.
-const REOPEN: Duration = Duration::from_millis(300);
 
 #[cfg(test)]
 mod tests {

@@ -13,7 +13,7 @@ mod ended;
 mod events;
 mod explained;
 mod farm;
-mod forward;
+pub(crate) mod forward;
 pub(crate) mod guard;
 mod jobs;
 mod log;

@@ -15,6 +15,7 @@ use kiln_wire::limits::API_SEARCH_BYTES_MAX;
 use kiln_wire::{AttemptId, BuildId, BuiltOutput, DrvPath, Explanation};
 use serde::Deserialize;
 
+use super::super::api::forward;
 use super::log::{Wanted, read, read_on};
 use super::{Asker, NoPage, Ui, busy, params};
 use crate::driver::Chain;
@@ -35,6 +36,9 @@ struct Asked {
 }
 
 pub(super) async fn show(State(ui): State<Ui>, Path(derivation): Path<String>, headers: HeaderMap, uri: Uri) -> Response {
+    if let Some(page) = of_leader(&ui, &derivation, &headers, &uri).await {
+        return page;
+    }
     ui.answer(&headers, &uri, async |asker| {
         let absent = || NoPage::Absent(format!("There is no job {derivation}, or it is not yours to see."));
         let derivation = DrvPath::parse(&derivation).map_err(|_| absent())?;
@@ -56,9 +60,20 @@ pub(super) async fn show(State(ui): State<Ui>, Path(derivation): Path<String>, h
     .await
 }
 
-/// Returns whether somebody sees a job. Of one that has left the farm, only who sees all does.
+/// Has the leader make the page of a job that runs, whose log comes to the leader alone.
+async fn of_leader(ui: &Ui, derivation: &str, headers: &HeaderMap, uri: &Uri) -> Option<Response> {
+    let (asker, derivation) = (ui.asker(headers, uri).ok()?, DrvPath::parse(derivation).ok()?);
+    let runs = ui.parts().farm(|farm| farm.live_lease(&derivation)).is_some();
+    if !runs || !sees(ui, &derivation, &asker.caller.sight) {
+        return None;
+    }
+    forward::page(&ui.0.api, &asker.caller, uri.path_and_query()?.as_str(), headers).await
+}
+
+/// Returns whether somebody sees a job. Of one that has left the farm everybody sees what the binary cache has of it: nobody knows whose it was,
+/// and somebody who follows a log is to see its end.
 fn sees(ui: &Ui, derivation: &DrvPath, sight: &Sight) -> bool {
-    ui.parts().farm(|farm| farm.sees_job(derivation, sight)).unwrap_or(*sight == Sight::All)
+    ui.parts().farm(|farm| farm.sees_job(derivation, sight)).unwrap_or(true)
 }
 
 async fn of_farm(ui: &Ui, asker: &Asker, derivation: &DrvPath) -> Result<Option<Job>, NoPage> {

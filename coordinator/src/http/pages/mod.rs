@@ -22,7 +22,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -34,6 +34,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use self::log::KnownLogs;
 use self::look::Seen;
+use super::api::forward::NOW;
 use super::api::{Api, Refused, guard};
 use super::kept::Keep;
 use crate::access::{Caller, Standing};
@@ -250,5 +251,3 @@ fn go(to: &str) -> Response {
 const LOGS_READ_MAX: usize = 4;
 /// Where the API tells what happens.
 const EVENTS: &str = "/api/v1/events";
-/// The moment at which a page is true, for the script that puts it in.
-const NOW: HeaderName = HeaderName::from_static("x-kiln-now");

@@ -34,6 +34,7 @@ mod hook;
 #[path = "hook.rs"]
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
 mod hook_debian_13;
+mod live;
 mod nix;
 mod once;
 mod package_set;

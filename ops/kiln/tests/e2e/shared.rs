@@ -144,18 +144,27 @@ pub fn beside(daemons: &Daemons, node: u64) -> (String, String) {
     (link, http)
 }
 
-#[test]
-fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
-    let mut daemons = Daemons::with(SET);
-    let bucket = Bucket::serve(&daemons.place.path("s3"));
-    share_store(&daemons, &bucket);
+/// Three coordinators that share a store, and their worker.
+pub struct Three {
+    /// The first one leads.
+    pub coordinators: Vec<Process>,
+    /// Their HTTP addresses.
+    pub caches: Vec<String>,
+    /// It knows them all.
+    _worker: Process,
+}
+
+/// Starts the first coordinator, with a store that others can share, and takes two others in.
+pub fn three(daemons: &mut Daemons) -> Three {
     daemons.place.run(&["ca", "issue", "--dir", "ca", "--role", "admin/root", "--out", "id/admin/root"]).expect_success();
-    let first = daemons.start("coordinator");
+    let config = std::fs::read_to_string(daemons.place.path("coordinator.toml")).expect("read");
+    let http = config.lines().find_map(|line| line.strip_prefix("http = '")).expect("an address").trim_end_matches('\'');
+    let mut caches = vec![format!("http://{http}")];
+    let mut coordinators = vec![daemons.start("coordinator")];
     daemons.wait_until_up();
-    let (mut others, mut caches) = (Vec::new(), Vec::new());
     for node in [2, 3] {
-        let (link, http) = beside(&daemons, node);
-        others.push(daemons.start_as("coordinator", &format!("coordinator-{node}.toml")));
+        let (link, http) = beside(daemons, node);
+        coordinators.push(daemons.start_as("coordinator", &format!("coordinator-{node}.toml")));
         let words = ["cluster", "add", &node.to_string(), &link, "--farm", &daemons.url, "--identity", "id/admin/root"];
         wait_for("it is taken in", || (daemons.place.run(&words).code() == 0).then_some(()));
         daemons.url = format!("{},{link}", daemons.url);
@@ -166,18 +175,28 @@ fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
     let all: Vec<String> = daemons.url.trim_start_matches("kiln://").split(',').map(|host| format!("'{host}'")).collect();
     let worker = worker.replace(&format!("[{}]", all[0]), &format!("[{}]", all.join(", ")));
     std::fs::write(place.path("worker.toml"), worker).expect("write");
-    let _worker = daemons.start("worker");
+    let words = ["cluster", "status", "--json", "--farm", &daemons.url, "--identity", "id/client/me"];
+    wait_for("everybody is in step", || (place.run(&words).out().matches("\"state\":\"voter\"").count() == 2).then_some(()));
+    let worker = daemons.start("worker");
+    Three { coordinators, caches, _worker: worker }
+}
+
+#[test]
+fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
+    let mut daemons = Daemons::with(SET);
+    let bucket = Bucket::serve(&daemons.place.path("s3"));
+    share_store(&daemons, &bucket);
+    let Three { mut coordinators, caches, .. } = three(&mut daemons);
+    let first = coordinators.remove(0);
+    let place = &daemons.place;
     let built = place.run(&[&["build", "-f", "set.nix", "-A", "chain"], &daemons.farm()[..]].concat()).expect_success();
     let failed = place.run(&[&["build", "-f", "set.nix", "-A", "broken"], &daemons.farm()[..]].concat());
     let broken = failed.err().lines().find_map(|line| Some(line.split_once("-broken.drv failed:")?.0.trim().to_owned())).expect("named");
     let status = place.run(&[&["status", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
     let key = status["publicKey"].as_str().expect("text").to_owned();
-    wait_for("everybody is in step, and the log is in the bucket", || {
-        let words = ["cluster", "status", "--json", "--farm", &daemons.url, "--identity", "id/client/me"];
-        let voters = place.run(&words).out().matches("\"state\":\"voter\"").count();
-        (voters == 2 && place.path(&format!("s3/kiln/farms/test/logs/{broken}-broken.drv")).exists()).then_some(())
-    });
-    for cache in &caches {
+    wait_for("the log is in the bucket", || place.path(&format!("s3/kiln/farms/test/logs/{broken}-broken.drv")).exists().then_some(()));
+    let caches = &caches[1..];
+    for cache in caches {
         copy_with_nix(place, cache, &key, built.out().trim());
         assert_eq!(log_with_nix(place, cache, &format!("/nix/store/{broken}-broken.drv")), "this one fails\n");
     }
