@@ -1,9 +1,9 @@
 // Keeps a page current while somebody looks at it. Pages are whole without it: it only asks for the same page again and puts in what changed.
 "use strict";
 (() => {
-  const REST_MS = 1000; // Between two refreshes: a farm may have thousands of events a second.
+  const REST_MS = 1000; // Between two refreshes, and up to as much more: a farm may have thousands of events a second, and hundreds who look.
   const ASK_MS = 5000; // Between two questions where no events come.
-  const GROW_MS = 1000; // Between two questions for more of a log.
+  const GROW_MS = 500; // Between two questions for more of a log.
   const ASKED_MS = 10000; // How long an answer may take.
   const status = document.getElementById("live");
   const build = location.pathname.match(/^\/ui\/builds\/(\d+)$/)?.[1];
@@ -101,7 +101,7 @@
     if (again) { again = false; soon(); }
   };
 
-  const soon = () => { if (!timer) timer = setTimeout(() => { timer = 0; refresh(); }, REST_MS); };
+  const soon = () => { if (!timer) timer = setTimeout(() => { timer = 0; refresh(); }, REST_MS * (1 + Math.random())); };
 
   const open = () => {
     if (!url || source || document.hidden) return;

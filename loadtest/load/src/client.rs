@@ -158,6 +158,30 @@ impl Client {
         Ok(count)
     }
 
+    /// Returns the jobs of the farm, by state.
+    ///
+    /// # Errors
+    /// As [`Client::one`].
+    pub async fn counts(&self) -> anyhow::Result<JobCounts> {
+        Ok(self.status().await?.counts)
+    }
+
+    /// Waits until so many jobs are built.
+    ///
+    /// # Errors
+    /// As [`Client::one`], or that they are not within `limit`.
+    pub async fn wait_until_built(&self, count: u64, limit: Duration) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let built = self.counts().await?.built;
+            if built >= count {
+                return Ok(());
+            }
+            anyhow::ensure!(tokio::time::Instant::now() < deadline, "after {limit:?} {built} of {count} jobs are built");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     async fn status(&self) -> anyhow::Result<FarmView> {
         match self.one(&Request::Status).await? {
             Response::Status(view) => Ok(view),

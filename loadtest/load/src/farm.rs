@@ -139,6 +139,11 @@ impl Farm {
         host::metrics(self.http[place]).await
     }
 
+    /// Returns where the coordinator at `place` serves HTTP.
+    pub fn http_addr(&self, place: usize) -> SocketAddr {
+        self.http[place]
+    }
+
     /// Returns the process of the coordinator at `place`, for a profiler.
     pub fn process(&self, place: usize) -> Option<u32> {
         match self.nodes.get(place)? {
@@ -177,7 +182,7 @@ impl Farm {
         let at = usize::from(number) - 1;
         let mut text = format!(
             "dir = '{dir}/coordinator-{number}'\nfarm = '{FARM}'\nnode = {number}\nlisten = '{link}'\nhttp = '{http}'\n\
-             identity = '{identity}'\nsigning_key = '{dir}/signing.key'\nelection_ms = {election_ms:?}\n",
+             identity = '{identity}'\nsigning_key = '{dir}/signing.key'\nelection_ms = {election_ms:?}\nanonymous_readers = true\n",
             dir = dir.display(),
             link = self.addresses[at],
             http = self.http[at],

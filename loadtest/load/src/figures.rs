@@ -120,6 +120,11 @@ impl Cost {
         }
     }
 
+    /// Returns how long the leader's plans took in milliseconds, in the mean, and how many it made.
+    pub fn plan_ms(&self) -> (f64, f64) {
+        self.ends_metrics.mean_ms_since(&self.metrics, "kiln_plan_duration_seconds")
+    }
+
     /// Returns the mean commit latency in milliseconds.
     pub fn commit_ms(&self) -> f64 {
         self.ends_metrics.mean_ms_since(&self.metrics, "kiln_raft_commit_seconds").0

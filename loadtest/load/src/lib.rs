@@ -5,6 +5,7 @@
 //! processes of their own, so that their processor time is theirs alone. Non-goals: builds (a simulated worker makes a small file at once,
 //! or after a drawn time), sandboxes, faults (`kiln-faults` has them). Everything is bounded in number and time, and on loopback.
 
+pub mod browsers;
 pub mod client;
 pub mod crew;
 pub mod farm;
@@ -16,4 +17,5 @@ pub mod recipe;
 pub mod run;
 pub mod shape;
 pub mod tally;
+pub mod watched;
 mod worker;

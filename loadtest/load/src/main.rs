@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use kiln_faults::report::Claims;
 use kiln_load::farm::{self, Programs};
 use kiln_load::presets::{self, Setting};
+use kiln_load::watched;
 use tracing_subscriber::EnvFilter;
 
 /// As in `kiln`, whose coordinators these are.
@@ -69,6 +70,8 @@ enum Preset {
         #[arg(long, default_value_t = 0)]
         median_ms: u64,
     },
+    /// A build of a recorded graph is under way on 1,000 workers: how long pages take, what 200 browsers cost
+    Pages,
     /// A coordinator of the farm under load
     #[command(hide = true)]
     Coordinator {
@@ -141,6 +144,7 @@ async fn perform(options: &Options, claims: &mut Claims) -> anyhow::Result<()> {
         Preset::Idle => presets::idle(&setting, claims).await,
         Preset::Chain => presets::chain(&setting, claims).await,
         Preset::Replay { median_ms } => presets::replay(&setting, Duration::from_millis(*median_ms), claims).await,
+        Preset::Pages => watched::pages(&setting, claims).await,
         Preset::Coordinator { config } => farm::serve_coordinator(config).await,
         Preset::Store { listen, dir } => {
             let store = farm::serve_store(*listen, dir.clone()).await?;

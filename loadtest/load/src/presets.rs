@@ -38,15 +38,15 @@ pub struct Setting {
 }
 
 /// A farm with its crew, in a directory that goes with it.
-struct Stage {
-    farm: Farm,
-    client: Client,
-    hired: Hired,
+pub(crate) struct Stage {
+    pub(crate) farm: Farm,
+    pub(crate) client: Client,
+    pub(crate) hired: Hired,
     dir: tempfile::TempDir,
 }
 
 impl Setting {
-    async fn stage(&self, crew: &Crew, claims: &Claims) -> anyhow::Result<Stage> {
+    pub(crate) async fn stage(&self, crew: &Crew, claims: &Claims) -> anyhow::Result<Stage> {
         let made = tempfile::Builder::new().prefix("kiln-load.").tempdir_in(&self.parent);
         let dir = made.with_context(|| format!("make a directory for the farm in `{}`", self.parent.display()))?;
         let farm = Farm::start(Some(&self.programs), self.coordinators, dir.path()).await?;
@@ -59,12 +59,12 @@ impl Setting {
         Ok(Stage { farm, client, hired, dir })
     }
 
-    fn crew(&self, shape: &Shape, workers: u32, slots: u32) -> Crew {
+    pub(crate) fn crew(&self, shape: &Shape, workers: u32, slots: u32) -> Crew {
         let (systems, features) = shape.needs();
         Crew { workers: self.workers.unwrap_or(workers), slots: self.slots.unwrap_or(slots), systems, features }
     }
 
-    fn shape(&self, plain: impl FnOnce(usize) -> Shape, jobs: usize) -> anyhow::Result<Shape> {
+    pub(crate) fn shape(&self, plain: impl FnOnce(usize) -> Shape, jobs: usize) -> anyhow::Result<Shape> {
         match &self.graph {
             Some(file) => Shape::read(file, self.jobs),
             None => Ok(plain(self.jobs.unwrap_or(jobs))),
@@ -83,7 +83,7 @@ impl Setting {
 }
 
 impl Stage {
-    async fn end(self) -> anyhow::Result<()> {
+    pub(crate) async fn end(self) -> anyhow::Result<()> {
         drop(self.hired);
         self.farm.stop().await;
         self.dir.close().context("remove the farm's directory")
@@ -237,7 +237,7 @@ fn check_built(figures: &Figures, claims: &mut Claims) {
 }
 
 /// The mean size of the 62,315 recorded derivations of nixpkgs.
-const RECIPE_BYTES: usize = 3393;
+pub(crate) const RECIPE_BYTES: usize = 3393;
 /// How long a farm settles before it counts as idle.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long it is watched then: long beside the ticks in which processor time is counted.
