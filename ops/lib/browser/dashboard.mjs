@@ -30,11 +30,12 @@ const open = async (options) => {
   page.on("request", (request) => request.url().startsWith(url) || page.said.push(`asks elsewhere: ${request.url()}`));
   return page;
 };
+const ms = (since) => `${(performance.now() - since).toFixed(0)} ms`;
 const numbers = (text) => [...text.replaceAll(",", "").matchAll(/\d+/g)].map(Number);
 
 // What there is to look at.
 const builds = (await api("/builds")).builds;
-const build = builds[0];
+const build = builds.find((build) => build.jobs.failed > 0);
 const jobs = (await api(`/builds/${build.build}/jobs`)).jobs;
 const failed = jobs.find((job) => job.state === "failed");
 const drv = failed.derivation.split("/").pop();
@@ -79,12 +80,22 @@ for (const [name, path] of Object.entries(pages)) {
 }
 claim("Pages that cannot be read without JavaScript", list(read), "none", read.length === 0);
 
-// Numbers.
+// Numbers. The farm is at work: what the API says before and after a look is what the page says between, if both are the same.
 const page = await open({ viewport: { width: 1400, height: 900 } });
-await page.goto(pages.build);
-const shown = numbers(await page.locator("#progress .legend").innerText());
-const told = ["built", "failed", "running", "ready", "blocked"].map((state) => build.jobs[state]);
-claim("Jobs by state on the page and of the API", `${shown} and ${told}`, "equal", shown.join() === told.join());
+const states = ["built", "failed", "running", "ready", "blocked"];
+const compare = async (what, ask, look) => {
+  for (let tries = 0; tries < 20; tries++) {
+    const before = await ask(), shown = await look(), after = await ask();
+    if (before.join() !== after.join()) continue;
+    return claim(what, `${shown} and ${after}`, "equal", shown.join() === after.join());
+  }
+  claim(what, "the farm did not hold still", "equal", false);
+};
+for (const { build: number } of builds) {
+  const ask = async () => { const { jobs } = await api(`/builds/${number}`); return states.map((state) => jobs[state]); };
+  const look = async () => { await page.goto(`/ui/builds/${number}`); return numbers(await page.locator("#progress .legend").innerText()); };
+  await compare(`Jobs of build ${number} by state on the page and of the API`, ask, look);
+}
 const workers = (await api("/workers")).workers;
 await page.goto(pages.fleet);
 const rows = await page.locator("#workers tbody tr").count();
@@ -105,6 +116,16 @@ claim("Its colours", coloured, "error:", coloured === "error:");
 claim("The title after hostile markup in a log", await page.title(), "not owned", !(await page.title()).includes("owned"));
 await page.goto(`${pages.job}?q=COMPILE#log`);
 claim("Lines that a search of the log marks", await page.locator("#log-lines mark").count(), "1", (await page.locator("#log-lines mark").count()) === 1);
+
+// From the overview to the log of a job that runs, which grows by itself.
+await page.goto(pages.overview);
+const running = (await api("/jobs?state=running")).jobs.find((job) => job.derivation.includes("-talker-"));
+await page.goto(`/ui/jobs/${running.derivation.split("/").pop()}`);
+const lines = () => page.locator("#log-lines li").count();
+const begun = await lines(), since = performance.now();
+await page.locator(`#log-lines li:nth-child(${begun + 10})`).waitFor({ state: "attached", timeout: 20_000 });
+claim("Ten more lines of a log that is being written, five a second", ms(since), "without a look at the whole page", (await lines()) >= begun + 10);
+await page.screenshot({ path: `${shots}/job-running.png`, fullPage: true });
 
 // An administrator drains a worker, and gives it jobs again.
 const isDrained = async () => (await api("/workers")).workers[0].ailing?.state === "drained";

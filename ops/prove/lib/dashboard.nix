@@ -1,5 +1,5 @@
 # A few derivations for the dashboard's pages: a chain that is built, one that fails with colours and markup in its log, one that waits for
-# it, and one that no worker can run. Their attributes are what is asked for.
+# it, and one that writes its log as long as somebody may look. Their attributes are what is asked for.
 { seed, system ? builtins.currentSystem }:
 let
   found = builtins.filter builtins.pathExists [ "/usr/bin/busybox" "/bin/busybox" ];
@@ -22,6 +22,11 @@ rec {
     echo 'Running phase: buildPhase'
     echo '${esc}[1;31merror:${esc}[0m <script>document.title="owned"</script> does not compile'
     exit 3
+  '';
+  talker = job "talker-1.0" [ ] ''
+    echo 'Running phase: buildPhase'
+    i=1; while [ $i -le 1500 ]; do echo "this is line $i"; i=$((i+1)); usleep 200000; done
+    echo talked >$out
   '';
   behind = job "behind-0.1" [ broken ] "echo never >$out";
 }

@@ -195,15 +195,15 @@ class Process:
 
 
 class Up:
-    """A `kiln up` in `directory`."""
+    """A `kiln up` in `directory`, with more arguments if any are given."""
 
-    def __init__(self, directory, log):
-        self.dir, self.log, self.process = pathlib.Path(directory), log, None
+    def __init__(self, directory, log, *more):
+        self.dir, self.log, self.more, self.process = pathlib.Path(directory), log, more, None
 
     def __enter__(self):
         any_port = "127.0.0.1:0"
         self.process = Process(
-            "kiln up", [KILN, "up", "--dir", str(self.dir), "--listen", any_port, "--http", any_port], self.log
+            "kiln up", [KILN, "up", "--dir", str(self.dir), "--listen", any_port, "--http", any_port, *self.more], self.log
         )
         try:
             self.beacon = wait_until("kiln up", 60, self._beacon)
