@@ -44,6 +44,7 @@ pub struct Coordinator {
     acceptor: JoinHandle<()>,
     collector: JoinHandle<()>,
     teller: JoinHandle<()>,
+    api: api::Api,
     http: Http,
 }
 
@@ -135,7 +136,7 @@ impl Coordinator {
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
         let api = api::Api::new(parts.clone());
         let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&api)).merge(pages::router(&api)));
-        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, http })
+        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, api, http })
     }
 
     /// Returns the UDP address for workers and clients.
@@ -187,6 +188,7 @@ impl Coordinator {
         if let Err(error) = self.driver.await {
             tracing::warn!(%error, "the driver ended badly");
         }
+        self.api.end_streams();
         self.http.stop().await;
         self.parts.consensus.shutdown().await;
     }

@@ -1,18 +1,15 @@
 //! The live stream: what happens, as server-sent events.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::{Stream, stream};
+use futures::stream;
 use kiln_api::ResyncEvent;
 use kiln_core::Sight;
 use kiln_wire::BuildId;
@@ -24,8 +21,7 @@ use utoipa::IntoParams;
 
 use super::ask::Params;
 use super::forward::LAST_EVENT_ID;
-use super::turns::StreamTurn;
-use super::{Api, Refused};
+use super::{Api, Refused, streamed};
 use crate::access::Caller;
 use crate::live::{self, Batch, EventId, Hearing, Told};
 
@@ -73,21 +69,8 @@ pub(super) async fn events(
         (None, _) => first.push_str(&resync(last, "what happened since then is not remembered here")),
     }
     let missed = missed.unwrap_or_default();
-    let hearing = Heard { api, sight, build, batches, last, first: Some(Bytes::from(first)), missed, _turn: turn };
-    let pieces = stream::unfold(hearing, |mut hearing| async move {
-        let piece = hearing.next().await?;
-        Some((Ok::<_, Infallible>(piece), hearing))
-    });
-    Ok(stream_of(pieces))
-}
-
-/// Returns an answer that goes on.
-pub(super) fn stream_of(pieces: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
-    let mut answer = Response::new(Body::from_stream(pieces));
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    // A proxy that collects what it passes on would hold events back.
-    answer.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    answer
+    let hearing = Heard { api, sight, build, batches, last, first: Some(Bytes::from(first)), missed };
+    Ok(streamed::events(turn, stream::unfold(hearing, |mut hearing| async move { Some((hearing.next().await?, hearing)) })))
 }
 
 struct Heard {
@@ -100,7 +83,6 @@ struct Heard {
     first: Option<Bytes>,
     /// What is told before anything else, a piece at a time.
     missed: VecDeque<Arc<Told>>,
-    _turn: StreamTurn,
 }
 
 impl Heard {

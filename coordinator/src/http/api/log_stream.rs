@@ -1,7 +1,6 @@
 //! A log as server-sent events, until its attempt ends. The id of a line is where the next one begins, so that whoever goes on from it
 //! loses none and hears none twice: the bytes of an attempt's log are the same at every coordinator.
 
-use std::convert::Infallible;
 use std::fmt::Write;
 
 use axum::http::HeaderValue;
@@ -12,9 +11,8 @@ use kiln_api::{LogEnd, LogLine};
 use kiln_wire::limits::{API_LINE_BYTES_MAX, API_STREAM_PIECE_BYTES};
 use kiln_wire::{AttemptId, DrvPath};
 
-use super::events::{HEARTBEAT, stream_of};
-use super::turns::StreamTurn;
-use super::{Api, Refused, log};
+use super::events::HEARTBEAT;
+use super::{Api, Refused, log, streamed};
 use crate::access::Caller;
 use crate::followed_log::{FollowError, FollowedLog, Piece};
 
@@ -36,12 +34,8 @@ pub(super) async fn follow(
     let log = FollowedLog::open(api.parts(), derivation.clone(), attempt, offset_bytes).await;
     let log = log.map_err(|error| refused(&derivation, error))?;
     let lines = Lines { attempt, offset_bytes, untold: Vec::new() };
-    let following = Following { derivation, log, lines, is_ended: false, _turn: turn };
-    let pieces = stream::unfold(following, |mut following| async move {
-        let piece = following.next().await?;
-        Some((Ok::<_, Infallible>(piece), following))
-    });
-    Ok(stream_of(pieces))
+    let following = Following { derivation, log, lines, is_ended: false };
+    Ok(streamed::events(turn, stream::unfold(following, |mut following| async move { Some((following.next().await?, following)) })))
 }
 
 fn refused(derivation: &DrvPath, error: FollowError) -> Refused {
@@ -58,7 +52,6 @@ struct Following {
     log: FollowedLog,
     lines: Lines,
     is_ended: bool,
-    _turn: StreamTurn,
 }
 
 impl Following {

@@ -23,6 +23,7 @@ mod refused;
 mod routes;
 mod session;
 mod steer;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -80,6 +81,11 @@ impl Api {
 
     pub(crate) fn parts(&self) -> &Arc<Parts> {
         &self.0.parts
+    }
+
+    /// Has every stream end: the coordinator stops, and nobody is to wait for it.
+    pub(crate) fn end_streams(&self) {
+        self.0.streams.end();
     }
 
     /// Returns leave to answer one more request; none if as many are being answered as may be.

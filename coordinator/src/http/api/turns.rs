@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_wire::limits::{API_OPEN_REQUESTS_MAX, API_REQUESTS_MAX, API_STEERS_MAX, API_STREAMS_MAX, API_STREAMS_PER_TOKEN_MAX};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Refused;
 use super::routes::{Route, Verb};
@@ -47,12 +47,14 @@ impl Turns {
 /// Streams that are open, and whose.
 pub(super) struct Streams {
     all: Arc<Semaphore>,
+    /// True once all are to end.
+    stopped: watch::Sender<bool>,
     by_token: Arc<Mutex<BTreeMap<Option<String>, usize>>>,
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(API_STREAMS_MAX)), by_token: Arc::default() }
+        Self { all: Arc::new(Semaphore::new(API_STREAMS_MAX)), stopped: watch::Sender::new(false), by_token: Arc::default() }
     }
 }
 
@@ -60,6 +62,7 @@ impl Default for Streams {
 pub(super) struct StreamTurn {
     token: Option<String>,
     by_token: Arc<Mutex<BTreeMap<Option<String>, usize>>>,
+    stopped: watch::Receiver<bool>,
     _turn: OwnedSemaphorePermit,
 }
 
@@ -76,7 +79,27 @@ impl Streams {
             return Err(Refused::busy("streams of this token, or without one,"));
         }
         *count += 1;
-        Ok(StreamTurn { token: caller.token.clone(), by_token: self.by_token.clone(), _turn: turn })
+        let stopped = self.stopped.subscribe();
+        Ok(StreamTurn { token: caller.token.clone(), by_token: self.by_token.clone(), stopped, _turn: turn })
+    }
+
+    /// Has all streams end.
+    pub(super) fn end(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    /// Returns how many are open.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.by_token.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+}
+
+impl StreamTurn {
+    /// Waits until the stream is to end.
+    pub(super) async fn ended(&mut self) {
+        // An error says that there is nobody left who could say it.
+        let _told = self.stopped.wait_for(|stopped| *stopped).await;
     }
 }
 
