@@ -92,6 +92,10 @@ async fn of_farm(ui: &Ui, asker: &Asker, derivation: &DrvPath) -> Result<Option<
     let view = &explanation.job;
     let (Some(neighbours), Some(state)) = (neighbours, JobState::of_word(&view.state)) else { return Ok(None) };
     let [(inputs, inputs_more), (dependents, dependents_more)] = neighbours;
+    let (mut inputs, before) = (named(inputs), built_before(ui, derivation).await);
+    let room = NEIGHBOURS_MAX.saturating_sub(inputs.len());
+    let inputs_more = inputs_more + before.len().saturating_sub(room) as u64;
+    inputs.extend(before.into_iter().map(|input| (input, JobState::Built)).take(room));
     let known = |limit: u64| (limit > 0).then_some(limit);
     let limits = limits.unwrap_or_default();
     Ok(Some(Job {
@@ -110,13 +114,22 @@ async fn of_farm(ui: &Ui, asker: &Asker, derivation: &DrvPath) -> Result<Option<
             log_bytes: known(limits.log_bytes_max),
         },
         log: None,
-        inputs: named(inputs),
+        inputs,
         inputs_more,
         outputs,
         dependents: named(dependents),
         dependents_more,
         dependents_all: explanation.dependents_all,
     }))
+}
+
+/// Returns those of a job's inputs that were there before anybody asked for it: they are no jobs of the farm.
+async fn built_before(ui: &Ui, derivation: &DrvPath) -> Vec<DrvPath> {
+    let parts = ui.parts();
+    let Ok(outline) = parts.derivations.outline(parts, derivation).await else { return Vec::new() };
+    parts.farm(|farm| {
+        outline.inputs().map(|(input, _)| input).filter(|input| farm.sees_job(input, &Sight::All).is_none()).cloned().collect()
+    })
 }
 
 fn titled(id: BuildId, name: String) -> (BuildId, String) {

@@ -316,6 +316,19 @@ async fn pages_take_turns_with_the_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_needs_is_named_also_if_it_was_there_before() {
+    let place = Place::start(true).await;
+    let store = &place.coordinator.parts().store;
+    let text = br#"Derive([("out","","r:sha256","")],[("/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv",["out"])],[],"x86_64-linux","/bin/sh",[],[("out","")])"#;
+    let job = kiln_nix::drv_path_of(store.store_dir(), "of-a", text).expect("a derivation");
+    store.put_derivation(&job, text.to_vec().into()).await.expect("stores");
+    place.submit(RequestId(1), "a", job.as_str()).await;
+    let page = place.get(&format!("/ui/jobs/{job}"), Some("admin")).await.text;
+    assert!(page.contains("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv"), "{page}");
+    place.coordinator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_farm_in_which_something_fails_is_shown_with_its_numbers_to_whom_it_is_of() {
     let place = Place::start(false).await;
     let parts = place.coordinator.parts();
