@@ -233,18 +233,27 @@ impl Farm {
     /// failure. O(classes × parties), with `examples_max` jobs each.
     pub fn waiting(&self, sight: &Sight, examples_max: usize, reasons: &Reasons) -> (BTreeMap<(String, bool), ReadyJobs>, u64) {
         let mut groups: BTreeMap<(String, bool), ReadyJobs> = BTreeMap::new();
-        for (needs, lines) in &self.index.ready {
-            let class = reasons.0.get(needs).cloned().unwrap_or_else(|| self.class_reason(needs, self.kept(), &NOBODY));
-            for (party, line) in lines {
-                let others = class == WaitReason::Busy && lines.len() > 1 && self.others_first(party, lines);
-                let reason = if others { &WaitReason::OthersFirst } else { &class };
-                let group = groups.entry((reason.to_string(), reason.is_unplaceable())).or_default();
-                group.count += u64::try_from(line.len()).unwrap_or(u64::MAX);
-                group.systems.insert(needs.system.clone());
-                group.first.extend(self.examples(party, line, sight, examples_max.saturating_sub(group.first.len())));
-            }
+        for (needs, party, line, reason) in self.lines_waiting(reasons) {
+            let group = groups.entry((reason.to_string(), reason.is_unplaceable())).or_default();
+            group.count += u64::try_from(line.len()).unwrap_or(u64::MAX);
+            group.systems.insert(needs.system.clone());
+            group.first.extend(self.examples(party, line, sight, examples_max.saturating_sub(group.first.len())));
         }
         (groups, u64::try_from(self.index.delayed.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Returns the lines of ready jobs, each with what its jobs need, whose they are, and why they wait.
+    pub(crate) fn lines_waiting(
+        &self,
+        reasons: &Reasons,
+    ) -> impl Iterator<Item = (&Arc<Needs>, &Arc<Party>, &BTreeSet<ReadyEntry>, WaitReason)> {
+        self.index.ready.iter().flat_map(move |(needs, lines)| {
+            let class = reasons.0.get(needs).cloned().unwrap_or_else(|| self.class_reason(needs, self.kept(), &NOBODY));
+            lines.iter().map(move |(party, line)| {
+                let others = class == WaitReason::Busy && lines.len() > 1 && self.others_first(party, lines);
+                (needs, party, line, if others { WaitReason::OthersFirst } else { class.clone() })
+            })
+        })
     }
 
     fn examples(&self, party: &Party, line: &BTreeSet<ReadyEntry>, sight: &Sight, count: usize) -> Vec<DrvPath> {

@@ -98,6 +98,30 @@ impl WaitReason {
     }
 }
 
+impl WaitReason {
+    /// Returns the reason in one word, for counts: without what is lacking, which may be anything.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::OthersFirst => "others_first",
+            Self::Away => "away",
+            Self::Finishing => "finishing",
+            Self::Ailing => "ailing",
+            Self::BackOff => "back_off",
+            Self::FailedThere => "failed_there",
+            Self::Reserved => "reserved",
+            Self::Outlasts => "outlasts",
+            Self::PlanFull => "plan_full",
+            Self::Placing => "placing",
+            Self::NoWorker => "no_worker",
+            Self::LacksSystem(_) => "lacks_system",
+            Self::LacksFeatures(_) => "lacks_features",
+            Self::LacksMemory { .. } => "lacks_memory",
+            Self::NoSlots => "no_slots",
+        }
+    }
+}
+
 impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

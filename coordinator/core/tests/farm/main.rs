@@ -5,6 +5,7 @@ mod drain;
 mod explained;
 mod facts;
 mod fair;
+mod figures;
 mod golden;
 mod graphs;
 mod ledger;
