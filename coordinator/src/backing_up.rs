@@ -23,7 +23,9 @@ pub(crate) async fn send(parts: &Arc<Parts>, peer: &Role, sender: &mut Sender) -
             for piece in bytes.chunks(PIECE_BYTES) {
                 sender.send(&Response::Backup(piece.to_vec())).await?;
             }
-            sender.send(&Response::Backup(Vec::new())).await
+            sender.send(&Response::Backup(Vec::new())).await?;
+            parts.meter.backed_up(&parts.dir, parts.clock.now());
+            Ok(())
         }
         Err(refusal) => sender.send(&Response::Refused(refusal)).await,
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_core::{COPYING, Command, Effect, JUDGING, Lead, Limits, SUCCEEDING, Turn};
+use kiln_core::{COPYING, Command, Copied, Effect, JUDGING, Lead, Limits, SUCCEEDING, Turn};
 use kiln_wire::worker::ToWorker;
 use kiln_wire::{AttemptId, DrvPath, Leader, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -86,6 +86,7 @@ enum Proposed {
 impl Driver {
     /// On becoming leader: does what is owed, and gives the workers it inherits the usual time to come back.
     fn follow(&mut self, leadership: Leadership) {
+        self.parts.meter.led_by(leadership.leader, || self.parts.clock.now());
         match self.lead.follow(leadership.is_self.then_some(leadership.leader)) {
             Turn::Same => {}
             Turn::TakesOver(leader) => {
@@ -165,13 +166,12 @@ impl Driver {
                 tokio::spawn(resolve::resolve(parts.clone(), leader, derivation));
             }
             Effect::Notify { builds, event } => {
-                parts.meter.count(&event);
                 parts.watchers.event(builds, event);
             }
             Effect::Archive(record) => {
                 tokio::spawn(archiving::archive(parts.clone(), record));
             }
-            Effect::Copied { derivation, copied } => parts.meter.copied(&derivation, copied),
+            Effect::Copied { derivation, copied } => tell_of_copy(&derivation, copied),
             Effect::Judged { worker, ailing } => drain::tell(&worker, ailing.as_ref()),
             // Whoever proposed the command has the answer from its proposal.
             Effect::Answer(_) => {}
@@ -209,8 +209,8 @@ impl Driver {
             lead.winding(if version < SUCCEEDING { BTreeMap::new() } else { sessions.winding(farm) });
             lead.plan(farm, now, steady)
         });
-        if let Some((commands, report)) = planned {
-            self.parts.meter.planned(started.elapsed(), &report);
+        if let Some((commands, _)) = planned {
+            self.parts.meter.planned(started.elapsed());
             self.propose(Proposed::Leases, commands);
         }
     }
@@ -267,6 +267,22 @@ impl Driver {
         let silence = self.parts.sessions.next_silence(steady);
         let wake = self.parts.farm(|farm| self.lead.wake_after_ms(farm, silence, now, steady));
         wake.map_or(IDLE, Duration::from_millis)
+    }
+}
+
+/// Tells what becomes of two attempts at a job.
+fn tell_of_copy(derivation: &DrvPath, copied: Copied) {
+    match copied {
+        Copied::Begun { attempt, of } => {
+            tracing::info!(%derivation, %attempt, beside = %of, "takes far longer than its like: a second attempt begins");
+        }
+        Copied::Won { attempt, by_copy } => {
+            tracing::info!(%derivation, %attempt, by_copy, "the first of two attempts to make its outputs");
+        }
+        Copied::Same(attempt) => tracing::info!(%derivation, %attempt, "the slower of two attempts made the same outputs"),
+        Copied::Differs(attempt) => {
+            tracing::warn!(%derivation, %attempt, "the slower of two attempts made other outputs: the derivation is not deterministic");
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub enum LogError {
 pub struct Logs {
     dir: PathBuf,
     open: Mutex<BTreeMap<Key, Arc<OpenLog>>>,
+    /// Bytes that were appended since the directory was opened.
+    appended_bytes: AtomicU64,
 }
 
 /// A log that is being written.
@@ -60,7 +62,7 @@ impl Logs {
                 fs::remove_file(entry.path())?;
             }
         }
-        Ok(Self { dir: dir.to_path_buf(), open: Mutex::default() })
+        Ok(Self { dir: dir.to_path_buf(), open: Mutex::default(), appended_bytes: AtomicU64::default() })
     }
 
     /// Appends bytes that a worker sent. What is known already is skipped, so a worker may send its log again from any point.
@@ -75,9 +77,15 @@ impl Logs {
         let fresh = fresh_part(size_bytes, offset_bytes, bytes);
         if !fresh.is_empty() {
             file.write_all(&fresh).map_err(error)?;
+            self.appended_bytes.fetch_add(fresh.len() as u64, Ordering::Relaxed);
             log.size_bytes.send_replace(Some(size_bytes + fresh.len() as u64));
         }
         Ok(())
+    }
+
+    /// Returns how many bytes were appended to logs since the directory was opened.
+    pub fn appended_bytes(&self) -> u64 {
+        self.appended_bytes.load(Ordering::Relaxed)
     }
 
     /// Keeps a whole log. One that is there stays.

@@ -1,85 +1,121 @@
-//! Counts beside the farm's state: what happened since this process started. The core has no counters.
+//! Counts beside the farm's state: what this coordinator did since its process started. The core has no counters, and what entries did every
+//! coordinator counts as it applies them ([`crate::tally`]).
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kiln_core::{Copied, PlanReport};
-use kiln_wire::client::{Event, EventKind};
-use kiln_wire::{DrvPath, FailureClass};
+use kiln_wire::{Leader, Timestamp};
+
+use crate::kinds::Kinds;
 
 /// Counters of one coordinator.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    pub(crate) built: AtomicU64,
-    pub(crate) failed: [AtomicU64; CLASSES.len()],
     pub(crate) plans: AtomicU64,
     pub(crate) plan_us: AtomicU64,
-    pub(crate) unplaceable: AtomicU64,
-    pub(crate) copies: Copies,
+    pub(crate) moved: Moved,
+    pub(crate) upstream: Upstream,
+    /// When a backup was last taken from here, in milliseconds since 1970.
+    pub(crate) backed_up_at_ms: AtomicU64,
+    /// Kinds of jobs that have names in metrics.
+    pub(crate) kinds: Kinds,
+    leaders: Mutex<Leaders>,
 }
 
-/// What became of second attempts.
+/// Bytes of blobs, beside those that the store counts.
 #[derive(Debug, Default)]
-pub(crate) struct Copies {
-    pub(crate) begun: AtomicU64,
-    pub(crate) won: AtomicU64,
-    pub(crate) same: AtomicU64,
-    pub(crate) differing: AtomicU64,
+pub(crate) struct Moved {
+    pub(crate) from_workers: AtomicU64,
+    pub(crate) to_workers: AtomicU64,
+    pub(crate) spared: AtomicU64,
+}
+
+/// What was asked of upstream caches.
+#[derive(Debug, Default)]
+pub(crate) struct Upstream {
+    pub(crate) found: AtomicU64,
+    pub(crate) absent: AtomicU64,
+    pub(crate) taken: AtomicU64,
+    pub(crate) taken_bytes: AtomicU64,
+    pub(crate) failed: AtomicU64,
+}
+
+/// Leaderships that were heard of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Leaders {
+    known: Leader,
+    pub(crate) changes: u64,
+    pub(crate) changed_at: Timestamp,
 }
 
 impl Meter {
-    /// Counts what an event says of an attempt.
-    pub(crate) fn count(&self, event: &Event) {
-        match &event.kind {
-            EventKind::Built { .. } => self.built.fetch_add(1, Ordering::Relaxed),
-            EventKind::Retried { class, .. } | EventKind::Failed { class, .. } => {
-                self.failed[place(*class)].fetch_add(1, Ordering::Relaxed)
-            }
-            EventKind::Ready | EventKind::Started { .. } | EventKind::DependencyFailed { .. } | EventKind::Cancelled => 0,
-        };
-    }
-
-    /// Counts and tells what becomes of two attempts at a job.
-    pub(crate) fn copied(&self, derivation: &DrvPath, copied: Copied) {
-        let counted = match copied {
-            Copied::Begun { attempt, of } => {
-                tracing::info!(%derivation, %attempt, beside = %of, "takes far longer than its like: a second attempt begins");
-                Some(&self.copies.begun)
-            }
-            Copied::Won { attempt, by_copy } => {
-                tracing::info!(%derivation, %attempt, by_copy, "the first of two attempts to make its outputs");
-                by_copy.then_some(&self.copies.won)
-            }
-            Copied::Same(attempt) => {
-                tracing::info!(%derivation, %attempt, "the slower of two attempts made the same outputs");
-                Some(&self.copies.same)
-            }
-            Copied::Differs(attempt) => {
-                tracing::warn!(%derivation, %attempt, "the slower of two attempts made other outputs: the derivation is not deterministic");
-                Some(&self.copies.differing)
-            }
-        };
-        counted.map(|counter| counter.fetch_add(1, Ordering::Relaxed));
+    /// Begins to count, for a coordinator whose directory this is: when the last backup was taken is known beyond its process.
+    pub(crate) fn of(dir: &Path) -> Self {
+        let noted = std::fs::read_to_string(dir.join(BACKED_UP)).ok().and_then(|text| text.trim().parse().ok());
+        Self { backed_up_at_ms: AtomicU64::new(noted.unwrap_or_default()), ..Self::default() }
     }
 
     /// Counts a plan.
-    pub(crate) fn planned(&self, took: Duration, report: &PlanReport) {
-        self.plans.fetch_add(1, Ordering::Relaxed);
-        self.plan_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let unplaceable = report.waiting.iter().filter(|waiting| waiting.reason.is_unplaceable()).map(|waiting| waiting.count).sum();
-        self.unplaceable.store(unplaceable, Ordering::Relaxed);
+    pub(crate) fn planned(&self, took: Duration) {
+        add(&self.plans, 1);
+        add(&self.plan_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Notes who leads. Before any leader is known its term is 0.
+    pub(crate) fn led_by(&self, leader: Leader, now: impl FnOnce() -> Timestamp) {
+        let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
+        if leader.term > 0 && leaders.known != leader {
+            *leaders = Leaders { known: leader, changes: leaders.changes + 1, changed_at: now() };
+        }
+    }
+
+    /// Returns what was heard of leaderships.
+    pub(crate) fn leaders(&self) -> Leaders {
+        *self.leaders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a backup was taken whole, for the processes that come after this one too.
+    pub(crate) fn backed_up(&self, dir: &Path, at: Timestamp) {
+        self.backed_up_at_ms.store(at.0, Ordering::Relaxed);
+        if let Err(error) = std::fs::write(dir.join(BACKED_UP), format!("{}\n", at.0)) {
+            tracing::warn!(%error, dir = %dir.display(), "note when the farm was backed up: after a restart its metrics say that it was earlier");
+        }
     }
 }
 
-fn place(class: FailureClass) -> usize {
-    CLASSES.iter().position(|known| *known == class).unwrap_or_default()
+pub(crate) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
 }
 
-/// The failure classes in the order of their counters.
-pub(crate) const CLASSES: [FailureClass; 5] = [
-    FailureClass::BuildFailure,
-    FailureClass::OutOfMemory,
-    FailureClass::LimitExceeded,
-    FailureClass::Infrastructure,
-    FailureClass::Cancelled,
-];
+/// Says when the last backup was taken, in milliseconds since 1970.
+const BACKED_UP: &str = "backed-up";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_the_last_backup_was_taken_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |meter: &Meter| meter.backed_up_at_ms.load(Ordering::Relaxed);
+        let meter = Meter::of(dir.path());
+        assert_eq!(at(&meter), 0, "none ever was");
+        meter.backed_up(dir.path(), Timestamp(1_760_000_000_123));
+        assert_eq!((at(&meter), at(&Meter::of(dir.path()))), (1_760_000_000_123, 1_760_000_000_123));
+        std::fs::write(dir.path().join(BACKED_UP), "torn\0").expect("write");
+        assert_eq!(at(&Meter::of(dir.path())), 0, "what cannot be read says nothing");
+    }
+
+    #[test]
+    fn another_leadership_is_counted_once_and_nobodys_is_none() {
+        let meter = Meter::default();
+        let leader = |term| Leader { term, ..Leader::default() };
+        for (at, term) in [(1, 0), (2, 4), (3, 4), (4, 0), (5, 4), (6, 5)] {
+            meter.led_by(leader(term), || Timestamp(at));
+        }
+        let leaders = meter.leaders();
+        assert_eq!((leaders.changes, leaders.changed_at), (2, Timestamp(6)));
+    }
+}

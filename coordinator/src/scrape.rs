@@ -1,70 +1,145 @@
-//! The figures of `/metrics`, gathered when they are asked for.
+//! The figures of `/metrics`, gathered when they are asked for. No look at the farm takes longer for more jobs: what is looked at are classes
+//! of ready jobs, workers, and what runs on them.
 
-use std::sync::atomic::Ordering;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kiln_wire::client::BuildState;
+use kiln_wire::client::{BuildState, WorkerView};
+use kiln_wire::worker::Lacking;
 use kiln_wire::{Ailing, Standing};
 
-use crate::http::Snapshot;
-use crate::meter::CLASSES;
+use crate::http::api::reads::away;
+use crate::http::{Fleet, Raft, Snapshot, Traffic, Upstream};
 use crate::parts::Parts;
+use crate::process::{Disk, Process};
 use crate::{leading, views};
 
 /// Returns the figures as they are now.
 pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
-    let workers = views::workers(parts);
-    let connected = workers.iter().filter(|worker| worker.connected);
-    let (slots, slots_used) =
-        connected.fold((0, 0), |(slots, used), worker| (slots + u64::from(worker.offer.slots), used + count(&worker.running)));
-    let leases = workers.iter().map(|worker| count(&worker.running)).sum();
-    let (jobs, builds_active) = parts.farm(|farm| {
-        let active = farm.builds().filter_map(|build| farm.build_view(build)).filter(|view| view.state == BuildState::Active).count();
-        (farm.counts(), u64::try_from(active).unwrap_or(u64::MAX))
-    });
-    let ailing = |is: fn(&Ailing) -> bool| {
-        let found = workers.iter().filter_map(|worker| worker.ailing.as_ref()).filter(|ailing| is(ailing));
-        u64::try_from(found.count()).unwrap_or(u64::MAX)
-    };
-    let raft = parts.consensus.metrics();
-    let members = parts.consensus.members();
-    let others = || members.iter().filter(|member| member.node != parts.consensus.node());
-    let traffic = parts.store.traffic();
     let meter = &parts.meter;
+    let (jobs, builds, running, (queue, beyond)) = parts.farm(|farm| {
+        let active = farm.builds().filter_map(|build| farm.build_glance(build)).filter(|build| build.state == BuildState::Active).count();
+        let running: BTreeMap<String, u64> =
+            farm.running_by_system().into_iter().map(|(system, count)| (system.to_owned(), count)).collect();
+        (farm.counts(), active, running, farm.queue(&farm.reasons(&away(parts, farm)), DELAYED_LOOKED_MAX))
+    });
+    let jobs_unplaceable = queue.iter().filter(|(of, _)| of.is_unplaceable).map(|(_, count)| count).sum();
     Snapshot {
         jobs,
-        jobs_unplaceable: meter.unplaceable.load(Ordering::Relaxed),
-        workers_connected: u64::try_from(workers.iter().filter(|worker| worker.connected).count()).unwrap_or(u64::MAX),
-        workers_resting: ailing(|of| matches!(of.standing, Standing::Resting { .. })),
-        workers_on_probation: ailing(|of| matches!(of.standing, Standing::Probation { .. })),
-        workers_quarantined: ailing(|of| matches!(of.standing, Standing::Quarantined { .. })),
-        workers_drained: ailing(|of| of.drained),
-        leases,
-        slots,
-        slots_used,
-        builds_active,
-        attempts_built: meter.built.load(Ordering::Relaxed),
-        attempts_failed: CLASSES.iter().zip(&meter.failed).map(|(class, failed)| (*class, failed.load(Ordering::Relaxed))).collect(),
-        copies_begun: meter.copies.begun.load(Ordering::Relaxed),
-        copies_won: meter.copies.won.load(Ordering::Relaxed),
-        copies_same: meter.copies.same.load(Ordering::Relaxed),
-        copies_differing: meter.copies.differing.load(Ordering::Relaxed),
+        queue: meter.kinds.name(queue, beyond),
+        jobs_unplaceable,
+        running,
+        builds_active: u64::try_from(builds).unwrap_or(u64::MAX),
+        counted: parts.consensus.tally().read(),
+        fleet: fleet(&views::workers(parts)),
+        plans: of(&meter.plans),
+        plan_us: of(&meter.plan_us),
+        log_bytes: parts.logs.appended_bytes(),
+        backed_up_at_ms: of(&meter.backed_up_at_ms),
+        raft: raft(parts),
+        traffic: traffic(parts),
+        upstream: Upstream {
+            found: of(&meter.upstream.found),
+            absent: of(&meter.upstream.absent),
+            taken: of(&meter.upstream.taken),
+            taken_bytes: of(&meter.upstream.taken_bytes),
+            failed: of(&meter.upstream.failed),
+        },
+        disk: Disk::of(&parts.dir),
+        process: Process::own(),
+        // Counted where requests are answered.
+        answers: Default::default(),
+    }
+}
+
+fn fleet(workers: &[WorkerView]) -> Fleet {
+    let connected = || workers.iter().filter(|worker| worker.connected);
+    let mut fleet = Fleet {
+        connected: u64::try_from(connected().count()).unwrap_or(u64::MAX),
+        registered: count(workers),
+        leases: workers.iter().map(|worker| count(&worker.running)).sum(),
+        slots: connected().map(|worker| u64::from(worker.offer.slots)).sum(),
+        slots_used: connected().map(|worker| count(&worker.running)).sum(),
+        ..Fleet::default()
+    };
+    for worker in workers {
+        for why in worker.ailing.iter().flat_map(ailments) {
+            *fleet.ailing.entry(why).or_default() += 1;
+        }
+        if let Some(strain) = &worker.strain {
+            *fleet.strained.entry(lacking(strain.lacks)).or_default() += 1;
+        }
+    }
+    fleet
+}
+
+fn ailments(ailing: &Ailing) -> impl Iterator<Item = &'static str> {
+    let standing = match ailing.standing {
+        Standing::Working => None,
+        Standing::Resting { .. } => Some("resting"),
+        Standing::Probation { .. } => Some("probation"),
+        Standing::Quarantined { .. } => Some("quarantined"),
+    };
+    standing.into_iter().chain(ailing.drained.then_some("drained"))
+}
+
+fn lacking(what: Lacking) -> &'static str {
+    match what {
+        Lacking::Disk => "disk",
+        Lacking::Memory => "memory",
+        Lacking::Cpu => "cpu",
+        Lacking::Io => "io",
+    }
+}
+
+fn raft(parts: &Parts) -> Raft {
+    let consensus = &parts.consensus;
+    let (raft, members, own) = (consensus.metrics(), consensus.members(), consensus.node());
+    let others = || members.iter().filter(|member| member.node != own);
+    let is_leader = leading::own(parts).is_some();
+    // Of itself only the lease says so: one that no quorum answers does not lead.
+    let follows = consensus.leader().is_some_and(|(leader, _)| leader.node != own);
+    let leaders = parts.meter.leaders();
+    let voters = members.iter().filter(|member| member.votes);
+    Raft {
         log_index: raft.applied_index.0,
+        log_bytes: raft.log_bytes,
+        log_segments: raft.log_segments,
         term: raft.term,
-        is_leader: leading::own(parts).is_some(),
-        is_voter: members.iter().any(|member| member.node == parts.consensus.node() && member.votes),
-        disk_full: parts.consensus.trouble().is_some(),
+        is_leader,
+        has_leader: is_leader || follows,
+        leader_changes: leaders.changes,
+        leader_changed_at_ms: leaders.changed_at.0,
+        is_voter: voters.clone().any(|member| member.node == own),
+        disk_full: consensus.trouble().is_some(),
         members: count(&members),
+        voters: u64::try_from(voters.count()).unwrap_or(u64::MAX),
         member_lags: others().filter_map(|of| Some((of.node.0, raft.last_log_index.0.saturating_sub(of.matched?.0)))).collect(),
         member_silences_ms: others().filter_map(|of| Some((of.node.0, of.silent_ms?))).collect(),
-        store_received_bytes: traffic.received_bytes,
-        store_served_bytes: traffic.served_bytes,
-        plans: meter.plans.load(Ordering::Relaxed),
-        plan_us: meter.plan_us.load(Ordering::Relaxed),
+        proposals: raft.proposals_in_flight,
         commits: raft.commit,
         syncs: raft.sync,
     }
 }
 
+fn traffic(parts: &Parts) -> Traffic {
+    let (stored, moved) = (parts.store.traffic(), &parts.meter.moved);
+    Traffic {
+        received_bytes: stored.received_bytes,
+        from_workers_bytes: of(&moved.from_workers),
+        served_bytes: stored.served_bytes,
+        to_workers_bytes: of(&moved.to_workers),
+        spared_bytes: of(&moved.spared),
+    }
+}
+
+fn of(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
 fn count<T>(items: &[T]) -> u64 {
     u64::try_from(items.len()).unwrap_or(u64::MAX)
 }
+
+/// Jobs that wait a while after a failure of which is looked at what they need; the others are counted together.
+const DELAYED_LOOKED_MAX: usize = 4_096;

@@ -24,6 +24,7 @@ use crate::granted::Granted;
 use crate::http::{Http, Socket, api, pages, uploads};
 use crate::intake::Intake;
 use crate::logs::Logs;
+use crate::meter::Meter;
 use crate::parts::Parts;
 use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use crate::shared_store::SharedStoreError;
@@ -288,7 +289,7 @@ async fn parts(
         live: Default::default(),
         logs: Arc::new(logs),
         archive,
-        meter: Default::default(),
+        meter: Meter::of(&config.dir),
         clock: Default::default(),
     };
     Ok((parts, effects))

@@ -21,6 +21,7 @@ use crate::brought::{self, PublishError};
 use crate::driver::Chain;
 use crate::drv_closure::DrvClosure;
 use crate::garbage::touch;
+use crate::meter::add;
 use crate::parts::Parts;
 use crate::round::{Round, in_order, unattainable};
 use crate::upstream::{Found, Substituter, TakeError, Upstreams};
@@ -254,6 +255,10 @@ impl<'a> Search<'a> {
         }
         {
             let mut state = self.state();
+            let found = answers.iter().filter(|(found, _)| found.is_some()).count();
+            let counts = &self.parts.meter.upstream;
+            add(&counts.found, u64::try_from(found).unwrap_or(u64::MAX));
+            add(&counts.absent, u64::try_from(unasked.len() - found).unwrap_or(u64::MAX));
             state.patience = left;
             state.nowhere.extend(unasked);
             for (found, path) in answers {
@@ -328,6 +333,7 @@ impl<'a> Search<'a> {
                 }
                 Done::Took { path, from, took: Err(TakeError::Cache { path: of, cache, source }) } => {
                     tracing::warn!(path = %of, cache, error = %Chain(source.as_ref()), "an upstream cache does not give what it has");
+                    add(&self.parts.meter.upstream.failed, 1);
                     round.fetched(&path, from);
                     round.failed(&path);
                     self.fail(path);
@@ -354,6 +360,8 @@ impl<'a> Search<'a> {
             if let Some(endorsed) = brought.waiting.remove(&valid) {
                 brought.count += 1;
                 brought.nar_bytes += endorsed.info.nar_size_bytes;
+                add(&self.parts.meter.upstream.taken, 1);
+                add(&self.parts.meter.upstream.taken_bytes, endorsed.info.nar_size_bytes);
             }
             let able = round.valid(&valid);
             ready.extend(able.iter().filter_map(|path| brought.waiting.get(path).cloned()));

@@ -15,6 +15,7 @@ use crate::garbage::touch;
 use crate::granted::may_fetch;
 use crate::heavy::heavy;
 use crate::intake::{self, IntakeError};
+use crate::meter::add;
 use crate::parts::Parts;
 use crate::{leading, made, refuse};
 
@@ -111,17 +112,19 @@ async fn receive(
     touch(parts, keys_of(&stated)).await;
     match parts.store.adopt(&stated, &provenance).await {
         Ok(Some(stored)) => {
+            add(&parts.meter.moved.spared, stored.blob.size_bytes);
             sender.send(&Response::UploadAt(None)).await?;
             return Ok(Some(stored));
         }
         Ok(None) => {}
         Err(error) => return refused(&error, sender).await,
     }
+    let is_workers = matches!(provenance, Provenance::Built { .. });
     let (mut upload, offset) = match parts.uploads.begin(&parts.store, &stated, provenance, Instant::now()) {
         Ok(Begun::Receive(upload, offset)) => (upload, offset),
         Ok(Begun::Complete(received)) => {
             sender.send(&Response::UploadAt(None)).await?;
-            return keep_received(parts, received, sender).await;
+            return keep_received(parts, received, is_workers, sender).await;
         }
         Err(error) => return refused(&error, sender).await,
     };
@@ -136,17 +139,27 @@ async fn receive(
             Err(error)
         }
         (Ok(()), None) => match parts.store.check_upload(*upload).await {
-            Ok(received) => keep_received(parts, Box::new(received), sender).await,
+            Ok(received) => keep_received(parts, Box::new(received), is_workers, sender).await,
             Err(error) => refused(&error, sender).await,
         },
     }
 }
 
 /// Stores what has arrived. If the store is away, the bytes stay here for the peer's next try.
-async fn keep_received(parts: &Parts, received: Box<Received>, sender: &mut Sender) -> Result<Option<PathInfo>, LinkError> {
+async fn keep_received(
+    parts: &Parts,
+    received: Box<Received>,
+    is_workers: bool,
+    sender: &mut Sender,
+) -> Result<Option<PathInfo>, LinkError> {
     touch(parts, keys_of(received.info())).await;
     match parts.store.keep(&received).await {
-        Ok(stored) => Ok(Some(stored)),
+        Ok(stored) => {
+            if is_workers {
+                add(&parts.meter.moved.from_workers, stored.blob.size_bytes);
+            }
+            Ok(Some(stored))
+        }
         Err(error) => {
             parts.uploads.park_complete(received, Instant::now());
             refused(&error, sender).await
@@ -223,7 +236,11 @@ pub(crate) async fn fetch(
     if sent != expected {
         tracing::error!(%path, %object, %expected, found = %sent, "a stored NAR is damaged: its bytes have another BLAKE3");
     }
-    parts.store.count_served(size.saturating_sub(offset_bytes));
+    let served = size.saturating_sub(offset_bytes);
+    parts.store.count_served(served);
+    if worker.is_some() {
+        add(&parts.meter.moved.to_workers, served);
+    }
     Ok(())
 }
 

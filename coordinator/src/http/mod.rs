@@ -21,8 +21,10 @@ pub(crate) mod uploads;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
@@ -36,7 +38,7 @@ use tokio::task::JoinHandle;
 
 use self::kept::Keep;
 pub use log::FinishedLog;
-pub use metrics::Snapshot;
+pub use metrics::{Answers, Fleet, Raft, Snapshot, Traffic, Upstream};
 #[cfg(feature = "simulation")]
 pub use simulated::Socket;
 #[cfg(feature = "simulation")]
@@ -51,6 +53,7 @@ pub struct State {
     keys: Keyring,
     snapshot: Arc<dyn Fn() -> Snapshot + Send + Sync>,
     log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
+    answers: Arc<Answers>,
     /// Archives that are compressed anew at a time.
     transcoding: Arc<Semaphore>,
     /// Archives that are being sent so: most wait for their clients.
@@ -76,6 +79,7 @@ impl State {
             keys,
             snapshot: Arc::new(snapshot),
             log: Arc::new(log),
+            answers: Arc::default(),
             transcoding: Arc::new(Semaphore::new(TRANSCODED_MAX)),
             transcoding_open: Arc::new(Semaphore::new(TRANSCODED_OPEN_MAX)),
             transcoding_waits: Arc::new(Semaphore::new(TRANSCODED_WAITING_MAX)),
@@ -142,6 +146,7 @@ pub fn router(state: State) -> Router {
         .route("/metrics", get(scrape))
         .route("/{file}", get(cache::described))
         .fallback(|| async { kept::absent() })
+        .layer(from_fn_with_state(state.clone(), counted))
         .with_state(state)
 }
 
@@ -152,7 +157,16 @@ async fn healthz(axum::extract::State(state): axum::extract::State<State>) -> Re
 }
 
 async fn scrape(axum::extract::State(state): axum::extract::State<State>) -> Response {
-    (live("text/plain; version=0.0.4"), (state.snapshot)().render()).into_response()
+    let snapshot = Snapshot { answers: state.answers.read(), ..(state.snapshot)() };
+    (live("text/plain; version=0.0.4"), snapshot.render()).into_response()
+}
+
+/// Counts what is asked of the cache, and whether it was there.
+async fn counted(axum::extract::State(state): axum::extract::State<State>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let answer = next.run(request).await;
+    state.answers.count(&path, answer.status());
+    answer
 }
 
 /// The head of what is true at one moment only.

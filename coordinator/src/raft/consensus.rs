@@ -22,6 +22,7 @@ use super::node::{self, Inbox};
 use super::state_machine::StateMachine;
 use super::wal::{Room, WalStats};
 use crate::history::History;
+use crate::tally::Tally;
 
 /// A running member of the farm's consensus. Clones are handles of the same member; it stops when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -229,6 +230,11 @@ impl Consensus {
     /// Returns what was told lately of attempts.
     pub fn history(&self) -> &History {
         self.inner.machine.history()
+    }
+
+    /// Returns what applied entries did, counted.
+    pub fn tally(&self) -> &Tally {
+        self.inner.machine.tally()
     }
 
     /// Returns the farm's state machine.

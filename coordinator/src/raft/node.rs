@@ -212,7 +212,8 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let unknown = Leadership { leader: Leader::default(), is_self: false };
     let (lead, mut leadership) = watch::channel(unknown);
     let after_term = disk.log.state().vote().map_or(0, |vote| vote.leader_id.term);
-    let led = Led { node: config.node.0, after_term };
+    let after_index = disk.log.state().last().map_or(0, |last| last.index);
+    let led = Led { node: config.node.0, after_term, after_index };
     let machine = StateMachine::new(snapshot, disk.snapshots.clone(), led, config.program.clone(), effects);
     let versions = Versions::new(config.program.clone(), machine.clone());
     let settings = Arc::new(settings(config).validate().map_err(|err| failed(&err))?);

@@ -24,6 +24,7 @@ use super::snapshot::{self, Snapshot, SnapshotDir, SnapshotError};
 use super::trace;
 use super::types::{Change, Entry, LogId, SnapshotMeta, SnapshotOf, StoredMembership, TypeConfig};
 use crate::history::History;
+use crate::tally::Tally;
 
 /// openraft's word for a snapshot and what is known about it.
 pub type StoredSnapshot = SnapshotOf<SnapshotFile>;
@@ -50,6 +51,7 @@ struct Shared {
     effects: mpsc::UnboundedSender<Owed>,
     telling: Telling,
     history: History,
+    tally: Tally,
 }
 
 /// Which entries this process wrote as leader: this node's, of terms later than any that its disk knew at the start.
@@ -59,6 +61,8 @@ pub struct Led {
     pub node: u64,
     /// The last term that the disk knew.
     pub after_term: u64,
+    /// The last entry that the disk held: what comes up to it was applied before, or is of others' making.
+    pub after_index: u64,
 }
 
 impl StateMachine {
@@ -75,6 +79,7 @@ impl StateMachine {
                 effects,
                 telling,
                 history: History::default(),
+                tally: Tally::after(LogIndex(led.after_index)),
             }),
         }
     }
@@ -87,6 +92,11 @@ impl StateMachine {
     /// Returns what was told lately of attempts.
     pub fn history(&self) -> &History {
         &self.shared.history
+    }
+
+    /// Returns what applied entries did, counted.
+    pub fn tally(&self) -> &Tally {
+        &self.shared.tally
     }
 
     /// Returns the farm and how far it is. Held briefly: nothing is applied meanwhile.
@@ -160,6 +170,7 @@ impl StateMachine {
         }
         self.shared.telling.tell(index, facts);
         self.shared.history.note(&effects, &state.farm);
+        self.shared.tally.note(index, &effects, &state.farm);
         let mut answers = Vec::new();
         effects.retain(|effect| match effect {
             Effect::Answer(answer) => {

@@ -34,7 +34,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
         let dir = TempDir::new().expect("a directory");
         let log = open(&dir.path().join("log"));
         let snapshots = SnapshotDir::open(dir.path().join("snapshot")).expect("a directory");
-        let led = Led { node: 0, after_term: 0 };
+        let led = Led { node: 0, after_term: 0, after_index: 0 };
         let machine = StateMachine::new(Snapshot::default(), snapshots, led, this_program(), mpsc::unbounded_channel().0);
         Ok((dir, log, machine))
     }
