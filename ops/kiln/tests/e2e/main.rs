@@ -39,6 +39,7 @@ mod nix;
 mod once;
 mod package_set;
 mod parity;
+mod prometheus;
 mod quarantined;
 mod repaired;
 #[path = "repaired.rs"]
@@ -62,3 +63,4 @@ mod submitted;
 mod told;
 mod uploads;
 mod upstream;
+mod watched;

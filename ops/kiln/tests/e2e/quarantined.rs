@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::crashes::Daemons;
 use crate::failures::{events, wait_for_workers, worker};
 use crate::farm::{Process, Ran, wait_for};
+use crate::prometheus::Prometheus;
 
 const SET: &str = r#"
 { job = n: drv "job-${toString n}" "echo ${toString n} > $out" [ ];
@@ -46,6 +47,9 @@ fn a_worker_with_a_broken_disk_is_quarantined_and_its_jobs_are_built_elsewhere()
     let mut workers: Vec<Process> = configs.iter().map(|config| daemons.start_as("worker", config)).collect();
     daemons.wait_until_up();
     wait_for_workers(&daemons, &["w1", "w2", "w3"]);
+    let config = fs::read_to_string(place.path("coordinator.toml")).expect("read");
+    let metrics = config.lines().find_map(|line| line.strip_prefix("http = '")).expect("an address").trim_end_matches('\'');
+    let mut prometheus = Prometheus::start(place, &[metrics]);
     // Where what is fetched arrives.
     fs::remove_dir_all(place.path("worker-1/incoming")).expect("it is there");
 
@@ -66,6 +70,7 @@ fn a_worker_with_a_broken_disk_is_quarantined_and_its_jobs_are_built_elsewhere()
         build_another(&daemons, &mut number);
         Some(ailing(&daemons, "w1")).filter(|ailing| ailing["state"] == "quarantined")
     });
+    prometheus.wait_for_alerts(&["KilnWorkerQuarantined"]);
     let table = place.run(&[&["workers"], &daemons.farm()[..]].concat()).expect_success().out();
     assert!(table.contains("w1 is quarantined: ") && table.contains("`kiln undrain w1`"), "{table}");
 

@@ -11,14 +11,32 @@ use crate::farm::{Process, wait_for};
 const SET: &str = r#"{ hello = drv "hello" "echo hello > $out" [ ]; }"#;
 
 /// A file system of its own, in memory.
-struct Small(PathBuf);
+pub struct Small(PathBuf);
 
 impl Small {
-    fn mount(at: &Path, mib: u32) -> Self {
+    pub fn mount(at: &Path, mib: u32) -> Self {
         fs::create_dir_all(at).expect("make directory");
+        let small = Self(at.to_owned());
+        small.set(MsFlags::empty(), mib);
+        small
+    }
+
+    /// Gives it another size.
+    pub fn resize(&self, mib: u32) {
+        self.set(MsFlags::MS_REMOUNT, mib);
+    }
+
+    fn set(&self, flags: MsFlags, mib: u32) {
         let size = format!("size={mib}m,mode=755");
-        nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).expect("mount");
-        Self(at.to_owned())
+        nix::mount::mount(Some("tmpfs"), &self.0, Some("tmpfs"), flags, Some(size.as_str())).expect("mount");
+    }
+
+    /// Fills it until so much is free.
+    pub fn fill_but(&self, free_bytes: u64) {
+        let of = nix::sys::statvfs::statvfs(&self.0).expect("it is there");
+        let free = of.blocks_available() * of.fragment_size();
+        let filler = usize::try_from(free.saturating_sub(free_bytes)).expect("it is small");
+        fs::write(self.0.join("filler"), vec![1; filler]).expect("fill the disk");
     }
 }
 
