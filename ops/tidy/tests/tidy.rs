@@ -61,6 +61,10 @@ fn every_wrapped_crate_is_named_in_one_module_only() {
         ("nix_narinfo::", "shared/nix/"),
         ("object_store::", "shared/store/"),
         ("cgroups_rs::", "worker/src/cgroup/"),
+        ("opentelemetry::", "shared/trace/"),
+        ("opentelemetry_sdk::", "shared/trace/"),
+        ("opentelemetry_otlp::", "shared/trace/"),
+        ("tracing_opentelemetry::", "shared/trace/"),
     ];
     let mut offences = Vec::new();
     for file in rust().iter().filter(|file| !file.is_test()) {

@@ -25,6 +25,7 @@ mod path;
 mod share;
 mod text;
 mod time;
+mod trace;
 mod version;
 pub mod worker;
 
@@ -43,4 +44,5 @@ pub use outcome::{Blob, BuiltOutput, Failure, FailureClass, Lease, Outcome, Path
 pub use path::{DrvPath, StoreDir, StorePath, StorePathError};
 pub use share::{Account, Order, Priority, Share, ShareKey, ShareRequest, ShareView, Steering, Subject, Urgency};
 pub use time::Timestamp;
+pub use trace::{Traceparent, TraceparentError};
 pub use version::{Program, Version};
