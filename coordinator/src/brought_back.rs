@@ -41,6 +41,7 @@ impl BroughtBack {
             roots: vec![Root { derivation: input.clone(), outputs: [output.clone()].into() }],
             keep_going: false,
             urgency: Urgency::default(),
+            trace: None,
         };
         match submit::anew(parts, submission, None).await {
             Ok(build) => {

@@ -121,6 +121,7 @@ async fn assignment(
         resources,
         limits,
         resolved,
+        trace: parts.traces.attempt(parts, lease),
     })
 }
 

@@ -64,6 +64,7 @@ mod submit;
 mod substitute;
 mod tally;
 mod tokens;
+mod traces;
 mod transfer;
 mod turns;
 mod upstream;

@@ -26,6 +26,7 @@ use crate::raft::{About, Consensus};
 use crate::reports::Reports;
 use crate::sessions::Sessions;
 use crate::substitute::Substitution;
+use crate::traces::Traces;
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -71,6 +72,8 @@ pub(crate) struct Parts {
     pub(crate) logs: Arc<Logs>,
     pub(crate) archive: Archive,
     pub(crate) meter: Meter,
+    /// Where what happens is told in traces.
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
 }
 

@@ -15,6 +15,7 @@ use crate::{leading, realised};
 /// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed, or until this coordinator does
 /// not lead under `leader` any more: the next one publishes them.
 pub(crate) async fn publish(parts: Arc<Parts>, leader: Leader, derivation: DrvPath, outputs: Vec<PathInfo>) {
+    let tracing = parts.traces.begin_part(&parts, &derivation, None);
     let built = parts.farm(|farm| farm.outputs_of(&derivation).map(<[BuiltOutput]>::to_vec)).unwrap_or_default();
     let mut pause = RETRY_FIRST;
     loop {
@@ -32,9 +33,10 @@ pub(crate) async fn publish(parts: Arc<Parts>, leader: Leader, derivation: DrvPa
         pause = (pause * 2).min(RETRY_LAST);
     }
     let now = parts.clock.now();
-    if let Err(error) = propose_patiently(parts, Command::Publish { derivation: derivation.clone(), now }).await {
+    if let Err(error) = propose_patiently(parts.clone(), Command::Publish { derivation: derivation.clone(), now }).await {
         tracing::warn!(%derivation, error = %Chain(&error), "report published outputs; the next leader publishes them again");
     }
+    parts.traces.end_part("publish", tracing);
 }
 
 /// Realisations come after what they lead to.

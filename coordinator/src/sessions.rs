@@ -172,6 +172,7 @@ mod tests {
             resources: Resources::default(),
             limits: JobLimits::default(),
             resolved: None,
+            trace: None,
         }
     }
 

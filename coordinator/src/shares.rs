@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use kiln_core::{Answer, Asker, BuildRecord, Command, FAIRNESS, Farm};
+use kiln_core::{Answer, Asker, BuildRecord, Command, FAIRNESS, Farm, TRACING};
 use kiln_link::{MemberName, Role};
 use kiln_wire::client::{Refusal, Response, Submission};
 use kiln_wire::limits::STEERED_BY_BYTES_MAX;
-use kiln_wire::{Account, BuildId, Order, ShareRequest, Steering, Subject, TenantName, Urgency};
+use kiln_wire::{Account, BuildId, Order, ShareRequest, Steering, Subject, TenantName, Traceparent, Urgency};
 
 use crate::brought_back::draw_request;
 use crate::driver::{Chain, propose};
@@ -17,7 +17,7 @@ use crate::{refuse, submit};
 ///
 /// # Errors
 /// A [`Refusal`] if who asks may not have it so urgent.
-pub(crate) fn asker(parts: &Parts, peer: &Role, urgency: Urgency) -> Result<Option<Asker>, Refusal> {
+pub(crate) fn asker(parts: &Parts, peer: &Role, urgency: Urgency, trace: Option<Traceparent>) -> Result<Option<Asker>, Refusal> {
     let version = parts.consensus.version();
     if version < FAIRNESS {
         return if urgency.is_plain() { Ok(None) } else { Err(too_old("submit with a project or a priority", parts)) };
@@ -31,7 +31,9 @@ pub(crate) fn asker(parts: &Parts, peer: &Role, urgency: Urgency) -> Result<Opti
         );
         return Err(refuse::forbidden(text));
     }
-    Ok(Some(Asker { account: Account { tenant, project }, priority, security }))
+    // What a farm does not know yet is told in a trace of its own.
+    let trace = trace.filter(|_| version >= TRACING);
+    Ok(Some(Asker { account: Account { tenant, project }, priority, security, trace }))
 }
 
 /// Returns whose builds a peer's are.
@@ -129,9 +131,15 @@ async fn anew(parts: &Arc<Parts>, peer: &Role, build: BuildId) -> Result<Respons
     if let Some(other) = owner.filter(|owner| Some(*owner) != tenant(peer).as_ref() && !is_admin(peer)) {
         return Err(others(&Subject::Build(build), other, peer));
     }
-    let asker = asker(parts, peer, Urgency::default())?;
-    let submission =
-        Submission { request: draw_request(), name: record.name, roots: record.roots, keep_going: true, urgency: Urgency::default() };
+    let asker = asker(parts, peer, Urgency::default(), None)?;
+    let submission = Submission {
+        request: draw_request(),
+        name: record.name,
+        roots: record.roots,
+        keep_going: true,
+        urgency: Urgency::default(),
+        trace: None,
+    };
     submit::anew(parts, submission, asker).await.map(Response::Submitted)
 }
 

@@ -29,6 +29,7 @@ use crate::parts::Parts;
 use crate::raft::{About, Consensus, ConsensusConfig, ConsensusError, EffectReceiver};
 use crate::shared_store::SharedStoreError;
 use crate::substitute::Substitution;
+use crate::traces::{self, Traces};
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
@@ -46,6 +47,7 @@ pub struct Coordinator {
     collector: JoinHandle<()>,
     teller: JoinHandle<()>,
     api: api::Api,
+    tracer: JoinHandle<()>,
     http: Http,
 }
 
@@ -129,6 +131,7 @@ impl Coordinator {
         let acceptor = tokio::spawn(accept(parts.clone(), listener.clone()));
         let collector = tokio::spawn(garbage::run(parts.clone()));
         let teller = tokio::spawn(live::run(parts.clone()));
+        let tracer = tokio::spawn(traces::run(parts.clone()));
         let (scraped, logged) = (parts.clone(), parts.clone());
         let log = move |derivation| {
             let parts = logged.clone();
@@ -137,7 +140,7 @@ impl Coordinator {
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
         let api = api::Api::new(parts.clone());
         let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&api)).merge(pages::router(&api)));
-        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, api, http })
+        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, tracer, api, http })
     }
 
     /// Returns the UDP address for workers and clients.
@@ -181,9 +184,11 @@ impl Coordinator {
                 Err(error) => tracing::warn!(error = %Chain(&error), "stop the leader without a hand-over"),
             }
         }
+        self.parts.traces.finish().await;
         self.acceptor.abort();
         self.collector.abort();
         self.teller.abort();
+        self.tracer.abort();
         self.listener.close("the coordinator stops").await;
         self.stop.notify_one();
         if let Err(error) = self.driver.await {
@@ -290,6 +295,7 @@ async fn parts(
         logs: Arc::new(logs),
         archive,
         meter: Meter::of(&config.dir),
+        traces: Traces::new(&config.farm, kiln_trace::spans().cloned()),
         clock: Default::default(),
     };
     Ok((parts, effects))

@@ -32,7 +32,8 @@ pub(crate) async fn while_wanted(
     submission: Submission,
     sender: &Sender,
 ) -> Result<Result<BuildId, Refusal>, LinkError> {
-    let asker = match shares::asker(parts, peer, submission.urgency.clone()) {
+    let begun = parts.traces.begin();
+    let asker = match shares::asker(parts, peer, submission.urgency.clone(), submission.trace) {
         Ok(asker) => asker,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -43,7 +44,11 @@ pub(crate) async fn while_wanted(
         gone = sender.gone() => return Err(gone),
     };
     Ok(match prepared {
-        Ok(jobs) => hand_over(parts.clone(), (submission, asker), jobs, None).await,
+        Ok(jobs) => {
+            let submitted = hand_over(parts.clone(), (submission, asker), jobs, None).await;
+            parts.traces.submitted(begun, submitted.as_ref().ok());
+            submitted
+        }
         Err(refusal) => Err(refusal),
     })
 }
@@ -92,7 +97,7 @@ pub(crate) async fn check(parts: Arc<Parts>, peer: &Role, submission: Submission
         return Err(refuse::invalid(message));
     }
     check_name(&submission.name)?;
-    let asker = shares::asker(&parts, peer, submission.urgency.clone())?;
+    let asker = shares::asker(&parts, peer, submission.urgency.clone(), submission.trace)?;
     let closure = read(&parts, &submission.roots).await?;
     if submission.roots.is_empty() {
         return Err(refuse::invalid("check: no derivation is named"));
@@ -157,7 +162,7 @@ async fn hand_over(
     if let Some(derivations) = check {
         commands.push(Command::Check { request: submission.request, derivations, now });
     }
-    let Submission { request, name, roots, keep_going, urgency: _ } = submission;
+    let Submission { request, name, roots, keep_going, urgency: _, trace: _ } = submission;
     let submit = Command::Submit { request, name, roots, keep_going, asker, now };
     staged_first(commands, submit, |command| {
         let pending = parts.consensus.propose_nowait(vec![command]);

@@ -147,6 +147,7 @@ fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, 
 
 /// Proposes the end of an attempt, after making sure that every output it claims is stored and is what it is said to be.
 async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usage: Usage) {
+    let tracing = parts.traces.begin_part(&parts, &lease.derivation, Some(lease.attempt));
     let _turn = parts.turns.take(outputs.iter().map(|output| &output.info.path)).await;
     // What the coordinator cannot look up is not the worker's doing.
     let mut says_of_worker = true;
@@ -179,6 +180,7 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usag
         // The worker keeps its report until it is acknowledged, and sends it again.
         tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "commit the end of an attempt");
     }
+    parts.traces.end_part("commit", tracing);
 }
 
 /// Outputs that cannot be committed.

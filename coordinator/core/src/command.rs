@@ -236,7 +236,11 @@ impl Command {
                 }
             }
             Self::Finish { learn: true, judge: false, .. } | Self::ImportDurations { .. } => LEARNING,
-            Self::Submit { asker: Some(_), .. } | Self::SetShare { .. } | Self::Steer { .. } | Self::Preempt { .. } => FAIRNESS,
+            Self::Submit { asker: Some(Asker { trace: Some(_), .. }), .. } => TRACING,
+            Self::Submit { asker: Some(Asker { trace: None, .. }), .. }
+            | Self::SetShare { .. }
+            | Self::Steer { .. }
+            | Self::Preempt { .. } => FAIRNESS,
             Self::Copy { .. } => COPYING,
             Self::Check { .. } => CHECKING,
             Self::Stage { jobs, .. } => {
@@ -294,6 +298,9 @@ pub const FAIRNESS: Version = Version(5);
 
 /// The version from which on a job may run in two places.
 pub const COPYING: Version = Version(6);
+
+/// The version from which on a build knows what its client does with it.
+pub const TRACING: Version = Version(6);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);

@@ -44,7 +44,7 @@ mod wake;
 
 pub use clock::{StampClock, Steady};
 pub use command::{
-    CHECKING, COPYING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING,
+    CHECKING, COPYING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING, TRACING,
 };
 pub use compare::{Comparison, Failures, Made, package};
 pub use contacts::Contacts;

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::ops::Bound;
 
 use kiln_wire::client::{BuildState, JobCounts, JobView};
-use kiln_wire::{Account, BuildId, DrvPath, Root, TenantName, Timestamp, WorkerId};
+use kiln_wire::{Account, BuildId, DrvPath, Root, TenantName, Timestamp, Traceparent, WorkerId};
 
 use crate::build::Build;
 use crate::fair::Party;
@@ -121,6 +121,17 @@ impl Farm {
     /// Returns whose a build is that has not left the farm: a tenant's, or nobody's.
     pub fn tenant_of(&self, id: BuildId) -> Option<Option<&TenantName>> {
         self.facts.builds.get(&id).map(|build| build.account().tenant.as_ref())
+    }
+
+    /// Returns when a build was submitted that has not left the farm, and what its client does with it, if that is traced.
+    pub fn trace_of(&self, id: BuildId) -> Option<(Timestamp, Option<Traceparent>)> {
+        self.facts.builds.get(&id).map(|build| (build.submitted_at, build.asker.as_ref().and_then(|asker| asker.trace)))
+    }
+
+    /// Returns the first of the live builds that want a job: the one that its attempts are told with.
+    pub fn first_build_of(&self, derivation: &DrvPath) -> Option<BuildId> {
+        let (key, _) = self.find(derivation)?;
+        self.live_builds_of(key).map(|(id, _)| id).min()
     }
 
     /// Returns what was asked for with a build that has not left the farm.

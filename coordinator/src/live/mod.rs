@@ -100,6 +100,7 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     let mut owners = Owners::default();
     let mut some = Vec::new();
     while heard.recv_many(&mut some, TOGETHER_MAX).await > 0 {
+        some.iter().for_each(|happened| parts.traces.happened(happened));
         let told = batch(&parts, &mut owners, some.drain(..));
         parts.live.tell(told.told, told.upto, told.gap);
         // What happens meanwhile is told together.
@@ -114,7 +115,11 @@ struct Owners(BTreeMap<BuildId, Option<TenantName>>);
 impl Owners {
     /// Notes whose the build of a fact is, if that says so: the build may have left the farm before it is told of.
     fn note(&mut self, fact: &Fact) {
-        let (Fact::Submitted(build, owner) | Fact::Ended(build, _, owner)) = fact else { return };
+        let (build, owner) = match fact {
+            Fact::Submitted(build, asked) => (build, asked.as_ref().map(|asked| &asked.account)),
+            Fact::Ended(build, _, owner, _) => (build, owner.as_ref()),
+            Fact::Job(..) | Fact::Registered(_) | Fact::Lost(_) | Fact::Judged(..) | Fact::Leads(_) => return,
+        };
         if let Some(owner) = owner {
             self.insert(*build, owner.tenant.clone());
         }
@@ -216,6 +221,7 @@ mod tests {
     use kiln_wire::{Account, StoreDir, Timestamp};
 
     use super::*;
+    use crate::raft::Asked;
 
     fn id(index: u64) -> EventId {
         EventId { index: LogIndex(index), place: 0 }
@@ -275,9 +281,10 @@ mod tests {
     fn a_build_that_has_left_the_farm_is_told_of_to_whose_it_was() {
         let account = |name: &str| Account { tenant: Some(TenantName::parse(name).expect("a name")), project: None };
         let mut owners = Owners::default();
-        owners.note(&Fact::Submitted(BuildId(1), Some(account("a"))));
-        owners.note(&Fact::Ended(BuildId(2), BuildState::Built, Some(account("b"))));
-        owners.note(&Fact::Ended(BuildId(3), BuildState::Built, None));
+        let asked = Asked { name: String::new(), account: account("a"), at: Timestamp(0), trace: None };
+        owners.note(&Fact::Submitted(BuildId(1), Some(Box::new(asked))));
+        owners.note(&Fact::Ended(BuildId(2), BuildState::Built, Some(account("b")), Timestamp(0)));
+        owners.note(&Fact::Ended(BuildId(3), BuildState::Built, None, Timestamp(0)));
         let of = |build: u64| owners.0.get(&BuildId(build)).cloned();
         assert_eq!([of(1), of(2), of(3)], [Some(account("a").tenant), Some(account("b").tenant), None]);
     }

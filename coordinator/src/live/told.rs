@@ -73,7 +73,7 @@ impl Told {
             Fact::Submitted(build, _) => {
                 Self::plain(id, "build", owned(&[*build]), &BuildEvent { build: build.0, state: "submitted".to_owned() })
             }
-            Fact::Ended(build, state, _) => {
+            Fact::Ended(build, state, _, _) => {
                 let state = BuildState::from(*state).word().to_owned();
                 Self::plain(id, "build", owned(&[*build]), &BuildEvent { build: build.0, state })
             }

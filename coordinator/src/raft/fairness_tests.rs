@@ -25,7 +25,7 @@ fn account() -> Account {
 
 fn submit() -> Command {
     let roots = vec![Root { derivation: derivation(), outputs: BTreeSet::new() }];
-    let asker = Some(Asker { account: account(), priority: Priority::from(-7), security: true });
+    let asker = Some(Asker { account: account(), priority: Priority::from(-7), security: true, trace: None });
     Command::Submit { request: RequestId(7), name: "bar".into(), roots, keep_going: true, asker, now: NOW }
 }
 

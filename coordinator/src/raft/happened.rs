@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_core::{Answer, Command, Effect, Farm};
 use kiln_wire::client::{BuildState, Event};
-use kiln_wire::{Account, Ailing, BuildId, Leader, LogIndex, WorkerId};
+use kiln_wire::{Account, Ailing, BuildId, Leader, LogIndex, Timestamp, Traceparent, WorkerId};
 use tokio::sync::mpsc;
 
 /// What one entry did.
@@ -26,10 +26,10 @@ pub struct Happened {
 pub enum Fact {
     /// To a job that these live builds want.
     Job(Vec<BuildId>, Event),
-    /// A build was submitted, by whom.
-    Submitted(BuildId, Option<Account>),
-    /// A build has ended, whose, and what it built is published.
-    Ended(BuildId, BuildState, Option<Account>),
+    /// A build was submitted.
+    Submitted(BuildId, Option<Box<Asked>>),
+    /// A build has ended, whose and when, and what it built is published.
+    Ended(BuildId, BuildState, Option<Account>, Timestamp),
     /// A worker registered.
     Registered(WorkerId),
     /// A worker was lost.
@@ -38,6 +38,19 @@ pub enum Fact {
     Judged(WorkerId, Option<Ailing>),
     /// The entry is the first of another leader.
     Leads(Leader),
+}
+
+/// What was asked for: whoever hears of it later may find the build gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// What people call it.
+    pub name: String,
+    /// Whose it is.
+    pub account: Account,
+    /// When it was submitted.
+    pub at: Timestamp,
+    /// What its client does with it, if that is traced.
+    pub trace: Option<Traceparent>,
 }
 
 /// Tells what happened to whoever hears.
@@ -93,11 +106,11 @@ pub fn facts(index: LogIndex, lost: Option<WorkerId>, effects: &[Effect], farm: 
     for effect in effects {
         facts.extend(match effect {
             Effect::Notify { builds, event } => Some(Fact::Job(builds.clone(), event.clone())),
-            Effect::Archive(record) => Some(Fact::Ended(record.build, record.state, account(record.build))),
+            Effect::Archive(record) => Some(Fact::Ended(record.build, record.state, account(record.build), record.ended_at)),
             Effect::Welcome { worker, .. } => Some(Fact::Registered(worker.clone())),
             Effect::Judged { worker, ailing } => Some(Fact::Judged(worker.clone(), ailing.clone())),
             // Sent twice, it is answered twice: a build is new at the entry that gave it its number.
-            Effect::Answer(Answer::Submitted { build, .. }) => (build.0 == index.0).then(|| Fact::Submitted(*build, account(*build))),
+            Effect::Answer(Answer::Submitted { build, .. }) => (build.0 == index.0).then(|| Fact::Submitted(*build, asked(*build, farm))),
             Effect::Answer(Answer::Refused(_)) => {
                 is_refused = true;
                 None
@@ -112,6 +125,11 @@ pub fn facts(index: LogIndex, lost: Option<WorkerId>, effects: &[Effect], farm: 
     }
     facts.extend(lost.filter(|_| !is_refused).map(Fact::Lost));
     facts
+}
+
+fn asked(build: BuildId, farm: &Farm) -> Option<Box<Asked>> {
+    let (glance, (at, trace)) = (farm.build_glance(build)?, farm.trace_of(build)?);
+    Some(Box::new(Asked { name: glance.name, account: glance.account, at, trace }))
 }
 
 /// Entries that wait to be heard, some hundred bytes each: a second of a busy farm. Passing it: they are dropped.

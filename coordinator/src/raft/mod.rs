@@ -43,7 +43,7 @@ pub use cluster::ClusterError;
 pub use consensus::{Consensus, Pending};
 #[cfg(feature = "simulation")]
 pub use disk::ill;
-pub use happened::{Fact, Happened};
+pub use happened::{Asked, Fact, Happened};
 pub use latency::{BOUNDS_US, Latencies};
 pub use member::{DirectoryId, Member};
 pub use network::Common;

@@ -207,8 +207,14 @@ impl Client {
 
     async fn submit_as(&mut self, request: RequestId, derivation: DrvPath) {
         let root = Root { derivation: derivation.clone(), outputs: Default::default() };
-        let submission =
-            Submission { request, name: format!("history {request}"), roots: vec![root], keep_going: false, urgency: Default::default() };
+        let submission = Submission {
+            request,
+            name: format!("history {request}"),
+            roots: vec![root],
+            keep_going: false,
+            urgency: Default::default(),
+            trace: None,
+        };
         let called = self.shared.book.now_us();
         let reply = self.ask_leader(&Request::Submit(submission), |_| true).await;
         let build = match reply {

@@ -91,8 +91,14 @@ impl Client {
     /// As [`Client::one`].
     pub async fn submit(&self, recipes: &Recipes, number: u64) -> anyhow::Result<BuildId> {
         let roots = recipes.roots.iter().map(|path| Root { derivation: path.clone(), outputs: BTreeSet::new() }).collect();
-        let submission =
-            Submission { request: RequestId(number), name: "load".to_owned(), roots, keep_going: true, urgency: Default::default() };
+        let submission = Submission {
+            request: RequestId(number),
+            name: "load".to_owned(),
+            roots,
+            keep_going: true,
+            urgency: Default::default(),
+            trace: None,
+        };
         match self.one(&Request::Submit(submission)).await.context("submit")? {
             Response::Submitted(build) => Ok(build),
             _ => bail!("submit: the farm gave another answer"),

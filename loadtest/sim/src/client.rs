@@ -63,6 +63,7 @@ fn asker(request: RequestId, urgency: Urgency) -> Asker {
         account: Account { tenant: Some(tenant(request)), project: urgency.project },
         priority: urgency.priority,
         security: urgency.security,
+        trace: None,
     }
 }
 
@@ -86,6 +87,7 @@ impl World {
             roots: roots.collect(),
             keep_going: self.dice.chance(500),
             urgency: self.urgency(),
+            trace: None,
         };
         let cancels_at_us = cancels.then(|| self.now + 1_000 + self.dice.below(8_000_000));
         Client {
@@ -169,7 +171,7 @@ impl World {
         self.fact(&Fact::Selected { jobs: &jobs });
         let jobs = self.spoilt(jobs);
         let now = self.stamp(node);
-        let Submission { request, name, roots, keep_going, urgency } = submission;
+        let Submission { request, name, roots, keep_going, urgency, trace: _ } = submission;
         let mut commands = Vec::new();
         // Small chunks, so that there are several.
         for chunk in jobs.chunks(3) {

@@ -387,7 +387,18 @@ impl World {
     ) -> Assignment {
         let lease = lease.clone();
         let (derivation, input_outputs) = (Vec::new(), BTreeMap::new());
-        Assignment { leader, lease, store_dir: StoreDir::default(), derivation, inputs, input_outputs, resources, limits, resolved: None }
+        Assignment {
+            leader,
+            lease,
+            store_dir: StoreDir::default(),
+            derivation,
+            inputs,
+            input_outputs,
+            resources,
+            limits,
+            resolved: None,
+            trace: None,
+        }
     }
 }
 

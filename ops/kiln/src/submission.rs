@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kiln_link::Sender;
 use kiln_wire::client::{BuildView, Event, Request, Response, Submission};
-use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root, Urgency};
+use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root, Traceparent, Urgency};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use crate::client::{Answers, AskError, Client, Leading, Tries, unexpected};
 /// # Errors
 /// What the farm refused, or exit code 3 if it cannot be reached.
 pub async fn submit(client: &Client, name: String, roots: Vec<Root>, keep_going: bool, urgency: Urgency) -> anyhow::Result<BuildId> {
-    hand_over(client, Request::Submit(Submission { request: draw_request(), name, roots, keep_going, urgency })).await
+    hand_over(client, Request::Submit(Submission { request: draw_request(), name, roots, keep_going, urgency, trace: own_trace() })).await
 }
 
 /// Has `roots` built again, which the farm has the outputs of, and these held against what is made.
@@ -25,7 +25,7 @@ pub async fn submit(client: &Client, name: String, roots: Vec<Root>, keep_going:
 /// # Errors
 /// As [`submit`].
 pub async fn check(client: &Client, name: String, roots: Vec<Root>, keep_going: bool, urgency: Urgency) -> anyhow::Result<BuildId> {
-    hand_over(client, Request::Check(Submission { request: draw_request(), name, roots, keep_going, urgency })).await
+    hand_over(client, Request::Check(Submission { request: draw_request(), name, roots, keep_going, urgency, trace: own_trace() })).await
 }
 
 async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId> {
@@ -33,6 +33,13 @@ async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId>
         Response::Submitted(build) => Ok(build),
         _ => Err(unexpected("another kind").into_error()),
     }
+}
+
+/// Returns what this command is a part of, if whoever started it traces: `TRACEPARENT`, as the standard for environment variables has it.
+fn own_trace() -> Option<Traceparent> {
+    let text = std::env::var("TRACEPARENT").ok()?;
+    // Set by others for purposes of their own: not worth an error.
+    Traceparent::parse(&text).inspect_err(|error| tracing::debug!(%error, "TRACEPARENT")).ok()
 }
 
 /// A build that the farm cancels if this is dropped, or if this process or its machine dies.
@@ -52,7 +59,7 @@ pub async fn submit_held(
     keep_going: bool,
     patience: Patience,
 ) -> anyhow::Result<(BuildId, Held)> {
-    let submission = Submission { request: draw_request(), name, roots, keep_going, urgency: Urgency::default() };
+    let submission = Submission { request: draw_request(), name, roots, keep_going, urgency: Urgency::default(), trace: own_trace() };
     let request = Request::SubmitHeld(submission, patience);
     let mut tries = client.tries();
     let (build, stream) = loop {

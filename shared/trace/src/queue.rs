@@ -54,6 +54,11 @@ impl Spans {
         self.send(span.into_data());
     }
 
+    /// Counts spans that were lost before they could be given away.
+    pub fn lose(&self, spans: u64) {
+        self.0.lost.dropped.fetch_add(spans, Ordering::Relaxed);
+    }
+
     /// Returns how many spans nobody received: those that found no room, and those that the receiver did not take.
     pub fn lost(&self) -> (u64, u64) {
         (self.0.lost.dropped.load(Ordering::Relaxed), self.0.lost.failed.load(Ordering::Relaxed))
@@ -75,7 +80,7 @@ impl Spans {
 
     fn send(&self, span: SpanData) {
         if self.0.queue.try_send(span).is_err() {
-            self.0.lost.dropped.fetch_add(1, Ordering::Relaxed);
+            self.lose(1);
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Explanation, FailureClass, GarbageAnswer, GarbageRequest, Lease,
     Measured, NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, ShareRequest, ShareView,
-    Steering, StoreDir, StorePath, Timestamp, Urgency, Usage, WhoLeads, WorkerId,
+    Steering, StoreDir, StorePath, Timestamp, Traceparent, Urgency, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -170,6 +170,9 @@ pub struct Submission {
     /// What is said of its turn. A farm that is older than version 5 does not look at it.
     #[serde(default, skip_serializing_if = "Urgency::is_plain")]
     pub urgency: Urgency,
+    /// What the client does with it, if that is traced: the build's spans belong there. A farm that is older than version 6 does not look at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Traceparent>,
 }
 
 /// An answer.

@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttemptId, DrvPath, Epoch, JobLimits, Leader, Lease, NotLeader, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath, WorkerId,
+    AttemptId, DrvPath, Epoch, JobLimits, Leader, Lease, NotLeader, Outcome, OutputName, PathInfo, Resources, StoreDir, StorePath,
+    Traceparent, WorkerId,
 };
 
 /// What a worker says of itself when it opens a session.
@@ -212,4 +213,7 @@ pub struct Assignment {
     /// Whose file `derivation` is, where that is not the leased one: the leased one with its inputs' paths put in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<DrvPath>,
+    /// The span of the attempt, if the coordinators trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Traceparent>,
 }

@@ -47,6 +47,7 @@ fn assignment() -> Assignment {
         resources: Resources { cores: 3, memory_mib: 64 },
         limits: JobLimits::default(),
         resolved: None,
+        trace: None,
     }
 }
 

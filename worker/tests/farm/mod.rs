@@ -219,6 +219,7 @@ impl Farm {
             resources: Resources { cores: 1, memory_mib: 256 },
             limits: JobLimits { wall_ms_max: 60_000, ..JobLimits::default() },
             resolved: None,
+            trace: None,
         }
     }
 

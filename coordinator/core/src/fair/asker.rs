@@ -1,6 +1,6 @@
 //! Who asks for a build.
 
-use kiln_wire::{Account, Priority};
+use kiln_wire::{Account, Priority, Traceparent};
 use serde::{Deserialize, Serialize};
 
 /// Who asks for a build, and how urgent it is to them.
@@ -14,4 +14,7 @@ pub struct Asker {
     /// It goes ahead of everything that is not. Whether its tenant may ask for that, the shell has looked.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub security: bool,
+    /// What its client does with it, if that is traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Traceparent>,
 }

@@ -56,7 +56,7 @@ impl Mill {
         }
         let now = Timestamp(self.now);
         self.apply(Command::Stage { request, jobs: specs, now });
-        let asker = Some(Asker { account, priority: Priority::from(priority), security });
+        let asker = Some(Asker { account, priority: Priority::from(priority), security, trace: None });
         let roots = names.iter().map(|name| root(name)).collect();
         self.apply(Command::Submit { request, name: String::new(), roots, keep_going: true, asker, now });
     }

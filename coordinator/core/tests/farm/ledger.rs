@@ -24,7 +24,7 @@ fn farm() -> Farm {
         apply(Command::Submit { request, name: job.into(), roots: vec![root(job)], keep_going: false, asker: Some(asker), now });
     };
     submit(1, "gone", Asker { account: account("ann", "web"), ..Asker::default() });
-    submit(2, "waits", Asker { account: account("bob", "app"), priority: Priority::from(-7), security: true });
+    submit(2, "waits", Asker { account: account("bob", "app"), priority: Priority::from(-7), security: true, trace: None });
     let (w1, now) = (worker("w1"), Timestamp(2_000));
     apply(Command::Register { worker: w1.clone(), offer: offer(2), attempts: vec![], since: None, judge: false, now });
     let placement = Placement { derivation: drv("gone"), worker: w1.clone(), epoch: Epoch(5), resources: None, light: false, after: None };

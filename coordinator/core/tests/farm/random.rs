@@ -124,7 +124,7 @@ impl Chaos {
     fn asker(&mut self) -> Asker {
         let project = self.dice.once_in(2).then(|| ProjectName::parse("p").expect("a name"));
         let account = Account { tenant: TenantName::parse(self.tenant()).ok(), project };
-        Asker { account, priority: self.priority(), security: self.dice.once_in(4) }
+        Asker { account, priority: self.priority(), security: self.dice.once_in(4), trace: None }
     }
 
     fn tenant(&mut self) -> &'static str {

@@ -200,6 +200,7 @@ impl Script {
             },
             priority: Priority::from(option(&options, "priority").map_or(0, |points| points.parse().expect("points"))),
             security: words.contains(&"security"),
+            trace: None,
         });
         let now = self.now;
         let stage = (!jobs.is_empty()).then_some(Command::Stage { request, jobs, now });

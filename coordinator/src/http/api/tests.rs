@@ -89,7 +89,7 @@ impl Place {
         });
         let specs: Vec<JobSpec> = specs.collect();
         let account = Account { tenant: Some(TenantName::parse(tenant).expect("a name")), project: None };
-        let asker = Asker { account, priority: Priority::NORMAL, security: false };
+        let asker = Asker { account, priority: Priority::NORMAL, security: false, trace: None };
         let roots = jobs.iter().map(|name| Root { derivation: drv(name), outputs: BTreeSet::new() }).collect();
         for jobs in specs.chunks(1_000) {
             self.propose(vec![Command::Stage { request, jobs: jobs.to_vec(), now }]).await;

@@ -94,7 +94,7 @@ impl Place {
         };
         self.propose(Command::Stage { request, jobs: vec![spec], now }).await;
         let account = Account { tenant: Some(TenantName::parse(tenant).expect("a name")), project: None };
-        let asker = Some(Asker { account, priority: Priority::NORMAL, security: false });
+        let asker = Some(Asker { account, priority: Priority::NORMAL, security: false, trace: None });
         let roots = vec![Root { derivation, outputs: BTreeSet::new() }];
         self.propose(Command::Submit { request, name: NAME.to_owned(), roots, keep_going: true, asker, now }).await;
         self.coordinator.parts().farm(|farm| farm.builds().last()).expect("a build")

@@ -106,6 +106,7 @@ fn requests() -> Vec<Request> {
         roots: vec![Root { derivation: drv(), outputs: [out()].into() }],
         keep_going: true,
         urgency: Urgency { priority: Priority::from(-7), security: true, ..Urgency::default() },
+        trace: None,
     };
     vec![
         Request::Session,
@@ -242,6 +243,7 @@ fn to_worker() -> Vec<ToWorker> {
         resources: Resources { cores: 1, memory_mib: 0 },
         limits: JobLimits::default(),
         resolved: None,
+        trace: None,
     };
     vec![
         ToWorker::Welcome {

@@ -48,6 +48,7 @@ pub fn assignment(lease: Lease, term: u64, resources: Resources) -> Assignment {
         resources,
         limits: JobLimits::default(),
         resolved: None,
+        trace: None,
     }
 }
 

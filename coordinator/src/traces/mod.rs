@@ -1,0 +1,173 @@
+//! Traces of builds, told by the leader: made of what applied entries say, and of what its own tasks took.
+//!
+//! Goals: no entry and no plan waits for it; after a fail-over the next leader goes on with the same spans, of which the log told it as well.
+//! Non-goals: the spans of workers, which send their own. Source: ADR 0051.
+
+mod tracker;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use kiln_trace::{Span, Spans, Trace, child};
+use kiln_wire::{AttemptId, BuildId, DrvPath, Lease, Traceparent};
+use tokio::sync::{mpsc, oneshot};
+
+use self::tracker::{Given, Tracker};
+use crate::leading;
+use crate::parts::Parts;
+use crate::raft::Happened;
+
+/// Where what happens is told, if anybody wants traces.
+#[derive(Debug, Default)]
+pub(crate) struct Traces(Option<On>);
+
+#[derive(Debug)]
+struct On {
+    farm: String,
+    spans: Spans,
+    sender: mpsc::Sender<Told>,
+    receiver: Mutex<Option<mpsc::Receiver<Told>>>,
+}
+
+/// What the tracker is told.
+#[derive(Debug)]
+enum Told {
+    /// Entries were applied.
+    Happened(Happened),
+    /// This leader made a build of a submission.
+    Submitted { build: BuildId, from: SystemTime, to: SystemTime },
+    /// A task of this leader ended.
+    Part(Span),
+    /// This coordinator stops: what is held is to go.
+    Last(oneshot::Sender<()>),
+}
+
+/// A part of a job or of an attempt that goes on.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    of: Traceparent,
+    from: SystemTime,
+}
+
+impl Traces {
+    /// Returns what tells `spans` of the builds of a farm; without them nothing costs anything.
+    pub(crate) fn new(farm: &str, spans: Option<Spans>) -> Self {
+        Self(spans.map(|spans| {
+            let (sender, receiver) = mpsc::channel(UNHEARD_MAX);
+            On { farm: farm.to_owned(), spans, sender, receiver: Mutex::new(Some(receiver)) }
+        }))
+    }
+
+    /// Tells what an entry did.
+    pub(crate) fn happened(&self, happened: &Happened) {
+        if let Some(on) = &self.0 {
+            on.tell(Told::Happened(happened.clone()));
+        }
+    }
+
+    /// Returns the moment at which something begins.
+    pub(crate) fn begin(&self) -> Option<SystemTime> {
+        self.0.as_ref().map(|_| SystemTime::now())
+    }
+
+    /// Tells that a submission became a build, if it did.
+    pub(crate) fn submitted(&self, begun: Option<SystemTime>, build: Option<&BuildId>) {
+        if let (Some(on), Some(from), Some(build)) = (&self.0, begun, build) {
+            on.tell(Told::Submitted { build: *build, from, to: SystemTime::now() });
+        }
+    }
+
+    /// Begins a part of a live job, or of an attempt at it.
+    pub(crate) fn begin_part(&self, parts: &Parts, derivation: &DrvPath, attempt: Option<AttemptId>) -> Option<Begun> {
+        let trace = self.trace(parts, derivation)?;
+        let of = attempt.map_or_else(|| trace.job(derivation), |attempt| trace.attempt(attempt));
+        Some(Begun { of, from: SystemTime::now() })
+    }
+
+    /// Ends a part.
+    pub(crate) fn end_part(&self, name: &'static str, begun: Option<Begun>) {
+        if let (Some(on), Some(Begun { of, from })) = (&self.0, begun) {
+            let number = from.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0));
+            on.tell(Told::Part(Span::new(name, child(of, name, number), Some(of.span), from, SystemTime::now())));
+        }
+    }
+
+    /// Returns the span of an attempt, which its worker's spans belong to.
+    pub(crate) fn attempt(&self, parts: &Parts, lease: &Lease) -> Option<Traceparent> {
+        Some(self.trace(parts, &lease.derivation)?.attempt(lease.attempt))
+    }
+
+    /// Gives away what is held for a moment, for no other moment comes.
+    pub(crate) async fn finish(&self) {
+        let Some(on) = &self.0 else { return };
+        let (done, told) = oneshot::channel();
+        on.tell(Told::Last(done));
+        if tokio::time::timeout(FINISH_MAX, told).await.is_err() {
+            tracing::warn!("the last spans of this coordinator are lost");
+        }
+    }
+
+    /// Returns the trace of the first build that wants a live job.
+    fn trace(&self, parts: &Parts, derivation: &DrvPath) -> Option<Trace> {
+        let on = self.0.as_ref()?;
+        parts.farm(|farm| {
+            let build = farm.first_build_of(derivation)?;
+            let (at, given) = farm.trace_of(build)?;
+            Some(Trace::of_build(&on.farm, build, at, given))
+        })
+    }
+}
+
+impl On {
+    /// What nobody has time to hear is lost: the spans that it is of are then incomplete.
+    fn tell(&self, told: Told) {
+        if self.sender.try_send(told).is_err() {
+            self.spans.lose(1);
+        }
+    }
+}
+
+/// Makes spans of what is told, until this coordinator stops.
+pub(crate) async fn run(parts: Arc<Parts>) {
+    let Some(on) = &parts.traces.0 else { return };
+    let Some(mut told) = on.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    let mut tracker = Tracker::new(on.farm.clone());
+    let mut tick = tokio::time::interval(tracker::HELD.min(Duration::from_millis(500)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let (mut until, mut last) = (SystemTime::now(), None);
+        tokio::select! {
+            told = told.recv() => match told {
+                Some(Told::Happened(happened)) => {
+                    let known = |build| {
+                        parts.farm(|farm| {
+                            let (at, given) = farm.trace_of(build)?;
+                            Some(Given { at, given, glance: farm.build_glance(build) })
+                        })
+                    };
+                    tracker.happened(&happened, parts.consensus.leader().map(|(leader, _)| leader), known, SystemTime::now());
+                }
+                Some(Told::Submitted { build, from, to }) => tracker.submitted(build, from, to),
+                Some(Told::Part(span)) => tracker.part(span),
+                Some(Told::Last(done)) => {
+                    until += tracker::HELD;
+                    last = Some(done);
+                }
+                None => return,
+            },
+            _ = tick.tick() => {}
+        }
+        let leads = leading::own(&parts).is_some();
+        // Followers have heard the same.
+        tracker.due(until).into_iter().filter(|_| leads).for_each(|span| on.spans.give(span));
+        if let Some(done) = last {
+            // Whoever asked may not wait any more.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// How long a coordinator that stops waits for its own task.
+const FINISH_MAX: Duration = Duration::from_secs(2);
+/// Entries and ends of tasks that wait to be heard, some hundred bytes each.
+const UNHEARD_MAX: usize = 16_384;
