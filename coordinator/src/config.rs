@@ -86,6 +86,9 @@ pub struct Config {
     /// is deleted before `kiln gc` is asked to.
     #[serde(default)]
     pub gc: Gc,
+    /// Where spans of traces go. Default nowhere.
+    #[serde(default)]
+    pub traces: kiln_trace::Config,
     /// Where the store of a simulation is, whatever `store` says.
     #[cfg(feature = "simulation")]
     #[serde(skip)]

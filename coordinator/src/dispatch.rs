@@ -84,7 +84,7 @@ async fn dispatch(parts: Arc<Parts>, leader: Leader, lease: Lease, resources: Re
     match made {
         Ok(assignment) => send(&parts, leader, lease, assignment),
         Err(error) => {
-            tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "dispatch");
+            tracing::warn!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = leader.term, error = %Chain(&error), "dispatch");
             let failure = Failure { class: FailureClass::Infrastructure, message: format!("dispatch: {}", Chain(&error)) };
             let now = parts.clock.now();
             let finish =

@@ -274,14 +274,14 @@ impl Driver {
 fn tell_of_copy(derivation: &DrvPath, copied: Copied) {
     match copied {
         Copied::Begun { attempt, of } => {
-            tracing::info!(%derivation, %attempt, beside = %of, "takes far longer than its like: a second attempt begins");
+            tracing::info!(job = %derivation, attempt = attempt.0, beside = of.0, "takes far longer than its like: a second attempt begins");
         }
         Copied::Won { attempt, by_copy } => {
-            tracing::info!(%derivation, %attempt, by_copy, "the first of two attempts to make its outputs");
+            tracing::info!(job = %derivation, attempt = attempt.0, by_copy, "the first of two attempts to make its outputs");
         }
-        Copied::Same(attempt) => tracing::info!(%derivation, %attempt, "the slower of two attempts made the same outputs"),
+        Copied::Same(attempt) => tracing::info!(job = %derivation, attempt = attempt.0, "the slower of two attempts made the same outputs"),
         Copied::Differs(attempt) => {
-            tracing::warn!(%derivation, %attempt, "the slower of two attempts made other outputs: the derivation is not deterministic");
+            tracing::warn!(job = %derivation, attempt = attempt.0, "the slower of two attempts made other outputs: the derivation is not deterministic");
         }
     }
 }

@@ -115,7 +115,9 @@ async fn find_again(parts: &Parts, worker: &WorkerId) {
     for lease in unknown() {
         match input_closure(parts, &lease.derivation).await {
             Ok((inputs, _)) => parts.granted.note(&lease, inputs.iter().map(|info| &info.path)),
-            Err(error) => tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "find what a worker may fetch"),
+            Err(error) => {
+                tracing::warn!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), error = %Chain(&error), "find what a worker may fetch")
+            }
         }
         if !is_live(parts, &lease) {
             // It ended meanwhile, and whoever ended it had nothing to forget yet.

@@ -40,7 +40,7 @@ pub(crate) fn end(parts: &Arc<Parts>, worker: WorkerId, derivation: DrvPath, att
                 Err(KeptLogError::Store(error)) if error.is_passing() => pauses.after(&error).await,
                 Err(error) => {
                     // A log decides nothing: the report must not wait for a disk that is broken.
-                    tracing::warn!(%derivation, error = %crate::driver::Chain(&error), "keep log");
+                    tracing::warn!(job = %derivation, attempt = attempt.0, %worker, term = parts.term(), error = %crate::driver::Chain(&error), "keep log");
                     break;
                 }
             }
@@ -73,11 +73,11 @@ pub(crate) fn drop_if_outrun(parts: &Parts, lease: &Lease) {
         Ok(None) => {}
         Ok(Some(_)) => {
             if let Err(error) = parts.logs.remove(&lease.derivation, lease.attempt) {
-                tracing::warn!(derivation = %lease.derivation, error = %crate::driver::Chain(&error), "forget the log of an attempt that was outrun");
+                tracing::warn!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), error = %crate::driver::Chain(&error), "forget the log of an attempt that was outrun");
             }
         }
         Err(error) => {
-            tracing::warn!(derivation = %lease.derivation, error = %crate::driver::Chain(&error), "forget the log of an attempt that was outrun");
+            tracing::warn!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), error = %crate::driver::Chain(&error), "forget the log of an attempt that was outrun");
         }
     }
 }
@@ -109,7 +109,7 @@ pub(crate) fn sweep(parts: &Arc<Parts>) {
             // Of a job that the farm still has the worker may be sending the whole.
             let is_live = parts.farm(|farm| farm.outputs_declared(&derivation).is_some());
             if !is_live && let Err(error) = keep_left_over(&parts, &derivation, attempt).await {
-                tracing::warn!(%derivation, error = %crate::driver::Chain(&error), "keep the log of an ended attempt; the next leader here tries again");
+                tracing::warn!(job = %derivation, attempt = attempt.0, term = parts.term(), error = %crate::driver::Chain(&error), "keep the log of an ended attempt; the next leader here tries again");
             }
         }
     });

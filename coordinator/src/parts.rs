@@ -83,6 +83,11 @@ impl Parts {
         self.consensus.read(look)
     }
 
+    /// Returns the term that this coordinator knows to be the present one, for log lines.
+    pub(crate) fn term(&self) -> Option<u64> {
+        self.consensus.leader().map(|(leader, _)| leader.term)
+    }
+
     /// Returns what is known of a path: from the live jobs' committed outputs, or from what is published.
     pub(crate) async fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, StoreError> {
         match self.farm(|farm| farm.path_info(path).cloned()) {

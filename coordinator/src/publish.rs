@@ -28,13 +28,13 @@ pub(crate) async fn publish(parts: Arc<Parts>, leader: Leader, derivation: DrvPa
             false if leading::has_ended(&parts, leader) => return,
             false => "it is not certain that this coordinator leads".to_owned(),
         };
-        tracing::warn!(%derivation, error, "publish outputs; tried again in {pause:?}");
+        tracing::warn!(job = %derivation, term = parts.term(), error, "publish outputs; tried again in {pause:?}");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_LAST);
     }
     let now = parts.clock.now();
     if let Err(error) = propose_patiently(parts.clone(), Command::Publish { derivation: derivation.clone(), now }).await {
-        tracing::warn!(%derivation, error = %Chain(&error), "report published outputs; the next leader publishes them again");
+        tracing::warn!(job = %derivation, term = parts.term(), error = %Chain(&error), "report published outputs; the next leader publishes them again");
     }
     parts.traces.end_part("publish", tracing);
 }

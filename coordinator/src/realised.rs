@@ -155,7 +155,7 @@ async fn identity(parts: &Parts, derivation: &DrvPath) -> Option<Sha256Hash> {
     };
     match checked {
         Ok(()) => {}
-        Err(refusal) => tracing::warn!(%derivation, refusal.message, "name the outputs as Nix to 2.34 does"),
+        Err(refusal) => tracing::warn!(job = %derivation, term = parts.term(), refusal.message, "name the outputs as Nix to 2.34 does"),
     }
     parts.checked.identity(derivation)
 }
@@ -165,7 +165,7 @@ fn identity_alone(parts: &Parts, path: &DrvPath, derivation: &Derivation) -> Opt
     match Modulo::new(parts.store_dir.clone()).add(path, derivation) {
         Ok(computed) => computed.identity,
         Err(error) => {
-            tracing::warn!(derivation = %path, error = %Chain(&error), "name the outputs as Nix to 2.34 does");
+            tracing::warn!(job = %path, error = %Chain(&error), "name the outputs as Nix to 2.34 does");
             None
         }
     }

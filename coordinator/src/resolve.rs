@@ -57,7 +57,7 @@ pub(crate) async fn resolve(parts: Arc<Parts>, leader: Leader, derivation: DrvPa
         }
     };
     if leading::while_under(parts.consensus.leadership(), leader, work).await.is_none() {
-        tracing::debug!(%derivation, "another coordinator resolves it");
+        tracing::debug!(job = %derivation, term = parts.term(), "another coordinator resolves it");
     }
 }
 
@@ -85,7 +85,7 @@ async fn resolve_wanted(parts: &Arc<Parts>, derivation: &DrvPath) {
         let Found { inputs, to, turn } = match looked {
             Err(error) if error.is_for_good() => Found { inputs: one_of_each(parts, derivation), to: impossible(&error), turn: None },
             Err(Failed::Grown(GrownError::Stage(error))) => {
-                tracing::warn!(%derivation, error = %Chain(&error), "stage what a derivation needs; the next leader does");
+                tracing::warn!(job = %derivation, term = parts.term(), error = %Chain(&error), "stage what a derivation needs; the next leader does");
                 return;
             }
             Err(error) => {
@@ -98,7 +98,7 @@ async fn resolve_wanted(parts: &Arc<Parts>, derivation: &DrvPath) {
         let refused = match propose_patiently(parts.clone(), command).await {
             Ok(applied) => refusal(applied.answers),
             Err(error) => {
-                tracing::warn!(%derivation, error = %Chain(&error), "report a resolved derivation; the next leader resolves it again");
+                tracing::warn!(job = %derivation, term = parts.term(), error = %Chain(&error), "report a resolved derivation; the next leader resolves it again");
                 return;
             }
         };
@@ -114,7 +114,7 @@ async fn resolve_wanted(parts: &Arc<Parts>, derivation: &DrvPath) {
                 let (inputs, to) = (one_of_each(parts, derivation), Resolution::Impossible { message });
                 let command = Command::Resolve { derivation: derivation.clone(), inputs, to, now: parts.clock.now() };
                 if let Err(error) = propose_patiently(parts.clone(), command).await {
-                    tracing::warn!(%derivation, error = %Chain(&error), "report a derivation that cannot be built");
+                    tracing::warn!(job = %derivation, term = parts.term(), error = %Chain(&error), "report a derivation that cannot be built");
                     return;
                 }
             }

@@ -105,7 +105,9 @@ async fn read(
                     parts.sessions.wound(worker, session, lease.attempt);
                 }
             }
-            FromWorker::Started(lease) => tracing::debug!(%worker, derivation = %lease.derivation, "started"),
+            FromWorker::Started(lease) => {
+                tracing::debug!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), "started")
+            }
             FromWorker::Log { lease, offset_bytes, bytes } => keep_log(parts, worker, &lease, offset_bytes, &bytes),
             FromWorker::Finished { lease, outcome } if lease.worker == *worker => match outcome {
                 Outcome::Built { outputs, usage } => drop(tokio::spawn(finish(parts.clone(), lease, outputs, usage))),
@@ -141,7 +143,7 @@ fn keep_log(parts: &Parts, worker: &WorkerId, lease: &Lease, offset_bytes: u64, 
         return;
     }
     if let Err(error) = parts.logs.append(&lease.derivation, lease.attempt, offset_bytes, bytes) {
-        tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "keep log");
+        tracing::warn!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), error = %Chain(&error), "keep log");
     }
 }
 
@@ -178,7 +180,7 @@ async fn finish(parts: Arc<Parts>, lease: Lease, outputs: Vec<BuiltOutput>, usag
     let finish = Command::Finish { lease: lease.clone(), outcome, learn, judge, now };
     if let Err(error) = propose_patiently(parts.clone(), finish).await {
         // The worker keeps its report until it is acknowledged, and sends it again.
-        tracing::warn!(derivation = %lease.derivation, error = %Chain(&error), "commit the end of an attempt");
+        tracing::warn!(job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), error = %Chain(&error), "commit the end of an attempt");
     }
     parts.traces.end_part("commit", tracing);
 }
@@ -267,7 +269,7 @@ async fn keep_published(parts: &Parts, lease: &Lease, outputs: &mut [BuiltOutput
             if is_check {
                 return Err(CheckError::Differs { path, made, kept: kept.nar_hash });
             }
-            tracing::warn!(%path, derivation = %lease.derivation, %made, kept = %kept.nar_hash, "made again, and not the same: what is published stays");
+            tracing::warn!(%path, job = %lease.derivation, attempt = lease.attempt.0, worker = %lease.worker, term = parts.term(), %made, kept = %kept.nar_hash, "made again, and not the same: what is published stays");
         }
         if is_check && mend::gives_way(parts, &kept, &output.info).await? {
             tracing::info!(path = %kept.path, "a damaged path is whole again, built anew");

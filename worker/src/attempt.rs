@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use kiln_nix::derivation::{self, Derivation};
+use kiln_trace::TARGET;
 use kiln_wire::worker::Assignment;
 use kiln_wire::{Failure, FailureClass, JobLimits, Outcome, Usage};
 use tokio::sync::mpsc;
+use tracing::{Instrument, Span};
 
 use crate::attempt_log::AttemptLog;
 use crate::builder;
@@ -25,6 +27,7 @@ use crate::sandbox;
 use crate::scratch::Scratch;
 use crate::shell::AttemptEvent;
 use crate::slots::Slot;
+use crate::spans::{self, Running};
 use crate::stop::{Stop, Stopped};
 use crate::upload::{UploadError, upload};
 use crate::workshop::Workshop;
@@ -62,11 +65,14 @@ struct Built {
 /// Runs an attempt to its end and says so, whatever happens.
 pub async fn run(workshop: Arc<Workshop>, order: Order) {
     let (lease, events) = (order.assignment.lease.clone(), order.events.clone());
-    let ended = AssertUnwindSafe(outcome(workshop, order)).catch_unwind().await;
+    let span = spans::attempt(&order.assignment);
+    let ended = AssertUnwindSafe(outcome(workshop, order)).catch_unwind().instrument(span.clone()).await;
     let outcome = ended.unwrap_or_else(|_| {
         let text = format!("run attempt {}: the worker has a bug and gave up", lease.attempt);
         Outcome::Failed { failure: failure(FailureClass::Infrastructure, &text), usage: Usage::default() }
     });
+    spans::ended(&span, &outcome);
+    drop(span);
     // Nobody listens any more only when the whole worker ends.
     let _ = events.send(AttemptEvent::Ended(lease, outcome));
 }
@@ -81,7 +87,8 @@ async fn outcome(workshop: Arc<Workshop>, order: Order) -> Outcome {
     let usage = built.usage;
     // Its build user is free, its processes are gone: what is left takes a link. Nobody listens any more only when the whole worker ends.
     let _ = events.send(AttemptEvent::Wound(lease.clone()));
-    match stop.unless(upload(&uplink, &lease, &built.made)).await {
+    let uploading = tracing::info_span!(target: TARGET, "upload", outputs = built.made.len());
+    match stop.unless(upload(&uplink, &lease, &built.made)).instrument(uploading).await {
         Ok(Ok(())) => Outcome::Built { outputs: built.made.into_iter().map(|made| made.output).collect(), usage },
         Ok(Err(err @ UploadError::StaleLease { .. })) => Outcome::Failed { failure: caused(FailureClass::Cancelled, "", &err), usage },
         Ok(Err(err @ (UploadError::Request { .. } | UploadError::Damaged { .. } | UploadError::Read { .. }))) => {
@@ -95,7 +102,8 @@ async fn build(workshop: Arc<Workshop>, order: Order) -> Result<Built, Failed> {
     let assignment = &order.assignment;
     let derivation = read_derivation(assignment)?;
     outputs::output_paths(assignment, &derivation)?;
-    let inputs = order.stop.unless(workshop.inputs.ensure(&assignment.inputs)).await?;
+    let fetching = tracing::info_span!(target: TARGET, "fetch", paths = assignment.inputs.len());
+    let inputs = order.stop.unless(workshop.inputs.ensure(&assignment.inputs)).instrument(fetching).await?;
     let inputs = inputs.map_err(|err| caused(FailureClass::Infrastructure, "", &*err))?;
     let slot = order.stop.unless(workshop.slots.take()).await?;
     let limits = workshop.limits.of(&assignment.limits);
@@ -118,7 +126,8 @@ struct Room {
 impl Room {
     /// Runs the builder in the sandbox, then imports what it made, on one thread.
     async fn sandboxed(self) -> Result<Built, Failed> {
-        let work = tokio::task::spawn_blocking(move || self.run_and_import());
+        let span = Span::current();
+        let work = tokio::task::spawn_blocking(move || span.in_scope(|| self.run_and_import()));
         work.await.unwrap_or_else(|err| Err(caused(FailureClass::Infrastructure, "run the builder", &err).into()))
     }
 
@@ -128,8 +137,15 @@ impl Room {
         let shared_network = task.reach != Reach::Itself;
         let log = &self.order.log;
         let infrastructure = |err: LauncherError| caused(err.class(), &self.about("run the builder"), &err);
+        let mut running = Running::begin();
+        let mut append = |bytes: &[u8]| {
+            running.log(bytes);
+            log.append(bytes);
+        };
         let mut run = self.workshop.launcher.start(task).map_err(infrastructure)?;
-        let ended = run.until_end(self.order.stop.cancel(), &mut |bytes| log.append(bytes)).map_err(infrastructure)?;
+        let ended = run.until_end(self.order.stop.cancel(), &mut append);
+        running.end(ended.as_ref().ok().map(|ended| Duration::from_millis(ended.usage.wall_ms)));
+        let ended = ended.map_err(infrastructure)?;
         if let Some(failure) = of_run(&assignment.store_dir, &assignment.lease.derivation, &ended, &self.limits) {
             return Err(Failed { failure: self.blame_disk(failure), usage: ended.usage });
         }
@@ -167,12 +183,15 @@ impl Room {
             stop: self.order.stop.clone(),
             log: self.order.log.clone(),
         };
-        let made = builtin.make(site).await;
+        let building = tracing::info_span!(target: TARGET, "build", builtin = %self.derivation.builder);
+        let made = builtin.make(site).instrument(building).await;
         let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let usage = Usage { wall_ms, log_bytes: self.order.log.len(), ..Usage::default() };
         let what = self.about(&format!("run `{}`", self.derivation.builder));
         made.map_err(|err| Failed { failure: caused(err.class(), &what, &err), usage })?;
+        let span = Span::current();
         let work = tokio::task::spawn_blocking(move || {
+            let _in_span = span.entered();
             let (dir, own) = (scratch.dir().to_owned(), Owner::own());
             let canonical = outputs::make_canonical(&dir, &paths, own.uid..=own.uid, own, self.limits.output_bytes_max);
             canonical.map_err(|failure| self.unclaimed(&failure, usage))?;
@@ -182,6 +201,7 @@ impl Room {
     }
 
     fn import(&self, dir: PathBuf, shared_network: bool, usage: Usage) -> Result<Built, Failed> {
+        let _importing = tracing::info_span!(target: TARGET, "import").entered();
         let import = Import {
             assignment: &self.order.assignment,
             derivation: &self.derivation,

@@ -98,6 +98,9 @@ pub struct Config {
     /// What holds where a job names no limit of its own.
     #[serde(default)]
     pub limits: DefaultLimits,
+    /// Where spans of traces go. Default nowhere.
+    #[serde(default)]
+    pub traces: kiln_trace::Config,
 }
 
 /// Who a worker runs as, when it was started as root.
@@ -267,6 +270,7 @@ impl Config {
             fetches_max: default_fetches_max(),
             fixed_output_network: FixedOutputNetwork::default(),
             limits: DefaultLimits::default(),
+            traces: kiln_trace::Config::default(),
         }
     }
 

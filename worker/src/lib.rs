@@ -26,6 +26,7 @@ mod scratch;
 mod session;
 mod shell;
 mod slots;
+mod spans;
 mod stop;
 pub mod trash;
 mod uplink;

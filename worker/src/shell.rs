@@ -123,7 +123,9 @@ impl Shell {
                     Outcome::Built { .. } => "built".to_owned(),
                     Outcome::Failed { failure, .. } => failure.class.to_string(),
                 };
-                tracing::debug!(attempt = lease.attempt.0, derivation = %lease.derivation, end, "attempt ended");
+                let Lease { derivation, attempt, worker, .. } = &lease;
+                let term = self.agent.leader_seen().term;
+                tracing::debug!(job = %derivation, attempt = attempt.0, %worker, term, end, "attempt ended");
                 self.running.remove(&lease);
                 self.agent.ended(&lease, outcome)
             }
@@ -188,12 +190,15 @@ impl Shell {
         for action in actions {
             match action {
                 Action::Start(assignment) => {
-                    let Lease { attempt, derivation, .. } = &assignment.lease;
-                    tracing::debug!(attempt = attempt.0, %derivation, leader = %assignment.leader.node, "attempt begins");
+                    let Lease { derivation, attempt, worker, .. } = &assignment.lease;
+                    let (term, leader) = (assignment.leader.term, assignment.leader.node);
+                    tracing::debug!(job = %derivation, attempt = attempt.0, %worker, term, %leader, "attempt begins");
                     self.start(*assignment);
                 }
                 Action::Kill(lease) => {
-                    tracing::debug!(attempt = lease.attempt.0, derivation = %lease.derivation, "attempt is stopped");
+                    let Lease { derivation, attempt, worker, .. } = &lease;
+                    let term = self.agent.leader_seen().term;
+                    tracing::debug!(job = %derivation, attempt = attempt.0, %worker, term, "attempt is stopped");
                     if let Some(stop) = self.running.get(&lease) {
                         stop.stop();
                     }
@@ -238,7 +243,8 @@ impl SentLog {
             Ok(bytes) if bytes.is_empty() => return None,
             Ok(bytes) => bytes,
             Err(err) => {
-                tracing::warn!(derivation = %lease.derivation, %err, "read the log of an attempt; the rest of it is not sent");
+                let Lease { derivation, attempt, worker, .. } = lease;
+                tracing::warn!(job = %derivation, attempt = attempt.0, %worker, %err, "read the log of an attempt; the rest of it is not sent");
                 self.sent_bytes = u64::MAX;
                 return None;
             }

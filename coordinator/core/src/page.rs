@@ -134,6 +134,17 @@ impl Farm {
         self.live_builds_of(key).map(|(id, _)| id).min()
     }
 
+    /// Returns the first of the builds that wanted a job to its end, some of which may have ended with it: its outputs are published for that one.
+    pub fn first_build_served_by(&self, derivation: &DrvPath) -> Option<BuildId> {
+        let (key, _) = self.find(derivation)?;
+        let builds = self.index.links.get(&key)?.builds.iter();
+        let stays = |id: &&BuildId| {
+            let build = self.facts.builds.get(id);
+            build.is_some_and(|build| build.record().is_none_or(|record| record.state != BuildState::Cancelled))
+        };
+        builds.filter(stays).min().copied()
+    }
+
     /// Returns what was asked for with a build that has not left the farm.
     pub fn roots_of(&self, id: BuildId) -> Option<&[Root]> {
         self.facts.builds.get(&id).map(|build| build.roots.as_slice())

@@ -115,7 +115,7 @@ async fn keep(parts: &Arc<Parts>, derivation: DrvPath, request: Request) -> Resp
     }
     match kept_logs::keep_brought(parts, &derivation).await {
         Ok(()) => {
-            tracing::info!(%derivation, "a log was uploaded");
+            tracing::info!(job = %derivation, "a log was uploaded");
             StatusCode::CREATED.into_response()
         }
         Err(error) => said(StatusCode::SERVICE_UNAVAILABLE, Chain(&error).to_string()),

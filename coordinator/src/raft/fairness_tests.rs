@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kiln_core::{Asker, Command};
 use kiln_wire::{
     Account, AttemptId, BuildId, DrvPath, Epoch, Lease, Order, Priority, ProjectName, RequestId, Root, Share, ShareKey, Subject,
-    TenantName, Timestamp, WorkerId,
+    TenantName, Timestamp, Traceparent, WorkerId,
 };
 use openraft::EntryPayload;
 
@@ -32,6 +32,16 @@ fn submit() -> Command {
 fn set_share(project: Option<ProjectName>, share: Option<Share>) -> Command {
     let tenant = TenantName::parse("ann").expect("a name");
     Command::SetShare { key: ShareKey { tenant, project }, share, now: NOW }
+}
+
+#[test]
+fn a_build_of_a_client_that_traces_stays_readable() {
+    let Command::Submit { request, name, roots, keep_going, asker, now } = submit() else { panic!("it is one") };
+    let trace = Some(Traceparent { trace: [7; 16], span: [8; 8] });
+    let asker = asker.map(|asker| Asker { trace, ..asker });
+    let command = Command::Submit { request, name, roots, keep_going, asker, now };
+    let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
+    check_golden(&Record::Entry(entry), 7, "-submit-traced");
 }
 
 #[test]

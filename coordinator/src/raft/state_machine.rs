@@ -163,7 +163,7 @@ impl StateMachine {
         }
         let leads = state.last.is_none_or(|last| last.leader_id != entry.log_id.leader_id);
         state.last = Some(entry.log_id);
-        trace::tell(index, &effects);
+        trace::tell(index, leader.term, &effects);
         let mut facts = happened::facts(index, lost, &effects, &state.farm);
         if leads {
             facts.insert(0, Fact::Leads(leader));

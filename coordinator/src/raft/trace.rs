@@ -5,31 +5,33 @@
 
 use kiln_core::Effect;
 use kiln_wire::client::EventKind;
-use kiln_wire::{AttemptId, DrvPath, LogIndex};
+use kiln_wire::{AttemptId, DrvPath, Lease, LogIndex, WorkerId};
 
-/// Tells what the entry at `index` did.
-pub fn tell(index: LogIndex, effects: &[Effect]) {
+/// Tells what the entry at `index`, of the leader of `term`, did.
+pub fn tell(index: LogIndex, term: u64, effects: &[Effect]) {
     if !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
     let mut reported = None;
     for effect in effects {
-        if let Some((attempt, derivation)) = commit(&mut reported, effect) {
-            tracing::debug!(index = index.0, attempt = attempt.0, %derivation, "committed");
+        if let Some((attempt, job, worker)) = commit(&mut reported, effect) {
+            tracing::debug!(index = index.0, term, attempt = attempt.0, %job, %worker, "committed");
         }
         match effect {
             Effect::Dispatch { lease, .. } => {
-                tracing::debug!(index = index.0, attempt = lease.attempt.0, derivation = %lease.derivation, worker = %lease.worker, "leased");
+                let Lease { derivation, attempt, worker, .. } = lease;
+                tracing::debug!(index = index.0, term, attempt = attempt.0, job = %derivation, %worker, "leased");
             }
             Effect::Revoke(lease) => {
-                tracing::debug!(index = index.0, attempt = lease.attempt.0, derivation = %lease.derivation, worker = %lease.worker, "revoked");
+                let Lease { derivation, attempt, worker, .. } = lease;
+                tracing::debug!(index = index.0, term, attempt = attempt.0, job = %derivation, %worker, "revoked");
             }
             Effect::Notify { event, .. } => match &event.kind {
                 EventKind::Retried { class, message } => {
-                    tracing::debug!(index = index.0, derivation = %event.derivation, %class, message, "retried");
+                    tracing::debug!(index = index.0, term, job = %event.derivation, %class, message, "retried");
                 }
                 EventKind::Failed { class, message } => {
-                    tracing::debug!(index = index.0, derivation = %event.derivation, %class, message, "failed");
+                    tracing::debug!(index = index.0, term, job = %event.derivation, %class, message, "failed");
                 }
                 EventKind::Ready
                 | EventKind::Started { .. }
@@ -50,27 +52,27 @@ pub fn tell(index: LogIndex, effects: &[Effect]) {
 }
 
 /// The attempt whose report is being applied, until it is known to be committed.
-type Reported<'a> = Option<(AttemptId, &'a DrvPath)>;
+type Reported<'a> = Option<(AttemptId, &'a DrvPath, &'a WorkerId)>;
 
 /// Returns what an effect shows to be committed. A report's acknowledgement comes first and names the attempt. Behind a commit either the
 /// outputs are to be published, unless they wait for those of an input, or the builds that want it are told, unless none does, or both.
 fn commit<'a>(reported: &mut Reported<'a>, effect: &'a Effect) -> Reported<'a> {
     let committed = match effect {
-        Effect::Acknowledge { attempt, derivation, .. } => {
-            *reported = Some((*attempt, derivation));
+        Effect::Acknowledge { attempt, derivation, worker } => {
+            *reported = Some((*attempt, derivation, worker));
             return None;
         }
         Effect::Publish { derivation, .. } => derivation,
         Effect::Notify { event, .. } if matches!(event.kind, EventKind::Built { .. }) => &event.derivation,
         _ => return None,
     };
-    reported.take_if(|(_, derivation)| *derivation == committed)
+    reported.take_if(|(_, derivation, _)| *derivation == committed)
 }
 
 #[cfg(test)]
 mod tests {
+    use kiln_wire::Timestamp;
     use kiln_wire::client::Event;
-    use kiln_wire::{Timestamp, WorkerId};
 
     use super::*;
 
@@ -93,7 +95,7 @@ mod tests {
             (vec![reports(), publish("low")], vec![]),
         ] {
             let mut reported = None;
-            let told: Vec<u64> = effects.iter().filter_map(|effect| commit(&mut reported, effect)).map(|(attempt, _)| attempt.0).collect();
+            let told: Vec<u64> = effects.iter().filter_map(|effect| commit(&mut reported, effect)).map(|(attempt, ..)| attempt.0).collect();
             assert_eq!(told, expected, "{effects:?}");
         }
     }

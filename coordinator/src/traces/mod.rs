@@ -8,6 +8,7 @@ mod tracker;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use kiln_core::Farm;
 use kiln_trace::{Span, Spans, Trace, child};
 use kiln_wire::{AttemptId, BuildId, DrvPath, Lease, Traceparent};
 use tokio::sync::{mpsc, oneshot};
@@ -79,8 +80,10 @@ impl Traces {
 
     /// Begins a part of a live job, or of an attempt at it.
     pub(crate) fn begin_part(&self, parts: &Parts, derivation: &DrvPath, attempt: Option<AttemptId>) -> Option<Begun> {
-        let trace = self.trace(parts, derivation)?;
-        let of = attempt.map_or_else(|| trace.job(derivation), |attempt| trace.attempt(attempt));
+        let of = match attempt {
+            Some(attempt) => self.trace(parts, |farm| farm.first_build_of(derivation))?.attempt(attempt),
+            None => self.trace(parts, |farm| farm.first_build_served_by(derivation))?.job(derivation),
+        };
         Some(Begun { of, from: SystemTime::now() })
     }
 
@@ -94,7 +97,7 @@ impl Traces {
 
     /// Returns the span of an attempt, which its worker's spans belong to.
     pub(crate) fn attempt(&self, parts: &Parts, lease: &Lease) -> Option<Traceparent> {
-        Some(self.trace(parts, &lease.derivation)?.attempt(lease.attempt))
+        Some(self.trace(parts, |farm| farm.first_build_of(&lease.derivation))?.attempt(lease.attempt))
     }
 
     /// Gives away what is held for a moment, for no other moment comes.
@@ -107,11 +110,11 @@ impl Traces {
         }
     }
 
-    /// Returns the trace of the first build that wants a live job.
-    fn trace(&self, parts: &Parts, derivation: &DrvPath) -> Option<Trace> {
+    /// Returns the trace of a build.
+    fn trace(&self, parts: &Parts, which: impl Fn(&Farm) -> Option<BuildId>) -> Option<Trace> {
         let on = self.0.as_ref()?;
         parts.farm(|farm| {
-            let build = farm.first_build_of(derivation)?;
+            let build = which(farm)?;
             let (at, given) = farm.trace_of(build)?;
             Some(Trace::of_build(&on.farm, build, at, given))
         })

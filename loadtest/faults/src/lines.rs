@@ -52,8 +52,7 @@ pub fn read(line: &str) -> Option<Fact> {
     if ours && line.get("level").and_then(Value::as_str) == Some("ERROR") {
         return Some(Fact::Error(fields.to_string()));
     }
-    let attempt =
-        || Some(Attempt { attempt: fields.get("attempt")?.as_u64()?, derivation: fields.get("derivation")?.as_str()?.to_owned() });
+    let attempt = || Some(Attempt { attempt: fields.get("attempt")?.as_u64()?, derivation: fields.get("job")?.as_str()?.to_owned() });
     let entry = || Some(Entry { index: fields.get("index")?.as_u64()?, attempt: attempt()? });
     Some(match (line.get("target")?.as_str()?, message) {
         ("kiln_coordinator::raft::trace", "leased") => Fact::Leased(entry()?),
@@ -75,15 +74,15 @@ mod tests {
         let attempt = Attempt { attempt: 9, derivation: "a.drv".into() };
         let table = [
             (
-                r#"{"timestamp":"t","level":"DEBUG","fields":{"message":"committed","index":12,"attempt":9,"derivation":"a.drv"},"target":"kiln_coordinator::raft::trace"}"#,
+                r#"{"timestamp":"t","level":"DEBUG","fields":{"message":"committed","index":12,"attempt":9,"job":"a.drv"},"target":"kiln_coordinator::raft::trace"}"#,
                 Some(Fact::Committed(Entry { index: 12, attempt: attempt.clone() })),
             ),
             (
-                r#"{"timestamp":"t","level":"DEBUG","fields":{"message":"leased","index":9,"attempt":9,"derivation":"a.drv","worker":"w1"},"target":"kiln_coordinator::raft::trace"}"#,
+                r#"{"timestamp":"t","level":"DEBUG","fields":{"message":"leased","index":9,"attempt":9,"job":"a.drv","worker":"w1"},"target":"kiln_coordinator::raft::trace"}"#,
                 Some(Fact::Leased(Entry { index: 9, attempt: attempt.clone() })),
             ),
             (
-                r#"{"timestamp":"t","level":"DEBUG","fields":{"message":"attempt ended","attempt":9,"derivation":"a.drv","end":"built"},"target":"kiln_worker::shell"}"#,
+                r#"{"timestamp":"t","level":"DEBUG","fields":{"message":"attempt ended","attempt":9,"job":"a.drv","end":"built"},"target":"kiln_worker::shell"}"#,
                 Some(Fact::Ended(attempt, "built".into())),
             ),
             (

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_coordinator::{Coordinator, StartError};
 use kiln_link::Identity;
+use kiln_trace::{Exporting, Service};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::logging;
 use crate::words::{self, bad_input};
 
 /// Arguments of a daemon.
@@ -36,7 +38,9 @@ pub fn runtime() -> anyhow::Result<Runtime> {
 pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
     let config = kiln_coordinator::Config::read(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
     let identity = Identity::load(&config.identity).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    let exporting = logging::start_tracing(&config.traces, Service { name: "kiln-coordinator", instance: config.node.to_string() })?;
     runtime()?.block_on(async {
+        exporting.into_iter().for_each(Exporting::run);
         let started = Coordinator::start(config, &identity).await.map_err(|error| match error {
             // What the configuration lacks is the reader's to mend.
             error @ (StartError::Peers(_) | StartError::SharedStore(_)) => bad_input(format!("{:#}", anyhow::Error::from(error))),
@@ -49,6 +53,7 @@ pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
             error = coordinator.failed() => return Err(anyhow::Error::from(error).context("the coordinator stopped by itself")),
         }
         coordinator.stop().await;
+        kiln_trace::flush().await;
         Ok(ExitCode::from(words::SUCCESS))
     })
 }
@@ -57,12 +62,15 @@ pub fn coordinator(args: &Args) -> anyhow::Result<ExitCode> {
 pub fn worker(args: &Args) -> anyhow::Result<ExitCode> {
     let config = kiln_worker::Config::load(&args.config).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
     let identity = Identity::load(&config.identity_dir).map_err(|error| bad_input(format!("{:#}", anyhow::Error::from(error))))?;
+    let exporting = logging::start_tracing(&config.traces, Service { name: "kiln-worker", instance: config.name.to_string() })?;
     let program = std::env::current_exe().context("find this program, which also launches builds")?;
     // Before the runtime has threads: what is given up here is given up by those that are started later.
     let launcher = kiln_worker::settle(&config, &program).context("start worker")?;
     runtime()?.block_on(async {
+        exporting.into_iter().for_each(Exporting::run);
         tokio::select! {
             ended = kiln_worker::run(config, identity, launcher) => {
+                kiln_trace::flush().await;
                 ended.context("run worker")?;
                 Ok(ExitCode::from(words::SUCCESS))
             }

@@ -90,6 +90,7 @@ impl Farm {
             advertise_http: None,
             election_ms: [250, 400],
             gc: Gc::default(),
+            traces: kiln_trace::Config::default(),
         };
         let coordinator = Coordinator::start(config, &identity(Role::Coordinator(NodeId(1)))?).await;
         let coordinator = coordinator.with_context(|| format!("start a coordinator in `{}`", shape.dir.display()))?;

@@ -151,13 +151,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(words_given());
-    let daemon = match &cli.command {
-        Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) | Command::Launcher(_) => true,
+    match &cli.command {
+        // They start it themselves, once they know where spans go.
+        Command::Up(_) | Command::Coordinator(_) | Command::Worker(_) => {}
+        Command::Launcher(_) => logging::start(true),
         // Standard error is a client's terminal.
-        Command::Daemon(args) => !args.stdio,
-        _ => false,
-    };
-    logging::start(daemon);
+        Command::Daemon(args) => logging::start(!args.stdio),
+        _ => logging::start(false),
+    }
     run(cli.command).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         words::exit_code_of(&error)

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use kiln_coordinator::Substituter;
+use kiln_trace::{Config, Exporting, Service};
 use kiln_wire::StoreDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::DirArgs;
 use crate::daemons::runtime;
 use crate::embedded::{ADMIN_TOKEN, Access, Farm, Shape};
-use crate::words;
+use crate::{logging, words};
 
 /// Arguments of `kiln up`.
 #[derive(clap::Args)]
@@ -47,7 +48,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         // What others reach is not for everybody to look at.
         access: if args.http.ip().is_loopback() { Access::Open } else { Access::Token },
     };
+    let exporting = logging::start_tracing(&Config::default(), Service { name: "kiln", instance: "up".to_owned() })?;
     runtime()?.block_on(async {
+        exporting.into_iter().for_each(Exporting::run);
         let farm = Farm::start(shape).await?;
         let (link, http) = (farm.coordinator.link_addr(), farm.coordinator.http_addr());
         println!("Kiln is up; its state is in {}", dir.display());
@@ -66,6 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         eprintln!("stopping");
         farm.stop().await?;
+        kiln_trace::flush().await;
         match failure {
             Some(error) => Err(anyhow::Error::from(error).context("the coordinator stopped by itself")),
             None => Ok(ExitCode::from(words::SUCCESS)),

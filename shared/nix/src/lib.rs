@@ -19,6 +19,7 @@ pub mod nar;
 pub mod narinfo;
 pub mod outline;
 mod path;
+pub mod phase;
 pub mod realisation;
 pub mod resolve;
 pub mod rewrite;

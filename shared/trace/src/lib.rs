@@ -14,6 +14,6 @@ mod span;
 pub use config::{Config, Service, StartError};
 pub use export::{Exporting, flush, prepare, spans};
 pub use ids::{Trace, child};
-pub use live::{TARGET, belongs_to, is_traced};
+pub use live::{TARGET, belongs_to, context_of, is_traced};
 pub use queue::Spans;
 pub use span::{Attribute, Span};

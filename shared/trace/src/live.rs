@@ -21,6 +21,13 @@ pub fn belongs_to(span: &Span, parent: Option<Traceparent>) {
     }
 }
 
+/// Returns which span of a trace a live one is, if it is exported.
+pub fn context_of(span: &Span) -> Option<Traceparent> {
+    let context = span.context();
+    let known = context.span().span_context().clone();
+    known.is_valid().then(|| Traceparent { trace: known.trace_id().to_bytes(), span: known.span_id().to_bytes() })
+}
+
 /// Returns whether this is a span that is exported.
 pub fn is_traced(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target() == TARGET

@@ -93,7 +93,7 @@ pub(super) fn absent(derivation: &DrvPath, error: &KeptLogError) -> Refused {
         KeptLogError::Store(store) if store.is_passing() => Refused::failed("read log", error),
         KeptLogError::Elsewhere => Refused::unavailable(error.to_string()),
         KeptLogError::Store(_) | KeptLogError::Own(_) => {
-            tracing::debug!(%derivation, error = %Chain(error), "no log");
+            tracing::debug!(job = %derivation, error = %Chain(error), "no log");
             none(derivation)
         }
     }

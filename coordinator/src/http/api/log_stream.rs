@@ -71,7 +71,7 @@ impl Following {
                 }
                 Ok(Piece::Elsewhere) => return None,
                 Err(error) => {
-                    tracing::warn!(derivation = %self.derivation, %error, "read a log that is followed");
+                    tracing::warn!(job = %self.derivation, %error, "read a log that is followed");
                     return None;
                 }
             }

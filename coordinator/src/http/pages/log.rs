@@ -70,7 +70,7 @@ impl Known {
                 if at >= marks.last().map_or(0, |(at, _)| *at) + MARK_BYTES {
                     marks.push((at, number));
                 }
-                if let Some(name) = phase(line).filter(|_| phases.len() < PHASES_MAX) {
+                if let Some(name) = kiln_nix::phase::begun(line).filter(|_| phases.len() < PHASES_MAX) {
                     phases.push(Phase { name, line: number, at });
                 }
             });
@@ -239,17 +239,6 @@ impl Splitter {
     }
 }
 
-/// Returns the phase that a line begins, as the standard environment of package sets says it.
-fn phase(line: &[u8]) -> Option<String> {
-    let named = line.strip_prefix(b"Running phase: ").or_else(|| {
-        let told = line.strip_prefix(b"@nix ").filter(|told| told.windows(8).any(|window| window == b"setPhase"))?;
-        let at = told.windows(9).position(|window| window == b"\"phase\":\"")? + 9;
-        told[at..].split(|byte| *byte == b'"').next()
-    })?;
-    let name: String = String::from_utf8_lossy(named).trim().chars().take(PHASE_CHARS_MAX).collect();
-    (!name.is_empty()).then_some(name)
-}
-
 /// Returns a line as it is read: what turns colours on and off is no part of its words.
 fn text(line: &[u8]) -> Cow<'_, str> {
     match line.contains(&0x1b) {
@@ -268,7 +257,6 @@ const LOGS_KNOWN_MAX: usize = 64;
 const MARK_BYTES: u64 = 64 << 10;
 /// Phases that are remembered of one log.
 const PHASES_MAX: usize = 64;
-const PHASE_CHARS_MAX: usize = 40;
 
 #[cfg(test)]
 mod tests {

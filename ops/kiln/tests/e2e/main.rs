@@ -35,6 +35,7 @@ mod hook;
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]
 mod hook_debian_13;
 mod live;
+mod logged;
 mod nix;
 mod once;
 mod package_set;
@@ -61,6 +62,7 @@ mod stops;
 mod strained;
 mod submitted;
 mod told;
+mod traced;
 mod uploads;
 mod upstream;
 mod watched;

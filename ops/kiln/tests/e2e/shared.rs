@@ -19,6 +19,9 @@ rec {
 }
 "#;
 
+/// What the farm signs its requests with.
+pub const S3_SECRET: &str = "s3-secret-b3c1f0a7";
+
 /// A bucket of the test's own.
 pub struct Bucket {
     pub server: S3Server,
@@ -33,7 +36,7 @@ impl Bucket {
             listen: "127.0.0.1:0".parse().expect("an address"),
             dir: dir.to_owned(),
             access_key: "key".to_owned(),
-            secret_key: "secret".to_owned(),
+            secret_key: S3_SECRET.to_owned(),
             buckets: vec!["kiln".to_owned()],
         };
         let server = runtime.block_on(S3Server::start(config)).expect("starts");
@@ -51,7 +54,7 @@ pub fn share_store(daemons: &Daemons, bucket: &Bucket) {
     let place = &daemons.place;
     place.run(&["keys", "generate", "--name", "test-1", "signing.key"]).expect_success();
     let secret = place.path("s3.toml");
-    std::fs::write(&secret, "access_key_id = 'key'\nsecret_access_key = 'secret'\n").expect("write");
+    std::fs::write(&secret, format!("access_key_id = 'key'\nsecret_access_key = '{S3_SECRET}'\n")).expect("write");
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
     let file = place.path("coordinator.toml");
     let text = std::fs::read_to_string(&file).expect("read");
