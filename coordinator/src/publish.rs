@@ -10,7 +10,7 @@ use crate::driver::{Chain, propose_patiently};
 use crate::garbage::touch;
 use crate::parts::Parts;
 use crate::transfer::keys_of;
-use crate::{leading, realised};
+use crate::{leading, realised, traces};
 
 /// Publishes `outputs` and proposes `Publish`; tries again until the store takes them, for they are committed, or until this coordinator does
 /// not lead under `leader` any more: the next one publishes them.
@@ -36,7 +36,7 @@ pub(crate) async fn publish(parts: Arc<Parts>, leader: Leader, derivation: DrvPa
     if let Err(error) = propose_patiently(parts.clone(), Command::Publish { derivation: derivation.clone(), now }).await {
         tracing::warn!(job = %derivation, term = parts.term(), error = %Chain(&error), "report published outputs; the next leader publishes them again");
     }
-    parts.traces.end_part("publish", tracing);
+    parts.traces.end_part(traces::PUBLISH, tracing);
 }
 
 /// Realisations come after what they lead to.

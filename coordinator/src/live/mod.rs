@@ -100,7 +100,6 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     let mut owners = Owners::default();
     let mut some = Vec::new();
     while heard.recv_many(&mut some, TOGETHER_MAX).await > 0 {
-        some.iter().for_each(|happened| parts.traces.happened(happened));
         let told = batch(&parts, &mut owners, some.drain(..));
         parts.live.tell(told.told, told.upto, told.gap);
         // What happens meanwhile is told together.

@@ -179,6 +179,11 @@ impl Consensus {
         self.inner.machine.heard()
     }
 
+    /// Returns the same once more, for traces.
+    pub fn heard_for_traces(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.inner.machine.heard_for_traces()
+    }
+
     /// Returns who leads, and tells of every change. When it says that this node leads, everything of earlier terms is applied.
     /// Before any leader is known its term is 0.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {

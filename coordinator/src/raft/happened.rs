@@ -53,43 +53,68 @@ pub struct Asked {
     pub trace: Option<Traceparent>,
 }
 
-/// Tells what happened to whoever hears.
-#[derive(Debug)]
+/// Tells what happened to whoever hears: some listen for people, and some for traces.
+#[derive(Debug, Default)]
 pub struct Telling {
+    people: Ear,
+    traces: Ear,
+}
+
+/// One who hears.
+#[derive(Debug)]
+struct Ear {
     sender: mpsc::Sender<Happened>,
     receiver: Mutex<Option<mpsc::Receiver<Happened>>>,
     /// Something was not told.
     gap: AtomicBool,
 }
 
-impl Default for Telling {
+impl Default for Ear {
     fn default() -> Self {
         let (sender, receiver) = mpsc::channel(UNHEARD_MAX);
         Self { sender, receiver: Mutex::new(Some(receiver)), gap: AtomicBool::default() }
     }
 }
 
-impl Telling {
-    /// Returns where it is heard; the first who asks has it.
-    pub fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
+impl Ear {
+    fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn tell(&self, index: LogIndex, after_gap: bool, facts: impl FnOnce() -> Vec<Fact>) {
+        // Who does not want to hear costs nothing.
+        if self.sender.is_closed() {
+            return;
+        }
+        let after_gap = after_gap || self.gap.load(Ordering::Relaxed);
+        let told = self.sender.try_send(Happened { index, after_gap, facts: facts() }).is_ok();
+        self.gap.store(!told, Ordering::Relaxed);
+    }
+}
+
+impl Telling {
+    /// Returns where it is heard for people; the first who asks has it.
+    pub fn heard(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.people.heard()
+    }
+
+    /// Returns where it is heard for traces; the first who asks has it.
+    pub fn heard_for_traces(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.traces.heard()
     }
 
     /// Tells what an entry did.
     pub fn tell(&self, index: LogIndex, facts: Vec<Fact>) {
-        if facts.is_empty() {
-            return;
+        if !facts.is_empty() {
+            self.traces.tell(index, false, || facts.clone());
+            self.people.tell(index, false, || facts);
         }
-        let after_gap = self.gap.load(Ordering::Relaxed);
-        let told = self.sender.try_send(Happened { index, after_gap, facts }).is_ok();
-        self.gap.store(!told, Ordering::Relaxed);
     }
 
     /// Says that what was applied up to an entry is not told: the state is that of a snapshot.
     pub fn skip_to(&self, index: LogIndex) {
-        let told =
-            self.sender.try_send(Happened { index: LogIndex(index.0.saturating_add(1)), after_gap: true, facts: Vec::new() }).is_ok();
-        self.gap.store(!told, Ordering::Relaxed);
+        let next = LogIndex(index.0.saturating_add(1));
+        [&self.traces, &self.people].into_iter().for_each(|ear| ear.tell(next, true, Vec::new));
     }
 }
 

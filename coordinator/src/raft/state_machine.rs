@@ -89,6 +89,11 @@ impl StateMachine {
         self.shared.telling.heard()
     }
 
+    /// Returns where it is heard for traces; the first who asks has it.
+    pub fn heard_for_traces(&self) -> Option<mpsc::Receiver<Happened>> {
+        self.shared.telling.heard_for_traces()
+    }
+
     /// Returns what was told lately of attempts.
     pub fn history(&self) -> &History {
         &self.shared.history

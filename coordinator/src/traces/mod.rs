@@ -13,6 +13,7 @@ use kiln_trace::{Span, Spans, Trace, child};
 use kiln_wire::{AttemptId, BuildId, DrvPath, Lease, Traceparent};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::tracker::PUBLISH;
 use self::tracker::{Given, Tracker};
 use crate::leading;
 use crate::parts::Parts;
@@ -33,8 +34,6 @@ struct On {
 /// What the tracker is told.
 #[derive(Debug)]
 enum Told {
-    /// Entries were applied.
-    Happened(Happened),
     /// This leader made a build of a submission.
     Submitted { build: BuildId, from: SystemTime, to: SystemTime },
     /// A task of this leader ended.
@@ -57,13 +56,6 @@ impl Traces {
             let (sender, receiver) = mpsc::channel(UNHEARD_MAX);
             On { farm: farm.to_owned(), spans, sender, receiver: Mutex::new(Some(receiver)) }
         }))
-    }
-
-    /// Tells what an entry did.
-    pub(crate) fn happened(&self, happened: &Happened) {
-        if let Some(on) = &self.0 {
-            on.tell(Told::Happened(happened.clone()));
-        }
     }
 
     /// Returns the moment at which something begins.
@@ -132,28 +124,27 @@ impl On {
 
 /// Makes spans of what is told, until this coordinator stops.
 pub(crate) async fn run(parts: Arc<Parts>) {
-    let Some(on) = &parts.traces.0 else { return };
+    let heard = parts.consensus.heard_for_traces();
+    let (Some(on), Some(mut heard)) = (&parts.traces.0, heard) else { return };
     let Some(mut told) = on.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     let mut tracker = Tracker::new(on.farm.clone());
-    let mut tick = tokio::time::interval(tracker::HELD.min(Duration::from_millis(500)));
+    let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let (mut until, mut last) = (SystemTime::now(), None);
         tokio::select! {
+            // A job is built before it is published.
+            biased;
+            happened = heard.recv() => match happened {
+                Some(happened) => hear(&parts, &mut tracker, &happened),
+                None => return,
+            },
             told = told.recv() => match told {
-                Some(Told::Happened(happened)) => {
-                    let known = |build| {
-                        parts.farm(|farm| {
-                            let (at, given) = farm.trace_of(build)?;
-                            Some(Given { at, given, glance: farm.build_glance(build) })
-                        })
-                    };
-                    tracker.happened(&happened, parts.consensus.leader().map(|(leader, _)| leader), known, SystemTime::now());
-                }
                 Some(Told::Submitted { build, from, to }) => tracker.submitted(build, from, to),
-                Some(Told::Part(span)) => tracker.part(span),
+                Some(Told::Part(span)) => tracker.part(span, SystemTime::now()),
                 Some(Told::Last(done)) => {
-                    until += tracker::HELD;
+                    std::iter::from_fn(|| heard.try_recv().ok()).for_each(|happened| hear(&parts, &mut tracker, &happened));
+                    until = SystemTime::now() + tracker::HELD;
                     last = Some(done);
                 }
                 None => return,
@@ -170,6 +161,18 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     }
 }
 
+fn hear(parts: &Parts, tracker: &mut Tracker, happened: &Happened) {
+    let known = |build| {
+        parts.farm(|farm| {
+            let (at, given) = farm.trace_of(build)?;
+            Some(Given { at, given, glance: farm.build_glance(build) })
+        })
+    };
+    tracker.happened(happened, parts.consensus.leader().map(|(leader, _)| leader), known, SystemTime::now());
+}
+
+/// How often it is looked whether what is held may go.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a coordinator that stops waits for its own task.
 const FINISH_MAX: Duration = Duration::from_secs(2);
 /// Entries and ends of tasks that wait to be heard, some hundred bytes each.

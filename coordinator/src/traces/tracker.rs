@@ -40,6 +40,8 @@ pub(super) struct Tracker {
     jobs: BTreeMap<DrvPath, Job>,
     /// Ends of what others are parts of, by these.
     ends: BTreeMap<[u8; 8], SystemTime>,
+    /// Jobs whose outputs are committed and not published, as far as it was told, by their spans; and of which build.
+    published_soon: BTreeMap<[u8; 8], (BuildId, Span)>,
     /// What has ended, and until when it waits for its parts: always equally long, parts before the whole.
     held: VecDeque<(SystemTime, Span)>,
     ready: Vec<Span>,
@@ -78,8 +80,8 @@ struct End<'a> {
 
 impl Tracker {
     pub(super) fn new(farm: String) -> Self {
-        let (builds, submits, jobs, ends) = Default::default();
-        Self { farm, leader: None, builds, submits, jobs, ends, held: VecDeque::new(), ready: Vec::new() }
+        let (builds, submits, jobs, ends, published_soon) = Default::default();
+        Self { farm, leader: None, builds, submits, jobs, ends, published_soon, held: VecDeque::new(), ready: Vec::new() }
     }
 
     /// Takes in what an entry did. `known` says of a build that was not heard of what the farm still has; `leader` leads as far as this
@@ -130,8 +132,12 @@ impl Tracker {
     }
 
     /// Takes a part of something whose end this leader saw itself.
-    pub(super) fn part(&mut self, span: Span) {
+    pub(super) fn part(&mut self, span: Span, now: SystemTime) {
+        let whole = span.parent.filter(|_| span.name == PUBLISH).and_then(|job| self.published_soon.remove(&job));
         self.emit(span);
+        if let Some((_, job)) = whole {
+            self.hold(job, now);
+        }
     }
 
     /// Returns what is over and waits for no part any more.
@@ -219,15 +225,21 @@ impl Tracker {
         let Some(own) = self.builds.get(&build) else { return };
         let is = own.trace.job(derivation);
         let span = Span::new("job", is, Some(own.trace.root().span), Span::at(ready_at), Span::at(end.at));
-        let mut spans = vec![Span { links: self.others(builds, build), ..span }];
+        let span = finished(Span { links: self.others(builds, build), ..span }.with("kiln.job", derivation.as_str()), end);
+        let mut spans = Vec::new();
         for (id, other) in builds.iter().filter(|id| **id != build).filter_map(|id| Some((id, self.builds.get(id)?))) {
             let from = Span::at(ready_at.max(other.submitted_at));
             let shared = Span::new("job", other.trace.job(derivation), Some(other.trace.root().span), from, Span::at(end.at));
-            spans.push(Span { links: vec![is], ..shared.with("kiln.build", id.0).with("kiln.told_with_build", build.0) });
+            let shared = shared.with("kiln.job", derivation.as_str()).with("kiln.build", id.0).with("kiln.told_with_build", build.0);
+            spans.push(finished(Span { links: vec![is], ..shared }, end));
         }
-        for span in spans {
-            self.hold(finished(span.with("kiln.job", derivation.as_str()), end), now);
+        // What it was published for is known when that has happened, or when the build is over.
+        if end.failure.is_none() && self.published_soon.len() < JOBS_MAX {
+            self.published_soon.insert(is.span, (build, span));
+        } else {
+            spans.push(span);
         }
+        spans.into_iter().for_each(|span| self.hold(span, now));
     }
 
     fn end_attempts(&mut self, builds: &[BuildId], derivation: &DrvPath, end: &End<'_>, now: SystemTime) {
@@ -255,6 +267,10 @@ impl Tracker {
     }
 
     fn ended(&mut self, id: BuildId, state: BuildState, at: Timestamp, now: SystemTime) {
+        let of_build: Vec<[u8; 8]> = self.published_soon.iter().filter(|(_, (build, _))| *build == id).map(|(job, _)| *job).collect();
+        for (_, job) in of_build.into_iter().filter_map(|job| self.published_soon.remove(&job)).collect::<Vec<_>>() {
+            self.hold(job, now);
+        }
         let Some(Build { trace, name, account, from, .. }) = self.builds.get(&id) else { return };
         let mut span = Span::new("build", trace.root(), trace.parent(), *from, Span::at(at))
             .with("kiln.build", id.0)
@@ -303,7 +319,9 @@ fn word(state: BuildState) -> &'static str {
 }
 
 /// How long what has ended waits for its parts: they come by another way within some tenths of a second.
-pub(super) const HELD: Duration = Duration::from_secs(1);
+pub(super) const HELD: Duration = Duration::from_secs(2);
+/// The part of a job that comes after its last attempt.
+pub(crate) const PUBLISH: &str = "publish";
 /// Builds that are remembered, some hundred bytes each.
 const BUILDS_MAX: usize = 4_096;
 /// Jobs that wait or run, some hundred bytes each.

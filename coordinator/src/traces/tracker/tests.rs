@@ -93,7 +93,8 @@ fn a_build_is_told_from_its_submission_to_its_end_with_every_attempt() {
     telling.event(&[1], 150, "a", started(8));
     // Its report is committed when the event says so, and whoever committed it sees that a little later.
     let of = Trace::of_build("kiln", BuildId(1), Timestamp(100), None).attempt(AttemptId(8));
-    telling.tracker.part(Span::new("commit", child(of, "commit", 1), Some(of.span), Span::at(Timestamp(165)), Span::at(Timestamp(172))));
+    let commit = Span::new("commit", child(of, "commit", 1), Some(of.span), Span::at(Timestamp(165)), Span::at(Timestamp(172)));
+    telling.tracker.part(commit, Span::at(Timestamp(172)));
     telling.event(&[1], 170, "a", built());
     telling.event(&[1], 170, "b", EventKind::Ready);
     telling.event(&[1], 180, "b", started(9));
@@ -117,12 +118,31 @@ fn a_build_is_told_from_its_submission_to_its_end_with_every_attempt() {
 }
 
 #[test]
+fn a_job_lasts_until_it_is_published_or_its_build_is_over() {
+    let mut telling = Telling::new();
+    telling.submits(1, 100);
+    for (attempt, name) in [(7, "a"), (8, "b")] {
+        telling.event(&[1], 110, name, started(attempt));
+        telling.event(&[1], 120, name, built());
+    }
+    let jobs = |spans: Vec<String>| spans.into_iter().filter(|span| span.starts_with("job")).collect::<Vec<_>>();
+    assert!(jobs(telling.spans()).is_empty(), "however long it takes");
+    let of = Trace::of_build("kiln", BuildId(1), Timestamp(100), None).job(&drv("a"));
+    let publish = Span::new(PUBLISH, child(of, PUBLISH, 1), Some(of.span), Span::at(Timestamp(121)), Span::at(Timestamp(500)));
+    telling.tracker.part(publish, Span::at(Timestamp(500)));
+    assert_eq!(jobs(telling.spans()), ["job of ? 100-500 built"]);
+    telling.ends(1, 600);
+    assert_eq!(jobs(telling.spans()), ["job of build#1 100-120 built"], "another leader published it");
+}
+
+#[test]
 fn a_job_of_two_builds_is_told_with_the_first_and_the_other_leads_there() {
     let mut telling = Telling::new();
     telling.submits(1, 100);
     telling.submits(2, 110);
     telling.event(&[1, 2], 120, "a", started(7));
     telling.event(&[1, 2], 130, "a", built());
+    telling.ends(1, 140);
     let spans = telling.tracker.due(Span::at(Timestamp(1_000_000)));
     let root = |build, at| Trace::of_build("kiln", BuildId(build), Timestamp(at), None);
     let (first, second) = (root(1, 100), root(2, 110));
