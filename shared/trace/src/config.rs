@@ -1,9 +1,11 @@
 //! Where spans go, if anywhere.
 
+use std::fmt;
+
 use serde::Deserialize;
 
 /// The table `[traces]` of a daemon's configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// URL of who receives spans by OTLP over HTTP, below which `/v1/traces` is. Default: what `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` (whole) or
@@ -34,6 +36,13 @@ pub enum StartError {
     },
 }
 
+impl fmt::Debug for Config {
+    /// Whoever receives spans may want a password, which stands in the URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("otlp_endpoint", &self.otlp_endpoint.as_deref().map(host_of)).finish()
+    }
+}
+
 impl Config {
     /// Returns where spans go, as the exporter takes it; nothing in the exporter's own words where the environment says it.
     pub(crate) fn endpoint(&self, variable: impl Fn(&str) -> Option<String>) -> Option<Endpoint> {
@@ -50,6 +59,13 @@ impl Config {
     }
 }
 
+/// Returns a URL without names, passwords and queries.
+pub(crate) fn host_of(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    format!("{scheme}://{}", host.rsplit('@').next().unwrap_or_default())
+}
+
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
@@ -62,6 +78,15 @@ pub(crate) enum Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_and_debug_output_name_the_host_and_no_secret() {
+        let url = "https://me:secret@otel.example.org:4318/v1/traces?token=secret";
+        assert_eq!(host_of(url), "https://otel.example.org:4318");
+        assert_eq!(host_of("nonsense"), "://nonsense");
+        let shown = format!("{:?}", Config { otlp_endpoint: Some(url.to_owned()) });
+        assert!(shown.contains("otel.example.org") && !shown.contains("secret"), "{shown}");
+    }
 
     #[test]
     fn nothing_is_sent_unless_somebody_says_where_to() {

@@ -13,13 +13,12 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::config::{Config, Endpoint, Service, StartError};
+use crate::config::{Config, Endpoint, Service, StartError, host_of};
 use crate::live::is_traced;
 use crate::queue::{Outlet, Spans};
 use crate::span::SCOPE;
 
 /// An export that is configured and does not run yet.
-#[derive(Debug)]
 pub struct Exporting {
     provider: SdkTracerProvider,
     exporter: opentelemetry_otlp::SpanExporter,
@@ -88,25 +87,7 @@ pub async fn flush() {
     }
 }
 
-/// Returns a URL without names, passwords and queries.
-fn host_of(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let host = rest.split(['/', '?']).next().unwrap_or_default();
-    format!("{scheme}://{}", host.rsplit('@').next().unwrap_or_default())
-}
-
 /// How long one request may take.
 const SEND_MAX: Duration = Duration::from_secs(10);
 /// How long a process that ends waits for its last spans to be taken.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_name_the_host_and_no_secret() {
-        assert_eq!(host_of("https://me:secret@otel.example.org:4318/v1/traces?token=secret"), "https://otel.example.org:4318");
-        assert_eq!(host_of("nonsense"), "://nonsense");
-    }
-}

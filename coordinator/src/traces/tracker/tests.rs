@@ -159,6 +159,28 @@ fn a_job_of_two_builds_is_told_with_the_first_and_the_other_leads_there() {
 }
 
 #[test]
+fn whoever_leads_next_tells_the_same_spans_of_what_began_before() {
+    let told = || {
+        let mut telling = Telling::new();
+        telling.submits(1, 100);
+        telling.event(&[1], 110, "a", started(7));
+        telling
+    };
+    let (mut before, mut after) = (told(), told());
+    // The one that led is gone before the attempt ends.
+    let begun = before.tracker.due(Span::at(Timestamp(1_000_000)));
+    assert_eq!(after.tracker.due(Span::at(Timestamp(1_000_000))), begun, "which the follower had heard, and kept to itself");
+    after.tell(vec![Fact::Leads(leader(2))]);
+    after.event(&[1], 130, "a", built());
+    after.ends(1, 140);
+    let spans = after.tracker.due(Span::at(Timestamp(1_000_000)));
+    let trace = Trace::of_build("kiln", BuildId(1), Timestamp(100), None);
+    let attempt = spans.iter().find(|span| span.name == "attempt").expect("it was heard to begin");
+    assert_eq!((attempt.is, attempt.from), (trace.attempt(AttemptId(7)), Span::at(Timestamp(110))), "as its worker was told");
+    assert!(begun.iter().all(|span| span.parent == Some(trace.job(&drv("a")).span)), "{begun:?}");
+}
+
+#[test]
 fn what_began_before_anybody_heard_is_not_made_up() {
     let mut telling = Telling::new();
     telling.event(&[1], 130, "a", built());

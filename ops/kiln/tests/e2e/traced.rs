@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Valu
 use prost::Message;
 
 use crate::crashes::Daemons;
-use crate::farm::{Place, Process, wait_for};
+use crate::farm::{Place, Process, free_port, wait_for};
 
 const SET: &str = r#"
 rec {
@@ -283,13 +283,14 @@ fn the_environment_says_where_spans_go_and_that_none_do() {
 #[test]
 fn a_receiver_that_is_not_there_costs_no_build() {
     let daemons = Daemons::with(SET);
-    let nobody = format!("http://127.0.0.1:{}", crate::farm::free_port());
-    trace_to(&daemons, &nobody);
+    let secret = "trace-password-9c41";
+    trace_to(&daemons, &format!("http://me:{secret}@127.0.0.1:{}", free_port()));
     let _processes = [daemons.start("coordinator"), daemons.start("worker")];
     daemons.wait_until_up();
     daemons.place.run(&[&["build", "-f", "set.nix", "-A", "one"][..], &daemons.farm()].concat()).expect_success();
     wait_for("the daemons say that spans are lost", || {
         let log = std::fs::read_to_string(daemons.place.path("daemons.log")).expect("the daemons log");
+        assert!(!log.contains(secret), "{log}");
         log.contains("spans of traces are lost").then_some(())
     });
 }
