@@ -232,6 +232,7 @@ fn name(build: BuildId) -> PathBuf {
 
 /// Returns an archived build as clients see it.
 pub(crate) fn view(record: BuildRecord) -> BuildView {
+    let (evaluated, failures) = (record.evaluated(), record.failures_named());
     BuildView {
         build: record.build,
         name: record.name,
@@ -240,8 +241,9 @@ pub(crate) fn view(record: BuildRecord) -> BuildView {
         counts: record.counts,
         remaining_ms: None,
         outputs: record.outputs,
-        failures: record.failures,
+        failures,
         running: Vec::new(),
         waiting: Default::default(),
+        evaluated,
     }
 }

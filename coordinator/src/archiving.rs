@@ -25,9 +25,10 @@ pub(crate) async fn archive(parts: Arc<Parts>, record: BuildRecord) {
     }
     parts.watchers.ended(build);
     let now = parts.clock.now();
-    if let Err(error) = propose_patiently(parts, Command::Retire { build, now }).await {
+    if let Err(error) = propose_patiently(parts.clone(), Command::Retire { build, now }).await {
         tracing::warn!(%build, error = %Chain(&error), "retire build; the next leader archives it again");
     }
+    parts.hooks.wake();
 }
 
 const RETRY: Duration = Duration::from_secs(5);

@@ -42,6 +42,7 @@ impl BroughtBack {
             keep_going: false,
             urgency: Urgency::default(),
             trace: None,
+            evaluation: None,
         };
         match submit::anew(parts, submission, None).await {
             Ok(build) => {

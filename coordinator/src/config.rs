@@ -8,6 +8,7 @@ use kiln_wire::{NodeId, StoreDir};
 use serde::{Deserialize, Deserializer};
 
 use crate::garbage::Gc;
+use crate::hooks::Webhook;
 use crate::shared_store::SharedStore;
 use crate::tokens::Token;
 use crate::upstream::Substituter;
@@ -89,6 +90,10 @@ pub struct Config {
     /// Where spans of traces go. Default nowhere.
     #[serde(default)]
     pub traces: kiln_trace::Config,
+    /// Who is told what happens: `[[webhooks]]` with `url`, `secret_file` and, if wanted, `name`, `events` and `no_leader_seconds`; the same at
+    /// every coordinator. Default nobody.
+    #[serde(default)]
+    pub webhooks: Vec<Webhook>,
     /// Where the store of a simulation is, whatever `store` says.
     #[cfg(feature = "simulation")]
     #[serde(skip)]
@@ -182,6 +187,9 @@ impl Config {
         }
         if !self.join.is_empty() && self.advertise.is_none() && self.listen.ip().is_unspecified() {
             return Some(format!("`join` needs `advertise`: nobody can reach this coordinator at {}", self.listen));
+        }
+        if let Some(rule) = Webhook::objection(&self.webhooks) {
+            return Some(rule);
         }
         if let Some(rule) = self.gc.objection() {
             return Some(rule);

@@ -172,7 +172,10 @@ impl Driver {
                 tokio::spawn(archiving::archive(parts.clone(), record));
             }
             Effect::Copied { derivation, copied } => tell_of_copy(&derivation, copied),
-            Effect::Judged { worker, ailing } => drain::tell(&worker, ailing.as_ref()),
+            Effect::Judged { worker, ailing } => {
+                drain::tell(&worker, ailing.as_ref());
+                parts.hooks.wake();
+            }
             // Whoever proposed the command has the answer from its proposal.
             Effect::Answer(_) => {}
         }

@@ -2,16 +2,17 @@
 //!
 //! Logs are facts for people. They never decide anything, so a lost tail after a crash is harmless: the worker sends it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use kiln_store::BlobBytes;
 use kiln_wire::limits::LOG_BYTES_MAX;
-use kiln_wire::{AttemptId, DrvPath, Lease};
+use kiln_wire::{AttemptId, DrvPath, Lease, Timestamp};
 use tokio::sync::watch;
 
 /// A log that cannot be written or read.
@@ -176,6 +177,21 @@ impl Logs {
                 found.extend(attempt.map(|attempt| (derivation.clone(), attempt)));
             }
         }
+        Ok(found)
+    }
+
+    /// Returns the logs here that nobody has written to since a moment. Those that are being written are none.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn untouched_since(&self, since: Timestamp) -> io::Result<Vec<(DrvPath, AttemptId)>> {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_millis(since.0);
+        let mut found = self.list()?;
+        let open: BTreeSet<_> = self.open.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        found.retain(|log| {
+            let written = fs::metadata(self.path(&log.0, log.1)).and_then(|file| file.modified());
+            !open.contains(log) && written.is_ok_and(|written| written < since)
+        });
         Ok(found)
     }
 
@@ -365,6 +381,23 @@ mod tests {
         logs.append(&derivation, AttemptId(7), 0, b"own").expect("append");
         assert_eq!(logs.latest_attempt(&derivation), Some(AttemptId(7)), "the farm's own goes before");
         assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_log_is_old_once_nobody_has_written_to_it_for_long_enough() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let logs = Logs::open(dir.path()).expect("open");
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv").expect("a path");
+        for attempt in [1, 2, 3].map(AttemptId) {
+            logs.append(&derivation, attempt, 0, b"text").expect("append");
+            let file = File::options().append(true).open(logs.path(&derivation, attempt)).expect("a file");
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(attempt.0)).expect("any time can be set");
+        }
+        logs.close(&derivation, AttemptId(1));
+        logs.close(&derivation, AttemptId(3));
+        let old = |ms| logs.untouched_since(Timestamp(ms)).expect("lists").into_iter().map(|(_, attempt)| attempt.0).collect::<Vec<_>>();
+        assert_eq!(old(2_500), [1], "2 is being written, 3 is younger");
+        assert_eq!(old(1_000), [0; 0]);
     }
 
     struct Broken;

@@ -22,6 +22,38 @@ pub(crate) struct Meter {
     /// Kinds of jobs that have names in metrics.
     pub(crate) kinds: Kinds,
     leaders: Mutex<Leaders>,
+    pub(crate) hooks: Hooks,
+}
+
+/// What became of messages to receivers of webhooks.
+#[derive(Debug, Default)]
+pub(crate) struct Hooks {
+    pub(crate) delivered: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) given_up: AtomicU64,
+    pub(crate) lost: AtomicU64,
+}
+
+impl Hooks {
+    /// Counts a message that a receiver took.
+    pub(crate) fn delivered(&self) {
+        self.delivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a try that failed.
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a message that was tried often enough.
+    pub(crate) fn given_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts messages that nobody waits to send any more, for too many waited.
+    pub(crate) fn lost(&self, count: u64) {
+        self.lost.fetch_add(count, Ordering::Relaxed);
+    }
 }
 
 /// Bytes of blobs, beside those that the store counts.

@@ -18,6 +18,7 @@ use crate::derivations::Derivations;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
 use crate::hold::Holders;
+use crate::hooks::Hooks;
 use crate::intake::Intake;
 use crate::live::Live;
 use crate::logs::Logs;
@@ -66,6 +67,8 @@ pub(crate) struct Parts {
     pub(crate) holders: Holders,
     /// What is deleted, and what must not be.
     pub(crate) garbage: Garbage,
+    /// Who is told by webhook.
+    pub(crate) hooks: Hooks,
     pub(crate) watchers: Watchers,
     /// What everybody is told of.
     pub(crate) live: Live,

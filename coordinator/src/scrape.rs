@@ -45,6 +45,14 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
             taken_bytes: of(&meter.upstream.taken_bytes),
             failed: of(&meter.upstream.failed),
         },
+        webhooks: [
+            ("delivered", &meter.hooks.delivered),
+            ("failed", &meter.hooks.failed),
+            ("given_up", &meter.hooks.given_up),
+            ("lost", &meter.hooks.lost),
+        ]
+        .map(|(result, count)| (result, count.load(Ordering::Relaxed)))
+        .into(),
         disk: Disk::of(&parts.dir),
         process: Process::own(),
         // Counted where requests are answered.

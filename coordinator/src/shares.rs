@@ -139,6 +139,7 @@ async fn anew(parts: &Arc<Parts>, peer: &Role, build: BuildId) -> Result<Respons
         keep_going: true,
         urgency: Urgency::default(),
         trace: None,
+        evaluation: record.evaluation,
     };
     submit::anew(parts, submission, asker).await.map(Response::Submitted)
 }

@@ -21,6 +21,7 @@ use crate::derivations::Derivations;
 use crate::driver::Chain;
 use crate::garbage::Garbage;
 use crate::granted::Granted;
+use crate::hooks::{Hooks, WebhookError};
 use crate::http::{Http, Socket, api, pages, uploads};
 use crate::intake::Intake;
 use crate::logs::Logs;
@@ -33,7 +34,7 @@ use crate::traces::{self, Traces};
 use crate::turns::Turns;
 use crate::verified::Verified;
 use crate::watch::Watchers;
-use crate::{driver, garbage, http, kept_logs, live, requests, scrape, shared_store};
+use crate::{driver, garbage, hooks, http, kept_logs, live, requests, scrape, shared_store};
 
 /// A running coordinator.
 pub struct Coordinator {
@@ -48,6 +49,7 @@ pub struct Coordinator {
     teller: JoinHandle<()>,
     api: api::Api,
     tracer: JoinHandle<()>,
+    callers: [JoinHandle<()>; 2],
     http: Http,
 }
 
@@ -81,6 +83,9 @@ pub enum StartError {
     /// TLS for upstream caches cannot be prepared.
     #[error("prepare to ask the substituters")]
     Substituters(#[source] reqwest::Error),
+    /// Receivers of webhooks cannot be used.
+    #[error("prepare webhooks")]
+    Webhooks(#[from] WebhookError),
     /// The archive cannot be used.
     #[error("open archive")]
     Archive(#[from] ArchiveError),
@@ -132,6 +137,7 @@ impl Coordinator {
         let collector = tokio::spawn(garbage::run(parts.clone()));
         let teller = tokio::spawn(live::run(parts.clone()));
         let tracer = tokio::spawn(traces::run(parts.clone()));
+        let callers = [tokio::spawn(hooks::run(parts.clone())), tokio::spawn(hooks::run_without_leader(parts.clone()))];
         let (scraped, logged) = (parts.clone(), parts.clone());
         let log = move |derivation| {
             let parts = logged.clone();
@@ -140,7 +146,21 @@ impl Coordinator {
         let state = http::State::new(parts.store.clone(), parts.keys.clone(), move || scrape::snapshot(&scraped), log);
         let api = api::Api::new(parts.clone());
         let http = Http::serve_with(web, state, uploads::router(parts.clone()).merge(api::router(&api)).merge(pages::router(&api)));
-        Ok(Self { link_addr: listener.local_addr(), http_addr, parts, stop, driver, listener, acceptor, collector, teller, tracer, api, http })
+        Ok(Self {
+            link_addr: listener.local_addr(),
+            http_addr,
+            parts,
+            stop,
+            driver,
+            listener,
+            acceptor,
+            collector,
+            teller,
+            tracer,
+            callers,
+            api,
+            http,
+        })
     }
 
     /// Returns the UDP address for workers and clients.
@@ -189,6 +209,7 @@ impl Coordinator {
         self.collector.abort();
         self.teller.abort();
         self.tracer.abort();
+        self.callers.iter().for_each(JoinHandle::abort);
         self.listener.close("the coordinator stops").await;
         self.stop.notify_one();
         if let Err(error) = self.driver.await {
@@ -254,6 +275,7 @@ async fn parts(
     let logs = Logs::open(&dir.join("logs")).map_err(|source| StartError::Dir { path: dir.join("logs"), source })?;
     let archive = Archive::open(&dir.join("builds"), &store)?;
     let substitution = Substitution::new(&config.substituters, config.store_dir.clone()).map_err(StartError::Substituters)?;
+    let hooks = Hooks::open(&config.webhooks, &config.farm, config.store_dir.clone(), config.advertise_http.as_deref())?;
     // Last, for whoever takes part in consensus may have to lead at once.
     let (consensus, effects) = Consensus::start(consensus).await?;
     if consensus.members().is_empty() {
@@ -290,6 +312,7 @@ async fn parts(
         growths: Semaphore::new(GROWTHS_UNDER_WAY_MAX),
         holders: Default::default(),
         garbage: Garbage::new(config.gc.clone()),
+        hooks,
         watchers: Watchers::new(),
         live: Default::default(),
         logs: Arc::new(logs),

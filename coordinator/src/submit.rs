@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use kiln_core::{Answer, Asker, CHECKING, Command, GROWING, RESOLVING, Refused};
+use kiln_core::{Answer, Asker, CHECKING, Command, DESCRIBING, GROWING, RESOLVING, Refused};
 use kiln_link::{LinkError, Role, Sender};
 use kiln_wire::client::{Refusal, Submission};
 use kiln_wire::frame;
@@ -64,7 +64,7 @@ pub(crate) async fn anew(parts: &Arc<Parts>, submission: Submission, asker: Opti
 
 /// Returns the jobs of a submission.
 async fn prepare(parts: &Arc<Parts>, submission: &Submission) -> Result<Vec<JobSpec>, Refusal> {
-    check_name(&submission.name)?;
+    check_submission(submission)?;
     jobs(parts, &submission.roots).await
 }
 
@@ -96,7 +96,7 @@ pub(crate) async fn check(parts: Arc<Parts>, peer: &Role, submission: Submission
         let message = format!("check: the farm is not at version {CHECKING} yet: upgrade all of its coordinators first");
         return Err(refuse::invalid(message));
     }
-    check_name(&submission.name)?;
+    check_submission(&submission)?;
     let asker = shares::asker(&parts, peer, submission.urgency.clone(), submission.trace)?;
     let closure = read(&parts, &submission.roots).await?;
     if submission.roots.is_empty() {
@@ -162,7 +162,11 @@ async fn hand_over(
     if let Some(derivations) = check {
         commands.push(Command::Check { request: submission.request, derivations, now });
     }
-    let Submission { request, name, roots, keep_going, urgency: _, trace: _ } = submission;
+    let Submission { request, name, roots, keep_going, urgency: _, trace: _, evaluation } = submission;
+    // A farm at an older version builds the same, and knows no names.
+    if let Some(evaluation) = evaluation.filter(|evaluation| !evaluation.is_empty() && parts.consensus.version() >= DESCRIBING) {
+        commands.push(Command::Describe { request, evaluation: *evaluation, now });
+    }
     let submit = Command::Submit { request, name, roots, keep_going, asker, now };
     staged_first(commands, submit, |command| {
         let pending = parts.consensus.propose_nowait(vec![command]);
@@ -218,7 +222,13 @@ fn encoded_bytes(job: &JobSpec) -> usize {
     frame::to_bytes(job).map_or(0, |bytes| bytes.len())
 }
 
-/// A name is a client's text that every coordinator keeps.
+/// What people call a build and its roots are a client's texts that every coordinator keeps.
+fn check_submission(submission: &Submission) -> Result<(), Refusal> {
+    check_name(&submission.name)?;
+    let objection = submission.evaluation.as_ref().and_then(|evaluation| evaluation.objection(&submission.roots));
+    objection.map_or(Ok(()), |rule| Err(refuse::invalid(format!("submit: what is said of the evaluation: {rule}"))))
+}
+
 fn check_name(name: &str) -> Result<(), Refusal> {
     match name.len() {
         0..=BUILD_NAME_BYTES_MAX => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kiln_core::{Answer, Command};
 use kiln_link::Role;
 use kiln_wire::client::{BuildView, FarmView, JobView, Refusal, WorkerView};
-use kiln_wire::{BuildId, DrvPath, Explanation, Subject};
+use kiln_wire::{BuildId, DrvPath, Evaluated, Explanation, Subject};
 
 use crate::archive;
 use crate::driver::{Chain, propose};
@@ -14,7 +14,15 @@ use crate::{refuse, shares};
 
 /// The farm at a glance.
 pub(crate) fn farm(parts: &Parts) -> FarmView {
-    let (builds, counts) = parts.farm(|farm| (farm.builds().filter_map(|build| farm.build_view(build)).collect(), farm.counts()));
+    let (builds, counts) = parts.farm(|farm| {
+        let views = farm.builds().filter_map(|build| farm.build_view(build));
+        // What evaluators said is for who asks about one build.
+        let brief = |view: BuildView| {
+            let errors_more = view.evaluated.errors_count();
+            BuildView { evaluated: Evaluated { errors_more, ..Evaluated::default() }, ..view }
+        };
+        (views.map(brief).collect(), farm.counts())
+    });
     let workers_connected = u64::try_from(parts.sessions.connected().len()).unwrap_or(u64::MAX);
     FarmView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -25,6 +33,8 @@ pub(crate) fn farm(parts: &Parts) -> FarmView {
         builds,
         counts,
         workers_connected,
+        receivers: parts.hooks.standing(),
+        retention: Some(parts.garbage.retention()),
     }
 }
 

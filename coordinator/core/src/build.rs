@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use kiln_wire::client::JobView;
 use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX};
-use kiln_wire::{Account, BuildId, DrvPath, JobSpec, Priority, RequestId, Root, Timestamp};
+use kiln_wire::{Account, BuildId, DrvPath, Evaluated, Evaluation, JobSpec, Priority, RequestId, Root, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::effect::{BuildRecord, Refused};
@@ -30,6 +30,9 @@ pub(crate) struct Build {
     /// Who asks for it, if the farm was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asker: Option<Box<Asker>>,
+    /// What is known of the evaluation that its roots come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Box<Evaluation>>,
     pub phase: Phase,
 }
 
@@ -61,6 +64,16 @@ impl Build {
     /// Returns whose builds it is counted among.
     pub fn account(&self) -> &Account {
         self.asker.as_ref().map_or(&NOBODYS, |asker| &asker.account)
+    }
+
+    /// Returns the attributes that a derivation is as a root of it.
+    pub fn names(&self, derivation: &DrvPath) -> &[String] {
+        self.evaluation.as_ref().map(|evaluation| evaluation.names(&self.roots, derivation)).unwrap_or_default()
+    }
+
+    /// Returns what is known of its evaluation, for people.
+    pub fn evaluated(&self, with_names: bool) -> Evaluated {
+        self.evaluation.as_ref().map(|evaluation| evaluation.shown(&self.roots, with_names)).unwrap_or_default()
     }
 
     /// Returns its place among the builds of its account.
@@ -112,6 +125,9 @@ pub(crate) struct Stage {
     /// Jobs that are built although their outputs exist.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub check: BTreeSet<DrvPath>,
+    /// What is known of the evaluation that its roots come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Box<Evaluation>>,
     /// When its last entry came.
     pub touched_at: Timestamp,
 }
@@ -151,6 +167,7 @@ mod tests {
             jobs: (0..jobs).map(JobKey).collect(),
             growths,
             asker: None,
+            evaluation: None,
             phase: Phase::Going,
         };
         let last = GROWTHS_PER_BUILD_MAX - 1;

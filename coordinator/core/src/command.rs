@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 use kiln_wire::worker::Offer;
 use kiln_wire::{
-    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, JobSpec, Lease, Measured, Order, Outcome, OutputName, RequestId, Resources, Root,
-    Share, ShareKey, StorePath, Subject, Timestamp, Version, WorkerId,
+    AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, Evaluation, JobSpec, Lease, Measured, Order, Outcome, OutputName, RequestId,
+    Resources, Root, Share, ShareKey, StorePath, Subject, Timestamp, Version, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,15 @@ pub enum Command {
         request: RequestId,
         /// Which of them.
         derivations: Vec<DrvPath>,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// What is known of the evaluation that a submission's roots come from. It waits aside until its `Submit`.
+    Describe {
+        /// Which submission.
+        request: RequestId,
+        /// What is known. What it says of roots that are not so is left out.
+        evaluation: Evaluation,
         /// The leader's time.
         now: Timestamp,
     },
@@ -193,6 +202,22 @@ pub enum Command {
         /// The leader's time.
         now: Timestamp,
     },
+    /// Who is told by webhook what happens. Whoever is new is told of what happens from here on.
+    Announce {
+        /// What the configuration calls them; at most `RECEIVERS_MAX`.
+        receivers: Vec<String>,
+        /// The leader's time.
+        now: Timestamp,
+    },
+    /// A receiver took every notice up to one, or will never get it.
+    Told {
+        /// Which receiver.
+        receiver: String,
+        /// The number of the last one.
+        upto: u64,
+        /// The leader's time.
+        now: Timestamp,
+    },
     /// The archive holds an ended build: it leaves the farm, and with it every job that no other build wants.
     Retire {
         /// Which.
@@ -242,6 +267,8 @@ impl Command {
             | Self::Steer { .. }
             | Self::Preempt { .. } => FAIRNESS,
             Self::Copy { .. } => COPYING,
+            Self::Describe { .. } => DESCRIBING,
+            Self::Announce { .. } | Self::Told { .. } => ANNOUNCING,
             Self::Check { .. } => CHECKING,
             Self::Stage { jobs, .. } => {
                 if jobs.iter().any(|job| job.resolve) {
@@ -262,6 +289,7 @@ impl Command {
             | Self::Lose { now, .. }
             | Self::Stage { now, .. }
             | Self::Check { now, .. }
+            | Self::Describe { now, .. }
             | Self::Submit { now, .. }
             | Self::Assign { now, .. }
             | Self::Copy { now, .. }
@@ -276,6 +304,8 @@ impl Command {
             | Self::SetShare { now, .. }
             | Self::Steer { now, .. }
             | Self::Preempt { now, .. }
+            | Self::Announce { now, .. }
+            | Self::Told { now, .. }
             | Self::Retire { now, .. } => *now,
         }
     }
@@ -301,6 +331,11 @@ pub const COPYING: Version = Version(6);
 
 /// The version from which on a build knows what its client does with it.
 pub const TRACING: Version = Version(6);
+/// The version from which on builds keep what is known of the evaluation that their roots come from.
+pub const DESCRIBING: Version = Version(6);
+
+/// The version from which on a farm keeps what receivers of webhooks are to be told.
+pub const ANNOUNCING: Version = Version(6);
 
 /// The version from which on jobs are resolved.
 pub const RESOLVING: Version = Version(3);

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use kiln_wire::client::BuildView;
-use kiln_wire::{DrvPath, OutputName, StorePath};
+use kiln_wire::{DrvPath, Evaluated, OutputName, StorePath};
 
 use crate::estimate::split_name;
 
@@ -32,6 +32,29 @@ impl Failures {
     }
 }
 
+/// Attributes that fail in a build, held against those that failed in another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Failed only in the later one.
+    pub newly: Vec<String>,
+    /// Failed in both.
+    pub still: Vec<String>,
+    /// Failed only in the earlier one, and the later one has them.
+    pub fixed: Vec<String>,
+}
+
+impl Attributes {
+    /// Holds attributes that fail against those that failed before; `there` are all that the later build has.
+    fn between(before: &BTreeSet<&String>, after: &BTreeSet<&String>, there: &BTreeSet<&String>) -> Self {
+        let list = |names: &mut dyn Iterator<Item = &&String>| names.map(|name| (*name).clone()).collect();
+        Self {
+            newly: list(&mut after.difference(before)),
+            still: list(&mut after.intersection(before)),
+            fixed: list(&mut before.difference(after).filter(|name| there.contains(*name))),
+        }
+    }
+}
+
 /// A root that a build made, with where its outputs are.
 pub type Made = (DrvPath, BTreeMap<OutputName, StorePath>);
 
@@ -40,6 +63,10 @@ pub type Made = (DrvPath, BTreeMap<OutputName, StorePath>);
 pub struct Comparison {
     /// Jobs that failed of themselves.
     pub failures: Failures,
+    /// Attributes that were not built, because they failed or needed what did. Builds that go on do not say it.
+    pub unbuilt: Attributes,
+    /// Attributes that do not evaluate.
+    pub unevaluated: Attributes,
     /// Roots of packages that both made, and made differently: before, and after.
     pub changed: Vec<(Made, Made)>,
     /// Roots of packages that only the other made. A build does not say what it found made already: they may be what they were.
@@ -55,7 +82,9 @@ impl Comparison {
     pub fn between(before: &BuildView, after: &BuildView) -> Self {
         let failed =
             |view: &BuildView| view.failures.iter().filter(|job| job.state == "failed").map(|job| job.derivation.clone()).collect();
-        let mut compared = Self { failures: Failures::between(failed(before), failed(after)), ..Self::default() };
+        let (unbuilt, unevaluated) = attributes_between(&before.evaluated, &after.evaluated);
+        let failures = Failures::between(failed(before), failed(after));
+        let mut compared = Self { failures, unbuilt, unevaluated, ..Self::default() };
         let (mut then, now) = (by_package(before), by_package(after));
         for (name, made) in now {
             let mut old = then.remove(&name).unwrap_or_default();
@@ -79,6 +108,17 @@ impl Comparison {
     }
 }
 
+/// Returns how attributes differ of two builds: what was not built, and what does not evaluate.
+pub fn attributes_between(before: &Evaluated, after: &Evaluated) -> (Attributes, Attributes) {
+    let unbuilt = |of: &'_ Evaluated| -> BTreeSet<String> {
+        of.attributes.iter().filter(|(root, _)| of.unbuilt.contains(*root)).flat_map(|(_, names)| names.iter().cloned()).collect()
+    };
+    let (then, now) = (unbuilt(before), unbuilt(after));
+    let there: BTreeSet<&String> = after.attributes.values().flatten().collect();
+    let built = Attributes::between(&then.iter().collect(), &now.iter().collect(), &there);
+    (built, Attributes::between(&before.errors.keys().collect(), &after.errors.keys().collect(), &there))
+}
+
 fn by_package(view: &BuildView) -> BTreeMap<String, Vec<Made>> {
     let mut roots = BTreeMap::<_, Vec<Made>>::new();
     for (root, outputs) in &view.outputs {
@@ -97,7 +137,7 @@ mod tests {
     use alloc::format;
 
     use kiln_wire::client::{BuildState, JobCounts, JobView};
-    use kiln_wire::{BuildId, Timestamp};
+    use kiln_wire::{BuildId, Evaluated, Timestamp};
 
     use super::*;
 
@@ -120,6 +160,7 @@ mod tests {
             failures: Vec::new(),
             running: Vec::new(),
             waiting: BTreeMap::new(),
+            evaluated: Evaluated::default(),
         };
         let failed = |job: &str, state: &str| JobView {
             derivation: drv(job),
@@ -128,6 +169,7 @@ mod tests {
             builds: Vec::new(),
             attempts: Vec::new(),
             upward_rank_ms: 0,
+            attributes: Vec::new(),
         };
         for word in text.split_whitespace() {
             match (word.strip_prefix('!'), word.strip_prefix('?'), word.split_once('>')) {
@@ -164,6 +206,40 @@ mod tests {
             failures.fixed.sort_by(|one, other| one.name().cmp(other.name()));
             let found = [failures.newly, failures.still, failures.fixed].map(|jobs| words(&jobs));
             assert_eq!(found, [newly, still, fixed], "{before} / {after}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_told_apart_by_their_names() {
+        // `a+` was built, `a-` was not, `a!` does not evaluate.
+        let evaluated = |text: &str| {
+            let mut evaluated = Evaluated::default();
+            for (place, word) in text.split_whitespace().enumerate() {
+                let (name, how) = word.split_at(word.len() - 1);
+                let root = DrvPath::parse(&format!("{place:032}-{name}.drv")).expect("a path");
+                match how {
+                    "!" => drop(evaluated.errors.insert(name.into(), "no".into())),
+                    "-" | "+" => {
+                        evaluated.attributes.insert(root.clone(), alloc::vec![name.into()]);
+                        if how == "-" {
+                            evaluated.unbuilt.insert(root);
+                        }
+                    }
+                    other => panic!("{other}"),
+                }
+            }
+            evaluated
+        };
+        for (before, after, unbuilt, unevaluated) in [
+            ("a+ b- c-", "a- b- c+", ["a", "b", "c"], ["", "", ""]),
+            ("a! b! c+", "a+ b! c!", ["", "", ""], ["c", "b", "a"]),
+            ("a- b!", "", ["", "", ""], ["", "", ""]),
+            ("", "a- b!", ["a", "", ""], ["b", "", ""]),
+            ("a!", "a-", ["a", "", ""], ["", "", "a"]),
+        ] {
+            let (built, evaluates) = attributes_between(&evaluated(before), &evaluated(after));
+            let told = |of: Attributes| [of.newly, of.still, of.fixed].map(|names| names.join(" "));
+            assert_eq!((told(built), told(evaluates)), (unbuilt.map(String::from), unevaluated.map(String::from)), "{before} / {after}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Effects: what the leader must do after a command was applied. Doing one twice is harmless.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -7,8 +8,8 @@ use alloc::vec::Vec;
 use kiln_wire::client::{BuildState, Event, JobCounts, JobView};
 use kiln_wire::limits::{GROWTHS_PER_BUILD_MAX, JOBS_PER_BUILD_MAX, SHARES_MAX};
 use kiln_wire::{
-    Account, Ailing, AttemptId, BuildId, DrvPath, Epoch, JobLimits, Lease, OutputName, PathInfo, RequestId, Resources, Root, Share,
-    ShareKey, StorePath, Timestamp, WorkerId,
+    Account, Ailing, AttemptId, BuildId, DrvPath, Epoch, Evaluated, Evaluation, JobLimits, Lease, OutputName, PathInfo, RequestId,
+    Resources, Root, Share, ShareKey, StorePath, Timestamp, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -272,4 +273,25 @@ pub struct BuildRecord {
     /// Whose it was. The archive alone has it: in the farm's state it is the build that says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<Account>,
+    /// What is known of the evaluation that its roots come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Box<Evaluation>>,
+}
+
+impl BuildRecord {
+    /// Returns what is known of the evaluation that its roots come from, for people.
+    pub fn evaluated(&self) -> Evaluated {
+        self.evaluation.as_ref().map(|evaluation| evaluation.shown(&self.roots, true)).unwrap_or_default()
+    }
+
+    /// Returns the attributes that a derivation is as a root of it.
+    pub fn names(&self, derivation: &DrvPath) -> &[String] {
+        self.evaluation.as_ref().map(|evaluation| evaluation.names(&self.roots, derivation)).unwrap_or_default()
+    }
+
+    /// Returns its failures, with the attributes that they are as roots of it.
+    pub fn failures_named(&self) -> Vec<JobView> {
+        let named = |view: &JobView| JobView { attributes: self.names(&view.derivation).to_vec(), ..view.clone() };
+        self.failures.iter().map(named).collect()
+    }
 }

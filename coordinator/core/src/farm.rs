@@ -17,6 +17,7 @@ use crate::fleet::{Free, Worker};
 use crate::health::Health;
 use crate::index::Index;
 use crate::job::{Job, JobKey};
+use crate::notice::Outbox;
 
 /// Live work: jobs, leases, the fleet, builds. The same on every coordinator that applied the same log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +53,9 @@ pub(crate) struct Facts {
     /// Who has which share, and who used how much.
     #[serde(default, skip_serializing_if = "Ledger::is_empty")]
     pub ledger: Ledger,
+    /// What receivers of webhooks are to be told.
+    #[serde(default, skip_serializing_if = "Outbox::is_empty")]
+    pub outbox: Outbox,
 }
 
 /// Effects of one command, in order.
@@ -81,6 +85,11 @@ impl Farm {
     /// Returns the builds that have not left the farm.
     pub fn builds(&self) -> impl Iterator<Item = BuildId> + '_ {
         self.facts.builds.keys().copied()
+    }
+
+    /// Returns what receivers of webhooks are to be told.
+    pub fn outbox(&self) -> &Outbox {
+        &self.facts.outbox
     }
 
     pub(crate) fn key_of(&self, derivation: &DrvPath) -> Option<JobKey> {

@@ -46,6 +46,7 @@ impl Farm {
         every_job_is_held(self)?;
         builds_go_on_while_jobs_are_open(self)?;
         submissions_are_one_thing(self)?;
+        notices_wait_for_somebody(self)?;
         copies::two_leases_are_one_and_its_copy(self)?;
         copies::failures_are_remembered(self)
     }
@@ -279,6 +280,11 @@ fn submissions_are_one_thing(farm: &Farm) -> Result<(), Violation> {
         ensure(seen.insert(request), INVARIANT, || request.to_string())?;
     }
     Ok(())
+}
+
+fn notices_wait_for_somebody(farm: &Farm) -> Result<(), Violation> {
+    const INVARIANT: &str = "notices are the last ones without gaps, and each waits for somebody";
+    ensure(farm.facts.outbox.is_sound(), INVARIANT, || String::from("the outbox"))
 }
 
 fn running(farm: &Farm) -> impl Iterator<Item = (&Job, &crate::job::Running)> {

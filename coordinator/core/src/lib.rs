@@ -30,6 +30,7 @@ mod invariant;
 mod job;
 mod late;
 mod lead;
+mod notice;
 mod outlook;
 mod page;
 mod plan;
@@ -44,9 +45,10 @@ mod wake;
 
 pub use clock::{StampClock, Steady};
 pub use command::{
-    CHECKING, COPYING, Command, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution, ResolvedInput, SUCCEEDING, TRACING,
+    ANNOUNCING, CHECKING, COPYING, Command, DESCRIBING, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution,
+    ResolvedInput, SUCCEEDING, TRACING,
 };
-pub use compare::{Comparison, Failures, Made, package};
+pub use compare::{Attributes, Comparison, Failures, Made, attributes_between, package};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Copied, Effect, Refused, RootOutputs};
 pub use estimate::split_name;
@@ -57,6 +59,7 @@ pub use fleet::SYSTEM_BUILTIN;
 pub use invariant::Violation;
 pub use job::Needs;
 pub use lead::{Lead, Turn};
+pub use notice::{Courier, Fate, Notice, Outbox, Sending, Task, What, pause_ms};
 pub use outlook::{CriticalPath, CriticalStep, FailedJob, Outlook, Sketch, SketchNode, Survey};
 pub use page::{BuildGlance, JobPage, JobsWanted, ReadyJobs, Reasons, Sight, WorkLeft};
 pub use plan::{Limits, Plan, plan, plan_beside, plan_without};

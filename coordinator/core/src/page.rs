@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::ops::Bound;
 
 use kiln_wire::client::{BuildState, JobCounts, JobView};
-use kiln_wire::{Account, BuildId, DrvPath, Root, TenantName, Timestamp, Traceparent, WorkerId};
+use kiln_wire::{Account, BuildId, DrvPath, Evaluated, Root, TenantName, Timestamp, Traceparent, WorkerId};
 
 use crate::build::Build;
 use crate::fair::Party;
@@ -56,6 +56,8 @@ pub struct BuildGlance {
     pub ended_at: Option<Timestamp>,
     /// How many of its jobs are in which state.
     pub counts: JobCounts,
+    /// How many attributes of its set do not evaluate.
+    pub errors_count: u64,
 }
 
 /// Which jobs are wanted of which list.
@@ -65,7 +67,7 @@ pub struct JobsWanted<'a> {
     pub build: Option<BuildId>,
     /// Those alone that are in this state, in one word.
     pub state: Option<&'a str>,
-    /// Those alone whose name has this in it; letters count the same in both cases.
+    /// Those alone that have this in their name, or in that of an attribute that they are; letters count the same in both cases.
     pub search: Option<&'a str>,
     /// Who asks.
     pub sight: &'a Sight,
@@ -150,6 +152,11 @@ impl Farm {
         self.facts.builds.get(&id).map(|build| build.roots.as_slice())
     }
 
+    /// Returns what is known of the evaluation that the roots of a build come from, if the farm has the build.
+    pub fn evaluated(&self, id: BuildId) -> Option<Evaluated> {
+        self.facts.builds.get(&id).map(|build| build.evaluated(true))
+    }
+
     /// Returns the realised outputs of a build's roots.
     pub fn outputs_of_build(&self, id: BuildId) -> Option<crate::RootOutputs> {
         let build = self.facts.builds.get(&id)?;
@@ -166,6 +173,7 @@ impl Farm {
             submitted_at: build.submitted_at,
             ended_at: record.map(|record| record.ended_at),
             counts: record.map_or_else(|| self.counts_of(id), |record| record.counts),
+            errors_count: build.evaluation.as_ref().map_or(0, |evaluation| evaluation.errors_count()),
         }
     }
 
@@ -205,13 +213,21 @@ impl Farm {
             }
             page.next = Some(key.0);
             let matches = wanted.state.is_none_or(|state| self.state_word(key, job) == state)
-                && wanted.search.is_none_or(|search| contains(job.derivation.as_str(), search));
+                && wanted.search.is_none_or(|search| contains(job.derivation.as_str(), search) || self.is_called(key, job, wanted, search));
             if matches && self.is_seen(key, wanted.sight) {
                 page.jobs.push(self.seen_view(key, job, wanted.sight, reasons));
             }
         }
         page.next = None;
         page
+    }
+
+    /// Returns whether an attribute that a job is has this in its name: of the build that is asked about, or of any that is seen.
+    fn is_called(&self, key: JobKey, job: &Job, wanted: JobsWanted<'_>, search: &str) -> bool {
+        let builds = self.index.links.get(&key).map(|links| links.builds.as_slice()).unwrap_or_default();
+        let asked = builds.iter().filter(|id| wanted.build.is_none_or(|build| build == **id)).filter_map(|id| self.facts.builds.get(id));
+        let mut names = asked.filter(|build| wanted.sight.sees(build.account())).flat_map(|build| build.names(&job.derivation));
+        names.any(|name| contains(name, search))
     }
 
     /// Returns a job of the farm as somebody sees it; none if it is not there, or only others want it.
@@ -248,7 +264,9 @@ impl Farm {
             reasons.0.entry(needs).or_insert_with_key(|needs| self.class_reason(needs, self.kept(), &NOBODY));
         }
         let view = self.live_view(key, job, &reasons.0);
-        JobView { builds: self.builds_seen(&view.builds, sight), ..view }
+        let builds = self.builds_seen(&view.builds, sight);
+        // What others call it is theirs.
+        JobView { attributes: self.names_in(&builds, &view.derivation), builds, ..view }
     }
 
     /// Returns why ready jobs wait, in words, with whether any registered worker could ever run them; and how many wait a while after a

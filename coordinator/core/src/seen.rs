@@ -34,6 +34,7 @@ impl Farm {
         let key = self.key_of(derivation).filter(|key| self.is_seen(*key, sight))?;
         let mut explained = self.explanation(derivation, now, away)?;
         explained.job.builds = self.builds_seen(&explained.job.builds, sight);
+        explained.job.attributes = self.names_in(&explained.job.builds, derivation);
         if *sight != Sight::All {
             let seen = |keys: &mut dyn Iterator<Item = JobKey>| keys.filter(|key| self.is_seen(*key, sight)).count();
             let count = |keys: &mut dyn Iterator<Item = JobKey>| u64::try_from(seen(keys)).unwrap_or(u64::MAX);

@@ -34,21 +34,22 @@ impl Farm {
             failures: Vec::new(),
             running: Vec::new(),
             waiting: BTreeMap::new(),
+            evaluated: build.evaluated(build.record().is_some()),
         };
         Some(match &build.phase {
             Phase::Ended(record) => BuildView {
                 state: record.state,
                 counts: record.counts,
                 outputs: record.outputs.clone(),
-                failures: record.failures.clone(),
+                failures: named(build, record.failures.clone()),
                 ..view
             },
             Phase::Going | Phase::Stopping { .. } => BuildView {
                 counts: self.counts_of(id),
                 remaining_ms: self.remaining_ms(id),
                 outputs: self.outputs_by_root(build),
-                failures: self.failures_of(build),
-                running: self.views(build, |job| job.running().is_some()),
+                failures: named(build, self.failures_of(build)),
+                running: named(build, self.views(build, |job| job.running().is_some())),
                 waiting: self.waiting_of(build),
                 ..view
             },
@@ -207,6 +208,8 @@ impl Farm {
     /// version of this program gives.
     pub(crate) fn live_view(&self, key: JobKey, job: &Job, reasons: &BTreeMap<Arc<Needs>, WaitReason>) -> JobView {
         let view = self.view(key, job, reasons);
+        let attributes = self.names_in(&view.builds, &view.derivation);
+        let view = JobView { attributes, ..view };
         if job.is_built() { view } else { JobView { upward_rank_ms: self.index.path_ms(key), ..view } }
     }
 
@@ -227,7 +230,19 @@ impl Farm {
             builds: self.index.links.get(&key).map(|links| links.builds.clone()).unwrap_or_default(),
             attempts: ended.chain(running).collect(),
             upward_rank_ms: job.upward_rank_ms,
+            attributes: Vec::new(),
         }
+    }
+
+    /// Returns the attributes that a derivation is as a root of some builds, each once.
+    pub(crate) fn names_in(&self, builds: &[BuildId], derivation: &DrvPath) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for name in builds.iter().filter_map(|id| self.facts.builds.get(id)).flat_map(|build| build.names(derivation)) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
     }
 
     pub(crate) fn state_word(&self, key: JobKey, job: &Job) -> &'static str {
@@ -288,6 +303,14 @@ impl Farm {
         }
         waiting
     }
+}
+
+/// Returns the same views, with the attributes that they are as roots of a build.
+fn named(build: &Build, mut views: Vec<JobView>) -> Vec<JobView> {
+    for view in &mut views {
+        view.attributes = build.names(&view.derivation).to_vec();
+    }
+    views
 }
 
 fn attempt_view(attempt: &Attempt) -> AttemptView {

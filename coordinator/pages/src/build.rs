@@ -36,6 +36,10 @@ pub struct Build {
     pub outputs: Vec<(DrvPath, String, String)>,
     /// Outputs beyond those.
     pub outputs_more: u64,
+    /// Attributes of its set that do not evaluate, with what the evaluator said.
+    pub errors: Vec<(String, String)>,
+    /// Attributes that do not evaluate beyond those.
+    pub errors_more: u64,
 }
 
 /// A job of a chain.
@@ -66,6 +70,8 @@ pub struct Changes {
     pub fixed: Vec<DrvPath>,
     /// Failed there, and neither failed nor built here: gone, or not reached so far.
     pub unreached: Vec<DrvPath>,
+    /// Attributes: what they did or do, in words, with which; empty ones are not shown.
+    pub attributes: Vec<(&'static str, Vec<String>)>,
 }
 
 /// A page of a list of jobs.
@@ -98,6 +104,8 @@ pub struct JobRow {
     pub chain_ms: u64,
     /// How often it was tried.
     pub attempts: u64,
+    /// The attributes that it is as a root of the build.
+    pub attributes: Vec<String>,
 }
 
 /// Returns the page.
@@ -116,6 +124,7 @@ pub fn page(model: &Build) -> Document {
             (progress(model))
             (critical(model))
             (failures(model))
+            (unevaluated(model))
             @match &model.changes {
                 Ok(Some(changes)) => (compared(changes)),
                 Ok(None) => (empty("changes", "Against the build before", "No build of its name came before it.")),
@@ -212,6 +221,28 @@ fn failures(model: &Build) -> Markup {
     }
 }
 
+fn unevaluated(model: &Build) -> Markup {
+    if model.errors.is_empty() && model.errors_more == 0 {
+        return html! {};
+    }
+    let count = u64::try_from(model.errors.len()).unwrap_or(u64::MAX).saturating_add(model.errors_more);
+    html! {
+        section class="panel" id="evaluation" aria-labelledby="h-evaluation" data-live {
+            header {
+                h2 id="h-evaluation" { "Not evaluated" }
+                span class="small soft" { (words::counted(count, "attribute", "attributes")) " of its set" }
+            }
+            ul class="small" {
+                @for (attribute, message) in model.errors.iter().take(ERRORS_MAX) {
+                    li { b { (paint::cut(attribute, REASON_CHARS_MAX)) } ": " (paint::cut(message, ERROR_CHARS_MAX)) }
+                }
+            }
+            @let more = count.saturating_sub(u64::try_from(model.errors.len().min(ERRORS_MAX)).unwrap_or(u64::MAX));
+            @if more > 0 { p class="small soft" { "and " (words::count(more)) " more" } }
+        }
+    }
+}
+
 fn compared(changes: &Changes) -> Markup {
     let parts = [
         ("newly", "Newly failing", Tone::Bad, "failed", &changes.newly),
@@ -226,6 +257,13 @@ fn compared(changes: &Changes) -> Markup {
                 span class="small soft" { a href={ "/ui/builds/" (changes.before) } { "build " (changes.before) } " of " (words::moment(changes.before_at)) " UTC" }
             }
             div class="grid" {
+                @for (title, names) in changes.attributes.iter().filter(|(_, names)| !names.is_empty()) {
+                    div class="w4" {
+                        h3 { (title) ": " (names.len()) }
+                        ul class="small" { @for name in names.iter().take(CHANGES_MAX) { li { (paint::cut(name, REASON_CHARS_MAX)) } } }
+                        @if names.len() > CHANGES_MAX { p class="small soft" { "and " (names.len() - CHANGES_MAX) " more" } }
+                    }
+                }
                 @for (id, title, tone, icon, jobs) in parts {
                     div class="w4" {
                         h3 { (paint::badge(tone, icon, &format!("{title}: {}", jobs.len()))) }
@@ -280,7 +318,7 @@ fn search(list: &JobList) -> Markup {
             }
         }
         form class="line" method="get" action="#jobs" role="search" {
-            label for="q" { "Name contains" }
+            label for="q" { "Name or attribute contains" }
             input type="search" id="q" name="q" value=(list.wanted) size="28";
             @if let Some(state) = list.state { input type="hidden" name="state" value=(state.word()); }
             button { "Search" }
@@ -296,7 +334,10 @@ fn table(list: &JobList) -> Markup {
                 table {
                     thead { tr { th scope="col" { "Job" } th scope="col" { "State" } th scope="col" { "Why" } th scope="col" class="n" { "Tries" } th scope="col" class="n" { "To the end" } } }
                     tbody { @for row in &list.rows { tr {
-                        th scope="row" { (paint::job_link(&row.derivation)) }
+                        th scope="row" {
+                            (paint::job_link(&row.derivation))
+                            @if !row.attributes.is_empty() { " " span class="small soft" { (paint::cut(&row.attributes.join(", "), REASON_CHARS_MAX)) } }
+                        }
                         td { (row.state.badge()) }
                         td class="why" { (paint::cut(&row.reason, REASON_CHARS_MAX)) }
                         td class="n" { (row.attempts) }
@@ -344,6 +385,10 @@ pub const ROWS_MAX: usize = 100;
 pub const NODES_MAX: usize = 80;
 /// Failures of a page.
 pub const FAILURES_MAX: usize = 50;
+/// Attributes that do not evaluate, of a page.
+const ERRORS_MAX: usize = 30;
+/// Characters of what an evaluator said, of a page.
+const ERROR_CHARS_MAX: usize = 400;
 /// Jobs of a list of changes that is open from the start.
 const OPEN_MAX: usize = 12;
 /// Jobs of a list of changes.

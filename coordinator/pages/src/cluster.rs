@@ -36,6 +36,27 @@ pub struct Cluster {
     pub trouble: Option<String>,
     /// The coordinators.
     pub members: Vec<Member>,
+    /// Who is told by webhook: name, host, and how it does, in words, with whether it fails; known to the leader.
+    pub receivers: Vec<Receiver>,
+    /// How long ended builds are kept, in words.
+    pub retention: String,
+}
+
+/// A receiver of webhooks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receiver {
+    /// What the configuration calls it.
+    pub name: String,
+    /// The host that it is at.
+    pub host: String,
+    /// Messages that it took.
+    pub delivered: u64,
+    /// Messages that it will never get.
+    pub given_up: u64,
+    /// Messages that wait for it.
+    pub waiting: u64,
+    /// How it fails to take the next one, and since when.
+    pub failing: Option<(Timestamp, String)>,
 }
 
 /// A disk.
@@ -71,7 +92,7 @@ pub fn page(model: &Cluster) -> Document {
         div id="cluster" data-live {
             @if model.leader.is_none() { div class="notice bad" role="alert" { p { "No coordinator leads: nothing is started until one does. " code { "ops/runbooks" } " says what to do." } } }
             @if let Some(trouble) = &model.trouble { div class="notice bad" role="alert" { p { (trouble) } } }
-            div class="grid" { (own(model)) (members(model)) }
+            div class="grid" { (own(model)) (members(model)) @if !model.receivers.is_empty() { (receivers(model)) } }
         }
     };
     Document::new("Cluster", Section::Cluster, body)
@@ -98,6 +119,7 @@ fn own(model: &Cluster) -> Markup {
                     }
                 }
                 dt { "Version" } dd { (model.version) }
+                @if !model.retention.is_empty() { dt { "Kept" } dd { (model.retention) } }
             }
         }
     }
@@ -111,6 +133,32 @@ fn members(model: &Cluster) -> Markup {
                 table {
                     thead { tr { th scope="col" class="n" { "Number" } th scope="col" { "Role" } th scope="col" { "Address" } th scope="col" { "Cache" } th scope="col" class="n" { "Behind" } th scope="col" { "Answered" } } }
                     tbody { @for member in &model.members { (row(model, member)) } }
+                }
+            }
+        }
+    }
+}
+
+fn receivers(model: &Cluster) -> Markup {
+    html! {
+        section class="panel" aria-labelledby="h-receivers" {
+            header { h2 id="h-receivers" { "Webhooks" } span class="small soft" { "since this coordinator leads" } }
+            div class="scroll" tabindex="0" role="group" aria-labelledby="h-receivers" {
+                table {
+                    thead { tr { th scope="col" { "Receiver" } th scope="col" { "Host" } th scope="col" class="n" { "Delivered" } th scope="col" class="n" { "Waiting" } th scope="col" class="n" { "Given up" } th scope="col" { "State" } } }
+                    tbody { @for receiver in &model.receivers { tr {
+                        th scope="row" { (receiver.name) }
+                        td class="mono" { (receiver.host) }
+                        td class="n" { (words::count(receiver.delivered)) }
+                        td class="n" { (words::count(receiver.waiting)) }
+                        td class="n" { (words::count(receiver.given_up)) }
+                        td {
+                            @match &receiver.failing {
+                                Some((since, error)) => { (paint::badge(Tone::Bad, "warn", "fails")) " began " (words::ago(model.now, *since)) ": " (paint::cut(error, ERROR_CHARS_MAX)) },
+                                None => (paint::badge(Tone::Ok, "built", "takes what it is sent")),
+                            }
+                        }
+                    } } }
                 }
             }
         }
@@ -142,5 +190,7 @@ fn row(model: &Cluster, member: &Member) -> Markup {
     }
 }
 
+/// Characters of an error.
+const ERROR_CHARS_MAX: usize = 200;
 /// Milliseconds after which a coordinator that does not answer is shown as silent.
 pub const SILENT_MS: u64 = 5_000;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use fixtures::{HOSTILE, drv, pages, shell, timeline_model};
 use kiln_pages::ansi::{Line, Style};
 use kiln_pages::build::{Graph, JobList, JobRow, Node};
-use kiln_pages::{JobState, Viewer, build, fleet, job, timeline};
+use kiln_pages::{JobState, Viewer, build, cluster, fleet, job, timeline};
 
 /// What an attribute or a text may hold of a page, before anything is unescaped.
 fn attributes<'a>(page: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
@@ -122,6 +122,7 @@ fn a_build_of_60_000_jobs_has_a_first_page_below_300_kib() {
         reason: format!("waits for 17 inputs, {} among them, {HOSTILE}{HOSTILE}{HOSTILE}", drv("llvm-21.1.7")),
         chain_ms: 7_000_000,
         attempts: 3,
+        attributes: vec![format!("legacyPackages.x86_64-linux.a-package-with-a-rather-long-name-{at}"); 8],
     };
     model.jobs = Some(JobList { rows: (0..build::ROWS_MAX).map(row).collect(), next: Some("x".to_owned()), ..JobList::default() });
     let node = |at: usize| Node {
@@ -180,8 +181,38 @@ fn only_an_administrator_sees_what_changes_the_farm() {
 fn links_between_pages_carry_any_name_a_client_can_choose() {
     let page = build::page(&fixtures::build_model()).part(&shell());
     assert!(page.contains("?q=a%22b&amp;state=running&amp;after=100%26x#jobs"), "the search goes on with what was searched for");
-    let odd = JobRow { derivation: drv("odd?name=+1"), state: JobState::Ready, reason: String::new(), chain_ms: 0, attempts: 0 };
+    let odd = JobRow {
+        derivation: drv("odd?name=+1"),
+        state: JobState::Ready,
+        reason: String::new(),
+        chain_ms: 0,
+        attempts: 0,
+        attributes: Vec::new(),
+    };
     let list = JobList { rows: vec![odd], ..JobList::default() };
     let page = build::page(&kiln_pages::build::Build { jobs: Some(list), ..fixtures::build_model() }).part(&shell());
     assert!(page.contains("-odd%3Fname=+1.drv\""), "a question mark would begin a query");
+}
+
+#[test]
+fn a_build_shows_what_its_jobs_are_called_and_what_does_not_evaluate() {
+    let page = build::page(&fixtures::build_model()).part(&shell());
+    for wanted in ["Not evaluated", "3 attributes", "pkgs.broken", "undefined variable", "Attributes not built, newly: 1", ">pkgs."] {
+        assert!(page.contains(wanted), "{wanted}: {page}");
+    }
+    assert!(!page.contains("Attributes built again"), "there is none");
+    let all = kiln_pages::build::Build { errors: Vec::new(), errors_more: 0, ..fixtures::build_model() };
+    assert!(!build::page(&all).part(&shell()).contains("Not evaluated"));
+}
+
+#[test]
+fn the_cluster_shows_how_receivers_do_and_what_is_kept() {
+    let page = cluster::page(&fixtures::cluster_model()).part(&shell());
+    for wanted in
+        ["Webhooks", "mail.example.org:8443", "it answered with status 500", "takes what it is sent", "the last 10 builds of each name"]
+    {
+        assert!(page.contains(wanted), "{wanted}: {page}");
+    }
+    let nobody = kiln_pages::cluster::Cluster { receivers: Vec::new(), ..fixtures::cluster_model() };
+    assert!(!cluster::page(&nobody).part(&shell()).contains("Webhooks"));
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::graph::{GraphError, Inventory, inventory};
 use super::notes::NoteError;
 use super::roots::{Kept, RootsError};
-use super::{DELETION_MAX, LATE, blobs, notes, part_keys, pointers, roots};
+use super::{DELETION_MAX, LATE, blobs, notes, old_logs, part_keys, pointers, roots};
 use crate::archive::ArchiveError;
 use crate::driver::Chain;
 use crate::leading;
@@ -42,6 +42,8 @@ pub(super) enum CollectError {
     Slow,
     #[error("delete the log of a derivation")]
     Log(#[from] LogError),
+    #[error("list logs")]
+    Logs(#[source] std::io::Error),
     #[error("delete the record of a build")]
     Archive(#[from] ArchiveError),
 }
@@ -209,6 +211,11 @@ impl Collection {
                 self.parts.archive.delete(*build).await?;
                 self.done.builds += 1;
             }
+        }
+        if let Some(age_ms) =
+            self.parts.garbage.settings.log_age_ms().filter(|_| self.order.only.is_none() && self.order.bytes_max.is_none())
+        {
+            old_logs::sweep(self, age_ms).await?;
         }
         let gone = self.sweep(sweep, told).await?;
         self.parts.store.sync_deleted().await?;

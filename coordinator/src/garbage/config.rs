@@ -1,6 +1,7 @@
 //! `[gc]` of the configuration: how long things are kept, and when garbage is collected.
 
 use kiln_core::garbage::{Retention, Rules};
+use kiln_wire::RetentionView;
 use serde::Deserialize;
 
 /// What is kept, and when the rest is deleted. Every coordinator of a farm needs the same.
@@ -13,6 +14,11 @@ pub struct Gc {
     pub keep_builds: u32,
     /// Keep ended builds that are not older than so many days, whatever their number. Default 30: who built something last month finds it.
     pub keep_days: u32,
+    /// Of the ended builds that `keep_days` alone keeps, keep so many at most, the newest. Default: all of them.
+    pub keep_builds_max: Option<u32>,
+    /// Delete logs of attempts that ended more than so many days ago, from 1 on, though what they are of is kept. Default: logs are kept as
+    /// long as the derivation that they are of.
+    pub keep_log_days: Option<u32>,
     /// Keep the outputs of all derivations that are kept, also those that were needed to build only, so that what is kept is not built
     /// again in parts when it changes a little. Default true, unlike Nix: a farm is there to build nothing twice.
     pub keep_outputs: bool,
@@ -32,6 +38,8 @@ impl Default for Gc {
             every_hours: None,
             keep_builds: 10,
             keep_days: 30,
+            keep_builds_max: None,
+            keep_log_days: None,
             keep_outputs: true,
             keep_derivations: true,
             grace_seconds: 3600,
@@ -46,11 +54,29 @@ impl Gc {
     }
 
     pub(super) fn retention(&self) -> Retention {
-        Retention { per_name: self.keep_builds, age_ms: u64::from(self.keep_days) * 24 * 3_600_000 }
+        Retention { per_name: self.keep_builds, age_ms: u64::from(self.keep_days) * DAY_MS, others_max: self.keep_builds_max }
+    }
+
+    /// Returns how long a log is kept that belongs to what is kept; none: as long as that.
+    pub(super) fn log_age_ms(&self) -> Option<u64> {
+        self.keep_log_days.map(|days| u64::from(days) * DAY_MS)
+    }
+
+    /// Returns how long things are kept, for people.
+    pub(super) fn shown(&self) -> RetentionView {
+        let Self { every_hours, keep_builds, keep_days, keep_builds_max, keep_log_days, .. } = *self;
+        RetentionView { keep_builds, keep_days, keep_builds_max, keep_log_days, every_hours }
     }
 
     /// Returns the rule that the values break, if they do.
     pub(crate) fn objection(&self) -> Option<String> {
-        (self.every_hours == Some(0)).then(|| "`every_hours` of `[gc]` is 0: leave it out, or say 1 or more".to_owned())
+        let zero = |name: &str| Some(format!("`{name}` of `[gc]` is 0: leave it out, or say 1 or more"));
+        match (self.every_hours, self.keep_log_days) {
+            (Some(0), _) => zero("every_hours"),
+            (_, Some(0)) => zero("keep_log_days"),
+            _ => None,
+        }
     }
 }
+
+const DAY_MS: u64 = 24 * 3_600_000;

@@ -13,6 +13,7 @@ mod collection;
 mod config;
 mod graph;
 mod notes;
+mod old_logs;
 mod pointers;
 mod roots;
 mod schedule;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use kiln_core::garbage::{Gate, Key, Pass};
 use kiln_wire::limits::TOUCHED_MAX;
-use kiln_wire::{Collect, Leader};
+use kiln_wire::{Collect, Leader, RetentionView};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -67,6 +68,11 @@ impl Garbage {
             noting: Default::default(),
             graphs: tokio::sync::Semaphore::new(1),
         }
+    }
+
+    /// Returns how long things are kept, for people.
+    pub(crate) fn retention(&self) -> RetentionView {
+        self.settings.shown()
     }
 
     /// Returns how long what was written or asked for lately is kept in such a collection; with 0 nobody relies on anything of that.

@@ -40,6 +40,9 @@ struct Inner {
     machine: StateMachine,
     leadership: watch::Receiver<Leadership>,
     progress: watch::Receiver<Progress>,
+    heard: watch::Receiver<Option<tokio::time::Instant>>,
+    /// How long a leader may say nothing before it counts as gone: twice the longest election wait.
+    silence_max: Duration,
     log: Arc<WalStats>,
     stop: watch::Sender<bool>,
     ended: watch::Receiver<bool>,
@@ -70,6 +73,7 @@ impl Consensus {
     /// [`ConsensusError`] if the directory is in use, belongs to another node, or holds a damaged log or snapshot.
     pub async fn start(config: ConsensusConfig) -> Result<(Self, EffectReceiver), ConsensusError> {
         let (node, program) = (config.node, config.program.clone());
+        let silence_max = Duration::from_millis(2 * config.election_ms[1]);
         let (started, ready) = oneshot::channel();
         let (proposals, proposed) = mpsc::unbounded_channel();
         let (connections, connected) = mpsc::unbounded_channel();
@@ -103,6 +107,8 @@ impl Consensus {
             machine: started.machine,
             leadership: started.leadership,
             progress: started.progress,
+            heard: started.heard,
+            silence_max,
             log: started.log,
             stop,
             ended,
@@ -203,6 +209,16 @@ impl Consensus {
         let progress = self.inner.progress.borrow();
         let node = progress.leader?;
         Some((Leader { term: progress.term, node }, progress.members.get(&node)?.clone()))
+    }
+
+    /// Returns whether somebody leads, for all that this node knows: itself, or whoever has spoken to it lately. A node that stands for
+    /// election does not forget who led before, for it asks beforehand whether it would be elected.
+    pub fn is_led(&self) -> bool {
+        match self.leader() {
+            None => false,
+            Some((leader, _)) if leader.node == self.inner.node => self.leads().is_some(),
+            Some(_) => self.inner.heard.borrow().is_some_and(|heard| heard.elapsed() < self.inner.silence_max),
+        }
     }
 
     /// Returns the members of the group; of a coordinator that waits to be added to one, none.

@@ -51,6 +51,8 @@ pub struct Started {
     pub leadership: watch::Receiver<Leadership>,
     /// How far the node is.
     pub progress: watch::Receiver<Progress>,
+    /// When a leader last spoke.
+    pub heard: watch::Receiver<Option<Instant>>,
     /// The log's figures.
     pub log: Arc<WalStats>,
     /// What the leader must do.
@@ -236,6 +238,7 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     let lease = Duration::from_millis(config.election_ms[1]);
     let (hand_over, handed_over) = watch::channel(0);
     let (unreadable, cannot_read) = watch::channel(None);
+    let (heard, last_heard) = watch::channel(None);
     let room = disk.log.stats().room.subscribe();
     let watched = Watched { node: config.node, lease, room, handed_over, unreadable: cannot_read };
     tokio::spawn(follow::follow(raft.clone(), watched, tell, lead));
@@ -261,14 +264,14 @@ async fn join(config: &ConsensusConfig, disk: &Disk, snapshot: Snapshot) -> Resu
     }
     let (node, common, snapshots) = (config.node, config.common.clone(), disk.snapshots.clone());
     let receiving = Mutex::default();
-    let host = Host { node, member, common, versions, unreadable, raft, machine: machine.clone(), snapshots, receiving, votes_from };
+    let host = Host { node, member, common, versions, unreadable, heard, raft, machine: machine.clone(), snapshots, receiving, votes_from };
     let host = Arc::new(host);
     let group = Group { host, dial, pace, moved, progress: progress.clone(), handed_over: hand_over, changing: Mutex::default() };
     if must_lead {
         group.raise_alone().await.map_err(|err| failed(&err))?;
     }
     let log = Arc::clone(disk.log.stats());
-    Ok((Arc::new(group), Started { machine, leadership, progress, log, effects: owed }))
+    Ok((Arc::new(group), Started { machine, leadership, progress, heard: last_heard, log, effects: owed }))
 }
 
 /// A new leader writes about the longest wait, one more wait and a tenth of a second after the old one fell silent.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use kiln_core::{Command, Placement, Resolution, ResolvedInput};
 use kiln_wire::{
-    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, Epoch, Failure, FailureClass, Lease, Measured, Outcome, OutputName,
-    PathInfo, RequestId, Resources, Sha256Hash, StorePath, Timestamp, Usage, Version, WorkerId,
+    AttemptId, Blake3Hash, Blob, BuildId, BuiltOutput, DrvPath, Epoch, Evaluation, Failure, FailureClass, Lease, Measured, Outcome,
+    OutputName, PathInfo, RequestId, Resources, Sha256Hash, StorePath, Timestamp, Usage, Version, WorkerId,
 };
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -411,6 +411,25 @@ fn what_a_farm_learns_from_stays_readable() {
     ] {
         let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
         check_golden(&Record::Entry(entry), 5, what);
+    }
+}
+
+/// What version 6 of a farm brought, for ever: names of what was evaluated, and who is told by webhook.
+#[test]
+fn what_is_said_of_evaluations_and_to_receivers_stays_readable() {
+    let evaluation = Evaluation {
+        attributes: [(0, vec!["pkgs.bar".to_owned()])].into(),
+        errors: [("pkgs.baz".to_owned(), "error: no".to_owned())].into(),
+        errors_more: 2,
+        unbuilt: vec![0],
+    };
+    for (what, command) in [
+        ("-describe", Command::Describe { request: RequestId(7), evaluation, now: Timestamp(9) }),
+        ("-announce", Command::Announce { receivers: vec!["chat".to_owned()], now: Timestamp(9) }),
+        ("-told", Command::Told { receiver: "chat".to_owned(), upto: 4, now: Timestamp(9) }),
+    ] {
+        let entry = Entry { log_id: log_id(2, 8), payload: EntryPayload::Normal(Change::Command(command)) };
+        check_golden(&Record::Entry(entry), 7, what);
     }
 }
 

@@ -266,10 +266,18 @@ fn shown(text: &str) -> String {
 /// # Errors
 /// [`reqwest`]'s, if it cannot prepare for TLS.
 pub(super) fn client() -> reqwest::Result<Client> {
+    client_with(|builder| builder)
+}
+
+/// Makes a client that speaks as that one does, but for what `change` says.
+///
+/// # Errors
+/// As of [`client`].
+pub(crate) fn client_with(change: impl Fn(ClientBuilder) -> ClientBuilder) -> reqwest::Result<Client> {
     // A machine without certificates of its own still verifies, against the roots that we bring.
-    builder().build().or_else(|_| {
+    change(builder()).build().or_else(|_| {
         let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
-        builder().tls_certs_only(roots).build()
+        change(builder()).tls_certs_only(roots).build()
     })
 }
 

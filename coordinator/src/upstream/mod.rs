@@ -25,6 +25,7 @@ use serde::{Deserialize, Deserializer};
 
 use self::absent::Absent;
 use self::cache::Cache;
+pub(crate) use self::cache::client_with;
 use self::judge::{Believed, Doubt};
 use self::order::Standing;
 use crate::body::{Bounds, read_blocking};

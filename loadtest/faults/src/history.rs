@@ -214,6 +214,7 @@ impl Client {
             keep_going: false,
             urgency: Default::default(),
             trace: None,
+            evaluation: None,
         };
         let called = self.shared.book.now_us();
         let reply = self.ask_leader(&Request::Submit(submission), |_| true).await;

@@ -98,6 +98,7 @@ impl Client {
             keep_going: true,
             urgency: Default::default(),
             trace: None,
+            evaluation: None,
         };
         match self.one(&Request::Submit(submission)).await.context("submit")? {
             Response::Submitted(build) => Ok(build),

@@ -90,7 +90,7 @@ impl Client {
             false => self.request,
         };
         let submission =
-            Submission { request, name: format!("build-{}", self.request), roots, keep_going: true, urgency: Default::default(), trace: None };
+            Submission { request, name: format!("build-{}", self.request), roots, keep_going: true, urgency: Default::default(), trace: None, evaluation: None };
         match ask(connection, Request::Submit(submission)).await? {
             Response::Submitted(build) => Ok(build),
             other => Err(Failed::Fault(format!("requests are answered in kind: a submission by {other:?}"))),

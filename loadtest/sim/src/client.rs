@@ -88,6 +88,7 @@ impl World {
             keep_going: self.dice.chance(500),
             urgency: self.urgency(),
             trace: None,
+            evaluation: None,
         };
         let cancels_at_us = cancels.then(|| self.now + 1_000 + self.dice.below(8_000_000));
         Client {
@@ -171,7 +172,7 @@ impl World {
         self.fact(&Fact::Selected { jobs: &jobs });
         let jobs = self.spoilt(jobs);
         let now = self.stamp(node);
-        let Submission { request, name, roots, keep_going, urgency, trace: _ } = submission;
+        let Submission { request, name, roots, keep_going, urgency, trace: _, evaluation: _ } = submission;
         let mut commands = Vec::new();
         // Small chunks, so that there are several.
         for chunk in jobs.chunks(3) {

@@ -199,6 +199,7 @@ impl World {
             outputs,
             failures,
             account: None,
+            evaluation: None,
         })
     }
 

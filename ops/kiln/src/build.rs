@@ -66,11 +66,13 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(with_farm(&args.farm, &args.dir.dir(), async |client, embedded| {
         let store_dir = client.status().await?.store_dir;
-        let (roots, made, places) = roots(&args, &store_dir)?;
+        let Found { roots, made, places, attributes } = find(&args, &store_dir)?;
         let order = Order {
             roots,
             made,
             places,
+            attributes,
+            errors: Vec::new(),
             name: args.name.clone(),
             keep_going: args.keep_going,
             check: args.check,
@@ -84,8 +86,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
-fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Vec<MadeRoot>, Places)> {
-    let mut places = Places::default();
+/// What is to be built, and where it lies.
+struct Found {
+    roots: Vec<Root>,
+    made: Vec<MadeRoot>,
+    places: Places,
+    /// The attributes that roots are.
+    attributes: Vec<(String, DrvPath)>,
+}
+
+fn find(args: &Args, store_dir: &StoreDir) -> anyhow::Result<Found> {
+    let (mut places, mut attributes) = (Places::default(), Vec::new());
     let (mut roots, mut made) = (Vec::new(), Vec::new());
     for path in &args.paths {
         let (named, through) = split_through(path)?;
@@ -114,7 +125,10 @@ fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Vec<Ma
                 let file = expression.file.display();
                 return Err(bad_input(format!("`{file}` evaluates to no derivation; name an attribute that holds some with -A ATTR")));
             }
-            roots.extend(found);
+            for (name, root) in found {
+                attributes.extend(name.map(|name| (name, root.derivation.clone())));
+                roots.push(root);
+            }
             places.dirs.push(realise::store_below(&root, store_dir));
         }
         None if roots.is_empty() && made.is_empty() => {
@@ -124,7 +138,7 @@ fn roots(args: &Args, store_dir: &StoreDir) -> anyhow::Result<(Vec<Root>, Vec<Ma
         None => {}
     }
     places.dirs.push(PathBuf::from(store_dir.as_str()));
-    Ok((roots, made, places))
+    Ok(Found { roots, made, places, attributes })
 }
 
 /// Splits `PATH.drv^out^dev` into what `PATH.drv^dev` says and the outputs that lead there, which are derivations.

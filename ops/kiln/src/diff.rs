@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use kiln_core::{Comparison, Made};
+use kiln_core::{Attributes, Comparison, Made};
 use kiln_wire::client::{BuildState, BuildView};
 use kiln_wire::{BuildId, DrvPath, StoreDir};
 use serde_json::{Value, json};
@@ -57,8 +57,9 @@ async fn view(client: &Client, build: BuildId) -> anyhow::Result<BuildView> {
 
 fn differs(compared: &Comparison) -> bool {
     // What one of them did not make, it may have found made.
-    let Comparison { failures, changed, only_before: _, only_after: _, alike: _ } = compared;
-    !failures.newly.is_empty() || !failures.fixed.is_empty() || !changed.is_empty()
+    let Comparison { failures, unbuilt, unevaluated, changed, only_before: _, only_after: _, alike: _ } = compared;
+    let differ = |of: &Attributes| !of.newly.is_empty() || !of.fixed.is_empty();
+    !failures.newly.is_empty() || !failures.fixed.is_empty() || !changed.is_empty() || differ(unbuilt) || differ(unevaluated)
 }
 
 fn lines(before: &BuildView, after: &BuildView, compared: &Comparison) -> Vec<String> {
@@ -76,15 +77,31 @@ fn lines(before: &BuildView, after: &BuildView, compared: &Comparison) -> Vec<St
             lines.extend(jobs.into_iter().map(|job| format!("  {job}")));
         }
     };
-    let names = |jobs: &[DrvPath]| jobs.iter().map(|job| job.name().to_owned()).collect::<Vec<_>>();
-    let made = |roots: &[Made]| roots.iter().map(|(root, _)| root.name().to_owned()).collect::<Vec<_>>();
-    say("newly failing", names(&compared.failures.newly));
-    say("still failing", names(&compared.failures.still));
-    say("failing no more", names(&compared.failures.fixed));
-    say("changed", compared.changed.iter().map(|((then, _), (now, _))| renamed(then, now)).collect());
-    say("made by the later one alone", made(&compared.only_after));
+    let names = |jobs: &[DrvPath], of: &BuildView| jobs.iter().map(|job| called(job, of)).collect::<Vec<_>>();
+    say("newly failing", names(&compared.failures.newly, after));
+    say("still failing", names(&compared.failures.still, after));
+    say("failing no more", names(&compared.failures.fixed, before));
+    say("attributes not built, newly", compared.unbuilt.newly.clone());
+    say("attributes built again", compared.unbuilt.fixed.clone());
+    say("attributes not evaluated, newly", compared.unevaluated.newly.clone());
+    say("attributes still not evaluated", compared.unevaluated.still.clone());
+    say("attributes evaluated again", compared.unevaluated.fixed.clone());
+    say("changed", compared.changed.iter().map(|((then, _), (now, _))| with_attributes(renamed(then, now), now, after)).collect());
+    say("made by the later one alone", compared.only_after.iter().map(|(root, _)| called(root, after)).collect());
     lines.push(format!("made by the earlier one alone: {}; made alike by both: {}", compared.only_before.len(), compared.alike));
     lines
+}
+
+/// Returns the name of a job, with the attributes that it is in a build that has ended.
+fn called(job: &DrvPath, of: &BuildView) -> String {
+    with_attributes(job.name().to_owned(), job, of)
+}
+
+fn with_attributes(text: String, job: &DrvPath, of: &BuildView) -> String {
+    match of.evaluated.attributes.get(job) {
+        None => text,
+        Some(names) => format!("{text} ({})", names.join(", ")),
+    }
 }
 
 fn renamed(then: &DrvPath, now: &DrvPath) -> String {
@@ -97,9 +114,10 @@ fn renamed(then: &DrvPath, now: &DrvPath) -> String {
 fn in_json(before: &BuildView, after: &BuildView, compared: &Comparison, store_dir: &StoreDir) -> Value {
     let full = |job: &DrvPath| store_dir.join(job.as_path());
     let jobs = |jobs: &[DrvPath]| jobs.iter().map(full).collect::<Vec<_>>();
-    let one = |(root, outputs): &Made| {
+    let one = |(root, outputs): &Made, of: &BuildView| {
         let outputs: BTreeMap<_, _> = outputs.iter().map(|(name, path)| (name.to_string(), store_dir.join(path))).collect();
-        json!({ "derivation": full(root), "outputs": outputs })
+        let attributes = of.evaluated.attributes.get(root).cloned().unwrap_or_default();
+        json!({ "derivation": full(root), "attributes": attributes, "outputs": outputs })
     };
     json!({
         "before": before.build,
@@ -107,9 +125,15 @@ fn in_json(before: &BuildView, after: &BuildView, compared: &Comparison, store_d
         "newlyFailing": jobs(&compared.failures.newly),
         "stillFailing": jobs(&compared.failures.still),
         "failingNoMore": jobs(&compared.failures.fixed),
-        "changed": compared.changed.iter().map(|(then, now)| json!({ "before": one(then), "after": one(now) })).collect::<Vec<_>>(),
-        "onlyBefore": compared.only_before.iter().map(one).collect::<Vec<_>>(),
-        "onlyAfter": compared.only_after.iter().map(one).collect::<Vec<_>>(),
+        "attributesNewlyUnbuilt": compared.unbuilt.newly,
+        "attributesStillUnbuilt": compared.unbuilt.still,
+        "attributesBuiltAgain": compared.unbuilt.fixed,
+        "attributesNewlyUnevaluated": compared.unevaluated.newly,
+        "attributesStillUnevaluated": compared.unevaluated.still,
+        "attributesEvaluatedAgain": compared.unevaluated.fixed,
+        "changed": compared.changed.iter().map(|(then, now)| json!({ "before": one(then, before), "after": one(now, after) })).collect::<Vec<_>>(),
+        "onlyBefore": compared.only_before.iter().map(|made| one(made, before)).collect::<Vec<_>>(),
+        "onlyAfter": compared.only_after.iter().map(|made| one(made, after)).collect::<Vec<_>>(),
         "alike": compared.alike,
     })
 }

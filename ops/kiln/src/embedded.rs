@@ -91,6 +91,7 @@ impl Farm {
             election_ms: [250, 400],
             gc: Gc::default(),
             traces: kiln_trace::Config::default(),
+            webhooks: Vec::new(),
         };
         let coordinator = Coordinator::start(config, &identity(Role::Coordinator(NodeId(1)))?).await;
         let coordinator = coordinator.with_context(|| format!("start a coordinator in `{}`", shape.dir.display()))?;

@@ -22,11 +22,12 @@ pub struct Expression {
     pub strings: Vec<(String, String)>,
 }
 
-/// Evaluates and returns the derivations, which lie below `root` afterwards.
+/// Evaluates and returns the derivations, which lie below `root` afterwards, each with the attribute that it is where that is known: Nix prints
+/// derivations in the order of the attributes, and says of one that holds several, or none, no more than these.
 ///
 /// # Errors
 /// Bad input if `nix-instantiate` is not installed or refuses the expression; its own words are on standard error by then.
-pub fn evaluate(expression: &Expression, root: &Path, store_dir: &StoreDir) -> anyhow::Result<Vec<Root>> {
+pub fn evaluate(expression: &Expression, root: &Path, store_dir: &StoreDir) -> anyhow::Result<Vec<(Option<String>, Root)>> {
     std::fs::create_dir_all(root).with_context(|| format!("create evaluation store `{}`", root.display()))?;
     let mut command = Command::new("nix-instantiate");
     // Unless told, Nix keeps every store of its own below `root/nix/store`, whatever its paths are called.
@@ -59,7 +60,14 @@ pub fn evaluate(expression: &Expression, root: &Path, store_dir: &StoreDir) -> a
     for line in words {
         eprintln!("{line}");
     }
-    String::from_utf8_lossy(&output.stdout).lines().map(|line| root_of(line, store_dir)).collect()
+    let roots = String::from_utf8_lossy(&output.stdout).lines().map(|line| root_of(line, store_dir)).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(named(&expression.attributes, roots))
+}
+
+fn named(attributes: &[String], roots: Vec<Root>) -> Vec<(Option<String>, Root)> {
+    let is_one_each = attributes.len() == roots.len();
+    let name = |place: usize| attributes.get(place).filter(|_| is_one_each).cloned();
+    roots.into_iter().enumerate().map(|(place, root)| (name(place), root)).collect()
 }
 
 /// Reads one line of `nix-instantiate`: a derivation, with `!OUTPUT` behind it unless the default output is meant.
@@ -81,5 +89,15 @@ mod tests {
         assert_eq!(root.outputs.iter().map(OutputName::as_str).collect::<Vec<_>>(), ["dev"]);
         assert!(root_of("/nix/store/0hm2f1psjpcwg8fijsmr4wwxrx59s092-bar.drv", &store_dir).expect("a root").outputs.is_empty());
         assert!(root_of("/tmp/bar.drv", &store_dir).is_err());
+    }
+
+    #[test]
+    fn a_derivation_is_called_by_its_attribute_if_each_attribute_is_one() {
+        let root = |letter: &str| root_of(&format!("/nix/store/{}-x.drv", letter.repeat(32)), &StoreDir::default()).expect("a root");
+        let attributes = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let names = |asked: &[&str], roots| named(&attributes(asked), roots).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(&["x", "y"], vec![root("a"), root("b")]), [Some("x".to_owned()), Some("y".to_owned())]);
+        assert_eq!(names(&["set"], vec![root("a"), root("b")]), [None, None]);
+        assert_eq!(names(&[], vec![root("a")]), [None]);
     }
 }

@@ -150,6 +150,7 @@ mod tests {
                 builds: vec![BuildId(3)],
                 attempts: Vec::new(),
                 upward_rank_ms: 90_000,
+                attributes: Vec::new(),
             },
             expected_ms: 57_000,
             running_ms: None,

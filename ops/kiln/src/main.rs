@@ -35,6 +35,7 @@ mod order;
 mod progress;
 mod realise;
 mod share;
+mod status;
 mod steer;
 mod submission;
 mod submit;
@@ -83,7 +84,7 @@ enum Command {
     /// Build what a newer Nix describes in a file; nix.conf names this in its external-builders
     ExternalBuilder(hook::ExternalArgs),
     /// Show the farm at a glance
-    Status(operate::Args),
+    Status(operate::StatusArgs),
     /// List the jobs of live builds
     Jobs(operate::Args),
     /// Say why a job is where it is: what it waits for, what each worker is to it, who waits for it

@@ -4,15 +4,17 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kiln_wire::client::{BuildState, BuildView, FarmView, JobView, Request, Response, WorkerView};
+use kiln_wire::client::{BuildView, FarmView, JobView, Request, Response, WorkerView};
 use kiln_wire::worker::Lacking;
-use kiln_wire::{AttemptId, DrvPath, PathInfo, StoreDir, StorePath};
+use kiln_wire::{AttemptId, BuildId, DrvPath, PathInfo, StoreDir, StorePath};
 
 use crate::args::FarmArgs;
 use crate::client::{AskError, Client, Leading, unexpected};
 use crate::daemons::runtime;
 use crate::drain;
 use crate::json;
+use crate::status;
+use crate::submission::Watching;
 use crate::tables;
 use crate::tame::{self, Tame};
 use crate::words::{self, bad_input};
@@ -58,13 +60,34 @@ pub struct PathInfoArgs {
     paths: Vec<String>,
 }
 
-/// Shows the farm at a glance.
-pub fn status(args: &Args) -> anyhow::Result<ExitCode> {
-    let view = runtime()?.block_on(async { Client::open(&args.farm).await?.status().await })?;
-    if args.json {
-        println!("{}", json::farm(&view));
-    } else {
-        print_status(&view);
+/// Arguments of `kiln status`.
+#[derive(clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// The number of a build, live or ended; without one, the farm at a glance
+    build: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the farm at a glance, or one build.
+pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let (view, build) = runtime()?.block_on(async {
+        let client = Client::open(&args.farm).await?;
+        let view = client.status().await?;
+        let build = match args.build {
+            Some(build) => Watching::new(&client, BuildId(build)).next(|_| {}).await?,
+            None => None,
+        };
+        anyhow::Ok((view, build))
+    })?;
+    match (args.json, &build) {
+        (true, Some(build)) => println!("{}", json::build(build, &view.store_dir)),
+        (true, None) => println!("{}", json::farm(&view)),
+        (false, Some(build)) => status::build(build),
+        (false, None) => print_status(&view),
     }
     Ok(ExitCode::from(words::SUCCESS))
 }
@@ -77,6 +100,7 @@ fn print_status(view: &FarmView) {
         "jobs: {} running, {} ready, {} blocked, {} built, {} failed",
         counts.running, counts.ready, counts.blocked, counts.built, counts.failed
     );
+    status::lines(view).iter().for_each(|line| println!("{}", tame::line(line)));
     let rows: Vec<Vec<String>> = view.builds.iter().map(build_row).collect();
     if !rows.is_empty() {
         println!();
@@ -85,12 +109,7 @@ fn print_status(view: &FarmView) {
 }
 
 fn build_row(build: &BuildView) -> Vec<String> {
-    let state = match build.state {
-        BuildState::Active => "active",
-        BuildState::Built => "built",
-        BuildState::Failed => "failed",
-        BuildState::Cancelled => "cancelled",
-    };
+    let state = kiln_api::BuildState::from(build.state).word();
     let left = build.remaining_ms.map_or_else(|| "-".to_owned(), |ms| words::duration(Duration::from_millis(ms)));
     let counts = build.counts;
     let mut row = vec![build.build.to_string(), build.name.clone(), state.to_owned()];

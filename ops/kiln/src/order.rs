@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kiln_nix::Derivation;
 use kiln_wire::client::{BuildState, BuildView, Request, Response};
-use kiln_wire::{BuildId, DrvPath, OutputName, Root, StoreDir, StorePath, Urgency};
+use kiln_wire::{BuildId, DrvPath, Evaluation, OutputName, Root, StoreDir, StorePath, Urgency};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::FarmArgs;
@@ -15,7 +15,7 @@ use crate::client::{Client, unexpected};
 use crate::embedded::{Access, Farm, Shape};
 use crate::import::{self, Places};
 use crate::progress::Progress;
-use crate::submission::{Watching, check, default_name, submit};
+use crate::submission::{Wanted, Watching, check, default_name, submit};
 use crate::words::{self, bad_input};
 use crate::{failures, json, realise};
 
@@ -49,6 +49,10 @@ pub struct Order {
     pub urgency: Urgency,
     /// Whether to print JSON.
     pub json: bool,
+    /// The attributes that roots are; several may be one root.
+    pub attributes: Vec<(String, DrvPath)>,
+    /// Attributes that do not evaluate, with what the evaluator said.
+    pub errors: Vec<(String, String)>,
     /// Where to bring outputs and all they refer to; this stands for `/`.
     pub to: Option<PathBuf>,
     /// A link to make to the first output.
@@ -129,13 +133,27 @@ impl Order {
     /// Has roots built, and follows that to its end.
     async fn built(&self, client: &Client, roots: &[Root], is_check: bool, progress: &mut Progress) -> anyhow::Result<BuildView> {
         let name = self.name.clone().unwrap_or_else(|| default_name(roots));
+        let (roots, evaluation) = self.evaluation(roots);
+        let wanted = Wanted { name, roots, keep_going: self.keep_going, urgency: self.urgency.clone(), evaluation };
         let build = match is_check {
-            false => submit(client, name, roots.to_vec(), self.keep_going, self.urgency.clone()).await?,
-            true => check(client, name, roots.to_vec(), self.keep_going, self.urgency.clone()).await?,
+            false => submit(client, wanted).await?,
+            true => check(client, wanted).await?,
         };
         let view = watch(client, build, progress).await?;
         progress.finish(&view);
         Ok(view)
+    }
+
+    /// Returns roots as they are submitted, with what is known of their evaluation.
+    fn evaluation(&self, roots: &[Root]) -> (Vec<Root>, Option<Box<Evaluation>>) {
+        let mut sorted = roots.to_vec();
+        let named = self.attributes.iter().map(|(attribute, derivation)| (attribute.as_str(), derivation));
+        let errors = self.errors.iter().map(|(attribute, message)| (attribute.as_str(), message.as_str()));
+        let evaluation = Evaluation::gather(&mut sorted, named, errors);
+        match evaluation.is_empty() {
+            true => (roots.to_vec(), None),
+            false => (sorted, Some(Box::new(evaluation))),
+        }
     }
 
     async fn explain(&self, client: &Client, store_dir: &StoreDir, view: &BuildView, embedded: bool) -> anyhow::Result<ExitCode> {

@@ -5,27 +5,48 @@ use std::time::Duration;
 
 use kiln_link::Sender;
 use kiln_wire::client::{BuildView, Event, Request, Response, Submission};
-use kiln_wire::{BuildId, OutOfPatience, Patience, RequestId, Root, Traceparent, Urgency};
+use kiln_wire::{BuildId, Evaluation, OutOfPatience, Patience, RequestId, Root, Traceparent, Urgency};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::client::{Answers, AskError, Client, Leading, Tries, unexpected};
 
-/// Has `roots` built. The farm has their derivations and sources already.
+/// A build that is wanted. The farm has the derivations of its roots and their sources already.
+pub struct Wanted {
+    /// What people call it.
+    pub name: String,
+    /// What is wanted.
+    pub roots: Vec<Root>,
+    /// Whether to build what does not need what failed.
+    pub keep_going: bool,
+    /// What is said of its turn.
+    pub urgency: Urgency,
+    /// What is known of the evaluation that the roots come from.
+    pub evaluation: Option<Box<Evaluation>>,
+}
+
+impl Wanted {
+    fn submission(self) -> Submission {
+        let Self { name, roots, keep_going, urgency, evaluation } = self;
+        Submission { request: draw_request(), name, roots, keep_going, urgency, trace: own_trace(), evaluation }
+    }
+}
+
+/// Has a build made.
 ///
 /// # Errors
 /// What the farm refused, or exit code 3 if it cannot be reached.
-pub async fn submit(client: &Client, name: String, roots: Vec<Root>, keep_going: bool, urgency: Urgency) -> anyhow::Result<BuildId> {
-    hand_over(client, Request::Submit(Submission { request: draw_request(), name, roots, keep_going, urgency, trace: own_trace() })).await
+pub async fn submit(client: &Client, wanted: Wanted) -> anyhow::Result<BuildId> {
+    hand_over(client, Request::Submit(wanted.submission())).await
 }
 
-/// Has `roots` built again, which the farm has the outputs of, and these held against what is made.
+/// Has roots built again, which the farm has the outputs of, and these held against what is made.
 ///
 /// # Errors
 /// As [`submit`].
-pub async fn check(client: &Client, name: String, roots: Vec<Root>, keep_going: bool, urgency: Urgency) -> anyhow::Result<BuildId> {
-    hand_over(client, Request::Check(Submission { request: draw_request(), name, roots, keep_going, urgency, trace: own_trace() })).await
+pub async fn check(client: &Client, wanted: Wanted) -> anyhow::Result<BuildId> {
+    hand_over(client, Request::Check(wanted.submission())).await
 }
 
 async fn hand_over(client: &Client, request: Request) -> anyhow::Result<BuildId> {
@@ -59,7 +80,8 @@ pub async fn submit_held(
     keep_going: bool,
     patience: Patience,
 ) -> anyhow::Result<(BuildId, Held)> {
-    let submission = Submission { request: draw_request(), name, roots, keep_going, urgency: Urgency::default(), trace: own_trace() };
+    let submission =
+        Submission { request: draw_request(), name, roots, keep_going, urgency: Urgency::default(), trace: own_trace(), evaluation: None };
     let request = Request::SubmitHeld(submission, patience);
     let mut tries = client.tries();
     let (build, stream) = loop {

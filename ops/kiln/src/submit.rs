@@ -48,7 +48,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let set = tokio::task::spawn_blocking(move || read(&file, &dir)).await.context("read evaluated jobs")??;
         set.errors.iter().for_each(|(attribute, message)| say(args.json, attribute, message));
         // One derivation may have several names.
-        let derivations: BTreeSet<_> = set.jobs.into_iter().map(|(_, derivation)| derivation).collect();
+        let derivations: BTreeSet<_> = set.jobs.iter().map(|(_, derivation)| derivation.clone()).collect();
+        let errors: Vec<_> = set.errors.iter().map(|(attribute, message)| (attribute.clone(), without_colours(message))).collect();
         let code = match derivations.is_empty() {
             true if set.errors.is_empty() => return Err(bad_input(format!("`{}` has no jobs", args.eval_jobs.display()))),
             true => ExitCode::from(words::FAILED),
@@ -64,6 +65,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     check: false,
                     urgency: args.urgency.urgency()?,
                     json: args.json,
+                    attributes: set.jobs,
+                    errors,
                     to: None,
                     out_link: None,
                     dir: args.dir.dir(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_wire::{DrvPath, OutputName, StoreDir, StorePath, client};
+use kiln_wire::{DrvPath, Evaluated, OutputName, StoreDir, StorePath, client};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -30,6 +30,12 @@ pub struct Build {
     pub outputs: BTreeMap<String, BTreeMap<String, String>>,
     /// Jobs that failed, with the reason.
     pub failures: Vec<Job>,
+    /// The attributes that its roots are, by derivation; of a build that has ended.
+    pub attributes: BTreeMap<String, Vec<String>>,
+    /// Attributes of its set that do not evaluate, with what the evaluator said: the first 512 of them.
+    pub evaluation_errors: BTreeMap<String, String>,
+    /// How many do not evaluate.
+    pub evaluation_errors_count: u64,
 }
 
 /// A build in a list, or by itself: how far it is, without its jobs.
@@ -64,6 +70,12 @@ pub struct BuildSummary {
     pub roots: Vec<String>,
     /// The wanted outputs that are realised: by derivation, then by the output's name. Said of one build, not in lists.
     pub outputs: BTreeMap<String, BTreeMap<String, String>>,
+    /// How many attributes of its set do not evaluate.
+    pub evaluation_errors_count: u64,
+    /// Those of them of which it is kept what the evaluator said. Said of one build, not in lists.
+    pub evaluation_errors: BTreeMap<String, String>,
+    /// The attributes that its roots are, by derivation. Said of one build, not in lists.
+    pub attributes: BTreeMap<String, Vec<String>>,
 }
 
 /// Whether a build goes on.
@@ -108,6 +120,9 @@ impl Build {
             jobs: view.counts.into(),
             outputs: outputs(&view.outputs, store_dir),
             failures: view.failures.iter().map(|job| Job::of(job, store_dir)).collect(),
+            attributes: attributes(&view.evaluated, store_dir),
+            evaluation_errors: view.evaluated.errors.clone(),
+            evaluation_errors_count: view.evaluated.errors_count(),
         }
     }
 }
@@ -118,7 +133,19 @@ fn outputs(by_root: &ByRoot, store_dir: &StoreDir) -> BTreeMap<String, BTreeMap<
     by_root.iter().map(|(derivation, made)| (full(derivation, store_dir), paths(made))).collect()
 }
 
+/// Returns the attributes of roots by their full paths.
+fn attributes(evaluated: &Evaluated, store_dir: &StoreDir) -> BTreeMap<String, Vec<String>> {
+    evaluated.attributes.iter().map(|(root, names)| (full(root, store_dir), names.clone())).collect()
+}
+
 impl BuildSummary {
+    /// Returns the same with what is known of the evaluation that its roots come from.
+    #[must_use]
+    pub fn with_evaluation(self, evaluated: &Evaluated, store_dir: &StoreDir) -> Self {
+        let (attributes, evaluation_errors) = (attributes(evaluated, store_dir), evaluated.errors.clone());
+        Self { attributes, evaluation_errors, evaluation_errors_count: evaluated.errors_count(), ..self }
+    }
+
     /// Returns the same with the realised outputs of its roots.
     #[must_use]
     pub fn with_outputs(self, by_root: &ByRoot, store_dir: &StoreDir) -> Self {

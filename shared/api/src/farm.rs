@@ -15,6 +15,54 @@ pub struct Farm {
     pub farm: FarmSummary,
     /// Live builds.
     pub builds: Vec<Build>,
+    /// How long ended builds are kept.
+    #[schema(required)]
+    pub retention: Option<Retention>,
+    /// Who is told by webhook, and how far each is.
+    pub webhooks: Vec<Webhook>,
+}
+
+/// How long ended builds are kept, and with them their logs and what they made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// Of each name so many, the newest, however old.
+    pub keep_builds: u32,
+    /// Others as long as they are not older than so many days.
+    pub keep_days: u32,
+    /// Of those others so many at most; none if there is no bound.
+    #[schema(required)]
+    pub keep_builds_max: Option<u32>,
+    /// Logs for so many days; none: as long as what they are of.
+    #[schema(required)]
+    pub keep_log_days: Option<u32>,
+    /// The rest is deleted every so many hours; none: when `kiln gc` is asked to.
+    #[schema(required)]
+    pub every_hours: Option<u32>,
+}
+
+/// A receiver of webhooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Webhook {
+    /// What the configuration calls it.
+    pub name: String,
+    /// The host that it is at.
+    pub host: String,
+    /// Messages that it took, since the leader took over.
+    pub delivered: u64,
+    /// Messages that it will never get, since the leader took over.
+    pub given_up: u64,
+    /// Messages that wait for it.
+    pub waiting: u64,
+    /// Since when it fails to take the next one; none if it does not fail.
+    #[schema(required)]
+    pub failing_since: Option<u64>,
+    /// How many tries of that one failed.
+    pub failing_tries: u32,
+    /// What became of the last one.
+    #[schema(required)]
+    pub error: Option<String>,
 }
 
 /// The farm at a glance.
@@ -70,7 +118,31 @@ impl Farm {
     /// Returns the farm as `--json` prints it.
     pub fn of(view: &client::FarmView) -> Self {
         let builds = view.builds.iter().map(|build| Build::of(build, &view.store_dir)).collect();
-        Self { farm: FarmSummary::of(view), builds }
+        let webhooks = view.receivers.iter().map(Webhook::of).collect();
+        Self { farm: FarmSummary::of(view), builds, retention: view.retention.as_ref().map(Retention::of), webhooks }
+    }
+}
+
+impl Retention {
+    fn of(view: &kiln_wire::RetentionView) -> Self {
+        let kiln_wire::RetentionView { keep_builds, keep_days, keep_builds_max, keep_log_days, every_hours } = *view;
+        Self { keep_builds, keep_days, keep_builds_max, keep_log_days, every_hours }
+    }
+}
+
+impl Webhook {
+    fn of(view: &kiln_wire::ReceiverView) -> Self {
+        let failing = view.failing.as_ref();
+        Self {
+            name: view.name.clone(),
+            host: view.host.clone(),
+            delivered: view.delivered,
+            given_up: view.given_up,
+            waiting: view.waiting,
+            failing_since: failing.map(|failing| failing.since.0),
+            failing_tries: failing.map_or(0, |failing| failing.tries),
+            error: failing.map(|failing| failing.error.clone()),
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Job {
     pub upward_rank_ms: u64,
     /// Its tries, oldest first.
     pub attempts: Vec<Attempt>,
+    /// The attributes that it is as a root of those builds.
+    pub attributes: Vec<String>,
 }
 
 /// One try at a job.
@@ -110,6 +112,7 @@ impl Job {
             builds: view.builds.iter().map(|build| build.0).collect(),
             upward_rank_ms: view.upward_rank_ms,
             attempts: view.attempts.iter().map(Attempt::of).collect(),
+            attributes: view.attributes.clone(),
         }
     }
 }

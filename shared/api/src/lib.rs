@@ -23,7 +23,7 @@ pub use duration::Package;
 pub use error::{Error, ErrorBody, ErrorCode};
 pub use event::{BuildEvent, JobEvent, LeaderEvent, LogEnd, LogLine, ManyEvent, ResyncEvent, WorkerEvent};
 pub use explanation::{Explanation, Step, WorkersFor};
-pub use farm::{Done, Farm, FarmSummary, Viewer};
+pub use farm::{Done, Farm, FarmSummary, Retention, Viewer, Webhook};
 pub use job::{Attempt, Job, JobDetail, JobOutput, Usage};
 pub use page::{Builds, Jobs, Packages, Shares, Workers};
 pub use path::PathInfo;
@@ -58,11 +58,13 @@ mod tests {
             failures: Vec::new(),
             running: Vec::new(),
             waiting: Default::default(),
+            evaluated: Default::default(),
         };
         let shown = serde_json::to_value(Build::of(&view, &StoreDir::default())).expect("JSON");
         let counts = serde_json::json!({ "blocked": 0, "ready": 1, "running": 0, "built": 0, "failed": 0 });
         let expected = serde_json::json!({
             "build": 7, "name": "all", "state": "active", "submittedAt": 5, "remainingMs": null, "jobs": counts, "outputs": {}, "failures": [],
+            "attributes": {}, "evaluationErrors": {}, "evaluationErrorsCount": 0,
         });
         assert_eq!(shown, expected);
     }

@@ -99,8 +99,12 @@ pub(crate) fn derivation_dir() -> Path {
     Path::from("drv")
 }
 
+pub(crate) fn logs_dir() -> Path {
+    Path::from("logs")
+}
+
 pub(crate) fn log_dir(derivation: &DrvPath) -> Path {
-    Path::from("logs").join(derivation.as_str())
+    logs_dir().join(derivation.as_str())
 }
 
 pub(crate) fn log(derivation: &DrvPath, attempt: AttemptId) -> Path {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_wire::limits::LOG_BYTES_MAX;
-use kiln_wire::{AttemptId, BuildId, DrvPath};
+use kiln_wire::{AttemptId, BuildId, DrvPath, Timestamp};
 
 use crate::blob::BlobBytes;
 use crate::error::StoreError;
@@ -68,6 +68,30 @@ impl Store {
         let listed = self.inner.objects.list(Some(&key::log_dir(derivation))).await?;
         let attempts = listed.iter().filter_map(|object| key::log_attempt(object.location.filename()?));
         Ok(attempts.max())
+    }
+
+    /// Returns the logs that were written before a moment, as the store's clock has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn logs_before(&self, before: Timestamp) -> Result<Vec<(DrvPath, AttemptId)>, StoreError> {
+        let listed = self.inner.objects.list(Some(&key::logs_dir())).await?;
+        let old =
+            |object: &&object_store::ObjectMeta| object.last_modified.timestamp_millis() < i64::try_from(before.0).unwrap_or(i64::MAX);
+        let log = |object: &object_store::ObjectMeta| {
+            let mut parts = object.location.parts().skip(1);
+            let derivation = DrvPath::parse(parts.next()?.as_ref()).ok()?;
+            Some((derivation, key::log_attempt(parts.next()?.as_ref())?))
+        };
+        Ok(listed.iter().filter(old).filter_map(log).collect())
+    }
+
+    /// Deletes the log of an attempt; one that is not there is gone already.
+    ///
+    /// # Errors
+    /// [`StoreError::Object`] if the store fails.
+    pub async fn delete_log(&self, derivation: &DrvPath, attempt: AttemptId) -> Result<(), StoreError> {
+        self.inner.objects.delete(&key::log(derivation, attempt)).await
     }
 
     /// Keeps the record of an ended build. Doing it twice is harmless.

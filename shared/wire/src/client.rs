@@ -3,16 +3,18 @@
 //! Goals: a client uploads only what the farm lacks; everything that is uploaded is verified before it is kept. Non-goals: the
 //! long session of a worker after its `Session` request (see [`crate::worker`]).
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::event::{Event, EventKind};
 use crate::{
-    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Explanation, FailureClass, GarbageAnswer, GarbageRequest, Lease,
-    Measured, NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root, ShareRequest, ShareView,
-    Steering, StoreDir, StorePath, Timestamp, Traceparent, Urgency, Usage, WhoLeads, WorkerId,
+    AttemptId, BuildId, BuiltOutput, ClusterRequest, ClusterView, DrvPath, Evaluated, Evaluation, Explanation, FailureClass, GarbageAnswer,
+    GarbageRequest, Lease, Measured, NotLeader, OutOfPatience, OutputName, PackageView, PathInfo, Patience, RequestId, Resources, Root,
+    ShareRequest, ShareView, Steering, StoreDir, StorePath, Timestamp, Traceparent, Urgency, Usage, WhoLeads, WorkerId,
 };
 
 /// What a peer asks for.
@@ -173,6 +175,9 @@ pub struct Submission {
     /// What the client does with it, if that is traced: the build's spans belong there. A farm that is older than version 6 does not look at it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<Traceparent>,
+    /// What is known of the evaluation that its roots come from. A farm that is older than version 6 does not look at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Box<Evaluation>>,
 }
 
 /// An answer.
@@ -322,6 +327,9 @@ pub struct BuildView {
     pub running: Vec<JobView>,
     /// Why ready jobs wait, in words, with how many wait for it.
     pub waiting: BTreeMap<String, u64>,
+    /// What is known of the evaluation that its roots come from; the names of those once it has ended.
+    #[serde(default, skip_serializing_if = "Evaluated::is_empty")]
+    pub evaluated: Evaluated,
 }
 
 /// Whether a build goes on.
@@ -367,6 +375,9 @@ pub struct JobView {
     pub attempts: Vec<AttemptView>,
     /// Expected milliseconds from its start to the end of the longest chain that needs it.
     pub upward_rank_ms: u64,
+    /// The attributes that it is as a root of those builds. Whoever keeps a view does not keep them: the roots say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<String>,
 }
 
 /// One try, for people.
@@ -427,67 +438,10 @@ pub struct FarmView {
     pub counts: JobCounts,
     /// Workers with a live session.
     pub workers_connected: u64,
-}
-
-/// Something happened to a job.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Event {
-    /// When.
-    pub at: Timestamp,
-    /// To which job.
-    pub derivation: DrvPath,
-    /// What.
-    pub kind: EventKind,
-}
-
-/// What happened to a job.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum EventKind {
-    /// Every input is realised.
-    Ready,
-    /// A worker has it.
-    Started {
-        /// Which try.
-        attempt: AttemptId,
-        /// Which worker.
-        worker: WorkerId,
-    },
-    /// Its outputs are committed.
-    Built {
-        /// What it took.
-        wall_ms: u64,
-        /// Bytes of its outputs, as NARs.
-        nar_bytes: u64,
-    },
-    /// An attempt failed and another will follow.
-    Retried {
-        /// Why it failed.
-        class: FailureClass,
-        /// In words.
-        message: String,
-    },
-    /// It failed for good.
-    Failed {
-        /// Why.
-        class: FailureClass,
-        /// In words.
-        message: String,
-    },
-    /// It is not built because this input of it failed.
-    DependencyFailed {
-        /// The job that failed itself.
-        cause: DrvPath,
-    },
-    /// Nobody wants it any more.
-    Cancelled,
-}
-
-impl EventKind {
-    /// Returns whether nothing more happens to the job in this build.
-    pub fn is_final(&self) -> bool {
-        match self {
-            Self::Built { .. } | Self::Failed { .. } | Self::DependencyFailed { .. } | Self::Cancelled => true,
-            Self::Ready | Self::Started { .. } | Self::Retried { .. } => false,
-        }
-    }
+    /// Who is told what happens, by webhook, and how far each is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receivers: Vec<crate::ReceiverView>,
+    /// How long what is built is kept, if the coordinator says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<crate::RetentionView>,
 }

@@ -22,6 +22,23 @@ pub const EVALUATED_LINE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of a build's name. It lives in replicated state and in every view. Passing it: the submission is refused.
 pub const BUILD_NAME_BYTES_MAX: usize = 256;
 
+/// Bytes of the name of an attribute that a root of a build is, or that does not evaluate. Names in nixpkgs have some 40. Passing it: a client
+/// leaves the name out, and a submission that has it is refused.
+pub const ATTRIBUTE_BYTES_MAX: usize = 512;
+
+/// Attributes that one root of a build is. Passing it: as of [`ATTRIBUTE_BYTES_MAX`].
+pub const ATTRIBUTES_PER_ROOT_MAX: usize = 8;
+
+/// Bytes of all names of attributes of a build: those of a set as large as nixpkgs, twice. They live in replicated state until the build ends.
+/// Passing it: as of [`ATTRIBUTE_BYTES_MAX`].
+pub const ATTRIBUTES_BYTES_MAX: usize = 4 << 20;
+
+/// Attributes that do not evaluate of which a build keeps what the evaluator said. Passing it: the others are counted.
+pub const EVALUATION_ERRORS_MAX: usize = 512;
+
+/// Bytes that a build keeps of what the evaluator said of an attribute. Passing it: the end is kept, which says what is wrong.
+pub const EVALUATION_ERROR_BYTES_MAX: usize = 1024;
+
 /// Job specifications in one log entry, so that no entry holds up the log: about 256 KiB of real ones.
 pub const JOBS_PER_ENTRY_MAX: usize = 512;
 
@@ -372,3 +389,29 @@ pub const COPY_SLOTS_PERCENT_MAX: u64 = 4;
 
 /// Milliseconds for which an attempt has run before a second one is thought of: what is shorter is not worth a transfer.
 pub const COPIED_MS_MIN: u64 = 10_000;
+
+/// Notices that wait in replicated state for whoever is told by webhook, about 200 bytes each: days of a farm whose receivers are away. Passing it:
+/// the oldest is given up, which is logged and counted.
+pub const NOTICES_MAX: usize = 2_048;
+
+/// Receivers of webhooks. Passing it: the configuration is refused.
+pub const RECEIVERS_MAX: usize = 16;
+
+/// Bytes of the name of a receiver. Passing it: the configuration is refused.
+pub const RECEIVER_NAME_BYTES_MAX: usize = 64;
+
+/// Bytes of one message to a receiver of webhooks; lists in it are cut so that it stays below.
+pub const WEBHOOK_BODY_BYTES_MAX: usize = 256 << 10;
+
+/// Jobs that one message to a receiver names in a list.
+pub const WEBHOOK_JOBS_MAX: usize = 100;
+
+/// Tries of one message, before it is given up: with the pauses between them some four hours.
+pub const WEBHOOK_TRIES_MAX: u32 = 24;
+
+/// Shortest and longest pause, in milliseconds, between two tries of a message; it doubles from try to try, and up to half of it is added
+/// by chance, so that receivers are not asked by all at once.
+pub const WEBHOOK_PAUSE_MS: (u64, u64) = (1_000, 600_000);
+
+/// Milliseconds that one try of a message may take as a whole.
+pub const WEBHOOK_TRY_MS_MAX: u64 = 15_000;

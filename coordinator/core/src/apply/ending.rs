@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use kiln_wire::client::{BuildState, EventKind};
 use kiln_wire::limits::{CANCEL_GRACE_MS, REQUESTS_REMEMBERED_MAX};
-use kiln_wire::{BuildId, DrvPath, Timestamp};
+use kiln_wire::{BuildId, DrvPath, Evaluation, Timestamp};
 
 use super::refuse;
 use crate::build::{Build, Phase};
@@ -49,9 +49,22 @@ impl Farm {
             outputs: self.outputs_by_root(build),
             failures: self.failures_of(build),
             account: None,
+            evaluation: self.evaluation_of(build),
         };
         self.change_build(id, |build| build.phase = Phase::Ended(Box::new(record)));
         fx.extend(self.archive_owed(id));
+    }
+
+    /// Returns what is known of a build's evaluation, with the roots that it ends without.
+    fn evaluation_of(&self, build: &Build) -> Option<Box<Evaluation>> {
+        let mut evaluation = build.evaluation.clone()?;
+        let is_unbuilt = |place: &u32| {
+            let root = usize::try_from(*place).ok().and_then(|place| build.roots.get(place));
+            let own = root.and_then(|root| self.find(&root.derivation)).filter(|(key, _)| build.jobs.binary_search(key).is_ok());
+            own.is_some_and(|(_, job)| !job.is_built())
+        };
+        evaluation.unbuilt = evaluation.attributes.keys().filter(|place| is_unbuilt(place)).copied().collect();
+        Some(evaluation)
     }
 
     fn state_by_roots(&self, build: &Build) -> BuildState {
@@ -134,12 +147,16 @@ impl Farm {
         }
     }
 
-    pub(super) fn retire(&mut self, id: BuildId, fx: &mut Effects) {
+    /// Lets a build leave that the archive holds, which whoever is told by webhook can be told of from here on: what it made is published.
+    pub(super) fn retire(&mut self, id: BuildId, now: Timestamp, fx: &mut Effects) {
         let build = match self.facts.builds.get(&id) {
             None => return refuse(Refused::NoSuchBuild(id), fx),
             Some(build) if build.record().is_none() => return refuse(Refused::NotEnded(id), fx),
             Some(build) => build.clone(),
         };
+        if let Some(record) = build.record() {
+            self.facts.outbox.ended(record, now);
+        }
         for key in &build.jobs {
             self.index.detach(&self.facts, *key);
         }

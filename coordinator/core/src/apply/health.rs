@@ -88,6 +88,9 @@ impl Farm {
         if self.facts.health.get(worker).is_some_and(Health::is_due) {
             let may_be_quarantined = health::may_be_quarantined(&self.facts, worker);
             self.change_health(worker, |health| health.rest(may_be_quarantined, now));
+            if let Some(health) = self.facts.health.get(worker).filter(|health| matches!(health.standing, Standing::Quarantined { .. })) {
+                self.facts.outbox.quarantined(worker, &health.message, now);
+            }
             self.tell_health(worker, fx);
         }
     }

@@ -46,6 +46,7 @@ impl Farm {
             Command::Lose { worker, epoch, judge, now } => self.lose(&worker, epoch, judge, now, &mut fx),
             Command::Stage { request, jobs, now } => self.stage(request, jobs, now, &mut fx),
             Command::Check { request, derivations, now } => self.check_staged(request, derivations, now, &mut fx),
+            Command::Describe { request, evaluation, now } => self.describe(request, evaluation, now, &mut fx),
             Command::Submit { request, name, roots, keep_going, asker, now } => {
                 let wish = submit::Wish { request, name, roots, keep_going, asker };
                 self.submit(index, wish, now, &mut fx);
@@ -71,7 +72,9 @@ impl Farm {
             Command::Revoke { lease, now } => self.revoke(&lease, now, &mut fx),
             Command::Rouse { worker, now } => self.rouse(&worker, now, &mut fx),
             Command::Drain { worker, drain, now } => self.drain(&worker, drain, now, &mut fx),
-            Command::Retire { build, now: _ } => self.retire(build, &mut fx),
+            Command::Announce { receivers, now: _ } => self.facts.outbox.announce(receivers),
+            Command::Told { receiver, upto, now: _ } => self.facts.outbox.told(&receiver, upto),
+            Command::Retire { build, now } => self.retire(build, now, &mut fx),
         }
         fx
     }

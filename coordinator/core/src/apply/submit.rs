@@ -8,7 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use kiln_wire::limits::{JOBS_PER_ENTRY_MAX, JOBS_PER_SUBMISSION_MAX, REQUESTS_REMEMBERED_MAX, STAGE_MS_MAX, STAGES_MAX};
-use kiln_wire::{BuildId, DrvPath, JobSpec, LogIndex, RequestId, Root, Timestamp};
+use kiln_wire::{BuildId, DrvPath, Evaluation, JobSpec, LogIndex, RequestId, Root, Timestamp};
 
 use super::order::{Input, Order};
 use super::{boxed, refuse};
@@ -47,7 +47,7 @@ impl Farm {
                 if jobs_new > JOBS_PER_ENTRY_MAX { (jobs_new, JOBS_PER_ENTRY_MAX) } else { (jobs_all, JOBS_PER_SUBMISSION_MAX) };
             return refuse(too_many(request, count, limit), fx);
         }
-        let stage = self.facts.stages.entry(request).or_insert(Stage { jobs: BTreeMap::new(), check: BTreeSet::new(), touched_at: now });
+        let stage = self.facts.stages.entry(request).or_default();
         stage.touched_at = now;
         for job in jobs {
             stage.jobs.entry(job.derivation.clone()).or_insert(job);
@@ -64,6 +64,21 @@ impl Farm {
         stage.check.extend(derivations.into_iter().filter(|derivation| stage.jobs.contains_key(derivation)));
     }
 
+    /// Keeps aside what is known of a submission's evaluation. Of a submission that is a build already it changes nothing.
+    pub(super) fn describe(&mut self, request: RequestId, mut evaluation: Evaluation, now: Timestamp, fx: &mut Effects) {
+        self.drop_old_stages(request, now);
+        if self.build_of(request).is_some() {
+            return;
+        }
+        if self.facts.dropped.contains_key(&request) {
+            return refuse(Refused::StageDropped(request), fx);
+        }
+        let stage = self.facts.stages.entry(request).or_default();
+        stage.touched_at = now;
+        evaluation.unbuilt.clear();
+        stage.evaluation = Some(Box::new(evaluation));
+    }
+
     /// Makes a build of a submission. The same request twice is one build.
     pub(super) fn submit(&mut self, index: LogIndex, wish: Wish, now: Timestamp, fx: &mut Effects) {
         let request = wish.request;
@@ -78,7 +93,7 @@ impl Farm {
         if let Some(derivation) = check.clone().find(|derivation| self.key_of(derivation).is_some()) {
             return refuse(Refused::BeingBuilt(derivation.clone()), fx);
         }
-        let Stage { jobs: mut specs, check, .. } = self.facts.stages.remove(&request).unwrap_or_default();
+        let Stage { jobs: mut specs, check, evaluation, touched_at: _ } = self.facts.stages.remove(&request).unwrap_or_default();
         let known: BTreeSet<JobKey> = specs.keys().filter_map(|derivation| self.key_of(derivation)).collect();
         specs.retain(|derivation, _| self.key_of(derivation).is_none());
         match self.check_new(request, &specs) {
@@ -87,7 +102,8 @@ impl Farm {
                 for key in check.iter().filter_map(|derivation| self.key_of(derivation)).collect::<Vec<_>>() {
                     self.change(key, |job| job.check = true);
                 }
-                let build = self.begin(index, wish, known.into_iter().chain(added), now);
+                let evaluation = evaluation.filter(|evaluation| evaluation.objection(&wish.roots).is_none());
+                let build = self.begin(index, (wish, evaluation), known.into_iter().chain(added), now);
                 fx.push(Effect::Answer(Answer::Submitted { request, build }));
                 let jobs = self.facts.builds.get(&build).map(|build| build.jobs.clone()).unwrap_or_default();
                 fx.extend(jobs.iter().filter_map(|key| self.resolution_owed(*key)));
@@ -156,13 +172,19 @@ impl Farm {
     }
 
     /// Enters the build: it now wants its whole closure, which gets failed jobs another chance and stops pending revocations.
-    fn begin(&mut self, index: LogIndex, wish: Wish, jobs: impl IntoIterator<Item = JobKey>, now: Timestamp) -> BuildId {
+    fn begin(
+        &mut self,
+        index: LogIndex,
+        (wish, evaluation): (Wish, Option<Box<Evaluation>>),
+        jobs: impl IntoIterator<Item = JobKey>,
+        now: Timestamp,
+    ) -> BuildId {
         let id = BuildId(index.0);
         let jobs = boxed(self.closure(jobs));
         let Wish { request, name, roots, keep_going, asker } = wish;
         let asker = asker.map(Box::new);
-        let build =
-            Build { request, name, roots, keep_going, submitted_at: now, jobs: jobs.clone(), growths: 0, asker, phase: Phase::Going };
+        let (submitted_at, phase) = (now, Phase::Going);
+        let build = Build { request, name, roots, keep_going, submitted_at, jobs: jobs.clone(), growths: 0, asker, evaluation, phase };
         for key in &jobs {
             self.index.detach(&self.facts, *key);
         }

@@ -13,6 +13,8 @@ pub struct Retention {
     pub per_name: u32,
     /// Those that ended at most so many milliseconds ago, whatever their number.
     pub age_ms: u64,
+    /// Of those that their age alone keeps, so many at most, the newest; all of them if there is no bound.
+    pub others_max: Option<u32>,
 }
 
 /// What retention looks at.
@@ -33,12 +35,19 @@ impl Retention {
         for build in builds {
             by_name.entry(&build.name).or_default().push(build);
         }
-        let mut retired = Vec::new();
+        let (mut retired, mut others) = (Vec::new(), Vec::new());
         for mut named in by_name.into_values() {
             named.sort_by_key(|build| core::cmp::Reverse(build.build));
-            let old = named.into_iter().skip(self.per_name as usize).filter(|build| now.0.saturating_sub(build.ended_at.0) > self.age_ms);
-            retired.extend(old.map(|build| build.build));
+            for build in named.into_iter().skip(self.per_name as usize) {
+                match now.0.saturating_sub(build.ended_at.0) > self.age_ms {
+                    true => retired.push(build.build),
+                    false => others.push(build.build),
+                }
+            }
         }
+        others.sort_unstable_by_key(|build| core::cmp::Reverse(*build));
+        let others_max = self.others_max.map_or(usize::MAX, |max| max as usize);
+        retired.extend(others.into_iter().skip(others_max));
         retired.sort();
         retired
     }

@@ -12,6 +12,7 @@ mod ledger;
 mod limits;
 mod mended;
 mod model;
+mod named;
 mod outlook;
 mod packing;
 mod random;

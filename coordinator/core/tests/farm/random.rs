@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_core::{Answer, Asker, Command, Effect, Farm, Limits, Placement, Resolution, ResolvedInput, plan, plan_beside};
 use kiln_wire::client::{BuildState, EventKind};
 use kiln_wire::{
-    Account, AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, FailureClass, JobSpec, Lease, LogIndex, Order, Outcome, Priority,
+    Account, AttemptId, BuildId, BuiltOutput, DrvPath, Epoch, Evaluation, FailureClass, JobSpec, Lease, LogIndex, Order, Outcome, Priority,
     ProjectName, RequestId, Share, ShareKey, Subject, TenantName, Timestamp, WorkerId,
 };
 
@@ -79,6 +79,12 @@ impl Chaos {
                 Command::Check { request: self.request(), derivations: vec![drv(self.name()), drv(self.name())], now }
             }
             2 | 3 => Command::Stage { request: self.request(), jobs: self.jobs(), now },
+            4 if self.dice.once_in(4) => Command::Describe { request: self.request(), evaluation: self.evaluation(), now },
+            5 if self.dice.once_in(6) => {
+                let names = ["chat", "mail"].into_iter().filter(|_| self.dice.once_in(2));
+                Command::Announce { receivers: names.map(str::to_owned).collect(), now }
+            }
+            5 if self.dice.once_in(4) => Command::Told { receiver: "chat".to_owned(), upto: self.dice.below(9), now },
             4 | 5 => {
                 let roots = vec![root(self.name()), root(self.name())];
                 let keep_going = self.dice.once_in(2);
@@ -119,6 +125,12 @@ impl Chaos {
             18 => farm.due(now).into_iter().next().unwrap_or(Command::Cancel { build: BuildId(0), now }),
             _ => Command::Retire { build: self.build(), now },
         }
+    }
+
+    /// What may be said of roots, though not of those that follow.
+    fn evaluation(&mut self) -> Evaluation {
+        let attributes = (0..2).map(|place| (place, vec![self.name().to_owned()])).collect();
+        Evaluation { attributes, errors: [("bad".to_owned(), "no".to_owned())].into(), errors_more: self.dice.below(2), unbuilt: vec![1] }
     }
 
     fn asker(&mut self) -> Asker {

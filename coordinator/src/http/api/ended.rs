@@ -44,6 +44,9 @@ impl EndedBuild {
             archived: true,
             roots: Vec::new(),
             outputs: BTreeMap::new(),
+            evaluation_errors_count: record.evaluation.as_ref().map_or(0, |evaluation| evaluation.errors_count()),
+            evaluation_errors: BTreeMap::new(),
+            attributes: BTreeMap::new(),
         };
         Self { account, summary }
     }

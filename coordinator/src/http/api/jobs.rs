@@ -20,7 +20,7 @@ use crate::access::Caller;
 pub(super) struct JobsPage {
     /// Those alone that are in this state.
     state: Option<JobState>,
-    /// Those alone whose derivation has this in its name; letters count the same in both cases.
+    /// Those alone that have this in the name of their derivation, or of an attribute that they are; letters count the same in both cases.
     #[param(max_length = 211)]
     pub(super) search: Option<String>,
     /// What `next` said on the page before.

@@ -55,6 +55,8 @@ impl Api {
             builds: Vec::new(),
             counts,
             workers_connected: u64::try_from(parts.sessions.connected().len()).unwrap_or(u64::MAX),
+            receivers: Vec::new(),
+            retention: None,
         })
     }
 
@@ -99,9 +101,9 @@ impl Api {
         let parts = self.parts();
         let live = parts.farm(|farm| {
             let glance = farm.build_glance(build)?;
-            Some((glance, farm.roots_of(build)?.to_vec(), farm.outputs_of_build(build)?))
+            Some((glance, farm.roots_of(build)?.to_vec(), farm.outputs_of_build(build)?, farm.evaluated(build)?))
         });
-        if let Some((glance, roots, outputs)) = live {
+        if let Some((glance, roots, outputs, evaluated)) = live {
             if !sight.sees(&glance.account) {
                 return Ok(None);
             }
@@ -109,13 +111,14 @@ impl Api {
             let remaining_ms = if is_active { self.remaining_ms(build).await } else { None };
             let roots = roots.iter().map(|root| parts.store_dir.join(root.derivation.as_path())).collect();
             let summary = BuildSummary { remaining_ms, roots, ..summary(glance) };
-            return Ok(Some(summary.with_outputs(&outputs, &parts.store_dir)));
+            return Ok(Some(summary.with_outputs(&outputs, &parts.store_dir).with_evaluation(&evaluated, &parts.store_dir)));
         }
         let record = parts.archive.get(build).await.map_err(|error| Refused::failed("read an ended build", &error))?;
         Ok(record.map(|record| (super::ended::EndedBuild::of(&record), record)).filter(|(ended, _)| sight.sees(&ended.account)).map(
             |(ended, record)| {
                 let roots = record.roots.iter().map(|root| parts.store_dir.join(root.derivation.as_path())).collect();
-                BuildSummary { roots, ..ended.summary }.with_outputs(&record.outputs, &parts.store_dir)
+                let summary = BuildSummary { roots, ..ended.summary }.with_outputs(&record.outputs, &parts.store_dir);
+                summary.with_evaluation(&record.evaluated(), &parts.store_dir)
             },
         ))
     }
@@ -170,15 +173,15 @@ impl Api {
         let Some(record) = record else { return Err(Refused::absent(format_args!("build {build}"))) };
         let search = wanted.search.map(str::to_ascii_lowercase);
         let takes = |job: &kiln_wire::client::JobView| {
-            wanted.state.is_none_or(|state| job.state == state)
-                && search.as_ref().is_none_or(|search| job.derivation.as_str().to_ascii_lowercase().contains(search))
+            wanted.state.is_none_or(|state| job.state == state) && search.as_ref().is_none_or(|search| is_called(&record, job, search))
         };
         // A record does not change: its jobs are numbered by their places in it.
         let skipped = cursor.map_or(0, |last| usize::try_from(last).unwrap_or(usize::MAX).saturating_add(1));
         let mut found = record.failures.iter().enumerate().skip(skipped).filter(|(_, job)| takes(job)).peekable();
         let (mut jobs, mut last) = (Vec::new(), None);
         while let Some((at, job)) = found.next_if(|_| jobs.len() < limit) {
-            jobs.push(Job { builds: vec![build.0], ..Job::of(job, &parts.store_dir) });
+            let attributes = record.names(&job.derivation).to_vec();
+            jobs.push(Job { builds: vec![build.0], attributes, ..Job::of(job, &parts.store_dir) });
             last = Some(at);
         }
         let next = last.filter(|_| found.peek().is_some()).map(|at| at.to_string());
@@ -269,6 +272,12 @@ pub(crate) fn away(parts: &Parts, farm: &kiln_core::Farm) -> BTreeSet<WorkerId> 
     }
 }
 
+/// Returns whether a job that a record keeps has this in its name, or in that of an attribute that it is; `search` is in small letters.
+pub(crate) fn is_called(record: &kiln_core::BuildRecord, job: &kiln_wire::client::JobView, search: &str) -> bool {
+    let mut names = record.names(&job.derivation).iter().map(String::as_str).chain([job.derivation.as_str()]);
+    names.any(|name| name.to_ascii_lowercase().contains(search))
+}
+
 fn summary(glance: BuildGlance) -> BuildSummary {
     let Account { tenant, project } = glance.account;
     BuildSummary {
@@ -284,6 +293,9 @@ fn summary(glance: BuildGlance) -> BuildSummary {
         archived: false,
         roots: Vec::new(),
         outputs: Default::default(),
+        evaluation_errors_count: glance.errors_count,
+        evaluation_errors: Default::default(),
+        attributes: Default::default(),
     }
 }
 

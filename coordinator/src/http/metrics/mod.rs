@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub answers: AnswersSeen,
     /// What was asked of upstream caches.
     pub upstream: Upstream,
+    /// Tries of messages to receivers of webhooks, and messages that were given up, since this process started, by result.
+    pub webhooks: BTreeMap<&'static str, u64>,
     /// The file system of the coordinator's directory.
     pub disk: Option<Disk>,
     /// This process.

@@ -26,6 +26,12 @@ impl Snapshot {
         self.traffic.render(&mut page);
         self.cache(&mut page);
         self.upstream.render(&mut page);
+        let help = "Messages to receivers of webhooks, by result; each failed try counts.";
+        page.by(
+            ("kiln_webhook_deliveries_total", "counter", help),
+            "result",
+            self.webhooks.iter().map(|(result, count)| (*result, *count)),
+        );
         page.counter("kiln_build_log_bytes_total", "Bytes of build logs that workers sent to this coordinator.", self.log_bytes);
         let help = "When a backup was last taken from this coordinator, in seconds since 1970; 0 if none ever was.";
         page.gauge("kiln_backup_timestamp_seconds", help, of_ms(self.backed_up_at_ms));

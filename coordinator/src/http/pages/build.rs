@@ -5,18 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use kiln_core::{BuildRecord, Failures, JobsWanted, Sight, package};
+use kiln_core::{BuildRecord, Failures, JobsWanted, Sight, attributes_between, package};
 use kiln_pages::JobState;
 use kiln_pages::build::{Build, Changes, FAILURES_MAX, Graph, JobList, JobRow, NODES_MAX, Node, ROWS_MAX, Step, page};
 use kiln_pages::overview::{BuildLine, FailureLine, QueueLine};
 use kiln_wire::client::JobView;
 use kiln_wire::limits::{API_JOBS_PER_LOOK_MAX, API_SEARCH_BYTES_MAX};
-use kiln_wire::{BuildId, DrvPath, FailureClass, OutputName, StorePath, Timestamp};
+use kiln_wire::{BuildId, DrvPath, Evaluated, FailureClass, OutputName, StorePath, Timestamp};
 use serde::Deserialize;
 
 use super::look::Look;
 use super::{Asker, NoPage, Ui, failures, overview, params};
-use crate::http::api::reads::BuildsWanted;
+use crate::http::api::reads::{BuildsWanted, is_called};
 
 /// What is asked of the list of jobs.
 #[derive(Default, Deserialize)]
@@ -44,9 +44,9 @@ async fn live(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<Optio
     let (look, sight) = (ui.look().await, &asker.caller.sight);
     let found = ui.parts().farm(|farm| {
         let glance = farm.build_glance(id).filter(|glance| sight.sees(&glance.account))?;
-        Some((glance, farm.is_security(id), farm.outputs_of_build(id).unwrap_or_default()))
+        Some((glance, farm.is_security(id), farm.outputs_of_build(id).unwrap_or_default(), farm.evaluated(id).unwrap_or_default()))
     });
-    let Some((glance, is_security, made)) = found else { return Ok(None) };
+    let Some((glance, is_security, made, evaluated)) = found else { return Ok(None) };
     let line = overview::line(&look, glance, is_security);
     let (failures, failures_more) = failures::of_build(ui, &look, sight, id, FAILURES_MAX);
     let failed = failed_of(&look, id);
@@ -66,7 +66,7 @@ async fn live(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<Optio
         critical: critical.collect(),
         critical_more: u64::try_from(steps.saturating_sub(STEPS_MAX)).unwrap_or(u64::MAX),
         waiting: waiting(ui, &line),
-        changes: known(changes(ui, &look, sight, &line, failed, None).await),
+        changes: known(changes(ui, &look, sight, &line, (failed, None), &evaluated).await),
         jobs: Some(jobs(ui, id, sight, asked).await?),
         graph: sketch.map(graph),
         line,
@@ -74,6 +74,8 @@ async fn live(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<Optio
         failures_more,
         outputs,
         outputs_more,
+        errors_more: evaluated.errors_more,
+        errors: evaluated.errors.into_iter().collect(),
     }))
 }
 
@@ -107,6 +109,7 @@ async fn archived(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<O
         .take(FAILURES_MAX)
         .map(|view| FailureLine { blast: Some(held(&view.derivation)), ..failures::line(view, failures::class_of(view)) });
     let (outputs, outputs_more) = outputs(ui, &record.outputs);
+    let evaluated = record.evaluated();
     Ok(Some(Build {
         now: look.now,
         critical: Vec::new(),
@@ -114,12 +117,14 @@ async fn archived(ui: &Ui, asker: &Asker, id: BuildId, asked: Asked) -> Result<O
         waiting: Vec::new(),
         failures: lines.collect(),
         failures_more,
-        changes: known(changes(ui, &look, sight, &line, failed, Some(&record.outputs)).await),
+        changes: known(changes(ui, &look, sight, &line, (failed, Some(&record.outputs)), &evaluated).await),
         line,
         jobs: Some(jobs_kept(&record, asked)),
         graph: None,
         outputs,
         outputs_more,
+        errors_more: evaluated.errors_more,
+        errors: evaluated.errors.into_iter().collect(),
     }))
 }
 
@@ -136,14 +141,13 @@ fn jobs_kept(record: &BuildRecord, asked: Asked) -> JobList {
     let wanted: String = asked.q.unwrap_or_default().chars().take(API_SEARCH_BYTES_MAX).collect();
     let (state, search) = (asked.state.as_deref().and_then(JobState::of_word), wanted.to_ascii_lowercase());
     let begin: usize = asked.after.as_deref().and_then(|after| after.parse().ok()).unwrap_or_default();
-    let takes = |view: &&JobView| {
-        state.is_none_or(|state| view.state == state.word()) && view.derivation.as_str().to_ascii_lowercase().contains(&search)
-    };
+    let takes = |view: &&JobView| state.is_none_or(|state| view.state == state.word()) && is_called(record, view, &search);
     let mut rest = record.failures.iter().filter(takes).skip(begin);
     let rows = rest.by_ref().take(ROWS_MAX).filter_map(|view| {
         let attempts = u64::try_from(view.attempts.len()).unwrap_or(u64::MAX);
         let (derivation, reason) = (view.derivation.clone(), view.reason.clone());
-        Some(JobRow { derivation, state: JobState::of_word(&view.state)?, reason, chain_ms: 0, attempts })
+        let attributes = record.names(&derivation).to_vec();
+        Some(JobRow { derivation, state: JobState::of_word(&view.state)?, reason, chain_ms: 0, attempts, attributes })
     });
     let rows = rows.collect();
     let next = rest.next().map(|_| begin.saturating_add(ROWS_MAX).to_string());
@@ -184,6 +188,7 @@ async fn jobs(ui: &Ui, id: BuildId, sight: &Sight, asked: Asked) -> Result<JobLi
             reason: job.reason,
             chain_ms: job.upward_rank_ms,
             attempts: u64::try_from(job.attempts.len()).unwrap_or(u64::MAX),
+            attributes: job.attributes,
         })
     });
     Ok(JobList { rows: rows.collect(), wanted, state, next: found.next, is_later: after.is_some(), is_kept: false })
@@ -231,8 +236,8 @@ async fn changes(
     look: &Look,
     sight: &Sight,
     line: &BuildLine,
-    failed: Vec<DrvPath>,
-    kept: Option<&Outputs>,
+    (failed, kept): (Vec<DrvPath>, Option<&Outputs>),
+    evaluated: &Evaluated,
 ) -> Result<Option<Changes>, NoPage> {
     if line.name.is_empty() {
         return Ok(None);
@@ -241,11 +246,13 @@ async fn changes(
     let before = ui.0.api.builds(&named, sight, Some(line.id.0), NAMED_LOOKED_AT_MAX).await?.builds;
     let Some(before) = before.into_iter().find(|build| build.name == line.name) else { return Ok(None) };
     let id = BuildId(before.build);
-    let earlier: Vec<DrvPath> = match before.archived {
-        false => failed_of(look, id),
+    let (earlier, earlier_evaluated): (Vec<DrvPath>, Evaluated) = match before.archived {
+        false => (failed_of(look, id), ui.parts().farm(|farm| farm.evaluated(id)).unwrap_or_default()),
         true => {
-            let failures = record(ui, id).await?.map(|record| record.failures).unwrap_or_default();
-            failures.into_iter().filter(has_failed).map(|view| view.derivation).collect()
+            let record = record(ui, id).await?;
+            let evaluated = record.as_ref().map(BuildRecord::evaluated).unwrap_or_default();
+            let failures = record.map(|record| record.failures).unwrap_or_default();
+            (failures.into_iter().filter(has_failed).map(|view| view.derivation).collect(), evaluated)
         }
     };
     let Failures { newly, still, fixed } = Failures::between(earlier, failed);
@@ -255,7 +262,19 @@ async fn changes(
         None => built_of(ui, line.id, &wanted).await,
     };
     let (fixed, unreached) = fixed.into_iter().partition(|job| built.contains(package(job)));
-    Ok(Some(Changes { before: id, before_at: Timestamp(before.submitted_at), newly, still, fixed, unreached }))
+    let attributes = attributes(&earlier_evaluated, evaluated);
+    Ok(Some(Changes { before: id, before_at: Timestamp(before.submitted_at), newly, still, fixed, unreached, attributes }))
+}
+
+/// Returns what became of attributes, in words.
+fn attributes(before: &Evaluated, after: &Evaluated) -> Vec<(&'static str, Vec<String>)> {
+    let (unbuilt, unevaluated) = attributes_between(before, after);
+    vec![
+        ("Attributes not built, newly", unbuilt.newly),
+        ("Attributes built again", unbuilt.fixed),
+        ("Attributes not evaluated, newly", unevaluated.newly),
+        ("Attributes evaluated again", unevaluated.fixed),
+    ]
 }
 
 /// Returns those of some packages that a live build has built.

@@ -3,23 +3,27 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use kiln_pages::cluster::{Cluster, Disk, Member, page};
+use kiln_core::Sight;
+use kiln_pages::cluster::{Cluster, Disk, Member, Receiver, page};
+use kiln_wire::{ReceiverView, RetentionView};
 
 use super::{NoPage, Ui};
 use crate::cluster;
 use crate::raft::{BOUNDS_US, Latencies};
 
 pub(super) async fn show(State(ui): State<Ui>, headers: HeaderMap, uri: Uri) -> Response {
-    ui.answer(&headers, &uri, async |_| Ok::<_, NoPage>(page(&model(&ui)))).await
+    ui.answer(&headers, &uri, async |asker| Ok::<_, NoPage>(page(&model(&ui, &asker.caller.sight)))).await
 }
 
-fn model(ui: &Ui) -> Cluster {
+fn model(ui: &Ui, sight: &Sight) -> Cluster {
     let parts = ui.parts();
+    // Whom the farm tells is for who administers it.
+    let receivers = if *sight == Sight::All { parts.hooks.standing() } else { Vec::new() };
     let (view, metrics) = (cluster::view(parts), parts.consensus.metrics());
     Cluster {
         now: parts.clock.now(),
         node: view.node.0,
-        leader: view.leader.map(|leader| leader.node.0),
+        leader: view.leader.filter(|_| parts.consensus.is_led()).map(|leader| leader.node.0),
         term: metrics.term,
         last: view.last.0,
         applied: view.applied.0,
@@ -29,6 +33,8 @@ fn model(ui: &Ui) -> Cluster {
         sync_ms: quantile(&metrics.sync, 50).zip(quantile(&metrics.sync, 99)),
         version: view.version.to_string(),
         trouble: view.trouble,
+        retention: kept(&parts.garbage.retention()),
+        receivers: receivers.into_iter().map(receiver).collect(),
         members: view
             .members
             .into_iter()
@@ -42,6 +48,17 @@ fn model(ui: &Ui) -> Cluster {
             })
             .collect(),
     }
+}
+
+fn receiver(of: ReceiverView) -> Receiver {
+    let ReceiverView { name, host, delivered, given_up, waiting, failing } = of;
+    Receiver { name, host, delivered, given_up, waiting, failing: failing.map(|failing| (failing.since, failing.error)) }
+}
+
+fn kept(of: &RetentionView) -> String {
+    let most = of.keep_builds_max.map_or_else(String::new, |most| format!(", {most} of those at most"));
+    let when = of.every_hours.map_or_else(|| "when it is asked for".to_owned(), |hours| format!("every {hours} h"));
+    format!("the last {} builds of each name, others for {} days{most}; the rest is deleted {when}", of.keep_builds, of.keep_days)
 }
 
 /// Returns what the disk of a directory has; none if the system does not tell.

@@ -155,6 +155,9 @@ fn facts(of: &Explanation) -> Vec<(&'static str, String)> {
         ("Cores", of.resources.cores.to_string()),
         ("Memory", memory),
     ];
+    if !of.job.attributes.is_empty() {
+        facts.insert(0, ("Attributes", of.job.attributes.join(", ")));
+    }
     if of.expected_ms > 0 {
         facts.push(("Expected", words::duration(of.expected_ms)));
         facts.push(("To the end", words::duration(of.job.upward_rank_ms)));

@@ -39,6 +39,8 @@ pub struct Host {
     pub versions: Versions,
     /// Told why this coordinator cannot go on: it was sent what it cannot read.
     pub unreadable: watch::Sender<Option<String>>,
+    /// Told when a leader spoke.
+    pub heard: watch::Sender<Option<Instant>>,
     /// Its raft.
     pub raft: Raft,
     /// Its farm, and who belongs to the group.
@@ -192,7 +194,10 @@ fn requests(host: Arc<Host>, receiver: Receiver) -> impl Stream<Item = AppendEnt
     futures::stream::unfold((host, receiver), |(host, mut receiver)| async move {
         match parts::recv::<Append>(&mut receiver).await {
             Ok(Some(append)) => match AppendEntriesRequest::try_from(append) {
-                Ok(request) => Some((request, (host, receiver))),
+                Ok(request) => {
+                    host.heard.send_replace(Some(Instant::now()));
+                    Some((request, (host, receiver)))
+                }
                 Err(why) => {
                     tracing::warn!(why, "an append that cannot be");
                     None

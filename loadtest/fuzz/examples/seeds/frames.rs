@@ -107,6 +107,7 @@ fn requests() -> Vec<Request> {
         keep_going: true,
         urgency: Urgency { priority: Priority::from(-7), security: true, ..Urgency::default() },
         trace: None,
+        evaluation: None,
     };
     vec![
         Request::Session,
@@ -145,6 +146,7 @@ fn job() -> JobView {
             usage: Some(Usage { wall_ms: 3, cpu_ms: 4, ..Usage::default() }),
         }],
         upward_rank_ms: 1000,
+        attributes: Vec::new(),
     }
 }
 
@@ -160,6 +162,7 @@ fn build() -> BuildView {
         failures: vec![job()],
         running: Vec::new(),
         waiting: BTreeMap::from([("no worker".to_owned(), 1)]),
+        evaluated: Default::default(),
     }
 }
 
@@ -174,6 +177,8 @@ fn responses() -> Vec<Response> {
         builds: vec![build()],
         counts: JobCounts::default(),
         workers_connected: 1,
+        receivers: Vec::new(),
+        retention: None,
     };
     let workers = vec![WorkerView {
         worker: worker(),

@@ -99,7 +99,10 @@ pub(super) async fn check(store: &Store, stream: &mut Stream, targets: &[Target]
     let course = match roots.is_empty() {
         true => Course::default(),
         false => {
-            let build = submission::check(store.client(), default_name(&roots), roots, keep_going, Urgency::default()).await?;
+            let build = {
+                let (name, urgency) = (default_name(&roots), Urgency::default());
+                submission::check(store.client(), submission::Wanted { name, roots, keep_going, urgency, evaluation: None }).await?
+            };
             run(store, stream, build).await?
         }
     };

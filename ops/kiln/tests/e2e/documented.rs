@@ -30,9 +30,10 @@ fn check(value: &Value, fields: &str) {
     assert_eq!(value.as_object().map(serde_json::Map::len), Some(fields.split_whitespace().count()), "nothing undocumented: {value}");
 }
 
-const BUILD: &str = "build:number name:text state:text submittedAt:number remainingMs:?number jobs:object outputs:object failures:list";
+const BUILD: &str = "build:number name:text state:text submittedAt:number remainingMs:?number jobs:object outputs:object failures:list \
+                     attributes:object evaluationErrors:object evaluationErrorsCount:number";
 const COUNTS: &str = "blocked:number ready:number running:number built:number failed:number";
-const JOB: &str = "derivation:text state:text reason:text builds:list upwardRankMs:number attempts:list";
+const JOB: &str = "derivation:text state:text reason:text builds:list upwardRankMs:number attempts:list attributes:list";
 const ATTEMPT: &str = "attempt:number worker:text startedAt:number endedAt:?number failureClass:?text failure:?text usage:?object";
 
 #[test]
@@ -85,8 +86,10 @@ fn json_about_a_live_farm_is_as_the_readme_says() {
     });
     check(
         &status,
-        "version:text storeDir:text publicKey:text cacheUrl:text term:number leader:number workersConnected:number jobs:object builds:list",
+        "version:text storeDir:text publicKey:text cacheUrl:text term:number leader:number workersConnected:number jobs:object builds:list \
+         retention:object webhooks:list",
     );
+    check(&status["retention"], "keepBuilds:number keepDays:number keepBuildsMax:?number keepLogDays:?number everyHours:?number");
     check(&status["jobs"], COUNTS);
     check(&status["builds"][0], BUILD);
     let job = place.run(&["jobs", "--json"]).expect_success().json()[0].clone();

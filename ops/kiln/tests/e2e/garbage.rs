@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use kiln_store::{Location, Store, StoreConfig};
 use kiln_wire::StoreDir;
+use serde_json::Value;
 
 use crate::crashes::Daemons;
 use crate::farm::{Place, Process, Ran};
@@ -17,6 +18,7 @@ rec {
   two = app "2";
   libs = [ (lib "1") (lib "2") ];
   slow = builtins.foldl' (below: i: drv "slow-${i}" "${boot}/busybox usleep 300000; cat $deps /dev/null > $out; echo ${i} >> $out" [ below ]) (lib "1") (range 6);
+  noisy = drv "noisy" "echo noise; echo noise > $out" [ ];
   endless = drv "endless" "while :; do ${boot}/busybox sleep 1; done" [ ];
 }
 "#;
@@ -117,6 +119,35 @@ fn what_nobody_keeps_goes_and_what_is_left_is_whole() {
     assert!(again.events("started") > 0, "{}", again.out());
     drop((worker, coordinator));
     everything_left_is_whole(&daemons.place);
+}
+
+#[test]
+fn the_last_of_each_name_and_a_bounded_number_of_young_builds_are_kept() {
+    let (daemons, _coordinator, _worker) = daemons("keep_builds = 1\nkeep_days = 30\nkeep_builds_max = 1\nkeep_log_days = 7\n");
+    let submit = |name: &str| {
+        let ran = run(&daemons, &["build", "-f", "set.nix", "-A", "noisy", "--name", name, "--json"]).expect_success();
+        let last: Value = ran.out().lines().last().and_then(|line| serde_json::from_str(line).ok()).expect("the build");
+        last["build"].to_string()
+    };
+    let builds = ["rare", "nightly", "nightly", "nightly"].map(submit);
+    let status = run(&daemons, &["status"]).expect_success().out();
+    let said =
+        "the last 1 of each name, and others for 30 days, 1 of those at most; logs for 7 days; the rest is deleted when `kiln gc` is asked";
+    assert!(status.contains(said), "{status}");
+    let log = logs(&daemons).pop().expect("a builder wrote one");
+    let file = std::fs::File::options().append(true).open(&log).expect("a log");
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("any time can be set");
+
+    let gone = run(&daemons, &["gc", "--json"]).expect_success().json();
+    assert_eq!(gone["builds"], 1, "{gone}");
+    let is_kept = |build: &String| run(&daemons, &["status", build]).code() == 0;
+    assert_eq!(builds.each_ref().map(is_kept), [true, false, true, true], "the last of each name, and one more");
+    assert!(!log.exists() && !logs(&daemons).contains(&log), "nobody wrote to it for more than 7 days");
+}
+
+fn logs(daemons: &Daemons) -> Vec<std::path::PathBuf> {
+    let dirs = std::fs::read_dir(daemons.place.path("coordinator/logs")).expect("logs").filter_map(Result::ok);
+    dirs.flat_map(|dir| std::fs::read_dir(dir.path()).into_iter().flatten()).filter_map(Result::ok).map(|file| file.path()).collect()
 }
 
 #[test]

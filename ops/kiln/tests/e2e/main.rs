@@ -37,11 +37,13 @@ mod hook_debian_13;
 mod live;
 mod logged;
 mod nix;
+mod notified;
 mod once;
 mod package_set;
 mod parity;
 mod prometheus;
 mod quarantined;
+mod receiver;
 mod repaired;
 #[path = "repaired.rs"]
 #[allow(clippy::duplicate_mod, reason = "the same for another version of Nix, see nix.rs")]

@@ -8,6 +8,7 @@ use crate::crashes::Daemons;
 use crate::failures::{events, wait_for_workers, worker};
 use crate::farm::{Process, Ran, wait_for};
 use crate::prometheus::Prometheus;
+use crate::receiver::Receiver;
 
 const SET: &str = r#"
 { job = n: drv "job-${toString n}" "echo ${toString n} > $out" [ ];
@@ -41,6 +42,9 @@ fn a_worker_with_a_broken_disk_is_quarantined_and_its_jobs_are_built_elsewhere()
     let daemons = Daemons::with(SET);
     let place = &daemons.place;
     place.run(&["ca", "issue", "--dir", "ca", "--role", "admin/op", "--out", "id/op"]).expect_success();
+    let receiver = Receiver::listen(place, false);
+    let config = fs::read_to_string(place.path("coordinator.toml")).expect("read");
+    fs::write(place.path("coordinator.toml"), config + &receiver.configured(place, "events = ['worker.quarantined']\n")).expect("write");
     // The first has most cores, so that it is asked first.
     let configs: Vec<String> = (1..=3).map(|number| worker(&daemons, number, &format!("cores = {}\n", 10 - number))).collect();
     let _coordinator = daemons.start("coordinator");
@@ -71,6 +75,8 @@ fn a_worker_with_a_broken_disk_is_quarantined_and_its_jobs_are_built_elsewhere()
         Some(ailing(&daemons, "w1")).filter(|ailing| ailing["state"] == "quarantined")
     });
     prometheus.wait_for_alerts(&["KilnWorkerQuarantined"]);
+    let told = receiver.next();
+    assert_eq!((&told.body["type"], &told.body["data"]["worker"]), (&"worker.quarantined".into(), &"w1".into()), "{told:?}");
     let table = place.run(&[&["workers"], &daemons.farm()[..]].concat()).expect_success().out();
     assert!(table.contains("w1 is quarantined: ") && table.contains("`kiln undrain w1`"), "{table}");
 

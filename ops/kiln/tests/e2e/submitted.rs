@@ -45,6 +45,13 @@ impl Evaluated {
     }
 }
 
+/// Returns the number of the build that ended last.
+fn last_build(place: &Place) -> String {
+    let kept = std::fs::read_dir(place.path("farm/builds")).expect("an archive").filter_map(Result::ok);
+    let numbers = kept.filter_map(|file| file.file_name().to_str()?.strip_suffix(".build")?.parse::<u64>().ok());
+    numbers.max().expect("a build ended").to_string()
+}
+
 fn run(command: &mut Command) -> String {
     let ran = command.output().expect("nix-bin is installed");
     assert!(ran.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ran.stderr));
@@ -113,6 +120,13 @@ fn an_evaluated_set_is_one_build_and_what_does_not_evaluate_is_told() {
         assert!(told.err().contains(wanted), "`{wanted}` is missing in {}", told.err());
     }
     assert_eq!(told.out().lines().count(), 2, "the others are built: {}", told.out());
+    // The build keeps what its jobs are called, and what could not be evaluated.
+    let kept = place.run(&["status", "--json", &last_build(&place)]).expect_success().json();
+    assert_eq!((&kept["attributes"][top], &kept["attributes"][lib]), (&json!(["top", "alias"]), &json!(["lib"])), "{kept}");
+    assert_eq!(kept["evaluationErrors"], json!({ "broken": "error: undefined variable 'x'" }));
+    let shown = place.run(&["status", &last_build(&place)]).expect_success().out();
+    assert!(shown.contains("of nightly: built") && shown.contains("broken") && shown.contains("undefined variable"), "{shown}");
+    let first = last_build(&place);
 
     let mut piped = place.kiln(&["submit", "--name", "nightly", "--eval-jobs", "-", "--inputs", &inputs, "--json"]);
     let mut piped = piped.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary runs");
@@ -121,6 +135,8 @@ fn an_evaluated_set_is_one_build_and_what_does_not_evaluate_is_told() {
     let last: Value =
         serde_json::from_slice(ran.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).expect("a line")).expect("JSON");
     assert_eq!((ran.status.code(), &last["name"], last["paths"].as_array().map(Vec::len)), (Some(0), &json!("nightly"), Some(2)), "{last}");
+    let compared = place.run(&["diff", &last["build"].to_string(), &first, "--json"]);
+    assert_eq!((compared.code(), &compared.json()["attributesNewlyUnevaluated"]), (1, &json!(["broken"])), "{}", compared.out());
 
     std::fs::write(place.path("errors"), error.to_string()).expect("write");
     let told = place.run(&["submit", "--name", "nightly", "--eval-jobs", "errors", "--json"]);
