@@ -161,6 +161,10 @@ async fn a_cache_serves_its_own_files_and_nothing_else() {
         assert!(status == 200 && body.is_empty() && head.contains("content-length: "), "{file}: {head}");
     }
     assert_eq!(cache.request(&format!("GET /{LIB}.narinfo"), "").await.0, 404);
+    let page = String::from_utf8(cache.request("GET /metrics", "").await.2).expect("text");
+    for counted in ["narinfo\",result=\"hit\"} 2", "narinfo\",result=\"miss\"} 1", "nar\",result=\"hit\"} 5", "nar\",result=\"error\"} 1"] {
+        assert!(page.contains(&format!("\nkiln_cache_requests_total{{kind=\"{counted}\n")), "{counted} is not in\n{page}");
+    }
     for hostile in [
         "/",
         "/secret",
