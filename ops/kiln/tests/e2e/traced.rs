@@ -235,24 +235,27 @@ fn each_build_is_one_tree_of_spans_across_client_coordinator_and_worker() {
     assert_eq!(shared.links, [(job.trace.clone(), job.id.clone())]);
 
     for (tree, jobs) in [(&first, &["common", "one"][..]), (&second, &["two", "broken"])] {
-        for job in jobs {
-            let (attempt, run) = (tree.about("attempt", job), tree.about("run", job));
-            assert_eq!(run.parent, attempt.id, "{job}");
-            for name in ["kiln.job", "kiln.attempt", "kiln.worker", "kiln.term"] {
-                assert!(attempt.attributes.contains_key(name), "{name}: {attempt:?}");
-                assert_eq!(attempt.attributes.get(name), run.attributes.get(name), "{name}");
-            }
-            assert_eq!(attempt.attributes["kiln.worker"], "w1");
-            for (span, service, instance) in [(attempt, "kiln-coordinator", "1"), (run, "kiln-worker", "w1")] {
-                let of = |name: &str| span.service.get(name).map(String::as_str);
-                assert_eq!((of("service.name"), of("service.instance.id")), (Some(service), Some(instance)));
-            }
-            assert_eq!((attempt.failure.is_some(), run.failure.is_some()), (*job == "broken", *job == "broken"), "{job}");
-        }
+        jobs.iter().for_each(|job| check_attempt(tree, job, *job == "broken"));
     }
     let why = second.about("attempt", "broken").failure.clone().unwrap_or_default();
     assert!(why.contains("failed with exit code 1"), "{why}");
     assert_eq!((one.failure.is_some(), two.failure.is_some()), (false, true));
+}
+
+/// Fails the test unless coordinator and worker say the same of the attempt at a job, each as itself.
+fn check_attempt(tree: &Tree<'_>, job: &str, has_failed: bool) {
+    let (attempt, run) = (tree.about("attempt", job), tree.about("run", job));
+    assert_eq!(run.parent, attempt.id, "{job}");
+    for name in ["kiln.job", "kiln.attempt", "kiln.worker", "kiln.term"] {
+        assert!(attempt.attributes.contains_key(name), "{name}: {attempt:?}");
+        assert_eq!(attempt.attributes.get(name), run.attributes.get(name), "{name}");
+    }
+    assert_eq!(attempt.attributes["kiln.worker"], "w1");
+    for (span, service, instance) in [(attempt, "kiln-coordinator", "1"), (run, "kiln-worker", "w1")] {
+        let of = |name: &str| span.service.get(name).map(String::as_str);
+        assert_eq!((of("service.name"), of("service.instance.id")), (Some(service), Some(instance)));
+    }
+    assert_eq!((attempt.failure.is_some(), run.failure.is_some()), (has_failed, has_failed), "{job}");
 }
 
 fn hex(bytes: &[u8]) -> String {
