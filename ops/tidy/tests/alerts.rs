@@ -31,8 +31,8 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 
 /// What is counted by a family's samples.
 fn family<'a>(name: &'a str, given: &BTreeSet<&str>) -> &'a str {
-    let parts = ["_bucket", "_sum", "_count"].into_iter().filter_map(|part| name.strip_suffix(part));
-    parts.filter(|family| given.contains(family)).last().unwrap_or(name)
+    let mut parts = ["_bucket", "_sum", "_count"].into_iter().filter_map(|part| name.strip_suffix(part));
+    parts.find(|family| given.contains(family)).unwrap_or(name)
 }
 
 #[test]
