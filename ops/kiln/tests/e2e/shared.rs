@@ -189,8 +189,8 @@ fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
     let mut daemons = Daemons::with(SET);
     let bucket = Bucket::serve(&daemons.place.path("s3"));
     share_store(&daemons, &bucket);
-    let Three { mut coordinators, caches, .. } = three(&mut daemons);
-    let first = coordinators.remove(0);
+    let mut farm = three(&mut daemons);
+    let first = farm.coordinators.remove(0);
     let place = &daemons.place;
     let built = place.run(&[&["build", "-f", "set.nix", "-A", "chain"], &daemons.farm()[..]].concat()).expect_success();
     let failed = place.run(&[&["build", "-f", "set.nix", "-A", "broken"], &daemons.farm()[..]].concat());
@@ -198,7 +198,7 @@ fn what_one_coordinator_finished_the_next_leader_shows_and_every_one_serves() {
     let status = place.run(&[&["status", "--json"], &daemons.farm()[..]].concat()).expect_success().json();
     let key = status["publicKey"].as_str().expect("text").to_owned();
     wait_for("the log is in the bucket", || place.path(&format!("s3/kiln/farms/test/logs/{broken}-broken.drv")).exists().then_some(()));
-    let caches = &caches[1..];
+    let caches = &farm.caches[1..];
     for cache in caches {
         copy_with_nix(place, cache, &key, built.out().trim());
         assert_eq!(log_with_nix(place, cache, &format!("/nix/store/{broken}-broken.drv")), "this one fails\n");
