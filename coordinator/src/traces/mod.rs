@@ -152,8 +152,12 @@ pub(crate) async fn run(parts: Arc<Parts>) {
             _ = tick.tick() => {}
         }
         let leads = leading::own(&parts).is_some();
-        // Followers have heard the same.
-        tracker.due(until).into_iter().filter(|_| leads).for_each(|span| on.spans.give(span));
+        // Followers have heard the same, and lack the same.
+        let (due, lost) = (tracker.due(until), tracker.take_lost());
+        if leads {
+            due.into_iter().for_each(|span| on.spans.give(span));
+            on.spans.lose(lost);
+        }
         if let Some(done) = last {
             // Whoever asked may not wait any more.
             let _ = done.send(());

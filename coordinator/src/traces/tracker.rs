@@ -13,7 +13,7 @@
 //! A job that several builds want is told with the first of them; with the others a `job` that leads there. What has ended is held for a moment,
 //! so that parts which end with it are within it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use kiln_core::BuildGlance;
@@ -43,8 +43,17 @@ pub(super) struct Tracker {
     /// Jobs whose outputs are committed and not published, as far as it was told, by their spans; and of which build.
     published_soon: BTreeMap<[u8; 8], (BuildId, Span)>,
     /// What has ended, and until when it waits for its parts: always equally long, parts before the whole.
-    held: VecDeque<(SystemTime, Span)>,
+    held: VecDeque<Held>,
     ready: Vec<Span>,
+    /// Spans that there was no room for, or that a gap took: at least so many.
+    lost: u64,
+}
+
+struct Held {
+    until: SystemTime,
+    span: Span,
+    /// The build that is forgotten with it.
+    ends: Option<BuildId>,
 }
 
 struct Build {
@@ -56,8 +65,8 @@ struct Build {
 }
 
 struct Job {
-    /// The build that it is told with, once an attempt has begun.
-    build: Option<BuildId>,
+    /// The build that it is told with, once an attempt has begun. It may end before the job.
+    told_with: Option<(BuildId, Trace)>,
     /// When it could begin first.
     ready_at: Option<Timestamp>,
     /// Since when it waits for another attempt.
@@ -81,7 +90,7 @@ struct End<'a> {
 impl Tracker {
     pub(super) fn new(farm: String) -> Self {
         let (builds, submits, jobs, ends, published_soon) = Default::default();
-        Self { farm, leader: None, builds, submits, jobs, ends, published_soon, held: VecDeque::new(), ready: Vec::new() }
+        Self { farm, leader: None, builds, submits, jobs, ends, published_soon, held: VecDeque::new(), ready: Vec::new(), lost: 0 }
     }
 
     /// Takes in what an entry did. `known` says of a build that was not heard of what the farm still has; `leader` leads as far as this
@@ -94,19 +103,20 @@ impl Tracker {
         now: SystemTime,
     ) {
         if happened.after_gap {
-            // What ran is not known to run on.
-            self.jobs.clear();
+            self.forget(&known, now);
         }
         self.leader = self.leader.or(leader);
         for fact in &happened.facts {
             match fact {
                 Fact::Leads(leader) => self.leader = Some(*leader),
-                Fact::Submitted(build, Some(asked)) => {
+                Fact::Submitted(build, Some(asked)) if self.has_room() => {
                     self.build(*build, asked.at, asked.trace, (asked.name.clone(), asked.account.clone()));
                 }
                 Fact::Job(builds, event) => {
                     for build in builds.iter().filter(|build| !self.builds.contains_key(build)).copied().collect::<Vec<_>>() {
-                        if let Some(Given { at, given, glance }) = known(build) {
+                        if self.has_room()
+                            && let Some(Given { at, given, glance }) = known(build)
+                        {
                             let about = glance.map(|glance| (glance.name, glance.account)).unwrap_or_default();
                             self.build(build, at, given, about);
                         }
@@ -114,7 +124,7 @@ impl Tracker {
                     self.event(builds, event, now);
                 }
                 Fact::Ended(build, state, _, at) => self.ended(*build, *state, *at, now),
-                Fact::Submitted(_, None) | Fact::Registered(_) | Fact::Lost(_) | Fact::Judged(..) => {}
+                Fact::Submitted(..) | Fact::Registered(_) | Fact::Lost(_) | Fact::Judged(..) => {}
             }
         }
     }
@@ -142,7 +152,10 @@ impl Tracker {
 
     /// Returns what is over and waits for no part any more.
     pub(super) fn due(&mut self, now: SystemTime) -> Vec<Span> {
-        while let Some((_, mut span)) = self.held.pop_front_if(|(until, _)| *until <= now) {
+        while let Some(Held { mut span, ends, .. }) = self.held.pop_front_if(|held| held.until <= now) {
+            if let Some(build) = ends {
+                self.builds.remove(&build);
+            }
             let last = self.ends.remove(&span.is.span);
             span.to = last.map_or(span.to, |last| last.max(span.to));
             self.emit(span);
@@ -150,13 +163,32 @@ impl Tracker {
         std::mem::take(&mut self.ready)
     }
 
+    /// Returns how many spans were lost since it was last asked.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Returns whether another build can be told of. Those that are told of stay: what has begun of them is to end.
+    fn has_room(&mut self) -> bool {
+        let has_room = self.builds.len() < BUILDS_MAX;
+        self.lost += u64::from(!has_room);
+        has_room
+    }
+
+    /// After a gap: what ran is not known to run on, and what was to end may have ended.
+    fn forget(&mut self, known: &impl Fn(BuildId) -> Option<Given>, now: SystemTime) {
+        let attempts = std::mem::take(&mut self.jobs).values().map(|job| job.attempts.len()).sum::<usize>();
+        let held: BTreeSet<BuildId> = self.held.iter().filter_map(|held| held.ends).collect();
+        let builds = self.builds.len();
+        self.builds.retain(|build, _| held.contains(build) || known(*build).is_some());
+        self.lost += u64::try_from(attempts + builds - self.builds.len()).unwrap_or(u64::MAX);
+        std::mem::take(&mut self.published_soon).into_values().for_each(|(_, job)| self.hold(job, now));
+    }
+
     fn build(&mut self, id: BuildId, at: Timestamp, given: Option<Traceparent>, (name, account): (String, Account)) {
         let trace = Trace::of_build(&self.farm, id, at, given);
         let from = self.submits.get(&id).map_or(Span::at(at), |(from, _)| Span::at(at).min(*from));
         self.builds.insert(id, Build { trace, name, account, submitted_at: at, from });
-        if self.builds.len() > BUILDS_MAX {
-            self.builds.pop_first();
-        }
         self.submit(id);
     }
 
@@ -172,7 +204,7 @@ impl Tracker {
         let Event { at, derivation, kind } = event;
         match kind {
             EventKind::Ready => {
-                let job = self.job(derivation);
+                let Some(job) = self.job(derivation) else { return };
                 job.ready_at.get_or_insert(*at);
                 job.waits_since = Some(*at);
             }
@@ -184,33 +216,38 @@ impl Tracker {
             EventKind::Cancelled => self.over(builds, derivation, &End { at: *at, word: "cancelled", failure: None }, now),
             EventKind::Retried { class, message } => {
                 self.end_attempts(builds, derivation, &End { at: *at, word: "retried", failure: Some((*class, message)) }, now);
-                self.job(derivation).waits_since = Some(*at);
+                if let Some(job) = self.job(derivation) {
+                    job.waits_since = Some(*at);
+                }
             }
             // Nothing was done for it.
             EventKind::DependencyFailed { .. } => drop(self.jobs.remove(derivation)),
         }
     }
 
-    fn job(&mut self, derivation: &DrvPath) -> &mut Job {
+    /// Returns a job. Where there is no room another one is forgotten that does not run; without such a one there is none.
+    fn job(&mut self, derivation: &DrvPath) -> Option<&mut Job> {
         if self.jobs.len() >= JOBS_MAX && !self.jobs.contains_key(derivation) {
-            self.jobs.pop_first();
+            self.lost += 1;
+            let waits = self.jobs.iter().find(|(_, job)| job.attempts.is_empty()).map(|(waits, _)| waits.clone())?;
+            self.jobs.remove(&waits);
         }
-        let new = || Job { build: None, ready_at: None, waits_since: None, attempts: BTreeMap::new() };
-        self.jobs.entry(derivation.clone()).or_insert_with(new)
+        let new = || Job { told_with: None, ready_at: None, waits_since: None, attempts: BTreeMap::new() };
+        Some(self.jobs.entry(derivation.clone()).or_insert_with(new))
     }
 
     fn started(&mut self, builds: &[BuildId], derivation: &DrvPath, at: Timestamp, (attempt, worker): (AttemptId, &WorkerId)) {
         let first = builds.iter().filter(|build| self.builds.contains_key(build)).min().copied();
         let Some(first) = first else { return };
         let term = self.leader.map_or(0, |leader| leader.term);
-        let submitted_at = self.builds[&first].submitted_at;
-        let job = self.job(derivation);
+        let Build { submitted_at, trace, .. } = self.builds[&first];
+        let Some(job) = self.job(derivation) else { return };
         // Another one may have been told with a build that has ended since; what waits belongs to the first that is left.
-        let build = *job.build.insert(first);
+        job.told_with = Some((first, trace));
         let ready_at = *job.ready_at.get_or_insert(submitted_at);
         let since = job.waits_since.take().or(job.attempts.is_empty().then_some(ready_at));
         job.attempts.insert(attempt, Attempt { worker: worker.clone(), from: at, term });
-        let of = self.builds[&build].trace.job(derivation);
+        let of = trace.job(derivation);
         if let Some(since) = since {
             let wait = Span::new("wait", child(of, "wait", attempt.0), Some(of.span), Span::at(since), Span::at(at));
             self.emit(wait.with("kiln.job", derivation.as_str()));
@@ -221,10 +258,9 @@ impl Tracker {
     fn over(&mut self, builds: &[BuildId], derivation: &DrvPath, end: &End<'_>, now: SystemTime) {
         self.end_attempts(builds, derivation, end, now);
         let Some(job) = self.jobs.remove(derivation) else { return };
-        let (Some(build), Some(ready_at)) = (job.build, job.ready_at) else { return };
-        let Some(own) = self.builds.get(&build) else { return };
-        let is = own.trace.job(derivation);
-        let span = Span::new("job", is, Some(own.trace.root().span), Span::at(ready_at), Span::at(end.at));
+        let (Some((build, trace)), Some(ready_at)) = (job.told_with, job.ready_at) else { return };
+        let is = trace.job(derivation);
+        let span = Span::new("job", is, Some(trace.root().span), Span::at(ready_at), Span::at(end.at));
         let span = finished(Span { links: self.others(builds, build), ..span }.with("kiln.job", derivation.as_str()), end);
         let mut spans = Vec::new();
         for (id, other) in builds.iter().filter(|id| **id != build).filter_map(|id| Some((id, self.builds.get(id)?))) {
@@ -244,10 +280,9 @@ impl Tracker {
 
     fn end_attempts(&mut self, builds: &[BuildId], derivation: &DrvPath, end: &End<'_>, now: SystemTime) {
         let Some(job) = self.jobs.get_mut(derivation) else { return };
-        let Some(build) = job.build else { return };
+        let Some((build, trace)) = job.told_with else { return };
         let attempts = std::mem::take(&mut job.attempts);
-        let Some(own) = self.builds.get(&build) else { return };
-        let (trace, links) = (own.trace, self.others(builds, build));
+        let links = self.others(builds, build);
         let of = trace.job(derivation);
         for (attempt, Attempt { worker, from, term }) in attempts {
             let span = Span::new("attempt", trace.attempt(attempt), Some(of.span), Span::at(from), Span::at(end.at))
@@ -281,11 +316,11 @@ impl Tracker {
             span = span.with("kiln.tenant", tenant.as_str());
         }
         span.failure = (state == BuildState::Failed).then(|| "jobs of it failed".to_owned());
-        self.hold(span, now);
+        self.held.push_back(Held { until: now + HELD, span, ends: Some(id) });
     }
 
     fn hold(&mut self, span: Span, now: SystemTime) {
-        self.held.push_back((now + HELD, span));
+        self.held.push_back(Held { until: now + HELD, span, ends: None });
     }
 
     /// Gives a span away, and notes its end for what it is a part of.
@@ -322,7 +357,7 @@ fn word(state: BuildState) -> &'static str {
 pub(super) const HELD: Duration = Duration::from_secs(2);
 /// The part of a job that comes after its last attempt.
 pub(crate) const PUBLISH: &str = "publish";
-/// Builds that are remembered, some hundred bytes each.
+/// Builds that live or have just ended, some hundred bytes each.
 const BUILDS_MAX: usize = 4_096;
 /// Jobs that wait or run, some hundred bytes each.
 const JOBS_MAX: usize = 65_536;

@@ -190,6 +190,8 @@ fn what_began_before_anybody_heard_is_not_made_up() {
     telling.tracker.happened(&gap, None, |_| None, Span::at(Timestamp(0)));
     telling.event(&[2], 130, "b", built());
     assert_eq!(telling.spans(), ["wait of ? 100-110"]);
+    assert_eq!(telling.tracker.take_lost(), 2, "the attempt and its build, of which the farm knows nothing");
+    assert!(telling.tracker.builds.is_empty());
 }
 
 #[test]
@@ -214,4 +216,49 @@ fn memory_is_bounded_whatever_never_ends() {
         telling.tracker.submitted(BuildId(u64::MAX - build), Span::at(Timestamp(0)), Span::at(Timestamp(0)));
     }
     assert_eq!((telling.tracker.builds.len(), telling.tracker.submits.len()), (BUILDS_MAX, BUILDS_MAX));
+    assert_eq!((telling.tracker.take_lost(), telling.tracker.take_lost()), (10, 0), "what there is no room for is counted");
+}
+
+#[test]
+fn a_build_that_lives_is_told_to_its_end_however_many_have_ended_since() {
+    let mut telling = Telling::new();
+    telling.submits(1, 100);
+    telling.event(&[1], 110, "a", started(7));
+    telling.spans();
+    for build in 2..BUILDS_MAX as u64 + 10 {
+        telling.submits(build, 100);
+        telling.ends(build, 120);
+        assert_eq!(telling.spans().last().map(String::as_str), Some(format!("build#{build} of - 100-120").as_str()));
+    }
+    assert_eq!((telling.tracker.builds.len(), telling.tracker.take_lost()), (1, 0), "what is told is forgotten");
+    telling.event(&[1], 130, "a", built());
+    telling.ends(1, 140);
+    assert_eq!(telling.spans(), ["build#1 of - 100-140", "job of build#1 100-130 built", "attempt#7 of job 110-130 built"]);
+}
+
+#[test]
+fn an_attempt_outlasts_the_build_that_it_is_told_with() {
+    let mut telling = Telling::new();
+    telling.submits(1, 100);
+    telling.submits(2, 100);
+    telling.event(&[1, 2], 110, "a", started(7));
+    telling.ends(1, 120);
+    telling.spans();
+    telling.event(&[2], 130, "a", built());
+    let of = telling.spans();
+    assert!(of.contains(&"attempt#7 of ? 110-130 built".to_owned()), "{of:?}");
+}
+
+#[test]
+fn what_waits_makes_room_for_what_runs() {
+    let mut telling = Telling::new();
+    telling.submits(1, 100);
+    telling.event(&[1], 110, "0", started(7));
+    for job in 1..JOBS_MAX + 10 {
+        telling.event(&[1], 110, &format!("{job}"), EventKind::Ready);
+    }
+    telling.event(&[1], 120, "0", built());
+    telling.ends(1, 130);
+    assert!(telling.spans().contains(&"attempt#7 of job 110-120 built".to_owned()));
+    assert_eq!(telling.tracker.take_lost(), 10, "and is counted");
 }
