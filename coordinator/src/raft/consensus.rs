@@ -253,6 +253,11 @@ impl Consensus {
         self.inner.machine.history()
     }
 
+    /// Returns the last entry that the disk held when this process began: what comes up to it was applied before, or is of others' making.
+    pub fn held_at_start(&self) -> LogIndex {
+        self.inner.machine.held_at_start()
+    }
+
     /// Returns what applied entries did, counted.
     pub fn tally(&self) -> &Tally {
         self.inner.machine.tally()

@@ -94,6 +94,11 @@ impl StateMachine {
         self.shared.telling.heard_for_traces()
     }
 
+    /// Returns the last entry that the disk held when this process began.
+    pub fn held_at_start(&self) -> LogIndex {
+        LogIndex(self.shared.led.after_index)
+    }
+
     /// Returns what was told lately of attempts.
     pub fn history(&self) -> &History {
         &self.shared.history

@@ -127,7 +127,7 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     let heard = parts.consensus.heard_for_traces();
     let (Some(on), Some(mut heard)) = (&parts.traces.0, heard) else { return };
     let Some(mut told) = on.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-    let mut tracker = Tracker::new(on.farm.clone());
+    let mut tracker = Tracker::new(on.farm.clone(), parts.consensus.held_at_start());
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

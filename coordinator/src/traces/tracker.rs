@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use kiln_core::BuildGlance;
 use kiln_trace::{Span, Trace, child};
 use kiln_wire::client::{BuildState, Event, EventKind};
-use kiln_wire::{Account, AttemptId, BuildId, DrvPath, FailureClass, Leader, Timestamp, Traceparent, WorkerId};
+use kiln_wire::{Account, AttemptId, BuildId, DrvPath, FailureClass, Leader, LogIndex, Timestamp, Traceparent, WorkerId};
 
 use crate::raft::{Fact, Happened};
 
@@ -33,6 +33,10 @@ pub(super) struct Given {
 /// What goes on.
 pub(super) struct Tracker {
     farm: String,
+    /// The last entry that was there before this process: what it and those before it did is remembered, and was told by whoever led then.
+    old: LogIndex,
+    /// What is heard is of such an entry.
+    is_old: bool,
     leader: Option<Leader>,
     builds: BTreeMap<BuildId, Build>,
     /// When and for how long a submission was looked at whose build is not heard of yet.
@@ -88,9 +92,10 @@ struct End<'a> {
 }
 
 impl Tracker {
-    pub(super) fn new(farm: String) -> Self {
+    pub(super) fn new(farm: String, old: LogIndex) -> Self {
         let (builds, submits, jobs, ends, published_soon) = Default::default();
-        Self { farm, leader: None, builds, submits, jobs, ends, published_soon, held: VecDeque::new(), ready: Vec::new(), lost: 0 }
+        let (held, ready) = Default::default();
+        Self { farm, old, is_old: false, leader: None, builds, submits, jobs, ends, published_soon, held, ready, lost: 0 }
     }
 
     /// Takes in what an entry did. `known` says of a build that was not heard of what the farm still has; `leader` leads as far as this
@@ -102,6 +107,7 @@ impl Tracker {
         known: impl Fn(BuildId) -> Option<Given>,
         now: SystemTime,
     ) {
+        self.is_old = happened.index <= self.old;
         if happened.after_gap {
             self.forget(&known, now);
         }
@@ -127,6 +133,7 @@ impl Tracker {
                 Fact::Submitted(..) | Fact::Registered(_) | Fact::Lost(_) | Fact::Judged(..) => {}
             }
         }
+        self.is_old = false;
     }
 
     /// Notes when this leader looked at a submission.
@@ -316,15 +323,23 @@ impl Tracker {
             span = span.with("kiln.tenant", tenant.as_str());
         }
         span.failure = (state == BuildState::Failed).then(|| "jobs of it failed".to_owned());
-        self.held.push_back(Held { until: now + HELD, span, ends: Some(id) });
+        match self.is_old {
+            true => drop(self.builds.remove(&id)),
+            false => self.held.push_back(Held { until: now + HELD, span, ends: Some(id) }),
+        }
     }
 
     fn hold(&mut self, span: Span, now: SystemTime) {
-        self.held.push_back(Held { until: now + HELD, span, ends: None });
+        if !self.is_old {
+            self.held.push_back(Held { until: now + HELD, span, ends: None });
+        }
     }
 
     /// Gives a span away, and notes its end for what it is a part of.
     fn emit(&mut self, span: Span) {
+        if self.is_old {
+            return;
+        }
         if let Some(parent) = span.parent {
             let last = self.ends.entry(parent).or_insert(span.to);
             *last = span.to.max(*last);

@@ -1,6 +1,6 @@
 //! What entries tell, and the spans that come of it, a line each.
 
-use kiln_wire::{LogIndex, NodeId};
+use kiln_wire::NodeId;
 
 use super::*;
 use crate::raft::Asked;
@@ -13,7 +13,12 @@ struct Telling {
 
 impl Telling {
     fn new() -> Self {
-        Self { tracker: Tracker::new("kiln".to_owned()), index: 0 }
+        Self::restarted_after(0)
+    }
+
+    /// Begins as one whose disk holds so many entries.
+    fn restarted_after(entries: u64) -> Self {
+        Self { tracker: Tracker::new("kiln".to_owned(), LogIndex(entries)), index: 0 }
     }
 
     fn tell(&mut self, facts: Vec<Fact>) {
@@ -178,6 +183,23 @@ fn whoever_leads_next_tells_the_same_spans_of_what_began_before() {
     let attempt = spans.iter().find(|span| span.name == "attempt").expect("it was heard to begin");
     assert_eq!((attempt.is, attempt.from), (trace.attempt(AttemptId(7)), Span::at(Timestamp(110))), "as its worker was told");
     assert!(begun.iter().all(|span| span.parent == Some(trace.job(&drv("a")).span)), "{begun:?}");
+}
+
+#[test]
+fn what_a_restart_applies_again_is_remembered_and_not_told_again() {
+    let mut telling = Telling::restarted_after(7);
+    telling.submits(1, 100);
+    telling.event(&[1], 110, "a", started(7));
+    telling.event(&[1], 120, "a", built());
+    telling.ends(1, 130);
+    telling.submits(2, 200);
+    telling.event(&[2], 210, "b", started(8));
+    telling.event(&[2], 215, "c", started(9));
+    assert!(telling.spans().is_empty(), "whoever led then has told it");
+    assert_eq!(telling.tracker.builds.len(), 1);
+    telling.event(&[2], 220, "b", built());
+    telling.ends(2, 230);
+    assert_eq!(telling.spans(), ["build#2 of - 200-230", "job of build#2 200-220 built", "attempt#8 of job 210-220 built"]);
 }
 
 #[test]
