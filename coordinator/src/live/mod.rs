@@ -172,7 +172,7 @@ fn batch(parts: &Parts, owners: &mut Owners, happened: impl Iterator<Item = Happ
     let mut making = Making::default();
     let mut last_of: BTreeMap<DrvPath, usize> = BTreeMap::new();
     let mut found: Vec<Option<(EventId, Fact)>> = Vec::new();
-    for Happened { index, after_gap, facts } in happened {
+    for Happened { index, after_gap, facts, published: _ } in happened {
         if after_gap {
             found.clear();
             last_of.clear();

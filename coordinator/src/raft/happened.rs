@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_core::{Answer, Command, Effect, Farm};
 use kiln_wire::client::{BuildState, Event};
-use kiln_wire::{Account, Ailing, BuildId, Leader, LogIndex, Timestamp, Traceparent, WorkerId};
+use kiln_wire::{Account, Ailing, BuildId, DrvPath, Leader, LogIndex, Timestamp, Traceparent, WorkerId};
 use tokio::sync::mpsc;
 
 /// What one entry did.
@@ -19,7 +19,12 @@ pub struct Happened {
     pub after_gap: bool,
     /// In order.
     pub facts: Vec<Fact>,
+    /// The job whose outputs it says are published, and since when; for traces alone.
+    pub published: Option<Published>,
 }
+
+/// A job, and when its outputs were published.
+pub type Published = (DrvPath, Timestamp);
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,13 +86,14 @@ impl Ear {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn tell(&self, index: LogIndex, after_gap: bool, facts: impl FnOnce() -> Vec<Fact>) {
+    fn tell(&self, index: LogIndex, after_gap: bool, what: impl FnOnce() -> (Vec<Fact>, Option<Published>)) {
         // Who does not want to hear costs nothing.
         if self.sender.is_closed() {
             return;
         }
         let after_gap = after_gap || self.gap.load(Ordering::Relaxed);
-        let told = self.sender.try_send(Happened { index, after_gap, facts: facts() }).is_ok();
+        let (facts, published) = what();
+        let told = self.sender.try_send(Happened { index, after_gap, facts, published }).is_ok();
         self.gap.store(!told, Ordering::Relaxed);
     }
 }
@@ -103,24 +109,31 @@ impl Telling {
         self.traces.heard()
     }
 
-    /// Tells what an entry did.
-    pub fn tell(&self, index: LogIndex, facts: Vec<Fact>) {
+    /// Tells what an entry did, and for traces what it says is published.
+    pub fn tell(&self, index: LogIndex, facts: Vec<Fact>, published: Option<Published>) {
+        if !facts.is_empty() || published.is_some() {
+            self.traces.tell(index, false, || (facts.clone(), published));
+        }
         if !facts.is_empty() {
-            self.traces.tell(index, false, || facts.clone());
-            self.people.tell(index, false, || facts);
+            self.people.tell(index, false, || (facts, None));
         }
     }
 
     /// Says that what was applied up to an entry is not told: the state is that of a snapshot.
     pub fn skip_to(&self, index: LogIndex) {
         let next = LogIndex(index.0.saturating_add(1));
-        [&self.traces, &self.people].into_iter().for_each(|ear| ear.tell(next, true, Vec::new));
+        [&self.traces, &self.people].into_iter().for_each(|ear| ear.tell(next, true, Default::default));
     }
 }
 
 /// Whose loss a command is, before it is applied.
 pub fn loses(command: &Command) -> Option<WorkerId> {
     if let Command::Lose { worker, .. } = command { Some(worker.clone()) } else { None }
+}
+
+/// What a command says is published, before it is applied.
+pub fn publishes(command: &Command) -> Option<Published> {
+    if let Command::Publish { derivation, now } = command { Some((derivation.clone(), *now)) } else { None }
 }
 
 /// Returns what people are told of a command's effects on a farm.
@@ -159,3 +172,20 @@ fn asked(build: BuildId, farm: &Farm) -> Option<Box<Asked>> {
 
 /// Entries that wait to be heard, some hundred bytes each: a second of a busy farm. Passing it: they are dropped.
 const UNHEARD_MAX: usize = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_told_for_traces_alone() {
+        let telling = Telling::default();
+        let (mut people, mut traces) = (telling.heard().expect("the first"), telling.heard_for_traces().expect("the first"));
+        let derivation = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-a.drv").expect("a path");
+        let published = publishes(&Command::Publish { derivation: derivation.clone(), now: Timestamp(7) });
+        telling.tell(LogIndex(1), Vec::new(), published);
+        let heard = traces.try_recv().expect("it is told");
+        assert_eq!((heard.published, heard.facts), (Some((derivation, Timestamp(7))), Vec::new()));
+        assert!(people.try_recv().is_err());
+    }
+}

@@ -158,11 +158,11 @@ impl StateMachine {
         let index = LogIndex(entry.log_id.index);
         let leader = from_leader_id(&entry.log_id.leader_id);
         let mut effects = Vec::new();
-        let mut lost = None;
+        let (mut lost, mut published) = (None, None);
         match entry.payload {
             EntryPayload::Blank => {}
             EntryPayload::Normal(Change::Command(command)) => {
-                lost = happened::loses(&command);
+                (lost, published) = (happened::loses(&command), happened::publishes(&command));
                 effects = self.apply_command(&mut state.farm, index, command);
             }
             EntryPayload::Normal(Change::Raise(to)) => {
@@ -178,7 +178,7 @@ impl StateMachine {
         if leads {
             facts.insert(0, Fact::Leads(leader));
         }
-        self.shared.telling.tell(index, facts);
+        self.shared.telling.tell(index, facts, published);
         self.shared.history.note(&effects, &state.farm);
         self.shared.tally.note(index, &effects, &state.farm);
         let mut answers = Vec::new();

@@ -141,7 +141,7 @@ pub(crate) async fn run(parts: Arc<Parts>) {
             },
             told = told.recv() => match told {
                 Some(Told::Submitted { build, from, to }) => tracker.submitted(build, from, to),
-                Some(Told::Part(span)) => tracker.part(span, SystemTime::now()),
+                Some(Told::Part(span)) => tracker.part(span),
                 Some(Told::Last(done)) => {
                     std::iter::from_fn(|| heard.try_recv().ok()).for_each(|happened| hear(&parts, &mut tracker, &happened));
                     until = SystemTime::now() + tracker::HELD;

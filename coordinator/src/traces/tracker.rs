@@ -44,8 +44,8 @@ pub(super) struct Tracker {
     jobs: BTreeMap<DrvPath, Job>,
     /// Ends of what others are parts of, by these.
     ends: BTreeMap<[u8; 8], SystemTime>,
-    /// Jobs whose outputs are committed and not published, as far as it was told, by their spans; and of which build.
-    published_soon: BTreeMap<[u8; 8], (BuildId, Span)>,
+    /// Jobs whose outputs are committed and not published, as far as it was told; and with which build they are told.
+    published_soon: BTreeMap<DrvPath, (BuildId, Span)>,
     /// What has ended, and until when it waits for its parts: always equally long, parts before the whole.
     held: VecDeque<Held>,
     ready: Vec<Span>,
@@ -112,6 +112,12 @@ impl Tracker {
             self.forget(&known, now);
         }
         self.leader = self.leader.or(leader);
+        if let Some((derivation, at)) = &happened.published
+            && let Some((_, mut job)) = self.published_soon.remove(derivation)
+        {
+            job.to = job.to.max(Span::at(*at));
+            self.hold(job, now);
+        }
         for fact in &happened.facts {
             match fact {
                 Fact::Leads(leader) => self.leader = Some(*leader),
@@ -149,12 +155,8 @@ impl Tracker {
     }
 
     /// Takes a part of something whose end this leader saw itself.
-    pub(super) fn part(&mut self, span: Span, now: SystemTime) {
-        let whole = span.parent.filter(|_| span.name == PUBLISH).and_then(|job| self.published_soon.remove(&job));
+    pub(super) fn part(&mut self, span: Span) {
         self.emit(span);
-        if let Some((_, job)) = whole {
-            self.hold(job, now);
-        }
     }
 
     /// Returns what is over and waits for no part any more.
@@ -216,7 +218,7 @@ impl Tracker {
                 job.waits_since = Some(*at);
             }
             EventKind::Started { attempt, worker } => self.started(builds, derivation, *at, (*attempt, worker)),
-            EventKind::Built { .. } => self.over(builds, derivation, &End { at: *at, word: "built", failure: None }, now),
+            EventKind::Built { .. } => self.over(builds, derivation, &End { at: *at, word: BUILT, failure: None }, now),
             EventKind::Failed { class, message } => {
                 self.over(builds, derivation, &End { at: *at, word: "failed", failure: Some((*class, message)) }, now);
             }
@@ -276,12 +278,12 @@ impl Tracker {
             let shared = shared.with("kiln.job", derivation.as_str()).with("kiln.build", id.0).with("kiln.told_with_build", build.0);
             spans.push(finished(Span { links: vec![is], ..shared }, end));
         }
-        // What it was published for is known when that has happened, or when the build is over.
-        if end.failure.is_none() && self.published_soon.len() < JOBS_MAX {
-            self.published_soon.insert(is.span, (build, span));
-        } else {
-            spans.push(span);
-        }
+        // It is over when its outputs are published, or with its build.
+        let waits = end.word == BUILT && self.builds.contains_key(&build) && self.published_soon.len() < JOBS_MAX;
+        spans.extend(match waits {
+            true => self.published_soon.insert(derivation.clone(), (build, span)).map(|(_, earlier)| earlier),
+            false => Some(span),
+        });
         spans.into_iter().for_each(|span| self.hold(span, now));
     }
 
@@ -309,10 +311,8 @@ impl Tracker {
     }
 
     fn ended(&mut self, id: BuildId, state: BuildState, at: Timestamp, now: SystemTime) {
-        let of_build: Vec<[u8; 8]> = self.published_soon.iter().filter(|(_, (build, _))| *build == id).map(|(job, _)| *job).collect();
-        for (_, job) in of_build.into_iter().filter_map(|job| self.published_soon.remove(&job)).collect::<Vec<_>>() {
-            self.hold(job, now);
-        }
+        let of_build: Vec<_> = self.published_soon.extract_if(.., |_, (build, _)| *build == id).map(|(_, (_, job))| job).collect();
+        of_build.into_iter().for_each(|job| self.hold(job, now));
         let Some(Build { trace, name, account, from, .. }) = self.builds.get(&id) else { return };
         let mut span = Span::new("build", trace.root(), trace.parent(), *from, Span::at(at))
             .with("kiln.build", id.0)
@@ -362,7 +362,7 @@ fn finished(mut span: Span, end: &End<'_>) -> Span {
 fn word(state: BuildState) -> &'static str {
     match state {
         BuildState::Active => "active",
-        BuildState::Built => "built",
+        BuildState::Built => BUILT,
         BuildState::Failed => "failed",
         BuildState::Cancelled => "cancelled",
     }
@@ -370,6 +370,8 @@ fn word(state: BuildState) -> &'static str {
 
 /// How long what has ended waits for its parts: they come by another way within some tenths of a second.
 pub(super) const HELD: Duration = Duration::from_secs(2);
+/// How a job ends whose outputs are there.
+const BUILT: &str = "built";
 /// The part of a job that comes after its last attempt.
 pub(crate) const PUBLISH: &str = "publish";
 /// Builds that live or have just ended, some hundred bytes each.

@@ -23,7 +23,7 @@ impl Telling {
 
     fn tell(&mut self, facts: Vec<Fact>) {
         self.index += 1;
-        let happened = Happened { index: LogIndex(self.index), after_gap: false, facts };
+        let happened = Happened { index: LogIndex(self.index), after_gap: false, facts, published: None };
         self.tracker.happened(&happened, Some(leader(1)), |_| None, Span::at(Timestamp(0)));
     }
 
@@ -35,6 +35,13 @@ impl Telling {
     fn event(&mut self, builds: &[u64], at: u64, name: &str, kind: EventKind) {
         let event = Event { at: Timestamp(at), derivation: drv(name), kind };
         self.tell(vec![Fact::Job(builds.iter().copied().map(BuildId).collect(), event)]);
+    }
+
+    fn publishes(&mut self, name: &str, at: u64) {
+        self.index += 1;
+        let published = Some((drv(name), Timestamp(at)));
+        let happened = Happened { index: LogIndex(self.index), after_gap: false, facts: Vec::new(), published };
+        self.tracker.happened(&happened, Some(leader(1)), |_| None, Span::at(Timestamp(0)));
     }
 
     fn ends(&mut self, build: u64, at: u64) {
@@ -99,7 +106,7 @@ fn a_build_is_told_from_its_submission_to_its_end_with_every_attempt() {
     // Its report is committed when the event says so, and whoever committed it sees that a little later.
     let of = Trace::of_build("kiln", BuildId(1), Timestamp(100), None).attempt(AttemptId(8));
     let commit = Span::new("commit", child(of, "commit", 1), Some(of.span), Span::at(Timestamp(165)), Span::at(Timestamp(172)));
-    telling.tracker.part(commit, Span::at(Timestamp(172)));
+    telling.tracker.part(commit);
     telling.event(&[1], 170, "a", built());
     telling.event(&[1], 170, "b", EventKind::Ready);
     telling.event(&[1], 180, "b", started(9));
@@ -134,10 +141,11 @@ fn a_job_lasts_until_it_is_published_or_its_build_is_over() {
     assert!(jobs(telling.spans()).is_empty(), "however long it takes");
     let of = Trace::of_build("kiln", BuildId(1), Timestamp(100), None).job(&drv("a"));
     let publish = Span::new(PUBLISH, child(of, PUBLISH, 1), Some(of.span), Span::at(Timestamp(121)), Span::at(Timestamp(500)));
-    telling.tracker.part(publish, Span::at(Timestamp(500)));
+    telling.publishes("a", 490);
+    telling.tracker.part(publish);
     assert_eq!(jobs(telling.spans()), ["job of ? 100-500 built"]);
     telling.ends(1, 600);
-    assert_eq!(jobs(telling.spans()), ["job of build#1 100-120 built"], "another leader published it");
+    assert_eq!(jobs(telling.spans()), ["job of build#1 100-120 built"], "nobody said that it is published");
 }
 
 #[test]
@@ -203,12 +211,27 @@ fn what_a_restart_applies_again_is_remembered_and_not_told_again() {
 }
 
 #[test]
+fn whoever_only_hears_that_a_job_is_published_does_not_tell_it_later() {
+    let mut telling = Telling::new();
+    telling.submits(1, 100);
+    telling.event(&[1], 110, "a", started(7));
+    telling.event(&[1], 120, "a", built());
+    telling.publishes("a", 130);
+    // A follower drops them; the leader has told them.
+    assert!(telling.spans().contains(&"job of ? 100-130 built".to_owned()));
+    telling.tell(vec![Fact::Leads(leader(2))]);
+    telling.ends(1, 140);
+    assert_eq!(telling.spans(), ["build#1 of - 100-140"]);
+    assert!(telling.tracker.published_soon.is_empty());
+}
+
+#[test]
 fn what_began_before_anybody_heard_is_not_made_up() {
     let mut telling = Telling::new();
     telling.event(&[1], 130, "a", built());
     telling.submits(2, 100);
     telling.event(&[2], 110, "b", started(7));
-    let gap = Happened { index: LogIndex(9), after_gap: true, facts: Vec::new() };
+    let gap = Happened { index: LogIndex(9), after_gap: true, facts: Vec::new(), published: None };
     telling.tracker.happened(&gap, None, |_| None, Span::at(Timestamp(0)));
     telling.event(&[2], 130, "b", built());
     assert_eq!(telling.spans(), ["wait of ? 100-110"]);
@@ -268,7 +291,7 @@ fn an_attempt_outlasts_the_build_that_it_is_told_with() {
     telling.spans();
     telling.event(&[2], 130, "a", built());
     let of = telling.spans();
-    assert!(of.contains(&"attempt#7 of ? 110-130 built".to_owned()), "{of:?}");
+    assert!(of.contains(&"attempt#7 of job 110-130 built".to_owned()), "{of:?}");
 }
 
 #[test]
