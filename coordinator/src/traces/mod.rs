@@ -12,6 +12,7 @@ use kiln_core::Farm;
 use kiln_trace::{Span, Spans, Trace, child};
 use kiln_wire::{AttemptId, BuildId, DrvPath, Lease, Traceparent};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Interval;
 
 pub(crate) use self::tracker::PUBLISH;
 use self::tracker::{Given, Tracker};
@@ -130,26 +131,18 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     let mut tracker = Tracker::new(on.farm.clone(), parts.consensus.held_at_start());
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    while let Some(News { happened, told }) = News::next(&mut heard, &mut told, &mut tick).await {
         let (mut until, mut last) = (SystemTime::now(), None);
-        tokio::select! {
-            // A job is built before it is published.
-            biased;
-            happened = heard.recv() => match happened {
-                Some(happened) => hear(&parts, &mut tracker, &happened),
-                None => return,
-            },
-            told = told.recv() => match told {
-                Some(Told::Submitted { build, from, to }) => tracker.submitted(build, from, to),
-                Some(Told::Part(span)) => tracker.part(span),
-                Some(Told::Last(done)) => {
-                    std::iter::from_fn(|| heard.try_recv().ok()).for_each(|happened| hear(&parts, &mut tracker, &happened));
+        happened.iter().for_each(|happened| hear(&parts, &mut tracker, happened));
+        for told in told {
+            match told {
+                Told::Submitted { build, from, to } => tracker.submitted(build, from, to),
+                Told::Part(span) => tracker.part(span),
+                Told::Last(done) => {
                     until = SystemTime::now() + tracker::HELD;
                     last = Some(done);
                 }
-                None => return,
-            },
-            _ = tick.tick() => {}
+            }
         }
         let leads = leading::own(&parts).is_some();
         // Followers have heard the same, and lack the same.
@@ -165,6 +158,30 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     }
 }
 
+/// What came since it was last looked: some of both, so that neither waits for the other.
+struct News {
+    happened: Vec<Happened>,
+    told: Vec<Told>,
+}
+
+impl News {
+    /// Waits for something, or for the next tick. Nothing if nothing can come any more.
+    async fn next(heard: &mut mpsc::Receiver<Happened>, told: &mut mpsc::Receiver<Told>, tick: &mut Interval) -> Option<Self> {
+        let mut news = Self { happened: Vec::new(), told: Vec::new() };
+        tokio::select! {
+            taken = heard.recv_many(&mut news.happened, TOGETHER_MAX) => if taken == 0 { return None },
+            taken = told.recv_many(&mut news.told, TOGETHER_MAX) => if taken == 0 { return None },
+            _ = tick.tick() => {}
+        }
+        let more = TOGETHER_MAX - news.told.len();
+        news.told.extend(std::iter::from_fn(|| told.try_recv().ok()).take(more));
+        // What was applied before a task ended is heard before that: a job is built before it is published.
+        let waiting = heard.len();
+        news.happened.extend(std::iter::from_fn(|| heard.try_recv().ok()).take(waiting));
+        Some(news)
+    }
+}
+
 fn hear(parts: &Parts, tracker: &mut Tracker, happened: &Happened) {
     let known = |build| {
         parts.farm(|farm| {
@@ -177,7 +194,33 @@ fn hear(parts: &Parts, tracker: &mut Tracker, happened: &Happened) {
 
 /// How often it is looked whether what is held may go.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Ends of tasks that are looked at together.
+const TOGETHER_MAX: usize = 1_024;
 /// How long a coordinator that stops waits for its own task.
 const FINISH_MAX: Duration = Duration::from_secs(2);
 /// Entries and ends of tasks that wait to be heard, some hundred bytes each.
 const UNHEARD_MAX: usize = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::LogIndex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn however_much_happens_the_ends_of_tasks_are_heard_with_it_and_after_it() {
+        let ((happens, mut heard), (tells, mut told)) = (mpsc::channel(UNHEARD_MAX), mpsc::channel(UNHEARD_MAX));
+        for index in 0..UNHEARD_MAX {
+            let index = LogIndex(u64::try_from(index).expect("few"));
+            happens.try_send(Happened { index, after_gap: false, facts: Vec::new(), published: None }).expect("there is room");
+        }
+        let moment = SystemTime::UNIX_EPOCH;
+        tells.try_send(Told::Submitted { build: BuildId(1), from: moment, to: moment }).expect("there is room");
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        for kind in ["the first", "nothing"] {
+            let news = News::next(&mut heard, &mut told, &mut tick).await.expect("both go on");
+            let expect = if kind == "nothing" { (0, 0) } else { (UNHEARD_MAX, 1) };
+            assert_eq!((news.happened.len(), news.told.len()), expect, "{kind}");
+        }
+    }
+}
