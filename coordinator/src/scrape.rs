@@ -53,6 +53,7 @@ pub(crate) fn snapshot(parts: &Parts) -> Snapshot {
         ]
         .map(|(result, count)| (result, count.load(Ordering::Relaxed)))
         .into(),
+        trace_spans_lost: parts.traces.lost(),
         disk: Disk::of(&parts.dir),
         process: Process::own(),
         // Counted where requests are answered.

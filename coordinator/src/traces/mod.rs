@@ -59,6 +59,11 @@ impl Traces {
         }))
     }
 
+    /// Returns how many spans nobody received: those that found no room, and those that the receiver did not take.
+    pub(crate) fn lost(&self) -> (u64, u64) {
+        self.0.as_ref().map_or((0, 0), |on| on.spans.lost())
+    }
+
     /// Returns the moment at which something begins.
     pub(crate) fn begin(&self) -> Option<SystemTime> {
         self.0.as_ref().map(|_| SystemTime::now())

@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub upstream: Upstream,
     /// Tries of messages to receivers of webhooks, and messages that were given up, since this process started, by result.
     pub webhooks: BTreeMap<&'static str, u64>,
+    /// Spans of traces that nobody received: those that found no room, and those that the receiver did not take.
+    pub trace_spans_lost: (u64, u64),
     /// The file system of the coordinator's directory.
     pub disk: Option<Disk>,
     /// This process.

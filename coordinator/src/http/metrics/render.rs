@@ -32,6 +32,9 @@ impl Snapshot {
             "result",
             self.webhooks.iter().map(|(result, count)| (*result, *count)),
         );
+        let help = "Spans of traces that nobody received, by whether there was no room for them or the receiver did not take them.";
+        let lost = [("no_room", self.trace_spans_lost.0), ("not_taken", self.trace_spans_lost.1)];
+        page.by(("kiln_trace_spans_lost_total", "counter", help), "reason", lost);
         page.counter("kiln_build_log_bytes_total", "Bytes of build logs that workers sent to this coordinator.", self.log_bytes);
         let help = "When a backup was last taken from this coordinator, in seconds since 1970; 0 if none ever was.";
         page.gauge("kiln_backup_timestamp_seconds", help, of_ms(self.backed_up_at_ms));
@@ -257,6 +260,7 @@ mod tests {
                 ..Raft::default()
             },
             traffic: Traffic { received_bytes: 10, from_workers_bytes: 7, ..Traffic::default() },
+            trace_spans_lost: (3, 2),
             disk: Some(Disk { free_bytes: 5, size_bytes: 50 }),
             process: Some(Process { cpu_ticks: 301, ..Process::default() }),
             ..Snapshot::default()
@@ -314,6 +318,8 @@ mod tests {
             "kiln_store_received_bytes_total{from=\"other\"} 3",
             "kiln_cache_requests_total{kind=\"narinfo\",result=\"miss\"} 0",
             "kiln_backup_timestamp_seconds 1760000000.123",
+            "kiln_trace_spans_lost_total{reason=\"no_room\"} 3",
+            "kiln_trace_spans_lost_total{reason=\"not_taken\"} 2",
             "kiln_disk_free_bytes 5",
             "process_cpu_seconds_total 3.010",
         ] {
