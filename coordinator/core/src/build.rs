@@ -30,7 +30,7 @@ pub(crate) struct Build {
     /// Who asks for it, if the farm was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asker: Option<Box<Asker>>,
-    /// What is known of the evaluation that its roots come from.
+    /// What is known of the evaluation that its roots come from, until it ends: then its record has that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Box<Evaluation>>,
     pub phase: Phase,
@@ -68,12 +68,17 @@ impl Build {
 
     /// Returns the attributes that a derivation is as a root of it.
     pub fn names(&self, derivation: &DrvPath) -> &[String] {
-        self.evaluation.as_ref().map(|evaluation| evaluation.names(&self.roots, derivation)).unwrap_or_default()
+        self.evaluation().map(|evaluation| evaluation.names(&self.roots, derivation)).unwrap_or_default()
     }
 
     /// Returns what is known of its evaluation, for people.
     pub fn evaluated(&self, with_names: bool) -> Evaluated {
-        self.evaluation.as_ref().map(|evaluation| evaluation.shown(&self.roots, with_names)).unwrap_or_default()
+        self.evaluation().map(|evaluation| evaluation.shown(&self.roots, with_names)).unwrap_or_default()
+    }
+
+    /// Returns what is known of its evaluation: once it has ended, its record says that, with what it ended without.
+    pub fn evaluation(&self) -> Option<&Evaluation> {
+        self.record().map_or(&self.evaluation, |record| &record.evaluation).as_deref()
     }
 
     /// Returns its place among the builds of its account.

@@ -5,7 +5,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use kiln_wire::client::BuildView;
+use kiln_wire::client::{BuildState, BuildView};
 use kiln_wire::{DrvPath, Evaluated, OutputName, StorePath};
 
 use crate::estimate::split_name;
@@ -43,18 +43,6 @@ pub struct Attributes {
     pub fixed: Vec<String>,
 }
 
-impl Attributes {
-    /// Holds attributes that fail against those that failed before; `there` are all that the later build has.
-    fn between(before: &BTreeSet<&String>, after: &BTreeSet<&String>, there: &BTreeSet<&String>) -> Self {
-        let list = |names: &mut dyn Iterator<Item = &&String>| names.map(|name| (*name).clone()).collect();
-        Self {
-            newly: list(&mut after.difference(before)),
-            still: list(&mut after.intersection(before)),
-            fixed: list(&mut before.difference(after).filter(|name| there.contains(*name))),
-        }
-    }
-}
-
 /// A root that a build made, with where its outputs are.
 pub type Made = (DrvPath, BTreeMap<OutputName, StorePath>);
 
@@ -82,7 +70,10 @@ impl Comparison {
     pub fn between(before: &BuildView, after: &BuildView) -> Self {
         let failed =
             |view: &BuildView| view.failures.iter().filter(|job| job.state == "failed").map(|job| job.derivation.clone()).collect();
-        let (unbuilt, unevaluated) = attributes_between(&before.evaluated, &after.evaluated);
+        // What a build that goes on has not built yet says nothing.
+        let have_ended = [before, after].iter().all(|view| view.state != BuildState::Active);
+        let unbuilt = if have_ended { unbuilt_between(&before.evaluated, &after.evaluated) } else { Attributes::default() };
+        let unevaluated = unevaluated_between(&before.evaluated, &after.evaluated);
         let failures = Failures::between(failed(before), failed(after));
         let mut compared = Self { failures, unbuilt, unevaluated, ..Self::default() };
         let (mut then, now) = (by_package(before), by_package(after));
@@ -108,15 +99,32 @@ impl Comparison {
     }
 }
 
-/// Returns how attributes differ of two builds: what was not built, and what does not evaluate.
-pub fn attributes_between(before: &Evaluated, after: &Evaluated) -> (Attributes, Attributes) {
-    let unbuilt = |of: &'_ Evaluated| -> BTreeSet<String> {
-        of.attributes.iter().filter(|(root, _)| of.unbuilt.contains(*root)).flat_map(|(_, names)| names.iter().cloned()).collect()
+/// Returns which attributes were not built, of two builds that have ended. Those that one did not reach, because it ended before, did not fail
+/// there; and they are not built again.
+pub fn unbuilt_between(before: &Evaluated, after: &Evaluated) -> Attributes {
+    let of = |evaluated: &Evaluated, takes: &dyn Fn(&DrvPath) -> bool| -> BTreeSet<String> {
+        evaluated.attributes.iter().filter(|(root, _)| takes(root)).flat_map(|(_, names)| names.iter().cloned()).collect()
     };
-    let (then, now) = (unbuilt(before), unbuilt(after));
+    let failed = |evaluated: &Evaluated| of(evaluated, &|root| evaluated.unbuilt.contains(root) && !evaluated.unreached.contains(root));
+    let (then, now) = (failed(before), failed(after));
+    let built = of(after, &|root| !after.unbuilt.contains(root));
+    Attributes {
+        newly: now.difference(&then).cloned().collect(),
+        still: now.intersection(&then).cloned().collect(),
+        fixed: then.intersection(&built).cloned().collect(),
+    }
+}
+
+/// Returns which attributes do not evaluate, of two builds.
+pub fn unevaluated_between(before: &Evaluated, after: &Evaluated) -> Attributes {
     let there: BTreeSet<&String> = after.attributes.values().flatten().collect();
-    let built = Attributes::between(&then.iter().collect(), &now.iter().collect(), &there);
-    (built, Attributes::between(&before.errors.keys().collect(), &after.errors.keys().collect(), &there))
+    let (then, now) = (&before.errors, &after.errors);
+    let list = |names: &mut dyn Iterator<Item = &String>| names.cloned().collect();
+    Attributes {
+        newly: list(&mut now.keys().filter(|name| !then.contains_key(*name))),
+        still: list(&mut now.keys().filter(|name| then.contains_key(*name))),
+        fixed: list(&mut then.keys().filter(|name| !now.contains_key(*name) && there.contains(name))),
+    }
 }
 
 fn by_package(view: &BuildView) -> BTreeMap<String, Vec<Made>> {
@@ -136,7 +144,7 @@ pub fn package(job: &DrvPath) -> &str {
 mod tests {
     use alloc::format;
 
-    use kiln_wire::client::{BuildState, JobCounts, JobView};
+    use kiln_wire::client::{JobCounts, JobView};
     use kiln_wire::{BuildId, Evaluated, Timestamp};
 
     use super::*;
@@ -211,7 +219,7 @@ mod tests {
 
     #[test]
     fn attributes_are_told_apart_by_their_names() {
-        // `a+` was built, `a-` was not, `a!` does not evaluate.
+        // `a+` was built, `a-` was not, `a~` was not reached, `a!` does not evaluate.
         let evaluated = |text: &str| {
             let mut evaluated = Evaluated::default();
             for (place, word) in text.split_whitespace().enumerate() {
@@ -219,9 +227,12 @@ mod tests {
                 let root = DrvPath::parse(&format!("{place:032}-{name}.drv")).expect("a path");
                 match how {
                     "!" => drop(evaluated.errors.insert(name.into(), "no".into())),
-                    "-" | "+" => {
+                    "-" | "+" | "~" => {
                         evaluated.attributes.insert(root.clone(), alloc::vec![name.into()]);
-                        if how == "-" {
+                        if how == "~" {
+                            evaluated.unreached.insert(root.clone());
+                        }
+                        if how != "+" {
                             evaluated.unbuilt.insert(root);
                         }
                     }
@@ -236,10 +247,21 @@ mod tests {
             ("a- b!", "", ["", "", ""], ["", "", ""]),
             ("", "a- b!", ["a", "", ""], ["b", "", ""]),
             ("a!", "a-", ["a", "", ""], ["", "", "a"]),
+            ("a+ b- c~", "a~ b~ c-", ["c", "", ""], ["", "", ""]),
         ] {
-            let (built, evaluates) = attributes_between(&evaluated(before), &evaluated(after));
+            let (before, after) = (evaluated(before), evaluated(after));
+            let (built, evaluates) = (unbuilt_between(&before, &after), unevaluated_between(&before, &after));
             let told = |of: Attributes| [of.newly, of.still, of.fixed].map(|names| names.join(" "));
-            assert_eq!((told(built), told(evaluates)), (unbuilt.map(String::from), unevaluated.map(String::from)), "{before} / {after}");
+            assert_eq!(
+                (told(built), told(evaluates)),
+                (unbuilt.map(String::from), unevaluated.map(String::from)),
+                "{before:?} / {after:?}"
+            );
+            let mut ended = [build(""), build("")];
+            (ended[0].evaluated, ended[1].evaluated) = (before, after);
+            assert_eq!(Comparison::between(&ended[0], &ended[1]).unbuilt.newly.join(" "), unbuilt[0]);
+            ended[1].state = BuildState::Active;
+            assert_eq!(Comparison::between(&ended[0], &ended[1]).unbuilt, Attributes::default(), "it goes on");
         }
     }
 

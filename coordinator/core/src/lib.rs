@@ -48,7 +48,7 @@ pub use command::{
     ANNOUNCING, CHECKING, COPYING, Command, DESCRIBING, FAIRNESS, GROWING, JUDGING, LEARNING, Placement, RESOLVING, Resolution,
     ResolvedInput, SUCCEEDING, TRACING,
 };
-pub use compare::{Attributes, Comparison, Failures, Made, attributes_between, package};
+pub use compare::{Attributes, Comparison, Failures, Made, package, unbuilt_between, unevaluated_between};
 pub use contacts::Contacts;
 pub use effect::{Answer, BuildRecord, Copied, Effect, Refused, RootOutputs};
 pub use estimate::split_name;

@@ -173,7 +173,7 @@ impl Farm {
             submitted_at: build.submitted_at,
             ended_at: record.map(|record| record.ended_at),
             counts: record.map_or_else(|| self.counts_of(id), |record| record.counts),
-            errors_count: build.evaluation.as_ref().map_or(0, |evaluation| evaluation.errors_count()),
+            errors_count: build.evaluation().map_or(0, |evaluation| evaluation.errors_count()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What messages say: JSON with `type`, `timestamp` and `data`, bounded. Pure, but for reading what the farm keeps of builds.
 
-use kiln_core::{Attributes, BuildRecord, Failures, attributes_between};
+use kiln_core::{Attributes, BuildRecord, Failures, unbuilt_between, unevaluated_between};
 use kiln_wire::client::JobView;
 use kiln_wire::limits::{WEBHOOK_BODY_BYTES_MAX, WEBHOOK_JOBS_MAX};
 use kiln_wire::{DrvPath, FailureClass, Leader, NodeId, StoreDir, Timestamp, WorkerId};
@@ -60,7 +60,8 @@ impl Sender {
     /// Says what a build broke that the one of its name before did not have broken; none if that is nothing.
     pub(crate) fn newly_failing(&self, number: u64, at: Timestamp, before: &BuildRecord, record: &BuildRecord) -> Option<Message> {
         let Failures { newly, still, fixed } = Failures::between(failed(before), failed(record));
-        let (unbuilt, unevaluated) = attributes_between(&before.evaluated(), &record.evaluated());
+        let (then, now) = (before.evaluated(), record.evaluated());
+        let (unbuilt, unevaluated) = (unbuilt_between(&then, &now), unevaluated_between(&then, &now));
         if newly.is_empty() && unbuilt.newly.is_empty() && unevaluated.newly.is_empty() {
             return None;
         }

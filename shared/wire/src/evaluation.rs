@@ -31,6 +31,9 @@ pub struct Evaluation {
     /// Places of the named roots without which the build ended. The farm alone says that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unbuilt: Vec<u32>,
+    /// Those of them that did not fail, nor needed what failed: the build ended before. The farm alone says that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreached: Vec<u32>,
 }
 
 /// The same, for people: by derivation.
@@ -48,6 +51,9 @@ pub struct Evaluated {
     /// The named roots without which the build ended.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unbuilt: BTreeSet<DrvPath>,
+    /// Those of them that did not fail, nor needed what failed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unreached: BTreeSet<DrvPath>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
@@ -64,19 +70,20 @@ impl Evaluation {
         errors: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Self {
         roots.sort_by(|one, other| one.derivation.cmp(&other.derivation));
-        let (mut gathered, mut bytes) = (Self::default(), 0_usize);
+        let (mut gathered, mut bytes, mut known) = (Self::default(), 0_usize, BTreeSet::new());
         for (attribute, derivation) in named {
             let Some(place) = place_of(roots, derivation) else { continue };
             let names = gathered.attributes.entry(place).or_default();
-            let fits = attribute.len() <= ATTRIBUTE_BYTES_MAX && bytes.saturating_add(attribute.len()) <= ATTRIBUTES_BYTES_MAX;
-            if fits && names.len() < ATTRIBUTES_PER_ROOT_MAX && !names.iter().any(|name| name == attribute) {
+            let fits =
+                (1..=ATTRIBUTE_BYTES_MAX).contains(&attribute.len()) && bytes.saturating_add(attribute.len()) <= ATTRIBUTES_BYTES_MAX;
+            if fits && names.len() < ATTRIBUTES_PER_ROOT_MAX && known.insert(attribute) {
                 names.push(attribute.to_owned());
                 bytes += attribute.len();
             }
         }
         gathered.attributes.retain(|_, names| !names.is_empty());
         for (attribute, message) in errors {
-            match attribute.len() <= ATTRIBUTE_BYTES_MAX && gathered.errors.len() < EVALUATION_ERRORS_MAX {
+            match (1..=ATTRIBUTE_BYTES_MAX).contains(&attribute.len()) && gathered.errors.len() < EVALUATION_ERRORS_MAX {
                 true => drop(gathered.errors.insert(attribute.to_owned(), end_of(message, EVALUATION_ERROR_BYTES_MAX))),
                 false => gathered.errors_more += 1,
             }
@@ -86,8 +93,8 @@ impl Evaluation {
 
     /// Returns whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { attributes, errors, errors_more, unbuilt } = self;
-        attributes.is_empty() && errors.is_empty() && *errors_more == 0 && unbuilt.is_empty()
+        let Self { attributes, errors, errors_more, unbuilt, unreached } = self;
+        attributes.is_empty() && errors.is_empty() && *errors_more == 0 && unbuilt.is_empty() && unreached.is_empty()
     }
 
     /// Returns how many attributes do not evaluate.
@@ -106,7 +113,13 @@ impl Evaluation {
         if self.attributes.values().any(|names| names.len() > ATTRIBUTES_PER_ROOT_MAX) {
             return Some(format!("a root has more than {ATTRIBUTES_PER_ROOT_MAX} attributes"));
         }
-        let mut names = self.attributes.values().flatten().chain(self.errors.keys());
+        let (mut names, mut known) = (self.attributes.values().flatten().chain(self.errors.keys()), BTreeSet::new());
+        if names.clone().any(String::is_empty) {
+            return Some("an attribute has no name".to_owned());
+        }
+        if let Some(name) = self.attributes.values().flatten().find(|name| !known.insert(*name)) {
+            return Some(format!("attribute `{}` is named twice", name.chars().take(NAME_CHARS_SAID).collect::<String>()));
+        }
         if let Some(name) = names.find(|name| name.len() > ATTRIBUTE_BYTES_MAX) {
             return Some(format!("an attribute's name has {} bytes, over the limit of {ATTRIBUTE_BYTES_MAX}", name.len()));
         }
@@ -140,16 +153,16 @@ impl Evaluation {
         };
         let attributes = if with_names { self.attributes.iter().filter_map(named).collect() } else { BTreeMap::new() };
         let root = |place: &u32| Some(roots.get(usize::try_from(*place).ok()?)?.derivation.clone());
-        let unbuilt = self.unbuilt.iter().filter_map(root).collect();
-        Evaluated { attributes, errors: self.errors.clone(), errors_more: self.errors_more, unbuilt }
+        let (unbuilt, unreached) = (self.unbuilt.iter().filter_map(root).collect(), self.unreached.iter().filter_map(root).collect());
+        Evaluated { attributes, errors: self.errors.clone(), errors_more: self.errors_more, unbuilt, unreached }
     }
 }
 
 impl Evaluated {
     /// Returns whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { attributes, errors, errors_more, unbuilt } = self;
-        attributes.is_empty() && errors.is_empty() && *errors_more == 0 && unbuilt.is_empty()
+        let Self { attributes, errors, errors_more, unbuilt, unreached } = self;
+        attributes.is_empty() && errors.is_empty() && *errors_more == 0 && unbuilt.is_empty() && unreached.is_empty()
     }
 
     /// Returns how many attributes do not evaluate.
@@ -157,6 +170,9 @@ impl Evaluated {
         u64::try_from(self.errors.len()).unwrap_or(u64::MAX).saturating_add(self.errors_more)
     }
 }
+
+/// Characters of a name in what is said of it.
+const NAME_CHARS_SAID: usize = 80;
 
 /// Returns the first place of a derivation among roots that are in order.
 fn place_of(roots: &[Root], derivation: &DrvPath) -> Option<u32> {
@@ -193,7 +209,7 @@ mod tests {
     fn roots_are_brought_into_order_and_each_keeps_its_names() {
         let mut roots = roots("cab");
         let (a, c, z) = (drv("a"), drv("c"), drv("z"));
-        let named = [("x.a", &a), ("x.c", &c), ("alias", &a), ("x.a", &a), ("gone", &z)];
+        let named = [("x.a", &a), ("x.c", &c), ("alias", &a), ("x.a", &a), ("x.a", &c), ("", &c), ("gone", &z)];
         let gathered = Evaluation::gather(&mut roots, named, [("bad", "no")]);
         assert_eq!(gathered.attributes, BTreeMap::from([(0, vec!["x.a".to_owned(), "alias".to_owned()]), (2, vec!["x.c".to_owned()])]));
         assert_eq!(gathered.names(&roots, &a), ["x.a", "alias"]);
@@ -232,6 +248,9 @@ mod tests {
             (roots("a"), &with(1, vec!["a".to_owned()]), Some("not there")),
             (roots("a"), &with(0, vec!["a".to_owned(); ATTRIBUTES_PER_ROOT_MAX + 1]), Some("more than")),
             (roots("a"), &with(0, vec!["a".repeat(ATTRIBUTE_BYTES_MAX + 1)]), Some("over the limit")),
+            (roots("a"), &with(0, vec![String::new()]), Some("no name")),
+            (roots("a"), &error("", String::new()), Some("no name")),
+            (roots("a"), &with(0, vec!["a".to_owned(), "a".to_owned()]), Some("twice")),
             (roots("a"), &error("e", "y".repeat(EVALUATION_ERROR_BYTES_MAX + 1)), Some("errors")),
             (roots("a"), &error(&"e".repeat(ATTRIBUTE_BYTES_MAX + 1), String::new()), Some("over the limit")),
         ] {

@@ -37,7 +37,8 @@ impl Farm {
     /// Ends a build as `state`, or as its roots say.
     fn end(&mut self, id: BuildId, state: Option<BuildState>, now: Timestamp, fx: &mut Effects) {
         let Some(build) = self.facts.builds.get(&id) else { return };
-        let record = BuildRecord {
+        let (unbuilt, unreached) = self.unbuilt_of(build);
+        let mut record = BuildRecord {
             build: id,
             request: build.request,
             name: build.name.clone(),
@@ -49,22 +50,35 @@ impl Farm {
             outputs: self.outputs_by_root(build),
             failures: self.failures_of(build),
             account: None,
-            evaluation: self.evaluation_of(build),
+            evaluation: None,
         };
-        self.change_build(id, |build| build.phase = Phase::Ended(Box::new(record)));
+        self.change_build(id, |build| {
+            let evaluation = build.evaluation.take();
+            record.evaluation = evaluation.map(|evaluation| Box::new(Evaluation { unbuilt, unreached, ..*evaluation }));
+            build.phase = Phase::Ended(Box::new(record));
+        });
         fx.extend(self.archive_owed(id));
     }
 
-    /// Returns what is known of a build's evaluation, with the roots that it ends without.
-    fn evaluation_of(&self, build: &Build) -> Option<Box<Evaluation>> {
-        let mut evaluation = build.evaluation.clone()?;
-        let is_unbuilt = |place: &u32| {
+    /// Returns the places of the named roots that a build ends without, and of those among them that did not fail, nor need what failed: the
+    /// build ended before.
+    fn unbuilt_of(&self, build: &Build) -> (Vec<u32>, Vec<u32>) {
+        let (mut unbuilt, mut unreached) = (Vec::new(), Vec::new());
+        for place in build.evaluation.iter().flat_map(|evaluation| evaluation.attributes.keys()) {
             let root = usize::try_from(*place).ok().and_then(|place| build.roots.get(place));
             let own = root.and_then(|root| self.find(&root.derivation)).filter(|(key, _)| build.jobs.binary_search(key).is_ok());
-            own.is_some_and(|(_, job)| !job.is_built())
-        };
-        evaluation.unbuilt = evaluation.attributes.keys().filter(|place| is_unbuilt(place)).copied().collect();
-        Some(evaluation)
+            let Some((_, job)) = own.filter(|(_, job)| !job.is_built()) else { continue };
+            unbuilt.push(*place);
+            let had_failed = match &build.phase {
+                // Another build may have given it a new chance since.
+                Phase::Stopping { failures, .. } => failures.iter().any(|view| view.derivation == *job.derivation),
+                Phase::Going | Phase::Ended(_) => false,
+            };
+            if !job.is_failed() && !had_failed {
+                unreached.push(*place);
+            }
+        }
+        (unbuilt, unreached)
     }
 
     fn state_by_roots(&self, build: &Build) -> BuildState {

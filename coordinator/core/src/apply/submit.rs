@@ -76,6 +76,7 @@ impl Farm {
         let stage = self.facts.stages.entry(request).or_default();
         stage.touched_at = now;
         evaluation.unbuilt.clear();
+        evaluation.unreached.clear();
         stage.evaluation = Some(Box::new(evaluation));
     }
 

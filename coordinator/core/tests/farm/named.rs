@@ -29,17 +29,22 @@ impl Story {
 
     /// A worker, and a build of `a`, which fails, of `b`, which needs it, and of `c`, which is built.
     fn with(evaluation: Option<Evaluation>, receivers: &[&str]) -> Self {
+        Self::on((3, true), evaluation, receivers)
+    }
+
+    /// The same on a worker with so many slots; it keeps going, or it does not.
+    fn on((slots, keep_going): (u32, bool), evaluation: Option<Evaluation>, receivers: &[&str]) -> Self {
         let mut story = Self { farm: Farm::new(), archived: Vec::new() };
         let receivers = receivers.iter().map(|name| (*name).to_owned()).collect();
         story.apply(Command::Announce { receivers, now: NOW });
-        story.apply(Command::Register { worker: worker("w1"), offer: offer(3), attempts: vec![], since: None, judge: false, now: NOW });
+        story.apply(Command::Register { worker: worker("w1"), offer: offer(slots), attempts: vec![], since: None, judge: false, now: NOW });
         let jobs = vec![spec("a", &[]), spec("b", &["a"]), spec("c", &[])];
         story.apply(Command::Stage { request: REQUEST, jobs, now: NOW });
         if let Some(evaluation) = evaluation {
             story.apply(Command::Describe { request: REQUEST, evaluation, now: NOW });
         }
         let (roots, name) = (vec![root("b"), root("c")], "nightly".to_owned());
-        story.apply(Command::Submit { request: REQUEST, name, roots, keep_going: true, asker: None, now: NOW });
+        story.apply(Command::Submit { request: REQUEST, name, roots, keep_going, asker: None, now: NOW });
         story
     }
 
@@ -65,6 +70,7 @@ fn evaluation() -> Evaluation {
         errors: BTreeMap::from([("pkgs.broken".to_owned(), "no".to_owned())]),
         errors_more: 1,
         unbuilt: vec![0, 1],
+        unreached: vec![0],
     }
 }
 
@@ -80,7 +86,14 @@ fn a_build_keeps_the_names_of_its_roots_and_which_of_them_it_ended_without() {
     };
     assert_eq!((found("PKGS.c"), found("alias"), found("pkgs")), (vec!["c".into()], vec!["b".into()], vec!["c".into(), "b".into()]));
     assert_eq!(story.farm.build_glance(story.build()).expect("a build").errors_count, 2);
+    assert!(story.farm.evaluated(story.build()).expect("a build").unbuilt.is_empty(), "nothing is over yet");
     story.finish();
+    // It has not left the farm yet, and says the same as its record.
+    let ended = story.farm.evaluated(story.build()).expect("a build");
+    let view = story.farm.build_view(story.build()).expect("a build");
+    assert_eq!((ended.unbuilt.iter().collect::<Vec<_>>(), &ended), (vec![&drv("b")], &view.evaluated));
+    assert_eq!(story.farm.build_glance(story.build()).expect("a build").errors_count, 2);
+    assert_eq!(story.farm.job_view(&drv("b")).expect("a job").attributes, ["pkgs.b", "alias"]);
     let record = story.archived.last().expect("it ended");
     let kept = record.evaluated();
     assert_eq!(
@@ -120,4 +133,16 @@ fn receivers_are_told_of_a_build_once_the_archive_has_it_and_only_once() {
     let build = nobody.build();
     nobody.apply(Command::Retire { build, now: NOW });
     assert!(nobody.farm.outbox().is_empty());
+}
+
+#[test]
+fn what_a_build_did_not_reach_before_it_stopped_has_not_failed() {
+    let mut story = Story::on((1, false), Some(evaluation()), &[]);
+    let (planned, _) = plan(&story.farm, NOW, &Limits::STANDARD);
+    story.apply(Command::Assign { placements: planned.placements, now: NOW });
+    let lease = story.farm.live_lease(&drv("a")).expect("the longest chain is begun first");
+    let outcome = failed(FailureClass::BuildFailure, "exit 1", 0);
+    story.apply(Command::Finish { lease, outcome, learn: false, judge: false, now: NOW });
+    let kept = story.archived.last().expect("it ended").evaluated();
+    assert_eq!((kept.unbuilt, kept.unreached), ([drv("b"), drv("c")].into(), [drv("c")].into()));
 }

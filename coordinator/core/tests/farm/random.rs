@@ -130,7 +130,13 @@ impl Chaos {
     /// What may be said of roots, though not of those that follow.
     fn evaluation(&mut self) -> Evaluation {
         let attributes = (0..2).map(|place| (place, vec![self.name().to_owned()])).collect();
-        Evaluation { attributes, errors: [("bad".to_owned(), "no".to_owned())].into(), errors_more: self.dice.below(2), unbuilt: vec![1] }
+        Evaluation {
+            attributes,
+            errors: [("bad".to_owned(), "no".to_owned())].into(),
+            errors_more: self.dice.below(2),
+            unreached: vec![],
+            unbuilt: vec![1],
+        }
     }
 
     fn asker(&mut self) -> Asker {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use kiln_core::{BuildRecord, Failures, JobsWanted, Sight, attributes_between, package};
+use kiln_core::{Attributes, BuildRecord, Failures, Farm, JobsWanted, Sight, package, unbuilt_between, unevaluated_between};
 use kiln_pages::JobState;
 use kiln_pages::build::{Build, Changes, FAILURES_MAX, Graph, JobList, JobRow, NODES_MAX, Node, ROWS_MAX, Step, page};
 use kiln_pages::overview::{BuildLine, FailureLine, QueueLine};
@@ -246,13 +246,17 @@ async fn changes(
     let before = ui.0.api.builds(&named, sight, Some(line.id.0), NAMED_LOOKED_AT_MAX).await?.builds;
     let Some(before) = before.into_iter().find(|build| build.name == line.name) else { return Ok(None) };
     let id = BuildId(before.build);
-    let (earlier, earlier_evaluated): (Vec<DrvPath>, Evaluated) = match before.archived {
-        false => (failed_of(look, id), ui.parts().farm(|farm| farm.evaluated(id)).unwrap_or_default()),
+    let (earlier, earlier_evaluated, has_ended): (Vec<DrvPath>, Evaluated, bool) = match before.archived {
+        false => {
+            let has_ended = |farm: &Farm| farm.build_glance(id).is_some_and(|glance| glance.ended_at.is_some());
+            let (evaluated, has_ended) = ui.parts().farm(|farm| (farm.evaluated(id).unwrap_or_default(), has_ended(farm)));
+            (failed_of(look, id), evaluated, has_ended)
+        }
         true => {
             let record = record(ui, id).await?;
             let evaluated = record.as_ref().map(BuildRecord::evaluated).unwrap_or_default();
             let failures = record.map(|record| record.failures).unwrap_or_default();
-            (failures.into_iter().filter(has_failed).map(|view| view.derivation).collect(), evaluated)
+            (failures.into_iter().filter(has_failed).map(|view| view.derivation).collect(), evaluated, true)
         }
     };
     let Failures { newly, still, fixed } = Failures::between(earlier, failed);
@@ -262,13 +266,14 @@ async fn changes(
         None => built_of(ui, line.id, &wanted).await,
     };
     let (fixed, unreached) = fixed.into_iter().partition(|job| built.contains(package(job)));
-    let attributes = attributes(&earlier_evaluated, evaluated);
+    let attributes = attributes(&earlier_evaluated, evaluated, has_ended && line.ended_at.is_some());
     Ok(Some(Changes { before: id, before_at: Timestamp(before.submitted_at), newly, still, fixed, unreached, attributes }))
 }
 
-/// Returns what became of attributes, in words.
-fn attributes(before: &Evaluated, after: &Evaluated) -> Vec<(&'static str, Vec<String>)> {
-    let (unbuilt, unevaluated) = attributes_between(before, after);
+/// Returns what became of attributes, in words. What was not built is known only once both builds have ended.
+fn attributes(before: &Evaluated, after: &Evaluated, have_ended: bool) -> Vec<(&'static str, Vec<String>)> {
+    let unbuilt = if have_ended { unbuilt_between(before, after) } else { Attributes::default() };
+    let unevaluated = unevaluated_between(before, after);
     vec![
         ("Attributes not built, newly", unbuilt.newly),
         ("Attributes built again", unbuilt.fixed),
@@ -300,3 +305,17 @@ const OUTPUTS_MAX: usize = 30;
 const NAMED_LOOKED_AT_MAX: usize = 8;
 /// Jobs of a build whose reasons are looked at one by one.
 const EXPLAINED_JOBS_MAX: u64 = 2000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_build_that_goes_on_no_attribute_is_said_to_be_built_again() {
+        let drv = DrvPath::parse("0hm2f1psjpcwg8fijsmr4wwxrx59s092-curl-8.drv").expect("a path");
+        let now = Evaluated { attributes: [(drv.clone(), vec!["curl".to_owned()])].into(), ..Evaluated::default() };
+        let before = Evaluated { unbuilt: [drv].into(), ..now.clone() };
+        let said = |have_ended| attributes(&before, &now, have_ended).into_iter().flat_map(|(_, names)| names).collect::<Vec<_>>();
+        assert_eq!((said(true), said(false)), (vec!["curl".to_owned()], Vec::new()));
+    }
+}
