@@ -11,12 +11,14 @@ mod previous;
 mod send;
 mod sign;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kiln_core::{ANNOUNCING, BuildRecord, Command, Courier, Fate, Notice, Sending, Task, What};
+use futures::FutureExt;
+use kiln_core::{ANNOUNCING, BuildRecord, Command, Courier, Fate, Notice, Outbox, Sending, Task, What};
 use kiln_wire::limits::RECEIVERS_MAX;
-use kiln_wire::{BuildId, ReceiverView, StoreDir};
+use kiln_wire::{BuildId, Leader, ReceiverView, StoreDir};
 use reqwest::Client;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -38,7 +40,7 @@ pub(crate) struct Hooks {
     sender: Sender,
     /// Something may be there to be told.
     woken: Notify,
-    known: tokio::sync::Mutex<Known>,
+    known: Known,
     /// How the receivers do, while this coordinator leads.
     standing: Mutex<Vec<ReceiverView>>,
 }
@@ -95,7 +97,7 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     let mut leadership = parts.consensus.leadership();
     loop {
         let Ok(led) = leadership.wait_for(|known| known.is_self).await.map(|known| known.leader) else { return };
-        let _ended = leading::while_under(parts.consensus.leadership(), led, lead(&parts)).await;
+        let _ended = leading::while_under(parts.consensus.leadership(), led, lead(&parts, led)).await;
         parts.hooks.note(Vec::new());
     }
 }
@@ -103,43 +105,43 @@ pub(crate) async fn run(parts: Arc<Parts>) {
 /// What became of something that was begun.
 enum Done {
     Sent(Sending, Fate),
-    Noted { receiver: String, upto: u64, ok: bool },
+    Noted { receiver: String, upto: u64, is_taken: bool },
     Announced,
 }
 
-/// Tells receivers until it is dropped.
-async fn lead(parts: &Arc<Parts>) {
+/// Tells receivers until it is dropped, whenever this coordinator leads as `led` says: one that the others have cut off begins nothing.
+async fn lead(parts: &Arc<Parts>, led: Leader) {
     let hooks = &parts.hooks;
     let mut courier = Courier::default();
     let mut begun: JoinSet<Done> = JoinSet::new();
     let mut announcing = false;
     loop {
+        let leads = leading::own(parts) == Some(led);
         let is_due = parts.farm(|farm| !farm.outbox().is_for(&hooks.names()));
         let may = parts.consensus.version() >= ANNOUNCING;
-        if is_due && may && !announcing {
+        if leads && is_due && may && !announcing {
             announcing = true;
             begun.spawn(announce(parts.clone()));
         }
         let now = parts.clock.now();
-        let (tasks, due) = parts.farm(|farm| courier.tasks(farm.outbox(), |name, notice| hooks.wants(name, notice), now));
+        // Until they are announced it is not known who is told of what.
+        let (tasks, due) = match leads && !is_due {
+            true => parts.farm(|farm| courier.tasks(farm.outbox(), |name, notice| hooks.wants(name, notice), now)),
+            false => (Vec::new(), None),
+        };
         for task in tasks {
             begin(parts, &mut begun, task);
         }
         hooks.note(views(parts, &courier));
-        let idle = if is_due && !may { SOON } else { IDLE };
+        let idle = if !leads || is_due && !may { SOON } else { IDLE };
         let pause = due.map_or(idle, |due| Duration::from_millis(due.since_ms(parts.clock.now()).max(1)).min(idle));
         tokio::select! {
             Some(done) = begun.join_next() => match done {
                 Ok(Done::Sent(sending, fate)) => settle(parts, &mut courier, &sending, fate),
-                Ok(Done::Noted { receiver, upto, ok }) => if !ok { courier.not_noted(&receiver, upto) },
+                Ok(Done::Noted { receiver, upto, is_taken }) => courier.noted(&receiver, upto, is_taken, parts.clock.now(), chance()),
                 Ok(Done::Announced) => announcing = false,
-                Err(error) => {
-                    // A bug of ours in one message must not stop the others: what is under way begins anew.
-                    tracing::error!(%error, "tell a receiver of webhooks");
-                    begun.abort_all();
-                    (courier, announcing) = (Courier::default(), false);
-                    tokio::time::sleep(IDLE).await;
-                }
+                // Panics are caught where they can come from, and nothing here is aborted.
+                Err(error) => tracing::error!(%error, "tell a receiver of webhooks"),
             },
             () = hooks.woken.notified() => {}
             () = tokio::time::sleep(pause) => {}
@@ -152,7 +154,7 @@ fn begin(parts: &Arc<Parts>, begun: &mut JoinSet<Done>, task: Task) {
         Task::Send(sending) => {
             let parts = parts.clone();
             begun.spawn(async move {
-                let fate = deliver(&parts, &sending).await;
+                let fate = caught(deliver(&parts, &sending)).await.unwrap_or_else(Fate::Failed);
                 Done::Sent(sending, fate)
             });
         }
@@ -161,8 +163,8 @@ fn begin(parts: &Arc<Parts>, begun: &mut JoinSet<Done>, task: Task) {
             begun.spawn(async move {
                 let now = parts.clock.now();
                 let noted = propose_patiently(parts, Command::Told { receiver: receiver.clone(), upto, now }).await;
-                let ok = noted.inspect_err(|error| tracing::warn!(receiver, error = %Chain(error), "note what was told")).is_ok();
-                Done::Noted { receiver, upto, ok }
+                let noted = noted.inspect_err(|error| tracing::warn!(receiver, error = %Chain(error), "note what was told"));
+                Done::Noted { receiver, upto, is_taken: noted.is_ok() }
             });
         }
         Task::Lost { receiver, count } => {
@@ -174,11 +176,36 @@ fn begin(parts: &Arc<Parts>, begun: &mut JoinSet<Done>, task: Task) {
 
 async fn announce(parts: Arc<Parts>) -> Done {
     let (receivers, now) = (parts.hooks.names(), parts.clock.now());
-    if let Err(error) = propose_patiently(parts, Command::Announce { receivers, now }).await {
-        tracing::warn!(error = %Chain(&error), "say who is told by webhook; tried again in {IDLE:?}");
-        tokio::time::sleep(IDLE).await;
+    let dropped = parts.farm(|farm| dropped(farm.outbox(), &receivers));
+    match propose_patiently(parts.clone(), Command::Announce { receivers, now }).await {
+        Ok(_) => {
+            for (receiver, count) in dropped {
+                tracing::warn!(receiver, count, "it is not in this leader's configuration any longer: it will not get what waited for it");
+                parts.meter.hooks.lost(count);
+            }
+        }
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "say who is told by webhook; tried again in {IDLE:?}");
+            tokio::time::sleep(IDLE).await;
+        }
     }
     Done::Announced
+}
+
+/// Returns the receivers that an announcement leaves out, each with how many notices waited for it.
+fn dropped(outbox: &Outbox, receivers: &[String]) -> Vec<(String, u64)> {
+    let is_left_out = |name: &&str| !receivers.iter().any(|receiver| receiver == name);
+    let waiting = |name: &str| {
+        let told = outbox.told_upto(name).unwrap_or_default();
+        u64::try_from(outbox.after(told).count()).unwrap_or(u64::MAX).saturating_add(outbox.lost_after(told))
+    };
+    outbox.receivers().filter(is_left_out).map(|name| (name.to_owned(), waiting(name))).collect()
+}
+
+/// Works, and returns a panic as an error: a bug of ours in one message must not hold up the others.
+async fn caught<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.map_err(|_| "a bug of Kiln: the task that tells it panicked; the log says where".to_owned())
 }
 
 fn settle(parts: &Parts, courier: &mut Courier, sending: &Sending, fate: Fate) {
@@ -220,7 +247,7 @@ async fn message(parts: &Parts, sending: &Sending) -> Result<Option<Message>, St
         What::Finished(build) => Ok(record(parts, *build).await?.map(|record| sender.finished(number, at, &record))),
         What::Failing(build) => {
             let Some(record) = record(parts, *build).await? else { return Ok(None) };
-            let before = parts.hooks.known.lock().await.before(parts, &record).await.map_err(|error| Chain(&error).to_string())?;
+            let before = parts.hooks.known.before(parts, &record).await.map_err(|error| Chain(&error).to_string())?;
             Ok(before.and_then(|before| sender.newly_failing(number, at, &before, &record)))
         }
         What::Quarantined { worker, message } => Ok(Some(sender.quarantined(number, at, worker, message))),
@@ -254,3 +281,27 @@ fn chance() -> u64 {
 const IDLE: Duration = Duration::from_secs(10);
 /// How long if the farm is not at the version yet that can tell: a new one is in a moment.
 const SOON: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use kiln_core::Farm;
+    use kiln_wire::{LogIndex, Timestamp};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_that_panics_has_failed_and_ends_nothing_else() {
+        let fate = caught(async { panic!("a bug") }).await.unwrap_or_else(Fate::Failed);
+        assert!(matches!(&fate, Fate::Failed(why) if why.contains("panicked")), "{fate:?}");
+        assert_eq!(caught(async { Fate::Taken }).await, Ok(Fate::Taken));
+    }
+
+    #[test]
+    fn who_is_left_out_of_an_announcement_is_known_before_it_is_made() {
+        let mut farm = Farm::new();
+        let receivers = vec!["chat".to_owned(), "mail".to_owned()];
+        farm.apply(LogIndex(1), Command::Announce { receivers, now: Timestamp(1) });
+        assert_eq!(dropped(farm.outbox(), &["mail".to_owned(), "new".to_owned()]), [("chat".to_owned(), 0)]);
+        assert_eq!(dropped(farm.outbox(), &["mail".to_owned(), "chat".to_owned()]), []);
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! To each receiver one message is under way at a time, so that it hears everything in order. A message that fails is tried again after a
 //! pause that doubles, and is given up after [`WEBHOOK_TRIES_MAX`] tries; receivers do not wait for each other. What was told is noted in the
-//! log afterwards: a leader that dies in between leaves a message that its successor sends again, under the same number.
+//! log before the next one is sent: a leader that dies in between, or that the others have cut off, leaves one message that its successor sends
+//! again, under the same number. A note that the log does not take is tried again after such a pause too.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
@@ -67,8 +68,12 @@ pub struct Courier {
 struct Line {
     /// Everything up to this number is settled, whether the log says so already or not.
     settled: u64,
-    /// What the log was asked to note.
-    noted: u64,
+    /// The last number that was under way and is not any more.
+    passed: u64,
+    /// What the log is being asked to note.
+    noting: Option<u64>,
+    /// How often in a row the log did not take a note, and when it is asked again.
+    not_noted: Option<(u32, Timestamp)>,
     /// The number of the message that is under way.
     under_way: Option<u64>,
     /// How the first message that waits fails, and when it is tried again.
@@ -87,7 +92,10 @@ impl Courier {
             let told = outbox.told_upto(receiver).unwrap_or_default();
             let line = self.lines.entry(receiver.to_owned()).or_default();
             line.settled = line.settled.max(told);
-            line.noted = line.noted.max(told);
+            // Also a note of which nobody said that the log took it.
+            if line.settled <= told || line.noting.is_some_and(|upto| upto <= told) {
+                (line.noting, line.not_noted) = (None, None);
+            }
             let lost = if line.under_way.is_some() { 0 } else { outbox.lost_after(line.settled) };
             if lost > 0 {
                 line.settled = line.settled.saturating_add(lost);
@@ -95,12 +103,17 @@ impl Courier {
                 line.failing = None;
                 tasks.push(Task::Lost { receiver: receiver.to_owned(), count: lost });
             }
-            if line.under_way.is_none() {
+            if line.under_way.is_none() && line.passed <= told && line.not_noted.is_none() {
                 wake = [wake, line.next(receiver, outbox, &wants, now, &mut tasks)].into_iter().flatten().min();
             }
-            if line.settled > line.noted {
-                line.noted = line.settled;
-                tasks.push(Task::Told { receiver: receiver.to_owned(), upto: line.settled });
+            if line.settled > told && line.noting.is_none() {
+                match line.not_noted {
+                    Some((_, due)) if due > now => wake = [wake, Some(due)].into_iter().flatten().min(),
+                    Some(_) | None => {
+                        line.noting = Some(line.settled);
+                        tasks.push(Task::Told { receiver: receiver.to_owned(), upto: line.settled });
+                    }
+                }
             }
         }
         (tasks, wake)
@@ -134,11 +147,17 @@ impl Courier {
         None
     }
 
-    /// Has a note tried again that the log did not take.
-    pub fn not_noted(&mut self, receiver: &str, upto: u64) {
-        if let Some(line) = self.lines.get_mut(receiver).filter(|line| line.noted == upto) {
-            line.noted = 0;
-        }
+    /// Notes whether the log took a note. One that it did not take is tried again later, and until then nothing is sent. `chance` is any number.
+    pub fn noted(&mut self, receiver: &str, upto: u64, is_taken: bool, now: Timestamp, chance: u64) {
+        let Some(line) = self.lines.get_mut(receiver).filter(|line| line.noting == Some(upto)) else { return };
+        line.noting = None;
+        line.not_noted = match is_taken {
+            true => None,
+            false => {
+                let tries = line.not_noted.map_or(0, |(tries, _)| tries).saturating_add(1);
+                Some((tries, now.after_ms(pause_ms(tries, chance))))
+            }
+        };
     }
 
     /// Returns how a receiver does: how many messages it took, how many it will never get, up to which number it is settled, and how it fails.
@@ -177,6 +196,7 @@ impl Line {
 
     fn pass(&mut self, number: u64) {
         self.settled = self.settled.max(number);
+        self.passed = number;
         self.failing = None;
     }
 }

@@ -85,7 +85,7 @@ impl World {
                     self.under_way.push(sending);
                 }
                 Task::Told { receiver, upto } if notes => self.apply(Command::Told { receiver, upto, now: self.now }),
-                Task::Told { receiver, upto } => self.courier.not_noted(&receiver, upto),
+                Task::Told { receiver, upto } => self.courier.noted(&receiver, upto, false, self.now, upto),
                 Task::Lost { receiver, count } => *self.lost.entry(receiver).or_default() += count,
             }
         }
@@ -225,4 +225,45 @@ fn too_many_that_wait_are_lost_once_and_that_is_said() {
     world.act(true);
     assert_eq!(world.lost["all"], 7);
     assert_eq!(world.under_way[0].number, 8);
+}
+
+#[test]
+fn a_leader_whose_notes_are_not_taken_sends_nothing_more_and_asks_the_log_less_and_less_often() {
+    let mut world = World::new(&["all"]);
+    (0..5).for_each(|_| world.happen());
+    let (mut asked, begun) = (0, world.now);
+    for _ in 0..600 {
+        let (tasks, wake) = world.courier.tasks(world.farm.outbox(), wants, world.now);
+        for task in tasks {
+            match task {
+                Task::Send(sending) => {
+                    assert_eq!(sending.number, 1, "the log does not say yet that this was told");
+                    let _ = world.courier.settle(&sending, Fate::Taken, world.now, 0);
+                }
+                Task::Told { receiver, upto } => {
+                    asked += 1;
+                    world.courier.noted(&receiver, upto, false, world.now, 0);
+                }
+                Task::Lost { .. } => panic!("nothing is lost"),
+            }
+        }
+        assert!(wake.is_none_or(|at| at > world.now));
+        world.now = world.now.after_ms(1_000);
+    }
+    assert!((5..=12).contains(&asked), "{asked} times in {} ms", world.now.since_ms(begun));
+    world.now = world.now.after_ms(2 * WEBHOOK_PAUSE_MS.1);
+    world.calm();
+    assert_eq!(world.taken["all"], [2, 3, 4, 5], "it goes on when the log does");
+}
+
+#[test]
+fn a_note_that_was_taken_though_it_seemed_not_to_be_holds_up_nothing() {
+    let mut world = World::new(&["all"]);
+    (0..2).for_each(|_| world.happen());
+    world.act(true);
+    world.end(0, 0);
+    world.act(false);
+    world.apply(Command::Told { receiver: "all".into(), upto: 1, now: world.now });
+    world.act(true);
+    assert_eq!(world.under_way.first().map(|sending| sending.number), Some(2));
 }
