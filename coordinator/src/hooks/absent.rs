@@ -36,7 +36,8 @@ pub(crate) async fn run(parts: Arc<Parts>) {
     }
 }
 
-/// Waits until this coordinator knows of a leader, or of none. One that waits to be taken in misses nobody.
+/// Waits until this coordinator knows of a leader, or of none. One that has no vote misses nobody: it may
+/// have been taken out of the group, or not be in it yet.
 async fn wait_until(parts: &Parts, is_led: bool) {
     while has_leader(parts) != is_led {
         tokio::time::sleep(LOOK).await;
@@ -44,14 +45,15 @@ async fn wait_until(parts: &Parts, is_led: bool) {
 }
 
 fn has_leader(parts: &Parts) -> bool {
-    parts.consensus.is_led() || parts.consensus.members().is_empty()
+    let node = parts.consensus.node();
+    parts.consensus.is_led() || !parts.consensus.members().iter().any(|of| of.node == node && of.votes)
 }
 
 /// Tells one receiver, once its time has come.
 async fn tell(parts: Arc<Parts>, client: Client, receiver: Receiver, since: Instant, since_at: Timestamp) {
     let patience = Duration::from_secs(receiver.no_leader_seconds);
     tokio::time::sleep_until(since + patience).await;
-    if !is_first(&parts, &client).await {
+    if !is_first(&parts).await {
         // It is the other's turn. If there is still nobody then, the other could not tell it, or nobody acted on it.
         tokio::time::sleep_until(since + patience * OTHERS_AFTER).await;
     }
@@ -79,13 +81,14 @@ async fn post(parts: &Parts, client: &Client, receiver: &Receiver, message: &Mes
 }
 
 /// Returns whether no coordinator with a lower number answers.
-async fn is_first(parts: &Parts, client: &Client) -> bool {
+async fn is_first(parts: &Parts) -> bool {
+    let Ok(client) = send::client_inside() else { return true };
     let node: NodeId = parts.consensus.node();
     let lower: Vec<String> =
         parts.consensus.members().into_iter().filter(|of| of.votes && of.node < node).map(|of| of.member.http).collect();
     let asked = lower.into_iter().map(|http| {
         let request = client.get(format!("http://{http}/nix-cache-info")).timeout(ALIVE);
-        async move { request.send().await.is_ok() }
+        async move { request.send().await.is_ok_and(|answer| answer.status().is_success()) }
     });
     !futures::future::join_all(asked).await.contains(&true)
 }

@@ -49,7 +49,12 @@ impl Sender {
 
     /// A farm that goes back to a backup gives numbers again, at other moments.
     fn id(&self, number: u64, at: Timestamp) -> String {
-        format!("{}-{number}-{}", self.farm, at.0)
+        format!("{}-{number}-{}", self.farm_word(), at.0)
+    }
+
+    /// Returns the farm's name as ids have it: a dot would end the id in what is signed.
+    fn farm_word(&self) -> String {
+        self.farm.replace('.', "-")
     }
 
     /// Says that a build ended.
@@ -102,9 +107,10 @@ impl Sender {
         self.message(Kind::Quarantined, self.id(number, at), at, &data)
     }
 
-    /// Says that nobody leads, as one coordinator sees it. Whoever saw the same leader last gives it the same id.
+    /// Says that nobody leads, as one coordinator sees it. Whoever missed the same leader in the same minute gives it the same id: the same leader
+    /// may be missed again later, and one that was never known has no term.
     pub(crate) fn no_leader(&self, seen_by: NodeId, since: Timestamp, last: Leader) -> Message {
-        let id = format!("{}-no-leader-{}", self.farm, last.term);
+        let id = format!("{}-no-leader-{}-{}", self.farm_word(), last.term, since.0 / 60_000);
         let data = json!({
             "farm": self.farm,
             "seenBy": seen_by,
@@ -174,6 +180,10 @@ mod tests {
 
     fn drv(name: &str) -> DrvPath {
         DrvPath::parse(&format!("0hm2f1psjpcwg8fijsmr4wwxrx59s092-{name}.drv")).expect("a path")
+    }
+
+    fn worker() -> WorkerId {
+        WorkerId::parse("w1").expect("a name")
     }
 
     fn record(build: u64, failed: &[&str], attributes: &[(&str, &str)], errors: &[&str]) -> BuildRecord {
@@ -253,6 +263,11 @@ mod tests {
         let last = Leader { term: 9, node: NodeId(2) };
         let [one, other] = [1, 3].map(|node| sender(None).no_leader(NodeId(node), Timestamp(node), last));
         assert_eq!(one.id, other.id);
+        let again = sender(None).no_leader(NodeId(1), Timestamp(600_000), last);
+        assert_ne!(one.id, again.id, "a second time under the same term is another thing to hear of");
+        let dotted = Sender { farm: "farm.acme.example".to_owned(), ..sender(None) };
+        let ids = [dotted.no_leader(NodeId(1), Timestamp(1), last).id, dotted.quarantined(7, Timestamp(2), &worker(), "no").id];
+        assert!(ids.iter().all(|id| !id.contains('.')), "{ids:?}");
         assert_eq!((read(&one)["data"]["seenBy"].clone(), read(&other)["data"]["seenBy"].clone()), (json!(1), json!(3)));
     }
 }

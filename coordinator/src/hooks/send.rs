@@ -18,6 +18,11 @@ pub(super) fn client() -> reqwest::Result<Client> {
     upstream::client_with(|builder| builder.redirect(Policy::none()).timeout(whole).pool_max_idle_per_host(1))
 }
 
+/// Makes the client that asks other coordinators whether they live. No proxy stands between them, and could answer for one that is gone.
+pub(super) fn client_inside() -> reqwest::Result<Client> {
+    upstream::client_with(|builder| builder.redirect(Policy::none()).no_proxy())
+}
+
 /// Posts a message. What the receiver says beside its status is not read.
 ///
 /// # Errors

@@ -184,7 +184,12 @@ async fn append(host: &Arc<Host>, mut sender: Sender, receiver: Receiver) -> Res
     let mut answers = Box::pin(host.raft.stream_append(requests(Arc::clone(host), receiver)));
     while let Some(answer) = answers.next().await {
         let Ok(result) = answer else { return Err(LinkError::NotOpen) };
-        sender.send(&Appended::from(result)).await?;
+        let appended = Appended::from(result);
+        // One whose term is over is heard, but does not lead.
+        if !matches!(appended, Appended::Higher(_)) {
+            host.heard.send_replace(Some(Instant::now()));
+        }
+        sender.send(&appended).await?;
     }
     sender.finish().await
 }
@@ -194,10 +199,7 @@ fn requests(host: Arc<Host>, receiver: Receiver) -> impl Stream<Item = AppendEnt
     futures::stream::unfold((host, receiver), |(host, mut receiver)| async move {
         match parts::recv::<Append>(&mut receiver).await {
             Ok(Some(append)) => match AppendEntriesRequest::try_from(append) {
-                Ok(request) => {
-                    host.heard.send_replace(Some(Instant::now()));
-                    Some((request, (host, receiver)))
-                }
+                Ok(request) => Some((request, (host, receiver))),
                 Err(why) => {
                     tracing::warn!(why, "an append that cannot be");
                     None
