@@ -134,13 +134,14 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not TOML, or has a field that is unknown, missing or of another type.
-    #[error("parse configuration `{}`", path.display())]
+    #[error("parse configuration `{}`, line {line}: {what}", path.display())]
     Parse {
         /// Which file.
         path: PathBuf,
-        /// Where and what.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// Where.
+        line: usize,
+        /// What. The line itself is not shown, for it may hold the URL of a webhook, and that a secret.
+        what: String,
     },
     /// Values that do not go together.
     #[error("read configuration `{}`: {rule}", path.display())]
@@ -171,8 +172,11 @@ impl Config {
     /// [`ConfigError`] names the file, the line and the rule.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
-        let config: Self =
-            toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source: Box::new(source) })?;
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+            ConfigError::Parse { path: path.to_path_buf(), line, what: error.message().to_owned() }
+        })?;
         match config.objection() {
             None => Ok(config),
             Some(rule) => Err(ConfigError::Rule { path: path.to_path_buf(), rule }),
@@ -238,6 +242,15 @@ mod tests {
     fn a_small_file_is_enough() {
         let config: Config = toml::from_str("dir = '/var/lib/kiln'\nidentity = '/etc/kiln'").expect("defaults fill the rest");
         assert_eq!((config.farm.as_str(), config.node, config.listen.port()), ("kiln", NodeId(1), 7420));
+    }
+
+    #[test]
+    fn what_cannot_be_parsed_is_told_by_its_line_which_is_not_shown() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "dir = '/d'\nidentity = '/i'\nwebhooks = [{ url = 'https://a/SECRET', secret_file = '/s', evnts = [] }]\n";
+        std::fs::write(file.path(), text).expect("write");
+        let told = Config::read(file.path()).expect_err("a field is misspelt").to_string();
+        assert!(told.contains("line 3") && told.contains("evnts") && !told.contains("SECRET"), "{told}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_wire::limits::{RECEIVER_NAME_BYTES_MAX, RECEIVERS_MAX};
 use reqwest::Url;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::sign::{Secret, SecretError};
 
@@ -14,7 +14,7 @@ use super::sign::{Secret, SecretError};
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
     /// `https://` or `http://`, and where messages are posted to.
-    pub(crate) url: HookUrl,
+    pub(crate) url: UrlText,
     /// What logs, metrics and people call it; under this name the farm remembers what it was told. Default: the host of the URL.
     #[serde(default)]
     pub(crate) name: Option<String>,
@@ -46,6 +46,11 @@ pub(crate) enum Kind {
     NoLeader,
 }
 
+/// A URL as it was written. It is judged by [`Webhook::objection`]: what the reader of the file says of a value shows the line, and a secret with it.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct UrlText(String);
+
 /// Where messages are posted to.
 #[derive(Clone)]
 pub(crate) struct HookUrl(pub(crate) Url);
@@ -63,6 +68,14 @@ pub(crate) struct Receiver {
 /// Receivers that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
+    /// Its URL is none.
+    #[error("webhook `{name}`: {rule}")]
+    Url {
+        /// Whose.
+        name: String,
+        /// What is wrong, without the URL.
+        rule: String,
+    },
     /// A secret cannot be read.
     #[error("read the secret of webhook `{name}` from `{}`", path.display())]
     Read {
@@ -109,11 +122,11 @@ impl Kind {
 impl HookUrl {
     fn parse(text: &str) -> Result<Self, String> {
         // The URL may hold a secret, so that no message repeats it.
-        let url = Url::parse(text).map_err(|err| format!("`url` of a webhook is no URL: {err}"))?;
+        let url = Url::parse(text).map_err(|err| format!("`url` of webhook is no URL: {err}"))?;
         let is_plain = url.fragment().is_none() && url.username().is_empty() && url.password().is_none();
         match matches!(url.scheme(), "http" | "https") && url.has_host() && is_plain {
             true => Ok(Self(url)),
-            false => Err("`url` of a webhook: want `https://HOST/…` or `http://HOST/…` without a password".to_owned()),
+            false => Err("`url` of webhook: want `https://HOST/…` or `http://HOST/…` without a password".to_owned()),
         }
     }
 
@@ -130,15 +143,16 @@ impl std::fmt::Debug for HookUrl {
     }
 }
 
-impl<'de> Deserialize<'de> for HookUrl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+impl std::fmt::Debug for UrlText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
     }
 }
 
 impl Webhook {
     fn name(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.url.host())
+        let host = || HookUrl::parse(&self.url.0).map(|url| url.host()).unwrap_or_default();
+        self.name.clone().unwrap_or_else(host)
     }
 
     /// Returns the rule that some receivers break, if they do.
@@ -147,7 +161,10 @@ impl Webhook {
             return Some(format!("{} `[[webhooks]]` are over the limit of {RECEIVERS_MAX}", webhooks.len()));
         }
         let mut names = BTreeSet::new();
-        for webhook in webhooks {
+        for (place, webhook) in webhooks.iter().enumerate() {
+            if let Err(rule) = HookUrl::parse(&webhook.url.0) {
+                return Some(format!("{rule} (`[[webhooks]]` number {})", place + 1));
+            }
             let name = webhook.name();
             if name.is_empty() || name.len() > RECEIVER_NAME_BYTES_MAX {
                 return Some(format!("`name` of a webhook has {} bytes: from 1 to {RECEIVER_NAME_BYTES_MAX}", name.len()));
@@ -173,7 +190,8 @@ impl Webhook {
             Ok(text) => Secret::parse_all(&text).map_err(|source| WebhookError::Secret { name: name.clone(), path, source })?,
             Err(source) => return Err(WebhookError::Read { name, path, source }),
         };
-        let (url, events, no_leader_seconds) = (self.url.clone(), self.events.clone(), self.no_leader_seconds);
+        let url = HookUrl::parse(&self.url.0).map_err(|rule| WebhookError::Url { name: name.clone(), rule })?;
+        let (events, no_leader_seconds) = (self.events.clone(), self.no_leader_seconds);
         Ok(Receiver { name, url, events, secrets, no_leader_seconds })
     }
 }
@@ -214,6 +232,7 @@ mod tests {
             (one("evnts = []"), "evnts"),
             ("[[webhooks]]\nurl = 'ftp://a'\nsecret_file = '/s'".to_owned(), "https://HOST"),
             ("[[webhooks]]\nurl = 'https://u:SECRET@a'\nsecret_file = '/s'".to_owned(), "without a password"),
+            ("[[webhooks]]\nurl = 'https//a/SECRET'\nsecret_file = '/s'".to_owned(), "no URL"),
             ("[[webhooks]]\nurl = 'https://a'".to_owned(), "secret_file"),
             (one("") + &one(""), "`a:1`"),
             (one("name = ''"), "`name`"),
@@ -221,6 +240,7 @@ mod tests {
             (one("no_leader_seconds = 0"), "`no_leader_seconds`"),
         ] {
             let found = hooks(&text).map(|read| Webhook::objection(&read).unwrap_or_default()).unwrap_or_else(|error| error);
+            assert!(!found.contains("SECRET"), "{found}");
             assert!(found.contains(named), "{text}: {found}");
         }
         let many: Vec<String> = (0..=RECEIVERS_MAX).map(|number| one(&format!("name = 'n{number}'"))).collect();
