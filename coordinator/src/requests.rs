@@ -147,7 +147,7 @@ async fn route_client(
         Request::Hold(build, patience) => hold::build(parts, build, patience, sender, receiver).await,
         Request::Watch(build) => follow::build(parts, build, sender).await,
         Request::Cancel(build) => reply(sender, views::cancel(parts, peer, build).await.map(|()| Response::Done)).await,
-        Request::Status => sender.send(&Response::Status(views::farm(parts))).await,
+        Request::Status => sender.send(&Response::Status(views::farm(parts, peer))).await,
         Request::Jobs => {
             for jobs in views::jobs(parts).chunks(JOBS_PER_FRAME) {
                 sender.send(&Response::Jobs(jobs.to_vec())).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kiln_core::{Answer, Command};
 use kiln_link::Role;
 use kiln_wire::client::{BuildView, FarmView, JobView, Refusal, WorkerView};
-use kiln_wire::{BuildId, DrvPath, Evaluated, Explanation, Subject};
+use kiln_wire::{BuildId, DrvPath, Evaluated, Explanation, Failing, ReceiverView, Subject};
 
 use crate::archive;
 use crate::driver::{Chain, propose};
@@ -13,7 +13,7 @@ use crate::parts::Parts;
 use crate::{refuse, shares};
 
 /// The farm at a glance.
-pub(crate) fn farm(parts: &Parts) -> FarmView {
+pub(crate) fn farm(parts: &Parts, peer: &Role) -> FarmView {
     let (builds, counts) = parts.farm(|farm| {
         let views = farm.builds().filter_map(|build| farm.build_view(build));
         // What evaluators said is for who asks about one build.
@@ -33,9 +33,20 @@ pub(crate) fn farm(parts: &Parts) -> FarmView {
         builds,
         counts,
         workers_connected,
-        receivers: parts.hooks.standing(),
+        receivers: receivers(parts.hooks.standing(), peer),
         retention: Some(parts.garbage.retention()),
     }
+}
+
+/// Returns how receivers do, as far as it is the asker's business: where they are, and what they say, is for who administers the farm.
+fn receivers(all: Vec<ReceiverView>, peer: &Role) -> Vec<ReceiverView> {
+    let is_admin = matches!(peer, Role::Admin(_));
+    let brief = |of: ReceiverView| ReceiverView {
+        host: String::new(),
+        failing: of.failing.map(|failing| Failing { error: "an administrator is told why".to_owned(), ..failing }),
+        ..of
+    };
+    all.into_iter().map(|of| if is_admin { of } else { brief(of) }).collect()
 }
 
 /// The jobs of live builds.
@@ -90,4 +101,30 @@ pub(crate) async fn cancel(parts: &Arc<Parts>, peer: &Role, build: BuildId) -> R
         Answer::Submitted { .. } => None,
     });
     refused.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_link::MemberName;
+    use kiln_wire::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn where_receivers_are_and_what_they_say_is_for_administrators() {
+        let failing = Failing { since: Timestamp(1), tries: 2, error: "chat.example.org refuses".to_owned() };
+        let view = ReceiverView {
+            name: "chat".to_owned(),
+            host: "chat.example.org".to_owned(),
+            delivered: 3,
+            given_up: 0,
+            waiting: 1,
+            failing: Some(failing),
+        };
+        let name: MemberName = "me".parse().expect("a name");
+        assert_eq!(receivers(vec![view.clone()], &Role::Admin(name.clone())), [view.clone()]);
+        let told = receivers(vec![view], &Role::Client(name));
+        assert!(!format!("{told:?}").contains("example.org"), "{told:?}");
+        assert_eq!((told[0].delivered, told[0].failing.as_ref().map(|failing| failing.tries)), (3, Some(2)));
+    }
 }

@@ -33,7 +33,9 @@ fn receiver(of: &ReceiverView) -> String {
         format!("; the next one was sent {} in vain: {}", words::count(u64::from(failing.tries), "time"), failing.error)
     });
     let given_up = if *given_up > 0 { format!(", {given_up} given up") } else { String::new() };
-    format!("webhook {name} at {host}: {delivered} delivered{given_up}, {waiting} waiting{failing}")
+    // Where it is, is told to administrators.
+    let at = if host.is_empty() { String::new() } else { format!(" at {host}") };
+    format!("webhook {name}{at}: {delivered} delivered{given_up}, {waiting} waiting{failing}")
 }
 
 /// Prints one build: how far it is, what failed, and what of its set does not evaluate.
