@@ -43,9 +43,11 @@ fn a_receiver_that_fails_at_first_hears_of_builds_in_order_and_of_what_they_brea
     let coordinator = daemons.start("coordinator");
     let _worker = daemons.start("worker");
     daemons.wait_until_up();
+    // Where a receiver is, is for administrators.
+    place.run(&["ca", "issue", "--dir", "ca", "--role", "admin/root", "--out", "id/admin/root"]).expect_success();
     // Who is new is told of what happens from then on, so that it must be known first.
     let farm = daemons.farm();
-    wait_for("the receiver is known", || place.run(&[&["status"], &farm[..]].concat()).out().contains("webhook chat at ").then_some(()));
+    wait_for("the receiver is known", || place.run(&[&["status"], &farm[..]].concat()).out().contains("webhook chat").then_some(()));
 
     let first = build(&daemons, "1");
     assert_eq!(first.code(), 0, "{}", first.err());
@@ -65,7 +67,8 @@ fn a_receiver_that_fails_at_first_hears_of_builds_in_order_and_of_what_they_brea
 
     // A leader that comes back knows what was told.
     let wanted = wait_for("what was told is noted", || {
-        let status = place.run(&[&["status", "--json"], &farm[..]].concat()).expect_success().json();
+        let admin = ["status", "--json", "--farm", &daemons.url, "--identity", "id/admin/root"];
+        let status = place.run(&admin).expect_success().json();
         let chat = status["webhooks"][0].clone();
         (chat["delivered"] == 3 && chat["waiting"] == 0).then_some(chat)
     });
@@ -75,7 +78,7 @@ fn a_receiver_that_fails_at_first_hears_of_builds_in_order_and_of_what_they_brea
     daemons.wait_until_up();
     let third = build(&daemons, "1");
     let told = receiver.next();
-    assert_eq!((&told.body["type"], &told.body["data"]["build"]), (&json!("build.finished"), &number(&third)), "and nothing twice");
+    assert_eq!((&told.body["type"], &told.body["data"]["build"]), (&json!("build.finished"), &number(&third)), "and nothing else is new");
     let log = std::fs::read_to_string(place.path("daemons.log")).expect("a log");
     assert!(!log.contains(&receiver.secret()) && !log.contains("t0k3n"), "a secret is in the log");
 }
@@ -109,7 +112,8 @@ fn that_nobody_leads_is_told_by_who_is_left() {
     });
     let _last = others.pop().expect("two were started");
     others.into_iter().chain([first]).for_each(Process::kill_9);
-    let told = receiver.next_of("farm.no-leader");
-    assert_eq!((&told.body["data"]["seenBy"], &told.body["data"]["farm"]), (&json!(3), &json!("test")), "{told:?}");
+    // Whoever was killed last may have missed a leader for a moment before.
+    let told = receiver.next_where(|told| told.body["type"] == "farm.no-leader" && told.body["data"]["seenBy"] == 3);
+    assert_eq!(told.body["data"]["farm"], "test", "{told:?}");
     assert!(told.id.starts_with("test-no-leader-"), "{told:?}");
 }

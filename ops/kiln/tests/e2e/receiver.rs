@@ -1,5 +1,7 @@
 //! A receiver of webhooks, which verifies what it is sent as the specification of Standard Webhooks says: on its own, with nothing of ours.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver as Channel, Sender, channel};
@@ -18,6 +20,8 @@ pub struct Receiver {
     pub address: String,
     secret: [u8; 32],
     told: Channel<Told>,
+    /// What it took, by id: it is told at least once, and looks at it once.
+    taken: RefCell<BTreeSet<String>>,
 }
 
 /// A message that was signed well.
@@ -49,7 +53,7 @@ impl Receiver {
                 status = 204;
             }
         });
-        Self { address, secret, told }
+        Self { address, secret, told, taken: RefCell::default() }
     }
 
     /// Returns the lines of a configuration that name it.
@@ -64,19 +68,31 @@ impl Receiver {
         STANDARD.encode(self.secret)
     }
 
-    /// Waits for the next message.
+    /// Waits for the next message that it has not taken before.
     pub fn next(&self) -> Told {
-        self.told.recv_timeout(PATIENCE).expect("a message comes")
-    }
-
-    /// Waits for the next message of a type.
-    pub fn next_of(&self, kind: &str) -> Told {
         loop {
-            let told = self.next();
-            if told.body["type"] == kind {
+            let told = self.next_at_all();
+            if !self.taken.borrow().contains(&told.id) {
+                if told.status == 204 {
+                    self.taken.borrow_mut().insert(told.id.clone());
+                }
                 return told;
             }
         }
+    }
+
+    /// Waits for the next message of which this holds, whether it was taken before or not.
+    pub fn next_where(&self, is_it: impl Fn(&Told) -> bool) -> Told {
+        loop {
+            let told = self.next_at_all();
+            if is_it(&told) {
+                return told;
+            }
+        }
+    }
+
+    fn next_at_all(&self) -> Told {
+        self.told.recv_timeout(PATIENCE).expect("a message comes")
     }
 }
 
