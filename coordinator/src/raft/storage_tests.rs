@@ -422,6 +422,7 @@ fn what_is_said_of_evaluations_and_to_receivers_stays_readable() {
         errors: [("pkgs.baz".to_owned(), "error: no".to_owned())].into(),
         errors_more: 2,
         unbuilt: vec![0],
+        ..Evaluation::default()
     };
     for (what, command) in [
         ("-describe", Command::Describe { request: RequestId(7), evaluation, now: Timestamp(9) }),
