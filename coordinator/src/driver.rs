@@ -171,7 +171,7 @@ impl Driver {
             Effect::Archive(record) => {
                 tokio::spawn(archiving::archive(parts.clone(), record));
             }
-            Effect::Copied { derivation, copied } => tell_of_copy(&derivation, copied),
+            Effect::Copied { derivation, copied } => tell_of_copy(&derivation, copied, leader.term),
             Effect::Judged { worker, ailing } => {
                 drain::tell(&worker, ailing.as_ref());
                 parts.hooks.wake();
@@ -274,17 +274,19 @@ impl Driver {
 }
 
 /// Tells what becomes of two attempts at a job.
-fn tell_of_copy(derivation: &DrvPath, copied: Copied) {
+fn tell_of_copy(derivation: &DrvPath, copied: Copied, term: u64) {
     match copied {
         Copied::Begun { attempt, of } => {
-            tracing::info!(job = %derivation, attempt = attempt.0, beside = of.0, "takes far longer than its like: a second attempt begins");
+            tracing::info!(job = %derivation, attempt = attempt.0, term, beside = of.0, "takes far longer than its like: a second attempt begins");
         }
         Copied::Won { attempt, by_copy } => {
-            tracing::info!(job = %derivation, attempt = attempt.0, by_copy, "the first of two attempts to make its outputs");
+            tracing::info!(job = %derivation, attempt = attempt.0, term, by_copy, "the first of two attempts to make its outputs");
         }
-        Copied::Same(attempt) => tracing::info!(job = %derivation, attempt = attempt.0, "the slower of two attempts made the same outputs"),
+        Copied::Same(attempt) => {
+            tracing::info!(job = %derivation, attempt = attempt.0, term, "the slower of two attempts made the same outputs")
+        }
         Copied::Differs(attempt) => {
-            tracing::warn!(job = %derivation, attempt = attempt.0, "the slower of two attempts made other outputs: the derivation is not deterministic");
+            tracing::warn!(job = %derivation, attempt = attempt.0, term, "the slower of two attempts made other outputs: the derivation is not deterministic");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! An entry that a restart applies again is told again, with the same index.
 
 use kiln_core::Effect;
-use kiln_wire::client::EventKind;
+use kiln_wire::client::{Event, EventKind};
 use kiln_wire::{AttemptId, DrvPath, Lease, LogIndex, WorkerId};
 
 /// Tells what the entry at `index`, of the leader of `term`, did.
@@ -26,19 +26,7 @@ pub fn tell(index: LogIndex, term: u64, effects: &[Effect]) {
                 let Lease { derivation, attempt, worker, .. } = lease;
                 tracing::debug!(index = index.0, term, attempt = attempt.0, job = %derivation, %worker, "revoked");
             }
-            Effect::Notify { event, .. } => match &event.kind {
-                EventKind::Retried { class, message } => {
-                    tracing::debug!(index = index.0, term, job = %event.derivation, %class, message, "retried");
-                }
-                EventKind::Failed { class, message } => {
-                    tracing::debug!(index = index.0, term, job = %event.derivation, %class, message, "failed");
-                }
-                EventKind::Ready
-                | EventKind::Started { .. }
-                | EventKind::Built { .. }
-                | EventKind::DependencyFailed { .. }
-                | EventKind::Cancelled => {}
-            },
+            Effect::Notify { event, .. } => ended(index, term, reported, event),
             Effect::Acknowledge { .. }
             | Effect::Publish { .. }
             | Effect::Resolve { .. }
@@ -48,6 +36,22 @@ pub fn tell(index: LogIndex, term: u64, effects: &[Effect]) {
             | Effect::Archive(_)
             | Effect::Answer(_) => {}
         }
+    }
+}
+
+/// Tells how an attempt failed; which one is known if its worker reported it.
+fn ended(index: LogIndex, term: u64, reported: Reported<'_>, event: &Event) {
+    let (index, job) = (index.0, &event.derivation);
+    let of = reported.filter(|(_, derivation, _)| *derivation == job);
+    let (attempt, worker) = (of.map(|(attempt, ..)| attempt.0), of.map(|(.., worker)| tracing::field::display(worker)));
+    match &event.kind {
+        EventKind::Retried { class, message } => tracing::debug!(index, term, attempt, %job, worker, %class, failure = message, "retried"),
+        EventKind::Failed { class, message } => tracing::debug!(index, term, attempt, %job, worker, %class, failure = message, "failed"),
+        EventKind::Ready
+        | EventKind::Started { .. }
+        | EventKind::Built { .. }
+        | EventKind::DependencyFailed { .. }
+        | EventKind::Cancelled => {}
     }
 }
 
@@ -72,7 +76,6 @@ fn commit<'a>(reported: &mut Reported<'a>, effect: &'a Effect) -> Reported<'a> {
 #[cfg(test)]
 mod tests {
     use kiln_wire::Timestamp;
-    use kiln_wire::client::Event;
 
     use super::*;
 

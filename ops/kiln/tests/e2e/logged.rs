@@ -119,7 +119,7 @@ fn every_line_is_json_with_fields_and_no_secret_is_in_any() {
     farm.ask("POST /ui/login", &format!("origin: http://{}", farm.http), &format!("token={WRONG_TOKEN}"));
     wait_for("the worker's spans are received", || farm.receiver.seen().iter().any(|span| span.name == "run").then_some(()));
 
-    for (daemon, said) in [("coordinator", ["leased", "committed"]), ("worker", ["attempt begins", "attempt ended"])] {
+    for (daemon, said) in [("coordinator", &["leased", "committed", "failed"][..]), ("worker", &["attempt begins", "attempt ended"])] {
         let lines = farm.lines(daemon);
         for (what, secret) in &farm.secrets {
             let found = lines.iter().find(|line| line.contains(secret.as_str()));
@@ -128,10 +128,11 @@ fn every_line_is_json_with_fields_and_no_secret_is_in_any() {
         let lines: Vec<Value> =
             lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
         for message in said {
-            assert!(lines.iter().any(|line| line["fields"]["message"] == message), "the {daemon} says `{message}`");
+            assert!(lines.iter().any(|line| line["fields"]["message"] == *message), "the {daemon} says `{message}`");
         }
-        for line in lines.iter().filter(|line| field(line, "attempt").is_some()) {
-            for name in ["job", "worker", "term"] {
+        let is_of_attempt = |line: &&Value| field(line, "attempt").is_some() || line["fields"]["message"] == "failed";
+        for line in lines.iter().filter(is_of_attempt) {
+            for name in ["attempt", "job", "worker", "term"] {
                 assert!(field(line, name).is_some(), "`{name}` is missing: {line}");
             }
         }
