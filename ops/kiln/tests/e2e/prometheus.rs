@@ -127,7 +127,7 @@ fn hurried(rules: &str) -> String {
     let mut alert = "";
     let hurry = |text: &str| {
         let ranges = ["[5m]", "[10m]", "[15m]"].iter().fold(text.to_owned(), |text, range| text.replace(range, "[15s]"));
-        ranges.replace("> 5000", "> 3")
+        ranges.replace("offset 15m", "offset 15s").replace("> 5000", "> 3")
     };
     let mut hurried = String::new();
     for line in rules.lines() {
