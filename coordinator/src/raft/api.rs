@@ -117,7 +117,7 @@ pub struct Standing {
     pub votes: bool,
     /// Its last entry that equals the leader's. Known to the leader only.
     pub matched: Option<LogIndex>,
-    /// Milliseconds since it last answered the leader. Known to the leader only.
+    /// Milliseconds since it last answered the leader, or since that leads if it never has. Known to the leader only.
     pub silent_ms: Option<u64>,
 }
 

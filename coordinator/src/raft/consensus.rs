@@ -227,7 +227,7 @@ impl Consensus {
         let leads = progress.leader == Some(self.inner.node);
         let of = |(node, member): (&NodeId, &Member)| {
             let is_self = *node == self.inner.node;
-            let silent = || Some(u64::try_from(progress.heard.get(node)?.elapsed().as_millis()).unwrap_or(u64::MAX));
+            let silent = || Some(u64::try_from(progress.silence(*node)?.as_millis()).unwrap_or(u64::MAX));
             Standing {
                 node: *node,
                 member: member.clone(),

@@ -45,6 +45,8 @@ pub struct Progress {
     pub matched: BTreeMap<NodeId, u64>,
     /// When they last answered; of a leader only.
     pub heard: BTreeMap<NodeId, Instant>,
+    /// Since when they have been waited for: since this node leads, and each is a member; of a leader only.
+    pub awaited: BTreeMap<NodeId, Instant>,
 }
 
 /// What is followed, beside raft.
@@ -72,7 +74,8 @@ pub async fn follow(raft: Raft, watched: Watched, progress: watch::Sender<Progre
         let until = leads_until(&seen, node, lease).filter(|_| *room.borrow_and_update() != Room::None);
         let answers_until = until.filter(|_| *handed_over.borrow_and_update() < seen.current_term);
         progress.send_if_modified(|known| {
-            let seen = Progress::of(&seen);
+            let mut seen = Progress::of(&seen);
+            seen.awaited = seen.awaits(node, known, Instant::now());
             let failed = unreadable.borrow_and_update().clone().or_else(|| seen.failed.clone());
             let fresh = Progress { leads_until: answers_until, failed, ..seen };
             let differs = *known != fresh;
@@ -143,7 +146,24 @@ impl Progress {
                 .map(|(node, matched)| (NodeId(*node), matched.map_or(0, |last| last.index)))
                 .collect(),
             heard: seen.heartbeat.iter().flatten().filter_map(|(node, at)| Some((NodeId(*node), ago(at.as_ref()?.elapsed())))).collect(),
+            awaited: BTreeMap::new(),
         }
+    }
+
+    /// Returns since when a node has waited for the others, if it leads; `known` is what was known before. Whoever never answers this leader,
+    /// as the one before it that died, has been silent for that long.
+    fn awaits(&self, node: NodeId, known: &Self, now: Instant) -> BTreeMap<NodeId, Instant> {
+        if self.leader != Some(node) {
+            return BTreeMap::new();
+        }
+        let before = Some(&known.awaited).filter(|_| known.term == self.term);
+        let since = |of: &NodeId| before.and_then(|awaited| awaited.get(of)).copied().unwrap_or(now);
+        self.members.keys().filter(|of| **of != node).map(|of| (*of, since(of))).collect()
+    }
+
+    /// Returns for how long a member has not answered this leader.
+    pub fn silence(&self, of: NodeId) -> Option<Duration> {
+        self.heard.get(&of).or_else(|| self.awaited.get(&of)).map(Instant::elapsed)
     }
 }
 
@@ -154,3 +174,32 @@ fn ago(elapsed: Duration) -> Instant {
 
 /// How long a group of one looks ahead: nobody else can be elected.
 const ALONE: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_never_answered_a_leader_is_silent_since_it_took_over_or_they_came() {
+        let [own, dead, new] = [1, 2, 3].map(NodeId);
+        let member = Member::default;
+        let of = |leader: NodeId, term: u64, members: &[NodeId]| Progress {
+            term,
+            leader: Some(leader),
+            members: members.iter().map(|node| (*node, member())).collect(),
+            ..Progress::default()
+        };
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut known = of(dead, 1, &[own, dead]);
+        let mut step = |fresh: Progress, seconds: u64| {
+            known = Progress { awaited: fresh.awaits(own, &known, at(seconds)), ..fresh };
+            known.awaited.clone()
+        };
+        assert_eq!(step(of(dead, 1, &[own, dead]), 0), BTreeMap::new(), "who follows waits for nobody");
+        assert_eq!(step(of(own, 2, &[own, dead]), 5), BTreeMap::from([(dead, at(5))]));
+        assert_eq!(step(of(own, 2, &[own, dead, new]), 9), BTreeMap::from([(dead, at(5)), (new, at(9))]));
+        assert_eq!(step(of(own, 4, &[own, dead]), 20), BTreeMap::from([(dead, at(20))]), "another term is another leadership");
+        assert!(known.silence(dead).is_some() && known.silence(new).is_none());
+    }
+}

@@ -145,7 +145,11 @@ impl Raft {
         for (node, lag) in &self.member_lags {
             page.sample("kiln_raft_lag_entries", &[("node", &node.to_string())], lag);
         }
-        page.family("kiln_raft_silence_seconds", "gauge", "Time since a coordinator last answered; known to the leader.");
+        page.family(
+            "kiln_raft_silence_seconds",
+            "gauge",
+            "Time since a coordinator last answered the leader, or since that leads if it never has; known to the leader.",
+        );
         for (node, ms) in &self.member_silences_ms {
             page.sample("kiln_raft_silence_seconds", &[("node", &node.to_string())], of_ms(*ms));
         }
