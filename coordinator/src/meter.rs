@@ -59,7 +59,6 @@ impl Hooks {
 /// Bytes of blobs, beside those that the store counts.
 #[derive(Debug, Default)]
 pub(crate) struct Moved {
-    pub(crate) from_workers: AtomicU64,
     pub(crate) to_workers: AtomicU64,
     pub(crate) spared: AtomicU64,
 }

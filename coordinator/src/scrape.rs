@@ -134,10 +134,10 @@ fn raft(parts: &Parts) -> Raft {
 fn traffic(parts: &Parts) -> Traffic {
     let (stored, moved) = (parts.store.traffic(), &parts.meter.moved);
     Traffic {
-        received_bytes: stored.received_bytes,
-        from_workers_bytes: of(&moved.from_workers),
-        served_bytes: stored.served_bytes,
+        from_workers_bytes: stored.made_bytes,
+        from_others_bytes: stored.received_bytes,
         to_workers_bytes: of(&moved.to_workers),
+        to_others_bytes: stored.served_bytes,
         spared_bytes: of(&moved.spared),
     }
 }

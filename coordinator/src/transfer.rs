@@ -153,13 +153,9 @@ async fn keep_received(
     sender: &mut Sender,
 ) -> Result<Option<PathInfo>, LinkError> {
     touch(parts, keys_of(received.info())).await;
-    match parts.store.keep(&received).await {
-        Ok(stored) => {
-            if is_workers {
-                add(&parts.meter.moved.from_workers, stored.blob.size_bytes);
-            }
-            Ok(Some(stored))
-        }
+    let kept = if is_workers { parts.store.keep_made(&received).await } else { parts.store.keep(&received).await };
+    match kept {
+        Ok(stored) => Ok(Some(stored)),
         Err(error) => {
             parts.uploads.park_complete(received, Instant::now());
             refused(&error, sender).await
@@ -237,9 +233,9 @@ pub(crate) async fn fetch(
         tracing::error!(%path, %object, %expected, found = %sent, "a stored NAR is damaged: its bytes have another BLAKE3");
     }
     let served = size.saturating_sub(offset_bytes);
-    parts.store.count_served(served);
-    if worker.is_some() {
-        add(&parts.meter.moved.to_workers, served);
+    match worker {
+        Some(_) => add(&parts.meter.moved.to_workers, served),
+        None => parts.store.count_served(served),
     }
     Ok(())
 }

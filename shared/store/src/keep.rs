@@ -26,6 +26,22 @@ impl Store {
     /// # Errors
     /// [`StoreError::Object`] if the store fails; nothing is visible then, and what was received can be stored later.
     pub async fn keep(&self, received: &Received) -> Result<PathInfo, StoreError> {
+        let info = self.keep_uncounted(received).await?;
+        self.inner.received_bytes.fetch_add(info.blob.size_bytes, Ordering::Relaxed);
+        Ok(info)
+    }
+
+    /// As [`Store::keep`], of what a worker made: its bytes are counted apart.
+    ///
+    /// # Errors
+    /// As [`Store::keep`].
+    pub async fn keep_made(&self, received: &Received) -> Result<PathInfo, StoreError> {
+        let info = self.keep_uncounted(received).await?;
+        self.inner.made_bytes.fetch_add(info.blob.size_bytes, Ordering::Relaxed);
+        Ok(info)
+    }
+
+    async fn keep_uncounted(&self, received: &Received) -> Result<PathInfo, StoreError> {
         let info = &received.info;
         // Also where there is such an object already: its bytes may be damaged, these are not.
         self.inner.objects.put_spool(&key::nar(&info.blob.sha256), Arc::clone(&received.spool)).await?;
@@ -33,7 +49,6 @@ impl Store {
         if let Provenance::Built { .. } = received.provenance {
             self.remember_debug(&info.blob.sha256, &received.build_ids);
         }
-        self.inner.received_bytes.fetch_add(info.blob.size_bytes, Ordering::Relaxed);
         Ok(info.clone())
     }
 

@@ -87,14 +87,17 @@ pub(crate) struct Inner {
     /// Debugging information of blobs that are stored and not published.
     pub(crate) unindexed: Mutex<BTreeMap<Sha256Hash, Vec<BuildIdOf>>>,
     pub(crate) received_bytes: AtomicU64,
+    pub(crate) made_bytes: AtomicU64,
     pub(crate) served_bytes: AtomicU64,
 }
 
 /// Bytes of blobs since the store was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Verified and stored.
+    /// Verified and stored by [`Store::keep`].
     pub received_bytes: u64,
+    /// Verified and stored by [`Store::keep_made`].
+    pub made_bytes: u64,
     /// Counted by [`Store::count_served`].
     pub served_bytes: u64,
 }
@@ -130,6 +133,7 @@ impl Store {
             listing: Arc::default(),
             unindexed: Mutex::default(),
             received_bytes: AtomicU64::new(0),
+            made_bytes: AtomicU64::new(0),
             served_bytes: AtomicU64::new(0),
         };
         let store = Self { inner: Arc::new(inner) };
@@ -159,11 +163,12 @@ impl Store {
     pub fn traffic(&self) -> Traffic {
         Traffic {
             received_bytes: self.inner.received_bytes.load(Ordering::Relaxed),
+            made_bytes: self.inner.made_bytes.load(Ordering::Relaxed),
             served_bytes: self.inner.served_bytes.load(Ordering::Relaxed),
         }
     }
 
-    /// Counts bytes of blobs that were sent to a worker or client.
+    /// Counts bytes of blobs that were sent. Those that workers fetch are counted by who sends them.
     pub fn count_served(&self, bytes: u64) {
         self.inner.served_bytes.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -121,14 +121,14 @@ pub struct Raft {
 /// Bytes of blobs, as they are compressed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// Verified and stored.
-    pub received_bytes: u64,
-    /// Those of them that workers made.
+    /// Verified and stored, of those that workers made.
     pub from_workers_bytes: u64,
-    /// Sent.
-    pub served_bytes: u64,
-    /// Those of them that workers fetched.
+    /// Verified and stored, of all others. Each of these is a count of its own: a difference of two could go backwards.
+    pub from_others_bytes: u64,
+    /// Sent to workers.
     pub to_workers_bytes: u64,
+    /// Sent to others.
+    pub to_others_bytes: u64,
     /// Of outputs that somebody was about to send, whose bytes the store had.
     pub spared_bytes: u64,
 }

@@ -167,12 +167,12 @@ fn latencies(page: &mut Page, name: &str, help: &str, seen: &Latencies) {
 
 impl Traffic {
     fn render(&self, page: &mut Page) {
-        let split = |all: u64, workers: u64| [("worker", workers), ("other", all.saturating_sub(workers))];
+        let split = |workers: u64, others: u64| [("worker", workers), ("other", others)];
         let help = "Compressed bytes of archives that this coordinator verified and stored, by who sent them.";
-        let received = split(self.received_bytes, self.from_workers_bytes);
+        let received = split(self.from_workers_bytes, self.from_others_bytes);
         page.by(("kiln_store_received_bytes_total", "counter", help), "from", received);
         let help = "Compressed bytes of archives that this coordinator sent, by who asked.";
-        page.by(("kiln_store_served_bytes_total", "counter", help), "to", split(self.served_bytes, self.to_workers_bytes));
+        page.by(("kiln_store_served_bytes_total", "counter", help), "to", split(self.to_workers_bytes, self.to_others_bytes));
         let help = "Compressed bytes of archives that nobody had to send: the store had them when they were offered.";
         page.counter("kiln_store_spared_bytes_total", help, self.spared_bytes);
     }
@@ -263,7 +263,7 @@ mod tests {
                 commits: Latencies { count: 3, sum_us: 2_500_300, buckets: [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] },
                 ..Raft::default()
             },
-            traffic: Traffic { received_bytes: 10, from_workers_bytes: 7, ..Traffic::default() },
+            traffic: Traffic { from_others_bytes: 3, from_workers_bytes: 7, ..Traffic::default() },
             trace_spans_lost: (3, 2),
             disk: Some(Disk { free_bytes: 5, size_bytes: 50 }),
             process: Some(Process { cpu_ticks: 301, ..Process::default() }),
