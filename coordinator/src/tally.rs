@@ -119,8 +119,9 @@ impl Counted {
                 }
             }
             EventKind::Retried { class, .. } | EventKind::Failed { class, .. } => {
-                *self.failed.entry(*class).or_default() += 1;
+                // A job may fail without any: one that nothing could run, or whose derivation cannot be resolved.
                 if let Some(ran) = farm.ran(derivation, *at) {
+                    *self.failed.entry(*class).or_default() += 1;
                     add(&mut self.runs, ran);
                 }
             }
@@ -157,7 +158,9 @@ const SYSTEMS_MAX: usize = 16;
 mod tests {
     use kiln_core::{Command, Placement};
     use kiln_wire::worker::Offer;
-    use kiln_wire::{AttemptId, DrvPath, Epoch, Failure, JobKind, JobSpec, Outcome, RequestId, Resources, Timestamp, Usage, WorkerId};
+    use kiln_wire::{
+        AttemptId, DrvPath, Epoch, Failure, JobKind, JobSpec, Order, Outcome, RequestId, Resources, Subject, Timestamp, Usage, WorkerId,
+    };
 
     use super::*;
 
@@ -222,6 +225,19 @@ mod tests {
         run(&restarted);
         let counted = restarted.read();
         assert_eq!((of(&counted.waits), of(&counted.runs)), (Vec::new(), vec![("x86_64-linux", 2_000, 1)]), "the start was counted before");
+    }
+
+    #[test]
+    fn a_job_that_is_stopped_before_it_began_is_no_attempt() {
+        let (tally, mut farm) = (Tally::default(), Farm::new());
+        let stop = Command::Steer { subject: Subject::Job(drv()), order: Order::Cancel, by: String::new(), now: Timestamp(700) };
+        let waits = entries().into_iter().filter(|command| !matches!(command, Command::Assign { .. }));
+        for (index, command) in (1..).zip(waits.chain([stop])) {
+            let effects = farm.apply(LogIndex(index), command);
+            tally.note(LogIndex(index), &effects, &farm);
+        }
+        assert_eq!(farm.counts().failed, 1);
+        assert_eq!(tally.read(), Counted::default());
     }
 
     #[test]

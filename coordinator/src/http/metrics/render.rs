@@ -100,7 +100,15 @@ impl Counted {
     fn render(&self, page: &mut Page) {
         let failed = CLASSES.map(|class| (class_label(class), self.failed.get(&class).copied().unwrap_or_default()));
         let outcomes = [("built", self.built)].into_iter().chain(failed);
-        page.by(("kiln_attempts_finished_total", "counter", applied!("Attempts that ended, by outcome.")), "outcome", outcomes);
+        page.by(
+            (
+                "kiln_attempts_finished_total",
+                "counter",
+                applied!("Attempts that began and built their job or failed, by outcome; those that were stopped with their builds aside."),
+            ),
+            "outcome",
+            outcomes,
+        );
         let help = applied!("Second attempts at jobs that took far longer than their like.");
         page.counter("kiln_copies_started_total", help, self.copies_begun);
         let help = applied!("Second attempts that made their job's outputs first.");
