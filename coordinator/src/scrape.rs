@@ -106,8 +106,6 @@ fn raft(parts: &Parts) -> Raft {
     let (raft, members, own) = (consensus.metrics(), consensus.members(), consensus.node());
     let others = || members.iter().filter(|member| member.node != own);
     let is_leader = leading::own(parts).is_some();
-    // Of itself only the lease says so: one that no quorum answers does not lead.
-    let follows = consensus.leader().is_some_and(|(leader, _)| leader.node != own);
     let leaders = parts.meter.leaders();
     let voters = members.iter().filter(|member| member.votes);
     Raft {
@@ -116,7 +114,8 @@ fn raft(parts: &Parts) -> Raft {
         log_segments: raft.log_segments,
         term: raft.term,
         is_leader,
-        has_leader: is_leader || follows,
+        // One that has spoken lately: who follows remembers a dead one for as long as nobody else is elected.
+        has_leader: consensus.is_led(),
         leader_changes: leaders.changes,
         leader_changed_at_ms: leaders.changed_at.0,
         is_voter: voters.clone().any(|member| member.node == own),

@@ -92,7 +92,7 @@ pub struct Raft {
     pub term: u64,
     /// Whether this coordinator leads.
     pub is_leader: bool,
-    /// Whether it knows of one that does.
+    /// Whether it knows of one that does, and that has spoken lately.
     pub has_leader: bool,
     /// How often it heard of another leadership.
     pub leader_changes: u64,

@@ -140,7 +140,11 @@ impl Raft {
         page.gauge("kiln_raft_log_segments", "Files of the log on disk.", self.log_segments);
         page.gauge("kiln_raft_term", "Raft's term.", self.term);
         page.gauge("kiln_raft_leader", "1 if this coordinator leads, else 0.", u64::from(self.is_leader));
-        page.gauge("kiln_raft_has_leader", "1 if this coordinator knows of one that leads, else 0.", u64::from(self.has_leader));
+        page.gauge(
+            "kiln_raft_has_leader",
+            "1 if this coordinator knows of one that leads and has spoken lately, else 0.",
+            u64::from(self.has_leader),
+        );
         let help = "Leaderships that this coordinator has heard of since its start.";
         page.counter("kiln_raft_leader_changes_total", help, self.leader_changes);
         let help = "When it last heard of another leadership, in seconds since 1970; 0 if it has of none.";
