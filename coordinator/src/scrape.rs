@@ -124,6 +124,7 @@ fn raft(parts: &Parts) -> Raft {
         voters: u64::try_from(voters.count()).unwrap_or(u64::MAX),
         member_lags: others().filter_map(|of| Some((of.node.0, raft.last_log_index.0.saturating_sub(of.matched?.0)))).collect(),
         member_silences_ms: others().filter_map(|of| Some((of.node.0, of.silent_ms?))).collect(),
+        member_votes: others().map(|of| (of.node.0, of.votes)).collect(),
         proposals: raft.proposals_in_flight,
         commits: raft.commit,
         syncs: raft.sync,

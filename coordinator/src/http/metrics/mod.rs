@@ -110,6 +110,8 @@ pub struct Raft {
     pub member_lags: BTreeMap<u64, u64>,
     /// Milliseconds since each other member last answered, by its number; known to the leader only.
     pub member_silences_ms: BTreeMap<u64, u64>,
+    /// Whether each other member votes, by its number.
+    pub member_votes: BTreeMap<u64, bool>,
     /// Proposals that wait for their answer.
     pub proposals: u64,
     /// From proposals to their answers: committed, and applied here.

@@ -165,6 +165,10 @@ impl Raft {
         for (node, ms) in &self.member_silences_ms {
             page.sample("kiln_raft_silence_seconds", &[("node", &node.to_string())], of_ms(*ms));
         }
+        page.family("kiln_raft_member_voter", "gauge", "1 if another coordinator votes, else 0, as this one knows them.");
+        for (node, votes) in &self.member_votes {
+            page.sample("kiln_raft_member_voter", &[("node", &node.to_string())], u64::from(*votes));
+        }
         page.gauge("kiln_raft_proposals", "Proposals that wait for their answer.", self.proposals);
         let help = "Time from a proposal to its answer, committed and applied; known to who led.";
         latencies(page, "kiln_raft_commit_seconds", help, &self.commits);
@@ -272,6 +276,7 @@ mod tests {
                 has_leader: true,
                 member_lags: BTreeMap::from([(2, 17)]),
                 member_silences_ms: BTreeMap::from([(2, 1_250)]),
+                member_votes: BTreeMap::from([(2, true), (3, false)]),
                 commits: Latencies { count: 3, sum_us: 2_500_300, buckets: [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] },
                 ..Raft::default()
             },
@@ -324,6 +329,7 @@ mod tests {
             "kiln_raft_has_leader 1",
             "kiln_raft_lag_entries{node=\"2\"} 17",
             "kiln_raft_silence_seconds{node=\"2\"} 1.250",
+            "kiln_raft_member_voter{node=\"3\"} 0",
             "kiln_plan_duration_seconds_sum 1.250001",
             "kiln_plan_duration_seconds_count 9",
             "kiln_raft_commit_seconds_bucket{le=\"0.000050\"} 2",
