@@ -38,6 +38,7 @@ use tokio::task::JoinHandle;
 
 use self::kept::Keep;
 pub use log::FinishedLog;
+use metrics::Recent;
 pub use metrics::{Answers, Fleet, Raft, Snapshot, Traffic, Upstream};
 #[cfg(feature = "simulation")]
 pub use simulated::Socket;
@@ -52,6 +53,8 @@ pub struct State {
     store: Store,
     keys: Keyring,
     snapshot: Arc<dyn Fn() -> Snapshot + Send + Sync>,
+    /// The last one.
+    recent: Arc<Recent<Snapshot>>,
     log: Arc<dyn Fn(DrvPath) -> BoxFuture<'static, FoundLog> + Send + Sync>,
     answers: Arc<Answers>,
     /// Archives that are compressed anew at a time.
@@ -66,8 +69,8 @@ pub struct State {
 pub type FoundLog = Result<Option<FinishedLog>, Box<dyn std::error::Error + Send + Sync>>;
 
 impl State {
-    /// Answers from this store, with signatures of these keys. `snapshot` is called at each scrape of the metrics and must be quick;
-    /// `log` finds logs.
+    /// Answers from this store, with signatures of these keys. `snapshot` is called once a second at most, however often metrics
+    /// are read; `log` finds logs.
     pub fn new(
         store: Store,
         keys: Keyring,
@@ -78,6 +81,7 @@ impl State {
             store,
             keys,
             snapshot: Arc::new(snapshot),
+            recent: Arc::default(),
             log: Arc::new(log),
             answers: Arc::default(),
             transcoding: Arc::new(Semaphore::new(TRANSCODED_MAX)),
@@ -152,12 +156,12 @@ pub fn router(state: State) -> Router {
 
 /// Alive, and able to answer: the snapshot comes from the driver's state.
 async fn healthz(axum::extract::State(state): axum::extract::State<State>) -> Response {
-    let _answered = (state.snapshot)();
+    let _answered = state.recent.get(|| (state.snapshot)()).await;
     (live("text/plain"), "ok\n").into_response()
 }
 
 async fn scrape(axum::extract::State(state): axum::extract::State<State>) -> Response {
-    let snapshot = Snapshot { answers: state.answers.read(), ..(state.snapshot)() };
+    let snapshot = Snapshot { answers: state.answers.read(), ..state.recent.get(|| (state.snapshot)()).await };
     (live("text/plain; version=0.0.4"), snapshot.render()).into_response()
 }
 

@@ -5,6 +5,7 @@
 
 mod answers;
 mod page;
+mod recent;
 mod render;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use kiln_wire::client::JobCounts;
 
 pub use self::answers::{Answers, AnswersSeen};
+pub use self::recent::Recent;
 use crate::kinds::QueueLine;
 use crate::process::{Disk, Process};
 use crate::raft::Latencies;
