@@ -89,8 +89,15 @@ impl Client {
             true => RequestId(self.request.0 + 1000 * (1 + draw(1000))),
             false => self.request,
         };
-        let submission =
-            Submission { request, name: format!("build-{}", self.request), roots, keep_going: true, urgency: Default::default(), trace: None, evaluation: None };
+        let submission = Submission {
+            request,
+            name: format!("build-{}", self.request),
+            roots,
+            keep_going: true,
+            urgency: Default::default(),
+            trace: None,
+            evaluation: None,
+        };
         match ask(connection, Request::Submit(submission)).await? {
             Response::Submitted(build) => Ok(build),
             other => Err(Failed::Fault(format!("requests are answered in kind: a submission by {other:?}"))),
