@@ -122,7 +122,7 @@ mod tests {
             failing: Some(failing),
         };
         let name: MemberName = "me".parse().expect("a name");
-        assert_eq!(receivers(vec![view.clone()], &Role::Admin(name.clone())), [view.clone()]);
+        assert_eq!(receivers(vec![view.clone()], &Role::Admin(name.clone())), std::slice::from_ref(&view));
         let told = receivers(vec![view], &Role::Client(name));
         assert!(!format!("{told:?}").contains("example.org"), "{told:?}");
         assert_eq!((told[0].delivered, told[0].failing.as_ref().map(|failing| failing.tries)), (3, Some(2)));

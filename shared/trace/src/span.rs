@@ -70,7 +70,7 @@ impl Span {
             dropped_attributes_count: 0,
             events: Default::default(),
             links: links_of(links),
-            status: self.failure.map_or(Status::Unset, |failure| Status::error(failure)),
+            status: self.failure.map_or(Status::Unset, Status::error),
             instrumentation_scope: InstrumentationScope::builder(SCOPE).build(),
         }
     }
