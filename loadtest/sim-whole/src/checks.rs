@@ -44,9 +44,9 @@ pub fn log_lines(lines: &[Line], graphs: &[Graph]) -> Vec<String> {
     let mut committed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for line in lines {
         let field = |name: &str| line.fields.get(name).map_or("", String::as_str);
-        entries.entry((field("index").to_owned(), field("derivation").to_owned() + &line.what)).or_default().insert(line);
+        entries.entry((field("index").to_owned(), field("job").to_owned() + &line.what)).or_default().insert(line);
         if line.what == "committed" {
-            committed.entry(field("derivation")).or_default().insert(field("index"));
+            committed.entry(field("job")).or_default().insert(field("index"));
         }
     }
     if let Some(((index, _), told)) = entries.iter().find(|(_, told)| told.len() > 1) {
@@ -66,7 +66,7 @@ pub fn log_lines(lines: &[Line], graphs: &[Graph]) -> Vec<String> {
 pub fn workers(sightings: &[Sighting], lines: &[Line], graphs: &[Graph], breaches: &mut Vec<String>) -> u64 {
     let index_of = |line: &Line| line.fields.get("index").and_then(|text| text.parse::<u64>().ok()).unwrap_or(u64::MAX);
     let committed = lines.iter().filter(|line| line.what == "committed");
-    let committed: BTreeMap<&str, u64> = committed.map(|line| (line.fields["derivation"].as_str(), index_of(line))).collect();
+    let committed: BTreeMap<&str, u64> = committed.map(|line| (line.fields["job"].as_str(), index_of(line))).collect();
     let mut holders = BTreeMap::new();
     let mut attempts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for sighting in sightings {
